@@ -1,0 +1,12 @@
+"""The one exception that reaches the user as a line of text; anything else is our bug and keeps its traceback."""
+
+
+class UserError(Exception):
+    """What was expected, what was found, what to do, in one line.
+
+    exit_code   1 failed, 2 usage, 3 a model or file is missing (the command line's exit code)
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
