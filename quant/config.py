@@ -103,7 +103,8 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     The order is the file's: embedding, blocks from first to last, output.
     """
     c = config
-    vocab, shapes = (c.vocab_size, c.hidden_size), {}
+    vocab = (c.vocab_size, c.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {}
     shapes["token_embd.weight"] = vocab
     for i in range(c.n_blocks):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in _block_shapes(c, i).items()}

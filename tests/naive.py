@@ -1,0 +1,200 @@
+"""The model in plain NumPy: no kernel, no cache, no thread, one function per idea of the paper.
+
+Every fast path of glmrun is held against this page, and this page against transformers (tests/live). It takes weights as
+{GGUF tensor name: float array} and computes in float64 unless told otherwise. Whole matrices, whole sequences: slow, easy to check.
+
+    naive = Naive(read_weights(path)[0], config)
+    naive.logits([1, 2, 3])                     # (3, vocab_size)
+
+Sources: DeepSeek-V2 (latent attention), DeepSeek-V3 (sigmoid router with a correction bias), GLM-4.7-Flash's config.json.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+
+from quant.config import Config
+
+Array = np.ndarray
+
+# What the kernels do to an activation vector before they meet a quantized row: int8 values with one scale per so many.
+ACTIVATION_BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q8_0": 32, "Q5_0": 32}
+
+
+def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
+    """({tensor: float32 array, row-major}, {tensor: format name}) of a GGUF file, read by gguf-py and none of our code."""
+    import gguf
+
+    weights, formats = {}, {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        weights[tensor.name] = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+        formats[tensor.name] = tensor.tensor_type.name
+    return weights, formats
+
+
+def round_activations(x: Array, format_name: str) -> Array:
+    """x as the kernels see it beside a row of this format; the float formats leave it alone.
+
+    Per 256 (K-quants): scale = the value of largest magnitude, with its sign, / -127; q = round half even, at most 127.
+    Per 32: scale = largest magnitude / 127, q rounded by the exact scale, then multiplied by the scale rounded to float16.
+    """
+    block = ACTIVATION_BLOCK.get(format_name)
+    if block is None:
+        return x
+    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, block)  # (..., n_blocks, block)
+    if block == 256:
+        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)  # (..., n_blocks, 1)
+        inverse = np.divide(np.float32(-127), extreme, out=np.zeros_like(extreme), where=extreme != 0)
+        scale = np.divide(np.float32(1), inverse, out=np.zeros_like(extreme), where=extreme != 0)
+    else:
+        exact = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)  # (..., n_blocks, 1)
+        inverse = np.divide(np.float32(1), exact, out=np.zeros_like(exact), where=exact != 0)
+        scale = exact.astype(np.float16).astype(np.float32)
+    q = np.minimum(np.rint(blocks * inverse), 127)  # whole numbers, still float32
+    return (q.astype(x.dtype) * scale.astype(x.dtype)).reshape(x.shape)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+
+def silu(x: Array) -> Array:
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), by way of tanh, which does not overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def softmax(x: Array) -> Array:
+    """e^x / sum(e^x) over the last axis, shifted by the maximum."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def rope(x: Array, positions: Array, theta: float) -> Array:
+    """Neighbours (x[2i], x[2i+1]) turned by the angle position * theta^(-2i/width).
+
+    x           (T, ..., width), the last axis turned
+    positions   (T,)
+    Angles are float64: at position 131,071 a float32 angle is wrong by 0.004 rad.
+    """
+    width = x.shape[-1]
+    angles = positions.astype(np.float64)[:, None] * theta ** (-np.arange(0, width, 2) / width)  # (T, width/2)
+    angles = angles.reshape(len(positions), *[1] * (x.ndim - 2), width // 2)
+    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+
+
+@dataclass
+class Naive:
+    """A model to compute logits with.
+
+    weights     {GGUF tensor name: float array, row-major}
+    formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them
+    absorbed    queries meet the latent rows themselves (as the runtime does); otherwise keys and values are expanded per head
+    dtype       what everything is computed in
+    """
+
+    weights: Mapping[str, Array]
+    config: Config
+    formats: Mapping[str, str] | None = None
+    absorbed: bool = False
+    dtype: type = np.float64
+
+    def logits(self, tokens: Sequence[int] | Array) -> Array:
+        """(T, vocab_size): the scores of the token that follows each of the T tokens, from an empty cache."""
+        c = self.config
+        x = self.weight("token_embd.weight")[np.asarray(tokens)]  # (T, hidden)
+        for i in range(c.num_hidden_layers):
+            x = self.block(i, x)
+        x = rms_norm(x, self.weight("output_norm.weight"), c.rms_norm_eps)
+        return self.linear("token_embd.weight" if c.tie_word_embeddings else "output.weight", x)
+
+    def block(self, i: int, x: Array) -> Array:
+        """Decoder block i: attention, then experts (the first blocks: one dense network), each added to its input."""
+        eps = self.config.rms_norm_eps
+        x = x + self.attention(i, rms_norm(x, self.weight(f"blk.{i}.attn_norm.weight"), eps))
+        h = rms_norm(x, self.weight(f"blk.{i}.ffn_norm.weight"), eps)
+        if i < self.config.first_k_dense_replace:
+            return x + self.mlp(f"blk.{i}.ffn_{{}}.weight", h)
+        return x + self.experts(i, h) + self.mlp(f"blk.{i}.ffn_{{}}_shexp.weight", h)
+
+    def attention(self, i: int, x: Array) -> Array:
+        """Multi-head latent attention of block i over x (T, hidden), each position seeing itself and those before."""
+        c, blk, n = self.config, f"blk.{i}.", len(x)
+        heads, positions = c.num_attention_heads, np.arange(n)
+
+        q = rms_norm(self.linear(blk + "attn_q_a.weight", x), self.weight(blk + "attn_q_a_norm.weight"), c.rms_norm_eps)
+        q = self.linear(blk + "attn_q_b.weight", q).reshape(n, heads, c.qk_head_dim)
+        q_nope, q_rope = q[..., : c.qk_nope_head_dim], rope(q[..., c.qk_nope_head_dim :], positions, c.rope_theta)
+
+        kv = self.linear(blk + "attn_kv_a_mqa.weight", x)  # (T, kv_lora_rank + rope): all that a cache keeps
+        latent = rms_norm(kv[:, : c.kv_lora_rank], self.weight(blk + "attn_kv_a_norm.weight"), c.rms_norm_eps)
+        k_rope = rope(kv[:, c.kv_lora_rank :], positions, c.rope_theta)  # (T, rope), one for all heads
+
+        scores = np.einsum("thr,sr->hts", q_rope, k_rope)  # (heads, T queries, T keys)
+        k_b, v_b = blk + "attn_k_b.weight", blk + "attn_v_b.weight"  # (heads, latent, nope), (heads, v, latent)
+        if self.absorbed:
+            q_latent = np.einsum("thn,hln->thl", self.rounded(k_b, q_nope), self.weight(k_b))  # (T, heads, latent)
+            scores += np.einsum("thl,sl->hts", q_latent, latent)
+        else:
+            k_nope = np.einsum("sl,hln->shn", latent, self.weight(k_b))  # (T, heads, nope)
+            scores += np.einsum("thn,shn->hts", q_nope, k_nope)
+
+        scores = np.where(np.tri(n, dtype=bool), scores * c.qk_head_dim**-0.5, -np.inf)
+        p = softmax(scores)
+        if self.absorbed:
+            mixed = np.einsum("hts,sl->thl", p, latent)  # (T, heads, latent)
+            out = np.einsum("thl,hvl->thv", self.rounded(v_b, mixed), self.weight(v_b))
+        else:
+            values = np.einsum("sl,hvl->shv", latent, self.weight(v_b))  # (T, heads, v)
+            out = np.einsum("hts,shv->thv", p, values)
+        return self.linear(blk + "attn_output.weight", out.reshape(n, heads * c.v_head_dim))
+
+    def route(self, i: int, x: Array) -> tuple[Array, Array]:
+        """(experts (T, top), weights (T, top)): the bias helps to choose only; a tie goes to the lower number."""
+        c = self.config
+        scores = x @ self.weight(f"blk.{i}.ffn_gate_inp.weight").T  # (T, experts)
+        scores = softmax(scores) if c.scoring_func == "softmax" else sigmoid(scores)
+        choice = scores + self.weight(f"blk.{i}.exp_probs_b.bias") if f"blk.{i}.exp_probs_b.bias" in self.weights else scores
+        chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : c.num_experts_per_tok]
+        weights = np.take_along_axis(scores, chosen, axis=-1)
+        if c.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+        return chosen, weights * c.routed_scaling_factor
+
+    def experts(self, i: int, x: Array) -> Array:
+        """Each token's chosen experts, weighted and summed: (T, hidden)."""
+        chosen, weights = self.route(i, x)
+        out = np.zeros_like(x)
+        for e in range(self.config.n_routed_experts):
+            token, slot = np.nonzero(chosen == e)
+            if len(token):
+                out[token] += weights[token, slot, None] * self.mlp(f"blk.{i}.ffn_{{}}_exps.weight", x[token], expert=e)
+        return out
+
+    def mlp(self, names: str, x: Array, expert: int | None = None) -> Array:
+        """down(silu(gate(x)) * up(x)); names holds the place of gate, up and down."""
+        h = silu(self.linear(names.format("gate"), x, expert)) * self.linear(names.format("up"), x, expert)
+        return self.linear(names.format("down"), h, expert)
+
+    def linear(self, name: str, x: Array, expert: int | None = None) -> Array:
+        """x @ W^T; of a stack of experts, one."""
+        w = self.weight(name) if expert is None else self.weights[name][expert].astype(self.dtype)
+        return self.rounded(name, x) @ w.T
+
+    def rounded(self, name: str, x: Array) -> Array:
+        """x as the kernel of this tensor's format sees it, if formats are given."""
+        return x if self.formats is None else round_activations(x, self.formats[name])
+
+    def weight(self, name: str) -> Array:
+        """A tensor, in the type computed in."""
+        return self.weights[name].astype(self.dtype)
