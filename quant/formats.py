@@ -1,0 +1,88 @@
+"""The table of tensor formats: GGML type number -> name, block length, bytes, decode, encode.
+
+Importing this page loads no Numba: a format's module under quant/blocks/ is imported when the first block passes through it.
+Source   GGML's block formats; sizes are checked against gguf-py in tests/test_blocks.py
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+import numpy as np
+
+from quant.errors import UserError
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store a row of weights: whole blocks of block_length values in block_bytes bytes each."""
+
+    name: str
+    ggml_type: int
+    block_length: int
+    block_bytes: int
+    module: str  # under quant/blocks/; it has decode_<name> and encode_<name>
+
+    def row_bytes(self, n_columns: int) -> int:
+        """Bytes of one row; raises UserError when a row is not whole blocks."""
+        if n_columns % self.block_length:
+            raise UserError(f"{self.name} rows are whole blocks of {self.block_length} values; this row has {n_columns}")
+        return n_columns // self.block_length * self.block_bytes
+
+    def decode(self, blocks: np.ndarray) -> np.ndarray:
+        """The values of blocks: uint8 (..., n * block_bytes) -> float32 (..., n * block_length).
+
+        Bit-identical to gguf-py's dequantize for every bit pattern, including scales that are subnormal, infinite or not numbers.
+        """
+        return self._codec("decode")(blocks)
+
+    def encode(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Blocks of rows of finite values: float32 (n, columns) -> uint8 (n, row_bytes(columns)).
+
+        weights  float32 (columns,), importance of each column, not negative, the same for all rows: Q4_K and Q6_K minimize
+                 sum(weights * (x - y)**2). Formats that do not search ignore it, as GGML does. None = all columns alike.
+        Releases the GIL while it works; columns must be a multiple of block_length (UserError).
+        """
+        rows = np.ascontiguousarray(rows, dtype=np.float32)  # (n, columns)
+        if rows.ndim != 2:
+            raise ValueError(f"rows have shape {rows.shape}, expected (n, columns)")
+        self.row_bytes(rows.shape[1])
+        if weights is not None:
+            weights = np.ascontiguousarray(weights, dtype=np.float32)  # (columns,)
+            if weights.shape != (rows.shape[1],):
+                raise ValueError(f"weights have shape {weights.shape}, expected ({rows.shape[1]},)")
+        return self._codec("encode")(rows, weights)
+
+    def _codec(self, verb: str):
+        return getattr(import_module(f"quant.blocks.{self.module}"), f"{verb}_{self.name.lower()}")
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("F32", 0, 1, 4, "floats"),
+        Format("F16", 1, 1, 2, "floats"),
+        Format("BF16", 30, 1, 2, "floats"),
+        Format("Q8_0", 8, 32, 34, "q8_0"),
+        Format("Q5_0", 6, 32, 22, "q5_0"),
+        Format("Q6_K", 14, 256, 210, "q6_k"),
+        Format("Q4_K", 12, 256, 144, "q4_k"),
+    )
+}
+
+_BY_TYPE = {f.ggml_type: f for f in FORMATS.values()}
+
+# Every number GGML ever gave a type, 0, 1, 2, ..., so that an error can name what it met. 4, 5, 31-33 and 36-38 are retired.
+_TYPE_NAMES = (
+    "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS "
+    "I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 TQ2_0 IQ4_NL_4_4 IQ4_NL_4_8 IQ4_NL_8_8 MXFP4 NVFP4 Q1_0"
+).split()
+
+
+def by_ggml_type(n: int) -> Format | None:
+    """The format with GGML's type number n, or None if glmrun does not read it."""
+    return _BY_TYPE.get(n)
+
+
+def ggml_type_name(n: int) -> str | None:
+    """GGML's name for type number n, also for types that glmrun does not read; None if GGML has no such type."""
+    return _TYPE_NAMES[n] if 0 <= n < len(_TYPE_NAMES) else None

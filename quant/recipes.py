@@ -1,0 +1,81 @@
+"""Recipes: which format each tensor of a file gets, exactly as llama-quantize chooses for this architecture.
+
+Source   facts verified against llama.cpp's quantizer: tests/test_recipes.py holds counts and byte totals of the full-size model
+"""
+
+import re
+from dataclasses import dataclass
+
+from quant.errors import UserError
+from quant.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named choice of formats; file_type is the number GGUF's general.file_type has for it."""
+
+    name: str
+    file_type: int
+    default: str  # the format of a matrix that no rule names
+    bits_per_weight: float  # of the full-size model's file, MTP layer left out
+    description: str
+
+
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe("Q4_K_M", 15, "Q4_K", 4.84, "4-bit blocks, 6-bit output and half of the down projections: the usual choice"),
+        Recipe("Q6_K", 18, "Q6_K", 6.57, "6-bit blocks: hard to tell from the original"),
+        Recipe("Q8_0", 7, "Q8_0", 8.51, "8-bit blocks: nearly lossless"),
+        Recipe("F16", 1, "F16", 16.0, "half precision; weights beyond 65,504 do not fit"),
+        Recipe("BF16", 32, "BF16", 16.0, "the checkpoint's own numbers, unchanged"),
+        Recipe("F32", 0, "F32", 32.0, "single precision, for comparisons"),
+    )
+}
+
+# What a format gives way to when a row is not whole blocks of it.
+_FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q8_0": "F16"}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name, in any case; raises UserError (usage) listing the choices."""
+    found = RECIPES.get(name.upper())
+    if found is None:
+        raise UserError(f"unknown quantization {name!r}; choose one of {', '.join(RECIPES)}", 2)
+    return found
+
+
+def choose_format(
+    recipe: Recipe, tensor_name: str, shape: tuple[int, ...], n_blocks: int, n_experts: int, tied: bool = False
+) -> str:
+    """The name of the format that recipe gives one tensor.
+
+    tensor_name, shape   GGUF's name; row-major shape
+    n_blocks             all decoder blocks in the file, the MTP layer included when it is kept: Q4_K_M counts from both ends
+    n_experts            routed experts of the model
+    tied                 the file has no output.weight, so token_embd.weight does its work
+    """
+    if not _is_matrix(tensor_name, shape):
+        return "F32"
+    chosen = recipe.default
+    if recipe.name == "Q4_K_M" and _wants_more_bits(tensor_name, n_blocks, n_experts, tied):
+        chosen = "Q6_K"
+    while shape[-1] % FORMATS[chosen].block_length:
+        chosen = _FALLBACK[chosen]
+    return chosen
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is quantized at all: norms, biases and the router are too small to gain and too sensitive to lose."""
+    significant = [n for i, n in enumerate(shape) if n > 1 or any(before > 1 for before in shape[:i])]  # without leading ones
+    return len(significant) >= 2 and name.endswith("weight") and "_norm.weight" not in name and "ffn_gate_inp.weight" not in name
+
+
+def _wants_more_bits(name: str, n_blocks: int, n_experts: int, tied: bool) -> bool:
+    if name == ("token_embd.weight" if tied else "output.weight"):
+        return True
+    block = re.match(r"blk\.(\d+)\.", name)
+    if "ffn_down" not in name or block is None:
+        return False
+    i, eighth = int(block[1]), n_blocks // 8
+    return i < eighth or i >= 7 * n_blocks // 8 or (i - eighth) % 3 == 2
