@@ -1,0 +1,27 @@
+"""What several tests share: small random models, written once per run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_model import ODD, Tiny, write_tiny
+
+from quant.config import Config
+
+# The checks against transformers and llama.cpp need both installed: `pytest tests/live` asks for them, plain `pytest` does not.
+collect_ignore = ["live"]
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
+    """make(choice="Q4_K_M", config=ODD, ...) -> Tiny: a random model file, the same one for the same request."""
+    made: dict[tuple[object, ...], Tiny] = {}
+
+    def make(choice: str = "Q4_K_M", config: Config = ODD, seed: int = 0, eog_ids: bool = True) -> Tiny:
+        request = (choice, config, seed, eog_ids)
+        if request not in made:
+            path: Path = tmp_path_factory.mktemp("tiny") / f"{choice}.gguf"
+            made[request] = write_tiny(path, config, choice, seed, eog_ids)
+        return made[request]
+
+    return make
