@@ -6,6 +6,7 @@ BF16  seeeeeeeemmmmmmm                   2 bytes, the upper half of an F32
 """
 
 import numpy as np
+from numba import njit
 
 
 def decode_f32(blocks: np.ndarray) -> np.ndarray:
@@ -24,14 +25,16 @@ def decode_f16(blocks: np.ndarray) -> np.ndarray:
 
 
 def encode_f16(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """float32 (n, columns) -> uint8 (n, 2 columns): round to nearest even, beyond 65,519 infinite, any NaN becomes the quiet one."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        halves = rows.astype("<f2")  # (n, columns)
-    bits = halves.view("<u2")
-    nan = np.isnan(halves)
-    if nan.any():  # GGML keeps the sign and drops the payload
-        bits[nan] = bits[nan] & 0x8000 | 0x7E00
-    return bits.view(np.uint8)  # (n, 2 columns)
+    """float32 (n, columns) -> uint8 (n, 2 columns): nearest even, infinite from 65,520, a NaN keeps only its sign."""
+    out = np.empty(rows.shape, "<u2")  # (n, columns)
+    _encode_f16(rows.reshape(-1), out.reshape(-1))
+    return out.view(np.uint8)  # (n, 2 columns)
+
+
+@njit(cache=True, nogil=True)
+def _encode_f16(x, out):
+    for i in range(len(x)):
+        out[i] = half_from_single(x[i])
 
 
 def decode_bf16(blocks: np.ndarray) -> np.ndarray:
@@ -42,9 +45,37 @@ def decode_bf16(blocks: np.ndarray) -> np.ndarray:
 
 
 def encode_bf16(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """float32 (n, columns) -> uint8 (n, 2 columns): round to nearest even; a NaN keeps its upper payload and becomes quiet."""
-    bits = rows.view(np.uint32)  # (n, columns)
-    nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")  # (n, columns); only a NaN can wrap around
-    np.copyto(rounded, (bits >> 16 | 64).astype("<u2"), where=nan)
-    return rounded.view(np.uint8)  # (n, 2 columns)
+    """float32 (n, columns) -> uint8 (n, 2 columns): nearest even, a NaN keeps its upper bits and becomes quiet."""
+    out = np.empty(rows.shape, "<u2")  # (n, columns)
+    _encode_bf16(rows.view(np.uint32).reshape(-1), out.reshape(-1))
+    return out.view(np.uint8)  # (n, 2 columns)
+
+
+@njit(cache=True, nogil=True)
+def _encode_bf16(bits, out):
+    for i in range(len(bits)):
+        b = bits[i]
+        nan = (b & 0x7FFFFFFF) > 0x7F800000
+        out[i] = (b >> 16) | 64 if nan else (b + 0x7FFF + (b >> 16 & 1)) >> 16
+
+
+@njit(cache=True, forceinline=True)
+def half_from_single(x):
+    """The float16 bits (0 .. 65535) of a float32: round to nearest even; infinite or NaN only if x is, or from 65,520 up."""
+    bits = np.int32(np.float32(x).view(np.int32))
+    size = np.int32(bits & 0x7FFFFFFF)
+    if size < 0x38800000:  # below 2**-14: adding 0.5 makes the float unit round to a multiple of 2**-24
+        half = np.float32(np.int32(size).view(np.float32) + np.float32(0.5)).view(np.int32) - 0x3F000000
+    elif size >= 0x47800000:  # 65536
+        half = 0x7E00 if size > 0x7F800000 else 0x7C00
+    else:
+        half = (size + 0xFFF + (size >> 13 & 1) - 0x38000000) >> 13
+    return half | (bits >> 16 & 0x8000)
+
+
+@njit(cache=True, forceinline=True)
+def single_from_half(half):
+    """The float32 of float16 bits (0 .. 65535) that stand for a finite number."""
+    size = np.int32(half & 0x7FFF)
+    x = np.float32(size) * np.float32(2.0**-24) if size < 0x400 else np.int32((size + 0x1C000) << 13).view(np.float32)
+    return -x if half & 0x8000 else x
