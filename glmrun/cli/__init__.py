@@ -1,0 +1,106 @@
+"""The command line: parse, call, render. One page per command; this one ties them together.
+
+Nothing heavy is imported here or at the top of a command's page, so `glmrun --help` answers at once.
+"""
+
+import errno
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from glmrun.cli import bench, chat, convert, demo, inspect, run
+from glmrun.terminal.console import prepare_streams, show_error
+from quant.errors import UserError
+
+# What the machine or the user can do something about; an OSError with another number is our bug and keeps its traceback.
+_OUTSIDE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.EISDIR, errno.ENOTDIR,
+    errno.EMFILE, errno.ENAMETOOLONG, errno.EFBIG, errno.ENOMEM,
+}  # fmt: skip
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
+
+app = typer.Typer(
+    name="glmrun",
+    help="Run GLM-4.7-Flash on an ordinary CPU: convert it to a GGUF file, ask it, chat with it, measure it.",
+    epilog="Try it: `glmrun demo`. Each command has its own help: `glmrun run --help`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("run", short_help="Ask one question, print the answer.")(run.run)
+app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
+app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
+app.command("bench", short_help="Measure tokens per second.")(bench.bench)
+app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
+app.command("show", hidden=True)(inspect.inspect)
+app.command("demo", short_help="See all of it once, on a small model.")(demo.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from glmrun import __version__
+
+        print(f"glmrun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 3 a model or file is missing, 130 interrupted, 141 reader gone."""
+    prepare_streams()
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        code = 141
+    except OSError as why:
+        show_error(f"the output can't be written: {why.strerror}")
+        _discard_output()
+        code = 1
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    command = typer.main.get_command(app)
+    if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could go on
+        command.main(prog_name="glmrun")
+    try:
+        with command.make_context("glmrun", sys.argv[1:] if arguments is None else arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except UserError as why:
+        show_error(str(why))
+        return why.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except OSError as why:
+        if why.errno not in _OUTSIDE:
+            raise
+        place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
+        show_error(f"{place}{why.strerror}")
+        return 3 if why.errno == errno.ENOENT else 1
+    except _USAGE_ERROR as why:
+        path = why.ctx.command_path if why.ctx else "glmrun"
+        show_error(f"{why.format_message()} ({path} --help tells more)")
+        return 2
+    return 0
+
+
+def _discard_output() -> None:
+    """Nobody reads any more: let the interpreter's last flush go nowhere instead of printing a complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,122 @@
+"""`glmrun bench`: tokens per second, side by side."""
+
+import csv
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glmrun.cli import options
+
+if TYPE_CHECKING:
+    from glmrun.measure.bench import Result
+
+
+class Output(StrEnum):
+    """Forms of the result."""
+
+    md = "md"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def parse_counts(text: str) -> list[int]:
+    """`512` or `128,512` as numbers."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number or a list of numbers like 128,512") from None
+    if any(not 0 <= n <= 1 << 24 for n in counts):
+        raise typer.BadParameter(f"{text!r}: each number is between 0 and {1 << 24:,}")
+    return counts
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="FILE",
+            help="A GGUF file; may be repeated, or several with commas. Left out: nano as Q4_K_M, Q6_K and Q8_0.",
+        ),
+    ] = None,
+    prompts: Annotated[str, typer.Option("-p", "--n-prompt", metavar="N,...", help="Tokens of the prompt tests; 0: none.")] = "512",
+    gens: Annotated[str, typer.Option("-n", "--n-gen", metavar="N,...", help="Tokens of the generation tests; 0: none.")] = "128",
+    depths: Annotated[str, typer.Option("-d", "--n-depth", metavar="N,...", help="Tokens that are in the cache beforehand.")] = "0",
+    threads: Annotated[
+        str | None, typer.Option("-t", "--threads", metavar="N,...", help="Threads; left out: one per physical core.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, metavar="N", help="Measured runs of each test.")] = 5,
+    warmup: Annotated[bool, typer.Option("--warmup/--no-warmup", help="One unmeasured run of each test first.")] = True,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Markdown table, JSON, JSON lines or CSV.")] = Output.md,
+) -> None:
+    """Measure reading (pp) and writing (tg) speed; the columns and names are llama-bench's.
+
+    Compiling kernels and reading the file happen before the clock starts; how long they took is told on standard error.
+
+    \b
+    Examples:
+      glmrun bench
+      glmrun bench -m GLM-4.7-Flash-Q4_K_M.gguf -p 512 -n 64 -t 2 -r 3
+      glmrun bench -m a.gguf,b.gguf -n 0 -p 128,512 -d 0,4096 -o json > speed.json
+    """
+    wanted = parse_counts(threads) if threads is not None else [None]
+    if 0 in wanted:
+        raise typer.BadParameter("--threads: at least one thread is needed")
+    counts = parse_counts(prompts), parse_counts(gens), parse_counts(depths)
+    names = [name for text in models or [] for name in text.split(",") if name]
+    paths = [path for name in names for path in _paths(name)] if names else _nano()
+
+    from glmrun.measure.bench import cases, measure
+    from glmrun.terminal.console import note
+    from glmrun.terminal.progress import work_bar
+    from glmrun.terminal.tables import bench_heading, bench_row
+
+    todo = cases(paths, *counts, wanted)
+    if not todo:
+        raise typer.BadParameter("nothing to measure: both -p and -n are 0")
+    if output is Output.md:
+        print(bench_heading(), flush=True)
+    results: list[Result] = []
+    with work_bar() as bar:
+        for case, taken, result in measure(todo, repetitions, warmup):
+            if result is None:
+                bar.update(f"{case.path.name} {case.name}", len(results) * repetitions + taken, len(todo) * repetitions)
+                continue
+            bar.clear()
+            results.append(result)
+            if output is Output.md:
+                print(bench_row(result.asdict(), case.name), flush=True)
+            elif output is Output.jsonl:
+                print(json.dumps(result.asdict(), ensure_ascii=False), flush=True)
+    if output is Output.json:
+        print(json.dumps([result.asdict() for result in results], ensure_ascii=False, indent=2))
+    elif output is Output.csv:
+        _print_csv(results)
+    for result in results:
+        if result.load_seconds:
+            note(f"{result.case.path.name}: loaded in {result.load_seconds:.1f} s")
+
+
+def _paths(name: str) -> list[Path]:
+    path = options.resolve_model(name)
+    return _nano() if path is None else [path]
+
+
+def _nano() -> list[Path]:
+    from glmrun.builtin import QUANTIZATIONS, nano_path
+
+    return [nano_path(quantization) for quantization in QUANTIZATIONS]
+
+
+def _print_csv(results: "list[Result]") -> None:
+    """llama-bench's CSV: everything quoted, without the lists of samples."""
+    rows = [{name: value for name, value in result.asdict().items() if not isinstance(value, list)} for result in results]
+    writer = csv.DictWriter(sys.stdout, rows[0], quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

@@ -1,0 +1,64 @@
+"""`glmrun demo`: everything once, on nano, in less than a minute."""
+
+import time
+
+from glmrun.cli import options
+
+_QUESTION = "What is 17 + 25?"
+_REAL_MODEL = """\
+The real model has 31 billion parameters. Either convert it yourself (62 GB to download, 18 GB as Q4_K_M):
+
+    hf download zai-org/GLM-4.7-Flash --local-dir GLM-4.7-Flash
+    glmrun convert GLM-4.7-Flash -q Q4_K_M
+    glmrun chat GLM-4.7-Flash-Q4_K_M.gguf
+
+(hf is Hugging Face's own tool: pip install huggingface_hub), or download any published Q4_K_M GGUF of it and chat with that.
+Chat with nano now: glmrun chat"""
+
+
+def demo(threads: options.Threads = None) -> None:
+    """Convert nano to three quantizations, ask it something, measure it, and tell how to get the real model.
+
+    \b
+    Example:
+      glmrun demo
+    """
+    import glmrun
+    from glmrun.builtin import QUANTIZATIONS, nano_path
+    from glmrun.measure.bench import cases, measure
+    from glmrun.terminal.interrupt import interruptible
+    from glmrun.terminal.progress import work_bar
+    from glmrun.terminal.stream import Answer, show_answer
+    from glmrun.terminal.tables import bench_heading, bench_row, bytes_text
+
+    _title("nano, the small model that comes with glmrun, in three quantizations")
+    paths = []
+    for quantization in QUANTIZATIONS:
+        began = time.monotonic()
+        path = nano_path(quantization)
+        paths.append(path)
+        print(f"{quantization:<7} {bytes_text(path.stat().st_size):>10}  {time.monotonic() - began:4.1f} s  {path}", flush=True)
+
+    _title("A question, with the model's thinking")
+    print(f">>> {_QUESTION}", flush=True)
+    model = glmrun.load(paths[-1], n_threads=threads)
+    show_answer(
+        interruptible(model, model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)), Answer()
+    )
+
+    _title("Speed (reading 512 tokens, writing 64)")
+    print(bench_heading(), flush=True)
+    with work_bar() as bar:
+        for case, taken, result in measure(cases(paths, [512], [64], [0], [threads]), repetitions=3):
+            if result is None:
+                bar.update(f"{case.path.name} {case.name}", taken, 3)
+            else:
+                bar.clear()
+                print(bench_row(result.asdict(), case.name), flush=True)
+
+    _title("The real model")
+    print(_REAL_MODEL)
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}\n", flush=True)

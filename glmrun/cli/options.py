@@ -1,0 +1,100 @@
+"""Options that several commands share, and how their values are read."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glmrun.terminal.console import note
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.model import Model
+
+
+def parse_size(text: str) -> int:
+    """`32768`, `32k` (32,000) or `32K` (32,768) as a number."""
+    found = re.fullmatch(r"(\d{1,12})([kKmM]?)", text.strip())
+    if found is None or int(found[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is not a size; write it like 8192, 32k or 64K")
+    return int(found[1]) * {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}[found[2]]
+
+
+Ctx = Annotated[
+    int | None,
+    typer.Option(
+        "-c",
+        "--ctx",
+        "--ctx-size",
+        parser=parse_size,
+        metavar="N",
+        help="Context length in tokens: 8192, 32k, 64K. Left out: what the model allows, within reason.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per physical core.")
+]
+MaxTokens = Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, metavar="N", help="Stop the answer after N tokens.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temp",
+        "--temperature",
+        min=0.0,
+        metavar="X",
+        help="0 always takes the likeliest token. Left out: the model file's value, else 1.0.",
+    ),
+]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", min=0.0, max=1.0, metavar="X", help="Keep the likeliest tokens that sum to X.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", min=0, metavar="N", help="Keep the N likeliest tokens; 0 keeps all.")]
+MinP = Annotated[
+    float | None, typer.Option("--min-p", min=0.0, max=1.0, metavar="X", help="Drop tokens less likely than X times the likeliest.")
+]
+RepeatPenalty = Annotated[
+    float | None, typer.Option("--repeat-penalty", min=0.0, metavar="X", help="Make recent tokens less likely; 1 is off.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
+System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
+Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.")]
+
+
+def resolve_model(model: str | None) -> Path | None:
+    """The path of a MODEL argument; None stands for nano, the small model that comes with glmrun, and a line says so."""
+    if model is None or model == "nano":
+        if model is None:
+            note("no model given: using nano, the small model that comes with glmrun")
+        return None
+    if not os.path.exists(model):
+        raise UserError(f"{model}: no such file", 3)
+    return Path(model)
+
+
+def load_model(model: str | None, ctx: int | None = None, threads: int | None = None) -> "Model":
+    """glmrun.load() for a MODEL argument."""
+    path = resolve_model(model)
+    import glmrun
+
+    return glmrun.load(path, n_ctx=ctx, n_threads=threads)
+
+
+def text_argument(text: str, what: str) -> str:
+    """text, unless the shell passed bytes that are not UTF-8."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(f"{what} is not valid UTF-8", 2)
+    return text
+
+
+def read_stdin() -> str:
+    """All of standard input as text; raises UserError (usage) if it is not UTF-8."""
+    data = sys.stdin.buffer.read() if sys.stdin else b""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as why:
+        raise UserError(
+            f"standard input is not valid UTF-8: byte 0x{data[why.start]:02x} at position {why.start:,}; convert it first", 2
+        ) from None

@@ -1,0 +1,1 @@
+"""Measurements: what is run and what came out, as plain data. Nothing here prints."""

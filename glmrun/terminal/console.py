@@ -1,0 +1,53 @@
+"""Where text goes: the answer to standard output, everything else to standard error, and no escape code into a pipe."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from glmrun.terminal.sanitize import one_line, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def prepare_streams() -> None:
+    """Let no character of an answer fail to be written: pipes and files get UTF-8, a terminal what it can show.
+
+    A stream that the shell closed becomes the null device.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
+
+
+def error_console() -> "Console":
+    """A Rich console on standard error; it sends escape codes only to a terminal that wants them (NO_COLOR, TERM=dumb)."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def write_answer(text: str) -> None:
+    """Write a piece of an answer to standard output, now.
+
+    A terminal gets it with control characters made visible; a pipe or a file gets the model's text unchanged, since programs
+    that read it want the bytes and know what they do with them.
+    """
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """One line on standard error, dim in a terminal."""
+    if sys.stderr.isatty():
+        error_console().out(one_line(text), style="dim", highlight=False)
+    else:
+        print(one_line(text), file=sys.stderr, flush=True)
+
+
+def show_error(message: str) -> None:
+    """`error: message` on standard error: one line, harmless whatever the message quotes."""
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)

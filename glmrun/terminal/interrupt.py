@@ -1,0 +1,56 @@
+"""Ctrl-C during an answer.
+
+Python runs signal handlers only on the main thread and only between two of its own instructions; a jitted call of some
+seconds on that thread would hold them up. So the answer is made on another thread while the main thread waits on a queue.
+"""
+
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glmrun.engine import Chunk
+    from glmrun.model import Model
+
+
+def interruptible(model: "Model", chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+    """The same chunks; Ctrl-C asks the model to stop, so that the last one says "cancelled".
+
+    A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early cancels the answer and waits
+    until the model is free again.
+    """
+    results: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
+    asked = threading.Event()
+
+    def produce() -> None:
+        try:
+            for chunk in chunks:
+                results.put(chunk)
+            results.put(None)
+        except BaseException as why:  # whatever it is, the main thread raises it
+            results.put(why)
+
+    def stop(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        model.cancel()
+
+    worker = threading.Thread(target=produce, name="answer", daemon=True)
+    before = signal.signal(signal.SIGINT, stop)
+    worker.start()
+    try:
+        while (item := results.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if asked.is_set() and item.finish_reason is None:
+                model.cancel()  # again, in case the first call came before the answer had begun
+    except GeneratorExit:
+        model.cancel()
+        worker.join()
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)

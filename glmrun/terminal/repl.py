@@ -1,0 +1,155 @@
+"""The chat loop: a line editor in a terminal, plain lines in a pipe."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmrun.terminal.console import note, show_error
+from glmrun.terminal.conversation import COMMAND_NAMES, Conversation, Leave
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+_QUOTES = '"""'
+_TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
+
+
+def chat_in_terminal(conversation: Conversation) -> int:
+    """Read messages with history and several lines, answer each; returns the exit code."""
+    session = _editor(_history_path())
+    interrupted = -_TWICE_SECONDS
+    while True:
+        try:
+            text = session.prompt(">>> ", prompt_continuation="... ")
+        except EOFError:
+            return 0
+        except KeyboardInterrupt:
+            if time.monotonic() - interrupted < _TWICE_SECONDS:
+                return 130
+            interrupted = time.monotonic()
+            note("(Ctrl-C again, Ctrl-D or /bye leaves)")
+            continue
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # keys that were not UTF-8
+        try:
+            _turn(conversation, text)
+        except Leave:
+            return 0
+        except UserError as why:
+            show_error(str(why))
+
+
+def chat_in_pipe(conversation: Conversation, lines: Iterable[bytes]) -> int:
+    """Take each line (or block in triple quotes) as a message; returns the exit code. A message the model refuses ends it."""
+    try:
+        for text in _messages(lines):
+            answer = _turn(conversation, text)
+            if answer == "cancelled":
+                return 130
+    except Leave:
+        pass
+    return 0
+
+
+def _turn(conversation: Conversation, text: str) -> str | None:
+    """Run a command or send a message; returns how the answer ended."""
+    if not text.strip():
+        return None
+    if text.startswith("/"):
+        conversation.command(text.strip())
+        return None
+    return conversation.say(_without_quotes(text)).finish_reason
+
+
+def _messages(lines: Iterable[bytes]) -> Iterator[str]:
+    block: list[str] = []
+    for number, raw in enumerate(lines, 1):
+        try:
+            block.append(raw.decode("utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as why:
+            raise UserError(f"standard input, line {number}: not valid UTF-8 (byte 0x{raw[why.start]:02x})", 2) from None
+        if not _open_quotes("\n".join(block)):
+            yield "\n".join(block)
+            block.clear()
+    if block:
+        yield "\n".join(block)
+
+
+def _open_quotes(text: str) -> bool:
+    """Whether the text begins with triple quotes that have not been closed at its end."""
+    text = text.strip()
+    return text.startswith(_QUOTES) and not (len(text) >= 2 * len(_QUOTES) and text.endswith(_QUOTES))
+
+
+def _without_quotes(text: str) -> str:
+    text = text.strip()
+    return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n") if text.startswith(_QUOTES) else text
+
+
+def _history_path() -> Path | None:
+    """The file of earlier messages, readable by its owner only; None if there can be none."""
+    import platformdirs
+
+    path = Path(platformdirs.user_state_dir("glmrun")) / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
+    except OSError as why:
+        note(f"{path}: {why.strerror}; messages are not remembered")
+        return None
+    return path
+
+
+def _editor(history: Path | None) -> "PromptSession[str]":
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        if _open_quotes(event.current_buffer.text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
+
+    @keys.add("c-j")
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c")
+    def _(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt())
+
+    class Forgiving(FileHistory):
+        """A full disk must not end a conversation."""
+
+        def store_string(self, string: str) -> None:
+            try:
+                super().store_string(string)
+            except OSError as why:
+                note(f"{self.filename!s}: {why.strerror}; this message is not remembered")
+
+    return PromptSession(
+        history=Forgiving(str(history)) if history else InMemoryHistory(),
+        key_bindings=keys,
+        multiline=True,
+        completer=WordCompleter(COMMAND_NAMES, sentence=True),
+        complete_while_typing=False,
+        enable_open_in_editor=True,
+    )
+
+
+def interactive() -> bool:
+    """Whether both ends are a terminal; otherwise lines are read as they come."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,0 +1,33 @@
+"""Make text harmless before a terminal sees it.
+
+Model output, file names, metadata and error texts can carry escape sequences (move the cursor, set the clipboard, type
+answers into the shell), characters that turn the reading direction around, and invisible tags. Rich lets all of them pass.
+Each such character is replaced by itself, for each is harmless once its escape character is: so nothing has to be
+remembered between two pieces of a stream, and a sequence split at any place stays harmless.
+"""
+
+import re
+
+# C0 without newline and tab, DEL, C1 · Arabic letter mark, zero-width space, direction marks, line and paragraph separators,
+# embeddings, overrides, isolates, word joiner and other invisible operators, byte order mark, interlinear annotations ·
+# surrogates (a file name that is not UTF-8) · tags and invisible selectors. Joiners and U+FE0F stay: emoji need them.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str) -> str:
+    """text with newline, tab and printable characters as they are and every other character shown: ␛, ␇, ⟨U+202E⟩."""
+    return _HIDDEN.sub(_shown, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """visible(text) on a single line: for error messages, file names and cells of tables."""
+    return " ".join(visible(text).split())
+
+
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
