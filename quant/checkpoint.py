@@ -1,0 +1,235 @@
+"""A Hugging Face model folder of the GLM-4.7-Flash family, as transformers 4 and 5 save it: checked whole, read lazily."""
+
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from quant.config import Config
+from quant.errors import UserError
+from quant.mapping import pieces
+from quant.shards import WEIGHT_DTYPES, SourceTensor, open_shards, some
+from quant.strict_json import read_json_object
+from quant.vocabulary import Vocabulary, read_vocabulary
+
+_MODEL_TYPE, _CLASS = "glm4_moe_lite", "Glm4MoeLiteForCausalLM"
+_MAX_TEMPLATE = 1 << 20
+
+# config.json keys that glmrun implements for one value only; absent or null means that value.
+_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "rope_interleave": True,
+    "partial_rotary_factor": 1.0,
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+}
+_OPTIONAL = {"norm_topk_prob", "scoring_func", "n_group", "topk_group", "tie_word_embeddings", "num_nextn_predict_layers"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model folder: nothing is missing, nothing contradicts, no weight has been read."""
+
+    folder: Path
+    config: Config  # num_nextn_predict_layers tells what the weights hold
+    tensors: dict[str, SourceTensor]  # by Hugging Face name, only those that are needed
+    vocabulary: Vocabulary
+    chat_template: str | None
+    generation_config: dict[str, Any]
+    eos_token_ids: list[int]
+    pad_token_id: int | None
+    license: str | None
+    notes: list[str]  # lines the user should see
+
+    @property
+    def name(self) -> str:
+        """The model's name: the folder's."""
+        return self.folder.resolve().name
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files."""
+        return sorted({tensor.shard.path for tensor in self.tensors.values()})
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """Open a folder; raises UserError with exit code 3 for what is missing, 1 for what is wrong."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise UserError(f"{folder} {what}; glmrun converts a Hugging Face model folder with config.json and safetensors", 3)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} has no config.json; glmrun converts a Hugging Face model folder", 3)
+        source = read_json_object(folder / "config.json")
+        try:
+            config = config_from_json(source)
+        except UserError as why:
+            raise UserError(f"{folder / 'config.json'}: {why}", why.exit_code) from None
+        tensors = open_shards(folder)
+        config, notes = _settle_prediction_layer(config, tensors)
+        tensors = _needed_tensors(folder, config, tensors)
+        eos, pad = _token_ids(folder, source, "eos_token_id", config), _token_ids(folder, source, "pad_token_id", config)
+        generation = folder / "generation_config.json"
+        return cls(
+            folder=folder,
+            config=config,
+            tensors=tensors,
+            vocabulary=read_vocabulary(folder / "tokenizer.json", config.vocab_size),
+            chat_template=_chat_template(folder),
+            generation_config=read_json_object(generation) if generation.is_file() else {},
+            eos_token_ids=eos,
+            pad_token_id=pad[0] if pad else None,
+            license=_license(folder / "README.md"),
+            notes=notes,
+        )
+
+
+def config_from_json(source: dict[str, Any]) -> Config:
+    """The Config in a config.json of transformers 4 or 5; UserError for another model or for anything glmrun does not implement."""
+    if source.get("model_type") != _MODEL_TYPE and _CLASS not in (source.get("architectures") or []):
+        found = source.get("model_type") or source.get("architectures") or "no model_type"
+        raise UserError(f"the model is {found!r}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
+    if quantized := source.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UserError(f"the checkpoint is quantized already ({method}); glmrun converts the original BF16, F16 or F32 weights")
+    for key, implemented in _FIXED.items():
+        if source.get(key) is not None and source[key] != implemented:
+            raise UserError(f"{key} is {source[key]!r}; glmrun implements {implemented!r} only")
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(Config)):
+        if source.get(name) is not None:
+            values[name] = source[name]
+        elif name not in _OPTIONAL and name not in ("rope_theta", "first_k_dense_replace"):
+            raise UserError(f"{name} is missing")
+    values["rope_theta"] = _rope_theta(source)
+    values["first_k_dense_replace"] = _first_dense(source)
+    for name in ("norm_topk_prob", "tie_word_embeddings"):
+        if not isinstance(values.get(name, False), bool):
+            raise UserError(f"{name} is {values[name]!r}; glmrun expects true or false")
+    config = Config(**values)
+    for name, expected in (("num_key_value_heads", config.num_attention_heads), ("qk_head_dim", config.qk_head_dim)):
+        if source.get(name) not in (None, expected):
+            raise UserError(f"{name} is {source[name]!r}, which contradicts the other numbers: {expected} expected")
+    return config
+
+
+def _rope_theta(source: dict[str, Any]) -> Any:
+    """The base of the rotary angles; scaled variants of it are not implemented."""
+    thetas = [source.get("rope_theta")]
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = source.get(key) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{key} is {rope!r}; glmrun expects an object or null")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
+            raise UserError(f"{key} is {str(rope)[:120]}; glmrun implements rope_type 'default' without partial rotation only")
+        thetas.append(rope.get("rope_theta"))
+    given = [theta for theta in thetas if theta is not None]
+    if not given:
+        raise UserError("rope_theta is missing")
+    if any(theta != given[0] for theta in given):
+        raise UserError(f"rope_theta is given twice and differently: {given}")
+    return given[0]
+
+
+def _first_dense(source: dict[str, Any]) -> Any:
+    """The number of dense layers before the first layer with experts; transformers 5 may list the layers' types instead."""
+    first, kinds = source.get("first_k_dense_replace"), source.get("mlp_layer_types")
+    if kinds is None:
+        if first is None:
+            raise UserError("first_k_dense_replace is missing")
+        return first
+    counted = kinds.count("dense") if isinstance(kinds, list) else 0
+    n = source["num_hidden_layers"]
+    if not isinstance(kinds, list) or kinds != ["dense"] * counted + ["sparse"] * (len(kinds) - counted):
+        raise UserError(
+            "mlp_layer_types must be a list of 'dense' layers followed by 'sparse' ones; glmrun implements that order only"
+        )
+    if len(kinds) != n:
+        raise UserError(f"mlp_layer_types lists {len(kinds)} layers, num_hidden_layers is {n!r}")
+    if first not in (None, counted):
+        raise UserError(f"first_k_dense_replace is {first!r}, but mlp_layer_types begins with {counted} dense layers")
+    return counted
+
+
+def _settle_prediction_layer(config: Config, tensors: dict[str, SourceTensor]) -> tuple[Config, list[str]]:
+    """The Config with the next-token-prediction layer that the weights hold, whatever config.json says of it."""
+    found = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d{1,6})\.", name))}
+    n, highest = config.num_hidden_layers, max(found, default=-1)
+    is_prediction = f"model.layers.{n}.eh_proj.weight" in tensors
+    if highest + 1 != n + is_prediction:
+        raise UserError(f"config.json says num_hidden_layers is {n}, but the weights have {highest + 1 - is_prediction} layers")
+    notes = []
+    if config.num_nextn_predict_layers and not is_prediction:
+        notes.append("config.json promises a next-token-prediction layer, the weights have none: converting the model without it")
+    return replace(config, num_nextn_predict_layers=int(is_prediction)), notes
+
+
+def _needed_tensors(folder: Path, config: Config, tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """The tensors that the model consists of; each is there, in its shape and in a type that can be read, and no other is."""
+    needed = {piece.source: piece.shape for parts in pieces(config, tensors).values() for piece in parts}
+    unknown = [name for name in tensors if name not in needed and not _is_ignored(name, config)]
+    if any(name.endswith((".qweight", ".weight_scale", ".weight_scale_inv", ".weight_packed")) for name in unknown):
+        raise UserError(f"{folder} holds weights that are quantized already (FP8, GPTQ or AWQ); glmrun converts BF16, F16 or F32")
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} of {len(needed)} tensors are missing from the weights: {some(missing)}")
+    if unknown:
+        raise UserError(f"{folder}: {len(unknown)} tensors are not of this model: {some(unknown)}; is config.json another model's?")
+    for name, shape in needed.items():
+        tensor = tensors[name]
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise UserError(f"{folder}: {name} is {tensor.dtype}; glmrun converts BF16, F16 or F32 weights")
+        if tensor.shape != shape:
+            raise UserError(f"{folder}: {name} has the shape {tensor.shape}, config.json means {shape}")
+    return {name: tensors[name] for name in needed}
+
+
+def _is_ignored(name: str, config: Config) -> bool:
+    """Tensors that some versions store and that follow from the others."""
+    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def _token_ids(folder: Path, source: dict[str, Any], key: str, config: Config) -> list[int]:
+    value = source.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for i in ids:
+        if type(i) is not int or not 0 <= i < config.vocab_size:
+            where = folder / "config.json"
+            raise UserError(f"{where}: {key} is {value!r}; glmrun expects token ids below vocab_size, {config.vocab_size}")
+    return ids
+
+
+def _chat_template(folder: Path) -> str | None:
+    """chat_template.jinja, or else the template in tokenizer_config.json (the one called "default" where there are several)."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        raw = path.read_bytes()
+        if len(raw) > _MAX_TEMPLATE:
+            raise UserError(f"{path} has {len(raw):,} bytes; glmrun reads chat templates up to {_MAX_TEMPLATE:,}")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not valid UTF-8 at byte {error.start}") from None
+    path = folder / "tokenizer_config.json"
+    template = read_json_object(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is not None and (not isinstance(template, str) or len(template) > _MAX_TEMPLATE):
+        raise UserError(
+            f"{path}: chat_template is neither a text (up to {_MAX_TEMPLATE:,} characters) nor a list with one called default"
+        )
+    return template
+
+
+def _license(card: Path) -> str | None:
+    """The license that the model card's front matter names."""
+    if not card.is_file():
+        return None
+    with open(card, encoding="utf-8", errors="replace") as file:
+        head = file.read(1 << 16)
+    front = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
+    found = re.search(r"^license: *['\"]?([\w.+-]{1,60})", front[1], re.MULTILINE) if front else None
+    return found[1] if found else None

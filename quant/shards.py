@@ -1,0 +1,201 @@
+"""The weights of a checkpoint: safetensors files and their index, checked whole before any weight is read.
+
+Tensors stay on disk; rows are read into fresh arrays with plain reads, so a file that shrinks while it is read is an error
+and not the end of the process.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.errors import UserError
+from quant.strict_json import parse_json_object, read_json_object
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_HEADER = 100_000_000  # the safetensors library's own limit
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+_ARRAY_DTYPES: dict[str, np.dtype] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+WEIGHT_DTYPES = frozenset(_ARRAY_DTYPES)
+# What the first bytes say when a file is not safetensors at all.
+_DISGUISES = (
+    (b"<", "a web page (a failed download?)"),
+    (b"PK\x03\x04", "a zip archive (PyTorch's own format?)"),
+    (b"\x80\x02", "a Python pickle; glmrun reads no pickles"),
+    (b"\x80\x04", "a Python pickle; glmrun reads no pickles"),
+    (b"GGUF", "a GGUF file"),
+    (b"\0" * 16, "filled with zeros (an interrupted download?)"),
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file as it was when its header was read."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor on disk."""
+
+    name: str
+    dtype: str  # safetensors' name: BF16, F16, F32, ...
+    shape: tuple[int, ...]
+    shard: Shard
+    begin: int  # byte in the file
+
+    def read_rows(self, first: int, n: int) -> np.ndarray:
+        """Rows first .. first + n - 1, all leading dimensions counted as rows: (n, columns) uint16 bit patterns for BF16,
+        float16 or float32.
+
+        A one-dimensional tensor is one row. Raises UserError when the file cannot be read or has changed since it was checked.
+        """
+        columns, dtype = self.shape[-1], _ARRAY_DTYPES[self.dtype]
+        rows = np.empty((n, columns), dtype)
+        buffer = memoryview(rows).cast("B")
+        try:
+            with open(self.shard.path, "rb", buffering=0) as file:
+                found = os.fstat(file.fileno())
+                if (found.st_size, found.st_mtime_ns) != (self.shard.size, self.shard.mtime_ns):
+                    raise UserError(f"{self.shard.path} changed while it was being read; wait until it is complete and start again")
+                file.seek(self.begin + first * columns * dtype.itemsize)
+                done = 0
+                while done < len(buffer):
+                    got = file.readinto(buffer[done:])
+                    if not got:
+                        raise UserError(f"{self.shard.path} ended while {self.name} was being read")
+                    done += got
+        except OSError as error:
+            raise UserError(f"cannot read {self.shard.path}: {error.strerror}") from None
+        return rows
+
+
+def open_shards(folder: Path) -> dict[str, SourceTensor]:
+    """{name: tensor} of all the weights in a model folder, from its index and shards or its single model.safetensors.
+
+    Raises UserError for missing shards (3), for files that are not what they should be, and where index and shards disagree.
+    """
+    if (folder / INDEX).is_file():
+        return _open_indexed(folder)
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    if any(folder.glob("model-*-of-*.safetensors")):
+        raise UserError(f"{folder} has shards but no {INDEX}; download the index, too", 3)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise UserError(f"{folder} has weights in PyTorch's pickle format only; glmrun reads safetensors", 3)
+    raise UserError(f"{folder} has no weights: neither {INDEX} nor {SINGLE} is there", 3)
+
+
+def _open_indexed(folder: Path) -> dict[str, SourceTensor]:
+    index = folder / INDEX
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map; glmrun expects one that names each tensor's shard")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
+            raise UserError(f"{index}: {name} lies in {file!r}; glmrun expects the name of a .safetensors file in the same folder")
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {some(missing)}; finish the download", 3)
+    count = re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", files[0])
+    stray = [p.name for p in folder.glob(f"model-*-of-{count[1]}.safetensors") if p.name not in files] if count else []
+    if stray:
+        raise UserError(f"{folder}: the index does not mention {some(sorted(stray))}; is the index from another download?")
+    tensors: dict[str, SourceTensor] = {}
+    for file in files:
+        for name, tensor in read_header(folder / file).items():
+            if name in tensors:
+                raise UserError(f"{folder}: {name} stands in two shards, {tensors[name].shard.path.name} and {file}")
+            if weight_map.get(name) != file:
+                place = f"in {weight_map[name]}" if name in weight_map else "nowhere"
+                raise UserError(f"{folder}: {name} is in {file}, but the index has it {place}")
+            tensors[name] = tensor
+    absent = sorted(weight_map.keys() - tensors.keys())
+    if absent:
+        raise UserError(f"{folder}: the index promises {some(absent)}, and the shards do not have it")
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, SourceTensor]:
+    """{name: tensor} of one safetensors file whose header and size agree to the byte; UserError otherwise."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            start = file.read(512)
+            _check_start(path, start, status.st_size)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            header = parse_json_object(file.read(length), f"the header of {path}")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    header.pop("__metadata__", None)
+    shard = Shard(path, status.st_size, status.st_mtime_ns)
+    entries = sorted((_entry(path, name, entry) for name, entry in header.items()), key=lambda entry: entry[3])
+    tensors, end = {}, 0
+    for name, dtype, shape, first, last in entries:
+        if first != end:
+            raise UserError(f"{path}: {name} begins at byte {first} of the data, expected {end}; the file is damaged")
+        end = last
+        tensors[name] = SourceTensor(name, dtype, shape, shard, 8 + length + first)
+    if shard.size < 8 + length + end:
+        raise UserError(f"{path} is cut off: {shard.size:,} of {8 + length + end:,} bytes are there; download it again")
+    if shard.size > 8 + length + end:
+        raise UserError(f"{path} has {shard.size:,} bytes, {8 + length + end:,} expected; the file is damaged")
+    return tensors
+
+
+def _check_start(path: Path, start: bytes, size: int) -> None:
+    if start.startswith(b"version https://git-lfs"):
+        expected = re.search(rb"\nsize (\d{1,15})\s", start)
+        size_text = f" of {int(expected[1]):,} bytes" if expected else ""
+        raise UserError(f"{path} is a git-lfs pointer to a file{size_text}, not the weights; run `git lfs pull` in its folder")
+    for prefix, what in _DISGUISES:
+        if start.startswith(prefix):
+            raise UserError(f"{path} is {what}; glmrun expects safetensors weights")
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or length < 2:
+        raise UserError(f"{path} has {size:,} bytes and no safetensors header; download it again")
+    if length > _MAX_HEADER:
+        raise UserError(f"{path} is not a safetensors file: it announces a header of {length:,} bytes (at most {_MAX_HEADER:,})")
+    if 8 + length > size:
+        raise UserError(f"{path} is cut off: {size:,} bytes are there, its header alone needs {8 + length:,}; download it again")
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+    """(name, dtype, shape, first byte, end) of one line of the header."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"} or len(name) > 512:
+        raise UserError(f"{path}: the header's entry for {name[:80]!r} is not one of a tensor")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in _ITEM_BYTES:
+        raise UserError(f"{path}: {name[:80]} has the type {str(dtype)[:20]!r}; glmrun converts BF16, F16 and F32 weights")
+    if not (isinstance(shape, list) and len(shape) <= 8 and all(map(_is_count, shape))):
+        raise UserError(f"{path}: {name[:80]} has the shape {str(shape)[:80]}")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets)) and offsets[0] <= offsets[1]):
+        raise UserError(f"{path}: {name[:80]} has the data_offsets {str(offsets)[:80]}")
+    n_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != n_bytes:
+        raise UserError(f"{path}: {name[:80]} {dtype} {shape} needs {n_bytes:,} bytes, its data_offsets are {offsets}")
+    return name, dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _is_count(n: Any) -> bool:
+    return type(n) is int and 0 <= n < 1 << 63
+
+
+def some(names: list[str]) -> str:
+    """Up to three names for an error line."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,132 @@
+"""The tokenizer of a checkpoint as a GGUF file holds it: one text and one type per token id, and the merges in order.
+
+Only byte-level BPE with a pre-tokenizer that GGUF has a name for: another one would cut text differently without a word.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quant.errors import UserError
+from quant.strict_json import read_json_object
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+# GLM's pre-tokenizer, as tokenizer.json writes it and with the case-insensitive group written out; GGUF's name is "glm4".
+_GLM_TAIL = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GLM_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _GLM_TAIL
+_GLM_REGEXES = {GLM_REGEX, r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|" + _GLM_TAIL}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """tokens[id] is a token's text (byte-level alphabet, except for added tokens), types[id] GGUF's token type."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]  # "left right"
+    pre: str
+    ids: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", {text: i for i, text in enumerate(self.tokens) if self.types[i] != UNUSED})
+
+
+def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.json, padded with unused [PAD<id>] up to vocab_size (the rows of the embedding).
+
+    Raises UserError for anything but byte-level BPE with GLM's or GPT-2's pre-tokenizer, and for ids, merges or texts
+    that contradict each other.
+    """
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no tokenizer.json; a model without its tokenizer cannot be converted", 3)
+    source = read_json_object(path)
+    model = source.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        raise UserError(f"{path}: no model with a vocabulary in it; glmrun expects a byte-level BPE tokenizer")
+    _check_model(path, model)
+    _check_normalizer(path, source.get("normalizer"))
+    pre = _pre_tokenizer_name(path, source.get("pre_tokenizer"))
+    texts: list[str | None] = [None] * vocab_size
+    types = [UNUSED] * vocab_size
+    for text, i in model["vocab"].items():
+        _place(path, texts, i, text)
+        types[i] = NORMAL
+    for text, i, special in _added_tokens(path, source.get("added_tokens") or []):
+        _place(path, texts, i, text)
+        types[i] = CONTROL if special else USER_DEFINED
+    merges = _merges(path, model)
+    return Vocabulary([f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)], types, merges, pre)
+
+
+def _check_model(path: Path, model: dict[str, Any]) -> None:
+    # tokenizers writes "type"; very old files leave it out, and only BPE has merges.
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise UserError(f"{path}: the tokenizer is {model.get('type', 'not BPE')}; glmrun converts byte-level BPE tokenizers")
+    for key in ("byte_fallback", "fuse_unk", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise UserError(f"{path}: the tokenizer's {key} is {model[key]!r}; glmrun converts byte-level BPE without it")
+
+
+def _check_normalizer(path: Path, normalizer: Any) -> None:
+    if normalizer and normalizer.get("normalizers") != []:
+        raise UserError(f"{path}: the tokenizer normalizes text ({normalizer.get('type')}); GLM's does not, and GGUF cannot say it")
+
+
+def _pre_tokenizer_name(path: Path, pre_tokenizer: Any) -> str:
+    """GGUF's name for how the tokenizer cuts text before BPE."""
+    steps = list(_flatten(pre_tokenizer))
+    kinds = [step.get("type") for step in steps]
+    if kinds and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space"):
+        gpt2 = steps[-1].get("use_regex", True)
+        if kinds == ["ByteLevel"] and gpt2:
+            return "gpt-2"
+        if kinds == ["Split", "ByteLevel"] and not gpt2:
+            split, pattern = steps[0], steps[0].get("pattern")
+            # Keeping the matches and dropping the gaps is the same as isolating them: the pattern leaves no gaps.
+            whole = (split.get("behavior"), bool(split.get("invert"))) in (("Isolated", False), ("Removed", True))
+            if whole and isinstance(pattern, dict) and pattern.get("Regex") in _GLM_REGEXES:
+                return "glm4"
+    found = " + ".join(map(str, kinds)) or "none"
+    raise UserError(
+        f"{path}: the pre-tokenizer ({found}) is neither GLM's nor GPT-2's; glmrun converts byte-level BPE cut by these"
+    )
+
+
+def _flatten(step: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(step, dict):
+        if step.get("type") == "Sequence":
+            for inner in step.get("pretokenizers") or []:
+                yield from _flatten(inner)
+        else:
+            yield step
+
+
+def _added_tokens(path: Path, added: Any) -> Iterator[tuple[str, int, bool]]:
+    for token in added if isinstance(added, list) else [added]:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or type(token.get("id")) is not int:
+            raise UserError(f"{path}: an added token without text and id: {str(token)[:80]}")
+        yield token["content"], token["id"], bool(token.get("special"))
+
+
+def _place(path: Path, texts: list[str | None], i: Any, text: str) -> None:
+    if type(i) is not int or i < 0:
+        raise UserError(f"{path}: token {text!r} has the id {i!r}; glmrun expects a whole number from 0")
+    if i >= len(texts):
+        raise UserError(f"{path}: token {text!r} has the id {i}, but config.json says vocab_size is {len(texts)}")
+    if texts[i] not in (None, text):
+        raise UserError(f"{path}: tokens {texts[i]!r} and {text!r} share the id {i}")
+    texts[i] = text
+
+
+def _merges(path: Path, model: dict[str, Any]) -> list[str]:
+    """The merges as "left right"; tokenizer.json has them so, or as pairs."""
+    merges, known = [], model["vocab"]
+    source: Sequence[Any] = model["merges"] if isinstance(model["merges"], list) else [model["merges"]]
+    for merge in source:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] in known and pair[1] in known and pair[0] + pair[1] in known):
+            raise UserError(f"{path}: the merge {str(merge)[:80]!r} does not join two tokens of the vocabulary to a third")
+        merges.append(f"{pair[0]} {pair[1]}")
+    return merges

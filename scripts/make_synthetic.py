@@ -1,0 +1,143 @@
+"""Full-shape GLM-4.7-Flash files with random weights, in seconds: for speed, memory and compatibility, not for talk.
+
+make_synthetic.py --layers 4 -q Q4_K_M -o F       a GGUF file, cut to 4 of 47 layers
+make_synthetic.py --layers 47 --mtp -q Q8_0 -o F  all layers and the MTP layer
+make_synthetic.py --checkpoint DIR                a Hugging Face folder of 48 shards, all zeros, sparse on disk
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from synthetic_checkpoint import write_checkpoint
+from synthetic_vocabulary import make_vocabulary
+
+from quant.config import Config, tensor_shapes
+from quant.errors import UserError
+from quant.formats import FORMATS, Format
+from quant.gguf_header import TensorEntry, pack_header, padding
+from quant.mapping import metadata
+from quant.publish import publish
+from quant.recipes import choose_format, recipe
+
+FLASH = Config(
+    hidden_size=2048,
+    num_hidden_layers=47,
+    num_nextn_predict_layers=1,
+    first_k_dense_replace=1,
+    intermediate_size=10240,
+    moe_intermediate_size=1536,
+    n_routed_experts=64,
+    num_experts_per_tok=4,
+    n_shared_experts=1,
+    num_attention_heads=20,
+    q_lora_rank=768,
+    kv_lora_rank=512,
+    qk_nope_head_dim=192,
+    qk_rope_head_dim=64,
+    v_head_dim=256,
+    max_position_embeddings=202752,
+    vocab_size=154880,
+    rope_theta=1e6,
+    rms_norm_eps=1e-5,
+    routed_scaling_factor=1.8,
+)
+CHAT_TEMPLATE = Path(__file__).parent.parent / "glmrun" / "chat" / "chat_template.jinja"
+_POOL_WEIGHTS = 1 << 20  # encoded once per format and row width; every unit of a row is drawn from them
+_CHUNK_BYTES = 32 << 20
+
+
+def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, seed: int = 0, force: bool = False) -> int:
+    """Write a GGUF file with `layers` of the 47 layers; returns its size in bytes.
+
+    Each matrix has a standard deviation of 1/sqrt(columns) and norms are near 1, so activations stay as tame as a trained
+    model's. Blocks are encoded normal values, drawn at random from a pool: rows differ, and no search has to run over billions.
+    """
+    chosen = recipe(quantization)
+    config = replace(FLASH, num_hidden_layers=layers, num_nextn_predict_layers=int(mtp))
+    shapes = tensor_shapes(config)
+    counts = config.n_blocks, config.n_routed_experts
+    formats = {name: FORMATS[choose_format(chosen, name, shape, *counts)] for name, shape in shapes.items()}
+    entries = [
+        TensorEntry(name, shape, formats[name].ggml_type, math.prod(shape[:-1]) * formats[name].row_bytes(shape[-1]))
+        for name, shape in shapes.items()
+    ]
+    header = pack_header(
+        metadata(
+            config,
+            make_vocabulary(),
+            name=f"GLM-4.7-Flash-synthetic-{layers}L",
+            file_type=chosen.file_type,
+            n_weights=sum(math.prod(shape) for shape in shapes.values()),
+            license="mit",
+            chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
+            eos_token_ids=[154820, 154827, 154829],
+            pad_token_id=154820,
+        ),
+        entries,
+    )
+    size = len(header) + sum(entry.n_bytes + padding(entry.n_bytes) for entry in entries)
+    rng = np.random.Generator(np.random.SFC64(seed))
+    pools: dict[tuple[str, int], np.ndarray] = {}
+    with publish(output, size, force) as file:
+        file.write(header)
+        for entry in entries:
+            for chunk in _random_tensor(rng, pools, entry.name, entry.shape, formats[entry.name]):
+                file.write(chunk)
+            file.write(bytes(padding(entry.n_bytes)))
+    return size
+
+
+def _random_tensor(
+    rng: np.random.Generator, pools: dict[tuple[str, int], np.ndarray], name: str, shape: tuple[int, ...], kind: Format
+) -> Iterator[bytes | memoryview]:
+    """The bytes of one tensor, in chunks."""
+    columns = shape[-1]
+    if kind.name == "F32" and (len(shape) == 1 or "ffn_gate_inp" in name):
+        spread, middle = (0.02, 0.0) if name.endswith("bias") else (0.05, 1.0) if len(shape) == 1 else (columns**-0.5, 0.0)
+        yield (rng.standard_normal(shape, np.float32) * np.float32(spread) + np.float32(middle)).tobytes()
+        return
+    unit = math.gcd(columns, 256)
+    if (kind.name, columns) not in pools:
+        values = rng.standard_normal((_POOL_WEIGHTS // unit, unit), np.float32) * np.float32(columns**-0.5)  # (units, unit)
+        pools[kind.name, columns] = kind.encode(values)  # (units, bytes)
+    pool = pools[kind.name, columns]
+    left, per_chunk = math.prod(shape) // unit, max(1, _CHUNK_BYTES // pool.shape[1])
+    while left:
+        n = min(left, per_chunk)
+        draw = rng.integers(len(pool), size=n, dtype=np.uint32)  # (n,)
+        yield pool.take(draw, axis=0).data  # (n, bytes)
+        left -= n
+
+
+def main() -> None:
+    """Parse, write, say what was written."""
+    parser = argparse.ArgumentParser(description="Full-shape GLM-4.7-Flash files with random weights.")
+    parser.add_argument("--layers", type=int, default=47, choices=range(1, 48), metavar="N", help="1 to 47 (default 47)")
+    parser.add_argument("-q", "--quant", default="Q4_K_M", help="quantization (default Q4_K_M)")
+    parser.add_argument("-o", "--output", type=Path, help="GGUF file to write")
+    parser.add_argument("--mtp", action="store_true", help="keep the next-token-prediction layer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="write a sparse Hugging Face checkpoint instead")
+    args = parser.parse_args()
+    if (args.output is None) == (args.checkpoint is None):
+        parser.error("give either -o FILE or --checkpoint DIR")
+    try:
+        if args.checkpoint:
+            write_checkpoint(args.checkpoint, FLASH)
+            print(f"{args.checkpoint}: config.json, tokenizer.json and 48 sparse shards")
+        else:
+            size = write_gguf(args.output, args.layers, args.quant, args.mtp, args.seed, args.force)
+            print(f"{args.output}: {size:,} bytes")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
