@@ -1,4 +1,4 @@
-"""The slow twin itself: its two forms of attention agree, and it says what the architecture says. tests/live holds it against transformers."""
+"""The slow twin itself: its two forms of attention agree. tests/live holds it against transformers."""
 
 from dataclasses import replace
 

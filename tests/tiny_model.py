@@ -3,7 +3,7 @@
 Nothing here is nano's or the real model's size: a vocabulary of 1,016, 6 heads, 12 experts of which 3 are taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,6 +79,9 @@ def format_of(choice: str, name: str, shape: tuple[int, ...]) -> str:
     if len(shape) < 2 or "norm" in name or "ffn_gate_inp" in name:
         return "F32"
     wanted = CHOICES[choice](name, shape) if choice in CHOICES else choice
+    if " in " in wanted:
+        wanted, part = wanted.split(" in ")
+        wanted = wanted if part in name else "F32"
     for narrower in (wanted, {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}.get(wanted, "F16"), "F16"):
         if shape[-1] % FORMATS[narrower].block_length == 0:
             return narrower
@@ -115,8 +118,23 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[str], list[int]]:
     return tokens + [f"[PAD{i}]" for i in unused], merges, types + [5] * len(unused)
 
 
-def write_tiny(path: Path, config: Config = ODD, choice: str = "Q4_K_M", seed: int = 0, eog_ids: bool = True) -> Tiny:
-    """Write a model file; eog_ids=False leaves out the ids of the tokens that end an answer, as early published files did."""
+def write_tiny(
+    path: Path,
+    config: Config = ODD,
+    choice: str = "Q4_K_M",
+    seed: int = 0,
+    eog_ids: bool = True,
+    weights: dict[str, np.ndarray] | None = None,
+    renamed: Mapping[int, str] | None = None,
+) -> Tiny:
+    """Write a model file.
+
+    choice      a format for all matrices, a name in CHOICES, or "FORMAT in PART": that format for the tensors with PART in their
+                names, F32 for the others
+    eog_ids     False leaves out the ids of the tokens that end an answer, as early published files did
+    weights     instead of random ones
+    renamed     {id: text} of special tokens that shall stand elsewhere in the vocabulary; the old place becomes unused
+    """
     c, writer = config, gguf.GGUFWriter(path, "deepseek2")
     key = "deepseek2."
     writer.add_uint32(key + "block_count", c.n_blocks)
@@ -147,6 +165,10 @@ def write_tiny(path: Path, config: Config = ODD, choice: str = "Q4_K_M", seed: i
         writer.add_uint32(key + "nextn_predict_layers", c.num_nextn_predict_layers)
 
     tokens, merges, types = vocabulary(c.vocab_size)
+    for new, text in (renamed or {}).items():
+        old = tokens.index(text)
+        tokens[new], types[new], tokens[old], types[old] = text, types[old], f"[PAD{old}]", 5
+    merges = [merge for merge in merges if {*merge.split(" "), merge.replace(" ", "")} <= set(tokens)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("glm4")
     writer.add_token_list(tokens)
@@ -159,7 +181,7 @@ def write_tiny(path: Path, config: Config = ODD, choice: str = "Q4_K_M", seed: i
         writer.add_eot_token_id(tokens.index("<|user|>"))
         writer.add_eom_token_id(tokens.index("<|observation|>"))
 
-    for name, values in random_weights(c, seed).items():
+    for name, values in (weights or random_weights(c, seed)).items():
         chosen = FORMATS[format_of(choice, name, values.shape)]
         if chosen.name == "F32":
             writer.add_tensor(name, values)
