@@ -1,0 +1,26 @@
+"""Run GLM-4.7-Flash on an ordinary CPU, from Python."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glmrun.engine import Model
+
+__version__ = "0.1.0"
+
+
+def load(path: str | os.PathLike | None = None, n_ctx: int | None = None, n_threads: int | None = None) -> "Model":
+    """Open a GGUF file of GLM-4.7-Flash, ready to talk.
+
+    path        a GGUF file; None is nano, the small model that comes along
+    n_ctx       positions of context, by default the model's limit or 32,768, whichever is less
+    n_threads   by default every core that the process may use; never more
+    Raises quant.errors.UserError, one line for the user, if there is no such file or it is not a model that glmrun runs.
+    """
+    from glmrun.engine import Model
+
+    if path is None:
+        from glmrun.builtin import nano_path
+
+        path = nano_path()
+    return Model(path, n_ctx, n_threads)

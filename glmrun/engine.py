@@ -1,0 +1,293 @@
+"""A model at work: ids in, ids out, then text. Each layer adds one thing, and each is a generator.
+
+    _decode   prompt ids -> one id at a time    (the cache: prefix reuse, prefill in chunks, decode)
+    generate  text or ids -> pieces of text     (the tokenizer)
+    chat      messages -> answer and thinking   (the chat format)
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from glmrun.architecture import config_from_gguf
+from glmrun.chat.stream import ChatStream
+from glmrun.chat.template import ChatFormat
+from glmrun.forward import CANCELLED, forward
+from glmrun.gguf_file import open_gguf
+from glmrun.kv_cache import State
+from glmrun.sampling import Sampler
+from glmrun.team import Team
+from glmrun.tokenizer import Tokenizer
+from glmrun.weights import Weights
+from quant.errors import UserError
+
+DEFAULT_CONTEXT = 32_768
+MAX_TOKENS = 512  # of one step while a prompt is read
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and seconds of one answer so far."""
+
+    n_prompt: int = 0
+    n_cached: int = 0  # of the prompt: found in the cache, not read again
+    n_prefilled: int = 0  # of the prompt: cached or read so far
+    prompt_seconds: float = 0.0
+    n_generated: int = 0
+    generate_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is new since the last chunk; the last one has a finish_reason: stop, length, tool_calls or cancelled."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict] | None = None
+    token: int | None = None
+    finish_reason: str | None = None
+    stats: Stats = field(default_factory=Stats)
+
+
+class Model:
+    """An open model and one conversation's cache. Not for use by two threads at once, but cancel() may come from anywhere."""
+
+    def __init__(self, path: str | os.PathLike, n_ctx: int | None = None, n_threads: int | None = None) -> None:
+        """Open and validate the file. Raises UserError."""
+        self.file = open_gguf(path)
+        self.path = self.file.path
+        self.config = config_from_gguf(self.file)
+        self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        if self.tokenizer.n_vocab != self.config.vocab_size:
+            raise UserError(f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows")
+        self.chat_format = ChatFormat(self.file.metadata.get("tokenizer.chat_template"), self.tokenizer)
+        limit = self.config.max_position_embeddings
+        self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
+        if not 1 <= self.n_ctx <= limit:
+            raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", 2)
+        if n_threads is not None and n_threads < 1:
+            raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", 2)
+        self.weights = Weights(self.file, self.config)
+        self._team = Team(n_threads)
+        self.n_threads = self._team.n_threads
+        self._state = State(self.weights, self.n_ctx, min(MAX_TOKENS, self.n_ctx), self.n_threads)
+        self._cached: list[int] = []  # the tokens whose rows stand in the cache, in order
+        self._cancelled = False
+
+    # ---- ids ---------------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits after every token, float32 (len(tokens), n_vocab), in one pass from an empty cache.
+
+        Raises UserError if there are no tokens, more than the context holds, or one outside the vocabulary.
+        """
+        ids = self._checked(tokens)
+        self.reset()
+        self._begin()
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)  # float32 (tokens, n_vocab)
+        for start in range(0, len(ids), self._state.max_tokens):
+            chunk = ids[start : start + self._state.max_tokens]
+            self._step(chunk, out[start : start + len(chunk)])
+        return out
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self._cached.clear()
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keep the first n_tokens positions of the cache."""
+        del self._cached[n_tokens:]
+
+    @property
+    def n_cached(self) -> int:
+        """Positions of the cache in use."""
+        return len(self._cached)
+
+    def cancel(self) -> None:
+        """End the running chat(), generate() or logits() soon, even while a prompt is read; safe in a signal handler."""
+        self._cancelled = True
+        self._team.cancel()
+
+    def prefill_tokens(self, tokens: Sequence[int]) -> float:
+        """Append tokens to the cache, computing the last one's logits; returns the seconds it took. For measurements."""
+        ids = self._checked(tokens, room=self.n_ctx - len(self._cached))
+        self._begin()
+        start = time.perf_counter()
+        for at in range(0, len(ids), self._state.max_tokens):
+            self._step(ids[at : at + self._state.max_tokens], self._last_logits())
+        return time.perf_counter() - start
+
+    def decode_tokens(self, n: int, token: int = 0) -> float:
+        """Append one token n times, one step each; returns the seconds it took. For measurements."""
+        ids = self._checked([token] * n, room=self.n_ctx - len(self._cached))
+        self._begin()
+        start = time.perf_counter()
+        for i in range(n):
+            self._step(ids[i : i + 1], self._last_logits())
+        return time.perf_counter() - start
+
+    def _checked(self, tokens: Sequence[int], room: int | None = None) -> np.ndarray:
+        """Token ids as int64 (n,): proven to be inside the vocabulary and to fit into the context."""
+        room = self.n_ctx if room is None else room
+        try:
+            ids = np.array(list(tokens), np.int64)  # int64 (n,)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError("tokens are whole numbers, one for each position", 2) from None
+        if not len(ids):
+            raise UserError("the prompt is empty: there is nothing to continue", 2)
+        if len(ids) > room:
+            raise UserError(f"the prompt has {len(ids):,} tokens and the context {room:,}; shorten it or ask for a larger context (-c)")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise UserError(f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}", 2)
+        return ids
+
+    def _begin(self) -> None:
+        self._cancelled = False
+        self._team.resume()
+
+    def _last_logits(self) -> np.ndarray:
+        if not hasattr(self, "_row"):
+            self._row = np.empty((1, self.config.vocab_size), np.float32)  # float32 (1, n_vocab)
+        return self._row
+
+    def _step(self, ids: np.ndarray, out: np.ndarray) -> bool:
+        """Run checked ids through the model behind what is cached; out (n_logits, n_vocab) takes the last tokens' logits.
+
+        Returns False, with the cache as it was, if cancelled.
+        """
+        state, step = self._state, self._state.step
+        state.x[: len(ids)] = self.weights.embed(ids)
+        step["n_tokens"], step["position"], step["n_logits"] = len(ids), len(self._cached), len(out)
+        step["logits"], step["logits_stride"] = out.ctypes.data, out.strides[0]
+        if self._team.run(forward, self.weights.model, self.weights.layers, step) == CANCELLED:
+            return False
+        self._cached.extend(ids.tolist())
+        return True
+
+    def _decode(self, ids: np.ndarray, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
+        """Read the prompt, then choose one token after another. Chunks carry a token, progress, or a finish_reason."""
+        self._begin()
+        start = time.perf_counter()
+        cached = _common_prefix(self._cached, ids.tolist()[:-1])
+        self.truncate(cached)
+        stats = Stats(n_prompt=len(ids), n_cached=cached, n_prefilled=cached)
+        logits = self._last_logits()
+        for at in range(cached, len(ids), self._state.max_tokens):
+            if self._cancelled or not self._step(ids[at : at + self._state.max_tokens], logits):
+                yield Chunk(finish_reason="cancelled", stats=replace(stats, prompt_seconds=time.perf_counter() - start))
+                return
+            stats = replace(stats, n_prefilled=self.n_cached, prompt_seconds=time.perf_counter() - start)
+            yield Chunk(stats=stats)
+        start, history = time.perf_counter(), ids.tolist()
+        while True:
+            if self._cancelled:
+                yield Chunk(finish_reason="cancelled", stats=stats)
+                return
+            if stats.n_generated == max_tokens or len(history) > self.n_ctx:
+                yield Chunk(finish_reason="length", stats=stats)
+                return
+            token = sampler.sample(logits[0], history)
+            stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
+            if token in self.tokenizer.eog_ids:
+                yield Chunk(token=token, finish_reason="stop", stats=stats)
+                return
+            history.append(token)
+            yield Chunk(token=token, stats=stats)
+            if stats.n_generated == max_tokens or len(history) > self.n_ctx:
+                continue  # its logits would never be read
+            if not self._step(np.array([token], np.int64), logits):
+                self._cancelled = True
+
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: str | Sequence[int], max_tokens: int | None = None, stop: Sequence[str] = (), **sampling: Any
+    ) -> Iterator[Chunk]:
+        """Continue a text (no chat format around it, nothing in it becomes a control token) or token ids.
+
+        max_tokens   at most this many new tokens; None: until the model ends or the context is full
+        stop         texts that end the answer and do not appear in it
+        sampling     temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed; by default as the file advises
+        Raises UserError before the first chunk.
+        """
+        ids = self._checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        return self._generate(ids, self.sampler(**sampling), _checked_max_tokens(max_tokens), tuple(stop))
+
+    def _generate(self, ids: np.ndarray, sampler: Sampler, max_tokens: int | None, stop: tuple[str, ...]) -> Iterator[Chunk]:
+        stream, held = self.tokenizer.stream(), ""
+        for chunk in self._decode(ids, sampler, max_tokens):
+            if chunk.token is not None and chunk.finish_reason is None:
+                held += stream.push(chunk.token)
+            if chunk.finish_reason is not None:
+                held += stream.flush()
+            found = min((at for at in (held.find(text) for text in stop if text) if at >= 0), default=-1)
+            if found >= 0:
+                yield replace(chunk, text=held[:found], finish_reason="stop")
+                return
+            keep = 0 if chunk.finish_reason else max((_overlap(held, text) for text in stop), default=0)
+            text, held = held[: len(held) - keep], held[len(held) - keep :]
+            yield replace(chunk, text=text)
+
+    def chat(
+        self,
+        messages: list[dict],
+        tools: list[dict] | None = None,
+        thinking: bool = True,
+        clear_thinking: bool = True,
+        max_tokens: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """Answer a conversation: OpenAI-shaped messages and tools in, chunks of thinking, answer and tool calls out.
+
+        thinking         let the model think before it answers
+        clear_thinking   leave earlier turns' thinking out of the prompt, as the model's makers do by default
+        Others as in generate(). Raises UserError before the first chunk.
+        """
+        ids = self._checked(self.chat_format.encode(messages, tools=tools, thinking=thinking, clear_thinking=clear_thinking))
+        return self._chat(ids, ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling), _checked_max_tokens(max_tokens))
+
+    def _chat(self, ids: np.ndarray, stream: ChatStream, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
+        called = False
+        for chunk in self._decode(ids, sampler, max_tokens):
+            if chunk.token is not None and chunk.finish_reason is None:
+                delta = stream.push(chunk.token)
+            elif chunk.finish_reason is not None:
+                delta = stream.finish()
+            else:
+                yield chunk
+                continue
+            called = called or bool(delta.tool_calls)
+            reason = "tool_calls" if chunk.finish_reason == "stop" and called else chunk.finish_reason
+            yield replace(chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason)
+
+    def sampler(self, **sampling: Any) -> Sampler:
+        """A Sampler with the given settings; where one is absent or None, the file's advice or glmrun's default."""
+        advised = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
+        chosen = {}
+        for name, key in advised.items():
+            value = self.file.metadata.get(f"general.sampling.{key}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                chosen[name] = value
+        chosen |= {name: value for name, value in sampling.items() if value is not None}
+        return Sampler(**chosen, forbidden=self.tokenizer.undefined_ids)
+
+
+def _checked_max_tokens(max_tokens: int | None) -> int | None:
+    if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1):
+        raise UserError(f"max_tokens is {max_tokens!r}; a whole number of at least 1 is expected", 2)
+    return max_tokens
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that begins stop: it may become a stop text and is held back."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,291 @@
+"""Open, validate and map a GGUF file: the border behind which every number is proven.
+
+A file is hostile until this module has read it: any bytes give a GGUFFile or one UserError that names the field and the
+byte. Sizes are compared with the bytes that are left before anything is allocated, all arithmetic is in Python's
+unbounded integers, and what the kernels later read was checked against the length of the very file that is mapped.
+
+    "GGUF" | version u32 | n_tensors u64 | n_kv u64 | n_kv x (key, type, value) | n_tensors x (name, dims, type, offset)
+    | padding to `general.alignment` | tensor data, each tensor padded, in the order of the table
+"""
+
+import mmap
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.errors import UserError
+from quant.formats import FORMATS, by_ggml_type, ggml_type_name
+
+_U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
+_SCALARS = {
+    _U8: np.dtype("u1"),
+    _I8: np.dtype("i1"),
+    _U16: np.dtype("<u2"),
+    _I16: np.dtype("<i2"),
+    _U32: np.dtype("<u4"),
+    _I32: np.dtype("<i4"),
+    _F32: np.dtype("<f4"),
+    _BOOL: np.dtype("u1"),
+    _U64: np.dtype("<u8"),
+    _I64: np.dtype("<i8"),
+    _F64: np.dtype("<f8"),
+}
+
+MAX_KEY = 65_535  # bytes, the format's own limit
+MAX_STRING = 16 << 20  # bytes of one value
+MAX_ELEMENTS = 16 << 20  # of one array
+MAX_KEYS = 65_536
+MAX_TENSORS = 131_072
+MAX_NAME = 63  # bytes of a tensor name
+MAX_ALIGNMENT = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of the tensor table; `shape` is row-major, `offset` counts from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A validated, read-only mapping of one file."""
+
+    path: Path
+    version: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    data_offset: int
+    size: int
+    mapping: np.ndarray  # uint8 (size,)
+
+    def rows(self, name: str) -> np.ndarray:
+        """The tensor's blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
+        tensor = self.tensors[name]
+        flat = self.mapping[tensor.offset : tensor.offset + tensor.n_bytes]  # uint8 (n_bytes,)
+        return flat.reshape(prod(tensor.shape[:-1]), -1)
+
+    def floats(self, name: str) -> np.ndarray:
+        """The tensor's values as a copy, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
+        tensor = self.tensors[name]
+        return FORMATS[tensor.format].decode(self.rows(name)).reshape(tensor.shape)  # float32 (shape)
+
+
+class _Cursor:
+    """Reads little-endian fields from the front of the mapping and knows what it is reading when the bytes run out."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.size, self.at = path, data, len(data), 0
+
+    def error(self, field: str, found: str) -> UserError:
+        return UserError(f"{self.path}: {field} at byte {self.at}: {found}")
+
+    def need(self, n_bytes: int, field: str) -> None:
+        if n_bytes > self.size - self.at:
+            left = self.size - self.at
+            raise self.error(field, f"the file ends after {self.size:,} bytes, {n_bytes:,} more were expected here and {left:,} are left; "
+                             "is the download complete?")  # fmt: skip
+
+    def scalar(self, kind: int, field: str) -> Any:
+        dtype = _SCALARS[kind]
+        self.need(dtype.itemsize, field)
+        value = np.frombuffer(self.data, dtype, 1, self.at)[0].item()
+        if kind == _BOOL:
+            if value > 1:
+                raise self.error(field, f"a boolean is 0 or 1, found {value}")
+            value = bool(value)
+        self.at += dtype.itemsize
+        return value
+
+    def string(self, field: str, limit: int = MAX_STRING) -> str:
+        length = self.scalar(_U64, field)
+        if length > limit:
+            raise self.error(field, f"a text of {length:,} bytes; at most {limit:,} are allowed")
+        self.need(length, field)
+        raw = self.data[self.at : self.at + length]
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as why:
+            raise self.error(field, f"not valid UTF-8 ({why.reason} at byte {why.start} of it)") from None
+        self.at += length
+        return text
+
+    def strings(self, count: int, field: str) -> list[str]:
+        """The same as `count` calls of string(), in a third of the time: vocabularies are long."""
+        self.need(8 * count, field)
+        data, at, size, out = self.data, self.at, self.size, []
+        unpack = struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                length = unpack(data, at)[0]
+                at += 8
+                if length > MAX_KEY or length > size - at:
+                    break
+                out.append(data[at : at + length].decode("utf-8"))
+                at += length
+        except (struct.error, UnicodeDecodeError):
+            pass
+        if len(out) < count:  # say exactly what is wrong with the next one
+            self.at += sum(8 + len(text.encode()) for text in out)
+            self.string(f"{field}[{len(out)}]", MAX_KEY)
+            raise self.error(field, f"{len(out):,} of {count:,} texts could be read")
+        self.at = at
+        return out
+
+    def value(self, field: str) -> Any:
+        kind = self.scalar(_U32, f"type of {field}")
+        if kind == _STRING:
+            return self.string(field)
+        if kind in _SCALARS:
+            return self.scalar(kind, field)
+        if kind != _ARRAY:
+            raise self.error(f"type of {field}", f"value type {kind} is not one of GGUF's (0 to 12)")
+        kind, count = self.scalar(_U32, f"element type of {field}"), self.scalar(_U64, f"length of {field}")
+        if count > MAX_ELEMENTS:
+            raise self.error(f"length of {field}", f"{count:,} elements; at most {MAX_ELEMENTS:,} are allowed")
+        if kind == _STRING:
+            return self.strings(count, field)
+        if kind not in _SCALARS:
+            raise self.error(f"element type of {field}", f"type {kind} can't be an element of an array")
+        dtype = _SCALARS[kind]
+        self.need(count * dtype.itemsize, field)
+        array = np.frombuffer(self.data, dtype, count, self.at).copy()  # dtype (count,)
+        if kind == _BOOL:
+            if array.size and array.max() > 1:
+                raise self.error(field, "a boolean is 0 or 1")
+            array = array.astype(bool)  # bool (count,)
+        self.at += array.nbytes
+        return array
+
+
+def open_gguf(path: str | os.PathLike) -> GGUFFile:
+    """Open, validate and map the file at `path`.
+
+    Raises UserError: exit code 3 if there is no such file, 1 if it is not a whole, valid GGUF file that glmrun can run.
+    """
+    path = Path(path)
+    data = _map(path)
+    cursor = _Cursor(path, data)
+    _check_magic(path, data)
+    cursor.at = 4
+    version = cursor.scalar(_U32, "version")
+    if version not in (2, 3):
+        hint = "a big-endian file" if version & 0xFFFF == 0 and version else "convert the model again" if version == 1 else "a newer glmrun?"
+        raise UserError(f"{path}: GGUF version {version}; glmrun reads versions 2 and 3 ({hint})")
+    n_tensors, n_keys = cursor.scalar(_U64, "number of tensors"), cursor.scalar(_U64, "number of metadata keys")
+    if n_keys > MAX_KEYS or n_tensors > MAX_TENSORS or n_keys * 13 + n_tensors * 24 > cursor.size - cursor.at:
+        raise UserError(f"{path}: the header announces {n_tensors:,} tensors and {n_keys:,} metadata keys; a file of {cursor.size:,} bytes can't hold them")
+    metadata = _read_metadata(cursor, n_keys)
+    tensors, data_offset = _read_tensors(cursor, n_tensors, metadata)
+    mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
+    return GGUFFile(path, version, metadata, tensors, data_offset, cursor.size, mapping)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", 3) from None
+    except OSError as why:
+        raise UserError(f"{path}: can't be opened: {why.strerror}", 3) from None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)", 3)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", 3)
+        if status.st_size < 24:
+            raise UserError(f"{path}: not a GGUF file: it has {status.st_size} bytes, a header alone has 24")
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    except OSError as why:
+        raise UserError(f"{path}: can't be mapped: {why.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _check_magic(path: Path, data: mmap.mmap) -> None:
+    head = data[:512]
+    if head.startswith(b"GGUF"):
+        return
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a git-lfs pointer, not the model itself; fetch it with `git lfs pull`")
+    looks_like = (
+        "a safetensors file (make a GGUF file of it with `glmrun convert FOLDER`)" if head[8:9] == b"{"
+        else "a web page, perhaps an error message saved by a download" if head.lstrip()[:1] == b"<"
+        else "a zip archive or a PyTorch checkpoint" if head.startswith(b"PK")
+        else "zeros, as an interrupted conversion leaves" if not any(head)
+        else f"a file that begins with {head[:4]!r}"
+    )  # fmt: skip
+    raise UserError(f"{path}: not a GGUF file: {looks_like}")
+
+
+def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for i in range(n_keys):
+        key = cursor.string(f"metadata key {i}", MAX_KEY)
+        if not key:
+            raise cursor.error(f"metadata key {i}", "an empty name")
+        if key in metadata:
+            raise cursor.error(f"metadata key {key!r}", "stands in the file twice")
+        metadata[key] = cursor.value(key)
+    return metadata
+
+
+def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise UserError(f"{cursor.path}: general.alignment is {alignment!r}; a power of two from 8 to {MAX_ALIGNMENT:,} is expected")
+    table: dict[str, tuple[tuple[int, ...], str, int]] = {}
+    total = 0
+    for i in range(n_tensors):
+        name, shape, format_name, n_bytes = _read_tensor(cursor, i)
+        if name in table:
+            raise cursor.error(f"tensor {name!r}", "stands in the file twice")
+        offset = cursor.scalar(_U64, f"offset of {name}")
+        if offset != total:
+            raise cursor.error(f"offset of {name}", f"{offset:,}, but the tensors before it end at {total:,} (alignment {alignment})")
+        table[name] = (shape, format_name, n_bytes)
+        total += -(-n_bytes // alignment) * alignment
+    data_offset = -(-cursor.at // alignment) * alignment
+    tensors, at = {}, data_offset
+    for name, (shape, format_name, n_bytes) in table.items():
+        tensors[name] = TensorInfo(name, shape, format_name, at, n_bytes)
+        at += -(-n_bytes // alignment) * alignment
+    end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=data_offset)
+    if end > cursor.size:
+        raise UserError(
+            f"{cursor.path}: {cursor.size:,} of {end:,} bytes are there ({100 * cursor.size / end:.1f} %): an incomplete download or copy; fetch it again"
+        )
+    return tensors, data_offset
+
+
+def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, int]:
+    name = cursor.string(f"name of tensor {i}", MAX_NAME)
+    if not name or not name.isprintable():
+        raise cursor.error(f"name of tensor {i}", f"{name!r} can't be a name")
+    n_dims = cursor.scalar(_U32, f"dimensions of {name}")
+    if not 1 <= n_dims <= 4:
+        raise cursor.error(f"dimensions of {name}", f"{n_dims}; GGUF allows 1 to 4")
+    shape = tuple(cursor.scalar(_U64, f"shape of {name}") for _ in range(n_dims))[::-1]
+    if not all(0 < n < 1 << 40 for n in shape) or prod(shape) >= 1 << 48:
+        raise cursor.error(f"shape of {name}", f"{shape} is not a shape that a tensor can have")
+    ggml_type = cursor.scalar(_U32, f"type of {name}")
+    form = by_ggml_type(ggml_type)
+    if form is None:
+        known = ggml_type_name(ggml_type)
+        if known is None:
+            raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged or newer than glmrun")
+        raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(FORMATS)}")
+    if shape[-1] % form.block_length:
+        raise cursor.error(f"shape of {name}", f"rows of {shape[-1]} values are no whole number of {form.name} blocks of {form.block_length}")
+    return name, shape, form.name, prod(shape[:-1]) * form.row_bytes(shape[-1])

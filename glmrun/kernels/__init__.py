@@ -1,0 +1,45 @@
+"""Jitted loops over plain addresses. They trust their arguments: whoever calls them has proven every extent.
+
+`kernel(signature)` compiles a function when its module is imported, or loads it from the folder chosen here: one folder for
+each state of the kernels' sources, Numba and the CPU, because Numba itself notices changes in the defining file only.
+"""
+
+import hashlib
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numba
+import platformdirs
+
+from glmrun import simd
+
+
+def _digest() -> str:
+    package = Path(__file__).parent
+    sources = [*sorted(package.glob("*.py")), package.parent / "simd.py", package.parent / "team.py", package.parent / "forward.py"]
+    digest = hashlib.sha256()
+    for part in (numba.__version__, sys.version, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), str(simd.has_vnni())):
+        digest.update(part.encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _choose_cache() -> bool:
+    """Point Numba at our folder; False where nothing can be written, and then every start compiles."""
+    folder = Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun")) / "kernels" / _digest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return True
+
+
+kernel = partial(numba.njit, nogil=True, cache=_choose_cache(), error_model="numpy", fastmath=simd.FAST)

@@ -1,0 +1,88 @@
+"""The memory of one conversation: the cached rows of every layer and the buffers of a step, allocated once.
+
+A cached row is [latent | rope key] in float16, for all heads together. Memory that no token has reached is reserved, not used.
+"""
+
+import numpy as np
+
+from glmrun.kernels.attention import SEGMENT, scores_stride
+from glmrun.kernels.layout import ACTIVATION, STEP
+from glmrun.weights import Weights, round_up
+
+LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
+
+
+class State:
+    """Cache and scratch for up to n_ctx positions, steps of up to max_tokens tokens, n_threads threads.
+
+    step     record STEP with every address filled; n_tokens, position and n_logits are set for each step
+    x        float32 (max_tokens, hidden_size): where the embeddings go
+    """
+
+    def __init__(self, weights: Weights, n_ctx: int, max_tokens: int, n_threads: int) -> None:
+        c, m = weights.config, weights.model
+        self.n_ctx, self.max_tokens = n_ctx, max_tokens
+        self._memory: list[np.ndarray] = []
+        row, latent, heads, t = int(m["row"]), int(m["latent"]), c.num_attention_heads, max_tokens
+        self.cache = self._zeros(c.num_hidden_layers * n_ctx * row * 2).view(np.float16).reshape(-1, n_ctx, row)  # f16 (layers, n_ctx, row)
+        records = np.zeros(1, STEP)  # STEP (1,)
+        self.step = s = records[0]
+        s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, n_ctx * row * 2
+        self._rope = rope_table(n_ctx, c.qk_rope_head_dim, c.rope_theta)
+        s["rope"] = self._rope.ctypes.data
+        x_columns = round_up(c.hidden_size, LINE // 4)
+        x = self._zeros(t * x_columns * 4)
+        self.x = x.view(np.float32).reshape(t, x_columns)[:, : c.hidden_size]  # float32 (max_tokens, hidden_size)
+        s["x"], s["x_stride"] = x.ctypes.data, x_columns * 4
+        s["normed"], s["q_normed"] = self._rows(t, c.hidden_size), self._rows(t, c.q_lora_rank)
+        s["q_a"], s["q_a_stride"] = self._plain(t, c.q_lora_rank)
+        s["kv_a"], s["kv_a_stride"] = self._plain(t, 2 * row)
+        s["q"] = self._rows(t * heads, c.qk_nope_head_dim, stride=c.qk_head_dim * 4)
+        s["query"], _ = self._plain(t * heads, row)
+        s["context"] = self._rows(t * heads, c.kv_lora_rank, stride=(latent + 16) * 4)
+        s["partial"], _ = self._plain(-(-n_ctx // SEGMENT) * heads, latent + 16)
+        s["scores"] = self._zeros(n_threads * scores_stride(m)).ctypes.data
+        s["heads"] = self._rows(t, heads * c.v_head_dim)
+        s["router"], s["router_stride"] = self._plain(t, c.n_routed_experts)
+        pairs = t * c.num_experts_per_tok
+        s["expert"], s["token"] = self._zeros(pairs * 8).ctypes.data, self._zeros(pairs * 8).ctypes.data
+        s["expert_weight"], s["weight"] = self._zeros(pairs * 4).ctypes.data, self._zeros(pairs * 4).ctypes.data
+        s["first"] = self._zeros((c.n_routed_experts + 1) * 8).ctypes.data
+        s["routed"] = self._rows(pairs, c.moe_intermediate_size)
+        s["routed_up"], _ = self._plain(pairs, c.moe_intermediate_size)
+        shared = c.n_shared_experts * c.moe_intermediate_size
+        s["dense"], s["shared"] = self._rows(t, c.intermediate_size), self._rows(t, shared)
+        s["dense_up"], _ = self._plain(t, max(c.intermediate_size, shared))
+
+    def _zeros(self, n_bytes: int) -> np.ndarray:
+        memory = np.zeros(n_bytes + LINE, np.uint8)  # uint8 (n_bytes and room to align)
+        self._memory.append(memory)
+        start = -memory.ctypes.data % LINE
+        return memory[start : start + n_bytes]
+
+    def _plain(self, rows: int, columns: int) -> tuple[int, int]:
+        stride = round_up(columns * 4, LINE)
+        return self._zeros(rows * stride).ctypes.data, stride
+
+    def _rows(self, rows: int, columns: int, stride: int | None = None) -> tuple:
+        """An ACTIVATION record; a form exists where a matrix with this many columns could be stored in a format that reads it."""
+        record = np.zeros(1, ACTIVATION)[0]
+        record["columns"], record["floats_stride"] = columns, stride or round_up(columns * 4, LINE)
+        record["floats"] = self._zeros(rows * int(record["floats_stride"])).ctypes.data
+        for form, block, extra in (("q32", 32, 0), ("q256", 256, columns // 16 * 4)):
+            if columns % block == 0:
+                record[form + "_stride"] = round_up(columns + columns // block * 4 + extra, LINE)
+                record[form] = self._zeros(rows * int(record[form + "_stride"])).ctypes.data
+        return tuple(record)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes reserved."""
+        return sum(memory.nbytes for memory in self._memory) + self._rope.nbytes
+
+
+def rope_table(n_positions: int, dim: int, theta: float) -> np.ndarray:
+    """Cosine and sine of position * theta**(-2 i / dim), computed in float64, float32 (n_positions, dim / 2, 2)."""
+    frequencies = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)  # float64 (dim / 2,)
+    angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies  # float64 (n_positions, dim / 2)
+    return np.stack((np.cos(angles), np.sin(angles)), -1).astype(np.float32)  # float32 (n_positions, dim / 2, 2)

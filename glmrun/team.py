@@ -1,0 +1,101 @@
+"""The threads that run one jitted function together.
+
+Each thread calls the same function with its own number; inside, barrier() holds them until all have arrived. The main
+thread does not compute: it waits where a signal can reach it, so Ctrl-C sets the cancel flag even in a long step.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import int32, int64, types
+
+from glmrun.kernels import kernel
+from glmrun.simd import atomic_add, atomic_load, atomic_store, pause
+
+# Offsets in bytes: each counter has its own pair of cache lines.
+ARRIVED, PHASE, CANCEL, STOP, SIZE = 0, 128, 256, 384, 512
+SPINS = 2000  # about as long as the longest healthy wait; then the core goes to whoever needs it
+
+_sched_yield = types.ExternalFunction("sched_yield", int32())
+
+
+@kernel(types.void(int64, int64))
+def barrier(flags, n_threads):
+    """Return when n_threads threads have called it; what they wrote before is then visible to all."""
+    phase = atomic_load(flags + PHASE)
+    if atomic_add(flags + ARRIVED, 1) == n_threads - 1:
+        atomic_store(flags + ARRIVED, 0)
+        atomic_store(flags + PHASE, phase + 1)
+        return
+    spins = 0
+    while atomic_load(flags + PHASE) == phase:
+        spins += 1
+        if spins > SPINS:
+            _sched_yield()
+        else:
+            pause()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Team:
+    """n_threads daemon threads, at most one for each available core: a spinning thread without a core stalls all others."""
+
+    def __init__(self, n_threads: int | None = None) -> None:
+        self.n_threads = max(1, min(n_threads or available_cores(), available_cores()))
+        self._flags = np.zeros(SIZE + 128, np.uint8)  # uint8 (SIZE and room to align)
+        self.flags = -(-self._flags.ctypes.data // 128) * 128
+        self._cancel = self._flags[self.flags - self._flags.ctypes.data + CANCEL :][:8].view(np.int64)  # int64 (1,)
+        self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
+        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        for thread in range(self.n_threads):
+            threading.Thread(target=self._serve, args=(thread,), daemon=True, name=f"glmrun-{thread}").start()
+
+    def _serve(self, thread: int) -> None:
+        while (job := self._work[thread].get()) is not None:
+            function, arguments = job
+            try:
+                self._done.put(function(*arguments, self.flags, thread, self.n_threads))
+            except BaseException as error:
+                self._done.put(error)
+
+    def run(self, function: Callable[..., int], *arguments: Any) -> int:
+        """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""
+        for work in self._work:
+            work.put((function, arguments))
+        results: list[int] = []
+        interrupted: BaseException | None = None
+        while len(results) < self.n_threads:
+            try:
+                result = self._done.get()
+            except BaseException as error:  # a signal's exception: leave no thread behind inside the caller's buffers
+                self.cancel()
+                interrupted = error
+                continue
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+        if interrupted is not None:
+            self._cancel[0] = 0
+            raise interrupted
+        return max(results)
+
+    def cancel(self) -> None:
+        """Ask the running step to end at the next layer; safe from any thread and from a signal handler."""
+        self._cancel[0] = 1
+
+    def resume(self) -> None:
+        """Forget an earlier cancel()."""
+        self._cancel[0] = 0
+
+    def close(self) -> None:
+        """Let the threads go."""
+        for work in self._work:
+            work.put(None)

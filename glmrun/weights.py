@@ -1,0 +1,85 @@
+"""From a validated GGUF file to the table of addresses that the kernels read; the weights themselves stay where they are mapped."""
+
+import math
+from math import prod
+
+import numpy as np
+
+from glmrun.gguf_file import GGUFFile
+from glmrun.kernels.layout import LAYER, MODEL, WEIGHT
+from quant.config import Config
+from quant.formats import FORMATS
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is no less than n."""
+    return -(-n // multiple) * multiple
+
+
+class Weights:
+    """One model's records; holds on to everything that they point to.
+
+    model    record MODEL, sizes and the output matrix
+    layers   records LAYER (num_hidden_layers,)
+    """
+
+    def __init__(self, file: GGUFFile, config: Config) -> None:
+        self.file, self.config = file, config
+        self._vectors: list[np.ndarray] = []
+        c = config
+        model = np.zeros(1, MODEL)  # MODEL (1,)
+        for name in ("hidden_size", "num_hidden_layers", "first_k_dense_replace", "n_routed_experts", "num_experts_per_tok",
+                     "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+                     "norm_topk_prob", "rms_norm_eps", "routed_scaling_factor"):  # fmt: skip
+            model[name] = getattr(c, name)
+        model["softmax_router"] = c.scoring_func == "softmax"
+        model["softmax_scale"] = 1 / math.sqrt(c.qk_head_dim)
+        model["latent"] = round_up(c.kv_lora_rank, 64)
+        model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 16)
+        model["output_norm"] = self._vector("output_norm.weight")
+        model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")
+        self.layers = np.zeros(c.num_hidden_layers, LAYER)  # LAYER (num_hidden_layers,)
+        for i, layer in enumerate(self.layers):
+            for field in LAYER.names or ():
+                name = f"blk.{i}.{field}." + ("bias" if field == "exp_probs_b" else "weight")
+                if name in file.tensors:
+                    layer[field] = self._matrix(name) if LAYER[field] == WEIGHT else self._vector(name)
+        self.model = model[0]
+
+    def _vector(self, name: str) -> int:
+        """Address of a float32 copy: vectors are small, and kernels then know one type."""
+        vector = np.ascontiguousarray(self.file.floats(name), np.float32)  # float32 (n,)
+        self._vectors.append(vector)
+        return vector.ctypes.data
+
+    def _matrix(self, name: str) -> tuple[int, int, int, int, int]:
+        tensor = self.file.tensors[name]
+        form = FORMATS[tensor.format]
+        address = self.file.mapping.ctypes.data + tensor.offset
+        return address, form.ggml_type, tensor.shape[-2], tensor.shape[-1], form.row_bytes(tensor.shape[-1])
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """The embeddings of token ids, float32 (len(tokens), hidden_size); ids have been checked."""
+        tensor = self.file.tensors["token_embd.weight"]
+        return FORMATS[tensor.format].decode(self.file.rows("token_embd.weight")[tokens])  # float32 (tokens, hidden_size)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decoded token reads: everything but unused experts, the prediction layer and other embeddings."""
+        c, total = self.config, 0
+        for name, tensor in self.file.tensors.items():
+            if name.startswith("blk.") and int(name.split(".")[1]) >= c.num_hidden_layers:
+                continue
+            if name == "token_embd.weight":
+                total += tensor.n_bytes // tensor.shape[0]
+                total += tensor.n_bytes if c.tie_word_embeddings else 0
+            elif "_exps." in name:
+                total += tensor.n_bytes * c.num_experts_per_tok // c.n_routed_experts
+            else:
+                total += tensor.n_bytes
+        return total
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters in the file."""
+        return sum(prod(tensor.shape) for tensor in self.file.tensors.values())
