@@ -10,7 +10,7 @@ answer is written, up to some hundred while a prompt is read.
 
 from numba import int64, void
 
-from glmrun.kernels import kernel
+from glmrun.kernels import kernel, note_compiled
 from glmrun.kernels.attention import attend, merge
 from glmrun.kernels.elementwise import form, place_rope, quantize, rms_norm, store_latents
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route
@@ -144,3 +144,6 @@ def forward(m, layers, s, team, thread, n_threads):
             return CANCELLED
     logits(m, s, team, thread, n_threads)
     return DONE
+
+
+note_compiled()

@@ -7,6 +7,7 @@ thread does not compute: it waits where a signal can reach it, so Ctrl-C sets th
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -55,35 +56,28 @@ class Team:
         self._cancel = self._flags[self.flags - self._flags.ctypes.data + CANCEL :][:8].view(np.int64)  # int64 (1,)
         self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
         self._done: queue.SimpleQueue = queue.SimpleQueue()
-        for thread in range(self.n_threads):
-            threading.Thread(target=self._serve, args=(thread,), daemon=True, name=f"glmrun-{thread}").start()
-
-    def _serve(self, thread: int) -> None:
-        while (job := self._work[thread].get()) is not None:
-            function, arguments = job
-            try:
-                self._done.put(function(*arguments, self.flags, thread, self.n_threads))
-            except BaseException as error:
-                self._done.put(error)
+        for thread, work in enumerate(self._work):
+            arguments = (work, self._done, self._flags, (self.flags, thread, self.n_threads))
+            threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}").start()
+        weakref.finalize(self, _dismiss, self._work)
 
     def run(self, function: Callable[..., int], *arguments: Any) -> int:
         """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""
         for work in self._work:
             work.put((function, arguments))
-        results: list[int] = []
+        results: list[int | BaseException] = []
         interrupted: BaseException | None = None
         while len(results) < self.n_threads:
             try:
-                result = self._done.get()
+                results.append(self._done.get())
             except BaseException as error:  # a signal's exception: leave no thread behind inside the caller's buffers
                 self.cancel()
                 interrupted = error
-                continue
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
-            results.append(result)
         if interrupted is not None:
-            self._cancel[0] = 0
+            self.resume()
             raise interrupted
         return max(results)
 
@@ -95,7 +89,17 @@ class Team:
         """Forget an earlier cancel()."""
         self._cancel[0] = 0
 
-    def close(self) -> None:
-        """Let the threads go."""
-        for work in self._work:
-            work.put(None)
+
+def _serve(work: queue.SimpleQueue, done: queue.SimpleQueue, flags: np.ndarray, place: tuple[int, int, int]) -> None:
+    """A thread's life; it holds on to the flags' memory, not to the Team, so that a forgotten Team ends."""
+    while (job := work.get()) is not None:
+        function, arguments = job
+        try:
+            done.put(function(*arguments, *place))
+        except BaseException as error:
+            done.put(error)
+
+
+def _dismiss(works: list[queue.SimpleQueue]) -> None:
+    for work in works:
+        work.put(None)

@@ -28,8 +28,8 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _choose_cache() -> bool:
-    """Point Numba at our folder; False where nothing can be written, and then every start compiles."""
+def _choose_folder() -> Path | None:
+    """Our folder of Numba's cache; None where nothing can be written, and then every start compiles."""
     folder = Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun")) / "kernels" / _digest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,9 +37,21 @@ def _choose_cache() -> bool:
         probe.touch()
         probe.unlink()
     except OSError:
-        return False
+        return None
     numba.config.CACHE_DIR = str(folder)
-    return True
+    return folder
 
 
-kernel = partial(numba.njit, nogil=True, cache=_choose_cache(), error_model="numpy", fastmath=simd.FAST)
+_folder = _choose_folder()
+kernel = partial(numba.njit, nogil=True, cache=_folder is not None, error_model="numpy", fastmath=simd.FAST)
+
+
+def are_compiled() -> bool:
+    """Whether a start on this machine has compiled all kernels before; if not, importing them takes part of a minute."""
+    return _folder is not None and (_folder / "complete").exists()
+
+
+def note_compiled() -> None:
+    """Called when all kernels have been imported."""
+    if _folder is not None:
+        (_folder / "complete").touch()
