@@ -155,15 +155,17 @@ def _first_dense(source: dict[str, Any]) -> Any:
 
 def _settle_prediction_layer(config: Config, tensors: dict[str, SourceTensor]) -> tuple[Config, list[str]]:
     """The Config with the next-token-prediction layer that the weights hold, whatever config.json says of it."""
-    found = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d{1,6})\.", name))}
-    n, highest = config.num_hidden_layers, max(found, default=-1)
-    is_prediction = f"model.layers.{n}.eh_proj.weight" in tensors
-    if highest + 1 != n + is_prediction:
-        raise UserError(f"config.json says num_hidden_layers is {n}, but the weights have {highest + 1 - is_prediction} layers")
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d{1,6})\.", name))}
+    prediction = {i for i in layers if f"model.layers.{i}.eh_proj.weight" in tensors}
+    n = config.num_hidden_layers
+    if layers - prediction != set(range(n)):
+        raise UserError(f"config.json says num_hidden_layers is {n}, but the weights have {len(layers - prediction)} layers")
+    if prediction - {n}:
+        raise UserError(f"the weights have next-token-prediction layers at {sorted(prediction)}; glmrun converts one, layer {n}")
     notes = []
-    if config.num_nextn_predict_layers and not is_prediction:
+    if config.num_nextn_predict_layers and not prediction:
         notes.append("config.json promises a next-token-prediction layer, the weights have none: converting the model without it")
-    return replace(config, num_nextn_predict_layers=int(is_prediction)), notes
+    return replace(config, num_nextn_predict_layers=len(prediction)), notes
 
 
 def _needed_tensors(folder: Path, config: Config, tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:

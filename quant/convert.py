@@ -29,7 +29,7 @@ from quant.publish import publish
 from quant.recipes import Recipe, choose_format, recipe
 from quant.shards import SourceTensor
 
-_CHUNK_WEIGHTS = 1 << 22  # 16 MiB of float32 at a time and thread; an expert of the real model fits
+_CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
 _F16_MAX = 65504.0
 
 
@@ -188,7 +188,7 @@ def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
     stored = tensor.read_rows(piece.first_row, piece.n_rows)  # (n, columns)
     if piece.transposed:
         stored = np.ascontiguousarray(stored.T)  # (columns, n)
-    rows = (stored.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else stored.astype(np.float32)
+    rows = FORMATS[tensor.dtype].decode(stored.view(np.uint8))  # float32 (rows, columns)
     n_bad = rows.size - int(np.count_nonzero(np.isfinite(rows)))
     if n_bad:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
         return _Chunk(np.zeros((len(rows), kind.row_bytes(rows.shape[1])), np.uint8), n_bad)

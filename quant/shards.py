@@ -65,7 +65,7 @@ class SourceTensor:
         """
         columns, dtype = self.shape[-1], _ARRAY_DTYPES[self.dtype]
         rows = np.empty((n, columns), dtype)
-        buffer = memoryview(rows).cast("B")
+        buffer = rows.data.cast("B")
         try:
             with open(self.shard.path, "rb", buffering=0) as file:
                 found = os.fstat(file.fileno())
@@ -163,10 +163,11 @@ def _check_start(path: Path, start: bytes, size: int) -> None:
         expected = re.search(rb"\nsize (\d{1,15})\s", start)
         size_text = f" of {int(expected[1]):,} bytes" if expected else ""
         raise UserError(f"{path} is a git-lfs pointer to a file{size_text}, not the weights; run `git lfs pull` in its folder")
-    for prefix, what in _DISGUISES:
+    length = int.from_bytes(start[:8], "little")
+    # Only then: the length of a good header may begin with any byte.
+    for prefix, what in _DISGUISES if not 2 <= length <= _MAX_HEADER else ():
         if start.startswith(prefix):
             raise UserError(f"{path} is {what}; glmrun expects safetensors weights")
-    length = int.from_bytes(start[:8], "little")
     if size < 8 or length < 2:
         raise UserError(f"{path} has {size:,} bytes and no safetensors header; download it again")
     if length > _MAX_HEADER:

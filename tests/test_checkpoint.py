@@ -1,0 +1,433 @@
+"""A model folder is opened only if everything in it fits together; everything else is one line and an exit code."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_folder import (
+    ADDED,
+    GLM_SPLIT,
+    SMALL,
+    bf16,
+    fuse_experts,
+    source_tensors,
+    tokenizer_json,
+    write_folder,
+    write_safetensors,
+)
+from safetensors import safe_open
+
+from quant.checkpoint import Checkpoint, config_from_json
+from quant.errors import UserError
+from quant.shards import read_header
+from quant.vocabulary import read_vocabulary
+
+SHARD = "model-00002-of-00003.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("original") / "Small-GLM")
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of the good folder, to be spoiled."""
+    return Path(shutil.copytree(original, tmp_path / "copy"))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def refusal(action: Callable[[], object]) -> UserError:
+    """The one line that the user sees."""
+    with pytest.raises(UserError) as caught:
+        action()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    return caught.value
+
+
+def test_good_folder(original: Path) -> None:
+    checkpoint = Checkpoint.open(original)
+    assert checkpoint.config == SMALL
+    assert (checkpoint.name, checkpoint.license, checkpoint.notes) == ("Small-GLM", "mit", [])
+    assert checkpoint.eos_token_ids == [260, 263, 264] and checkpoint.pad_token_id == 260
+    assert checkpoint.chat_template is not None and checkpoint.chat_template.startswith("[gMASK]<sop>")
+    assert len(checkpoint.files) == 3
+
+
+def test_rows_are_what_the_safetensors_library_reads(tmp_path: Path) -> None:
+    """F32 and F16 can be compared directly; BF16 as bits, through the same bytes declared as 16-bit integers."""
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((7, 3, 5), np.float32)
+    tensors = {
+        "a": ("F32", values),
+        "b": ("F16", values.astype(np.float16)),
+        "c": ("BF16", bf16(values)),
+        "d": ("U16", bf16(values)),
+    }
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    ours = read_header(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "np") as theirs:
+        for name, same in (("a", "a"), ("b", "b"), ("c", "d")):
+            want = theirs.get_tensor(same).reshape(21, 5)  # (rows, columns)
+            assert np.array_equal(ours[name].read_rows(0, 21), want)
+            assert np.array_equal(ours[name].read_rows(4, 9), want[4:13])
+
+
+def test_single_file_without_index(tmp_path: Path) -> None:
+    assert Checkpoint.open(write_folder(tmp_path / "one", n_shards=1)).config == SMALL
+
+
+def test_symbolic_links_are_followed(original: Path, tmp_path: Path) -> None:
+    for path in original.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    assert Checkpoint.open(tmp_path).config == SMALL
+
+
+# --- config.json -------------------------------------------------------------------------------------------------------
+
+
+def as_transformers_5(source: dict[str, Any]) -> None:
+    for key in ("rope_theta", "rope_scaling", "partial_rotary_factor", "first_k_dense_replace", "torch_dtype"):
+        source.pop(key, None)
+    source["rope_parameters"] = {"rope_theta": 1e6, "rope_type": "default"}
+    source["mlp_layer_types"] = ["dense", "sparse", "sparse"]
+    source |= {"dtype": "bfloat16", "qk_head_dim": 128, "eos_token_id": 260, "use_cache": True}
+
+
+def test_config_of_transformers_4_and_5(folder: Path) -> None:
+    edit_json(folder / "config.json", as_transformers_5)
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.config == SMALL and checkpoint.eos_token_ids == [260]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 5e5},
+        {"norm_topk_prob": False, "routed_scaling_factor": 2.5},
+        {"scoring_func": "softmax"},
+        {"tie_word_embeddings": True},
+    ],
+)
+def test_config_values_are_taken(original: Path, change: dict[str, Any]) -> None:
+    source = json.loads((original / "config.json").read_text()) | change
+    assert config_from_json(source) == replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model_type", "llama", "llama"),
+        ("hidden_act", "gelu", "gelu"),
+        ("attention_bias", True, "attention_bias"),
+        ("rope_interleave", False, "rope_interleave"),
+        ("partial_rotary_factor", 0.5, "partial_rotary_factor"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4}, "yarn"),
+        ("rope_scaling", {"type": "linear"}, "linear"),
+        ("rope_parameters", {"rope_theta": 10000.0}, "differently"),
+        ("rope_theta", None, "rope_theta is missing"),
+        ("rope_theta", "big", "rope_theta"),
+        ("hidden_size", None, "hidden_size is missing"),
+        ("hidden_size", "256", "hidden_size"),
+        ("hidden_size", True, "hidden_size"),
+        ("first_k_dense_replace", None, "first_k_dense_replace is missing"),
+        ("first_k_dense_replace", 9, "first_k_dense_replace"),
+        ("mlp_layer_types", ["dense", "sparse", "dense"], "mlp_layer_types"),
+        ("mlp_layer_types", ["dense", "sparse"], "2 layers"),
+        ("mlp_layer_types", ["sparse"] * 3, "begins with 0"),
+        ("num_experts_per_tok", 6, "n_routed_experts"),
+        ("num_key_value_heads", 1, "contradicts"),
+        ("qk_head_dim", 999, "contradicts"),
+        ("q_lora_rank", None, "q_lora_rank is missing"),
+        ("topk_method", "greedy", "topk_method"),
+        ("scoring_func", "tanh", "tanh"),
+        ("n_group", 8, "n_group"),
+        ("norm_topk_prob", 1, "norm_topk_prob"),
+        ("quantization_config", {"quant_method": "fp8"}, "fp8"),
+    ],
+)
+def test_config_that_is_not_implemented(original: Path, key: str, value: object, said: str) -> None:
+    source = json.loads((original / "config.json").read_text()) | {key: value}
+    if key == "model_type":
+        source["architectures"] = ["LlamaForCausalLM"]
+    if value is None:
+        del source[key]
+    error = refusal(lambda: config_from_json(source))
+    assert said in str(error) and error.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vocab_size": 400}, "model.embed_tokens.weight has the shape (320, 256)"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers is 2, but the weights have 3"),
+        ({"num_hidden_layers": 5}, "num_hidden_layers is 5, but the weights have 3"),
+        ({"n_routed_experts": 6}, "missing from the weights: model.layers.1.mlp.experts.5"),
+        ({"n_routed_experts": 4}, "not of this model: model.layers.1.mlp.experts.4"),
+        ({"intermediate_size": 256}, "gate_proj.weight has the shape (512, 256)"),
+        ({"eos_token_id": [260, 320]}, "eos_token_id"),
+        ({"pad_token_id": "pad"}, "pad_token_id"),
+    ],
+)
+def test_config_that_contradicts_the_weights(folder: Path, change: dict[str, Any], said: str) -> None:
+    edit_json(folder / "config.json", lambda source: source.update(change))
+    error = refusal(lambda: Checkpoint.open(folder))
+    assert said in str(error) and error.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[]", b'{"a": 1, "a": 2}', b'{"a": NaN}', b"\xff\xfe{}", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000],
+    ids=["empty", "cut", "list", "twice", "nan", "utf-16", "digits", "deep"],
+)
+def test_config_that_is_no_json_object(folder: Path, raw: bytes) -> None:
+    (folder / "config.json").write_bytes(raw)
+    assert "config.json" in str(refusal(lambda: Checkpoint.open(folder)))
+
+
+# --- weights -----------------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path, n_bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:n_bytes])
+
+
+def put(name: str, raw: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(raw) and None
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4970000000\n"
+SPOILED: list[tuple[str, Callable[[Path], object], int, str]] = [
+    ("folder", lambda f: shutil.rmtree(f), 3, "does not exist"),
+    ("config", lambda f: (f / "config.json").unlink(), 3, "no config.json"),
+    ("tokenizer", lambda f: (f / "tokenizer.json").unlink(), 3, "no tokenizer.json"),
+    ("shard", lambda f: (f / SHARD).unlink(), 3, f"1 of 3 shards are missing: {SHARD}"),
+    ("index", lambda f: (f / INDEX).unlink(), 3, "no model.safetensors.index.json"),
+    ("weights", lambda f: [p.unlink() for p in f.glob("*model*")], 3, "no weights"),
+    ("pickles", lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*model*")], 3, "pickle"),
+    ("lfs", put(SHARD, LFS), 1, "git-lfs pointer to a file of 4,970,000,000 bytes"),
+    ("lfs config", put("config.json", LFS), 1, "git-lfs pointer"),
+    ("html", put(SHARD, b"<!DOCTYPE html><html>" + b" " * 99), 1, "web page"),
+    ("zip", put(SHARD, b"PK\x03\x04" + b"x" * 99), 1, "zip archive"),
+    ("pickle", put(SHARD, b"\x80\x02}q\x00" + b"x" * 99), 1, "pickle"),
+    ("gguf", put(SHARD, b"GGUF" + b"x" * 99), 1, "GGUF"),
+    ("zeros", put(SHARD, bytes(4096)), 1, "zeros"),
+    ("empty", put(SHARD, b""), 1, "0 bytes"),
+    ("huge header", put(SHARD, (1 << 40).to_bytes(8, "little") + b"x" * 99), 1, "1,099,511,627,776"),
+    ("cut header", lambda f: cut(f / SHARD, 200), 1, "cut off: 200 bytes are there"),
+    ("cut data", lambda f: cut(f / SHARD, (f / SHARD).stat().st_size - 7), 1, "bytes are there; download it again"),
+    ("longer", lambda f: (f / SHARD).write_bytes((f / SHARD).read_bytes() + b"!"), 1, "damaged"),
+    ("path", lambda f: edit_json(f / INDEX, lambda i: i["weight_map"].update({"lm_head.weight": "../x.safetensors"})), 1, "'../x"),
+    ("ghost", lambda f: edit_json(f / INDEX, lambda i: i["weight_map"].update({"ghost": SHARD})), 1, "promises ghost"),
+    ("unlisted", lambda f: edit_json(f / INDEX, lambda i: i["weight_map"].pop("lm_head.weight")), 1, "the index has it nowhere"),
+    ("stray", lambda f: shutil.copy(f / SHARD, f / "model-00009-of-00003.safetensors"), 1, "does not mention model-00009"),
+    ("no map", lambda f: edit_json(f / INDEX, lambda i: i.pop("weight_map")), 1, "weight_map"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "exit_code", "said"), [s[1:] for s in SPOILED], ids=[s[0] for s in SPOILED])
+def test_spoiled_folder(folder: Path, spoil: Callable[[Path], object], exit_code: int, said: str) -> None:
+    spoil(folder)
+    error = refusal(lambda: Checkpoint.open(folder))
+    assert said in str(error) and error.exit_code == exit_code
+
+
+def test_tensor_in_two_shards(folder: Path) -> None:
+    name = "model.norm.weight"
+    write_safetensors(folder / SHARD, {name: ("BF16", np.ones(256, np.uint16))})
+    assert f"{name} is in {SHARD}, but the index has it in model-00003" in str(refusal(lambda: Checkpoint.open(folder)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"dtype": "Q4", "shape": [4], "data_offsets": [0, 8]}, "Q4"),
+        ({"dtype": "BF16", "shape": [4, -1], "data_offsets": [0, 8]}, "shape"),
+        ({"dtype": "BF16", "shape": [True, 4], "data_offsets": [0, 8]}, "shape"),
+        ({"dtype": "BF16", "shape": [4.0], "data_offsets": [0, 8]}, "shape"),
+        ({"dtype": "BF16", "shape": [2, (1 << 63) + 2], "data_offsets": [0, 8]}, "shape"),
+        ({"dtype": "BF16", "shape": [2, 1 << 62], "data_offsets": [0, 8]}, "needs"),
+        ({"dtype": "BF16", "shape": [4], "data_offsets": [8, 0]}, "data_offsets"),
+        ({"dtype": "BF16", "shape": [4], "data_offsets": [0, 6]}, "needs 8 bytes"),
+        ({"dtype": "BF16", "shape": [4], "data_offsets": [2, 10]}, "damaged"),
+        ({"dtype": "BF16", "shape": [400], "data_offsets": [0, 800]}, "cut off"),
+        ({"dtype": "BF16", "shape": [4]}, "not one of a tensor"),
+        ("BF16", "not one of a tensor"),
+    ],
+)
+def test_hostile_safetensors_entry(tmp_path: Path, entry: object, said: str) -> None:
+    raw = json.dumps({"t": entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))
+    assert said in str(refusal(lambda: read_header(tmp_path / "x.safetensors")))
+
+
+def test_header_length_that_looks_like_a_web_page(tmp_path: Path) -> None:
+    raw = json.dumps({"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode().ljust(0x13C)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))
+    assert path.read_bytes().startswith(b"<") and list(read_header(path)) == ["t"]
+
+
+def test_flipped_header_bytes_never_do_worse_than_an_error_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": ("BF16", np.ones((4, 8), np.uint16)), "b": ("F32", np.ones(8, np.float32))})
+    good, rng = path.read_bytes(), np.random.default_rng(3)
+    end, refused = 8 + int.from_bytes(good[:8], "little"), 0
+    for _ in range(300):
+        bad = bytearray(good)
+        for at in rng.integers(0, end, rng.integers(1, 4)):
+            bad[at] = rng.integers(0, 256)
+        path.write_bytes(bad)
+        try:
+            read_header(path)
+        except UserError:
+            refused += 1
+    assert refused > 150
+
+
+def test_weights_of_other_types_are_named(tmp_path: Path) -> None:
+    tensors = source_tensors(SMALL)
+    name = "model.layers.0.mlp.up_proj.weight"
+    bits = tensors[name][1].astype(np.uint8)  # (512, 256)
+    folder = write_folder(tmp_path / "a", tensors=tensors | {name: ("F8_E4M3", bits)})
+    assert f"{name} is F8_E4M3" in str(refusal(lambda: Checkpoint.open(folder)))
+    folder = write_folder(tmp_path / "b", tensors=tensors | {name[:-6] + "weight_scale_inv": ("F32", np.ones((4, 2), np.float32))})
+    assert "FP8" in str(refusal(lambda: Checkpoint.open(folder)))
+
+
+def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
+    tensors = source_tensors(SMALL)
+    extra = {f"model.layers.0.self_attn.extra{i}": ("F32", np.ones(2, np.float32)) for i in range(5)}
+    error = str(refusal(lambda: Checkpoint.open(write_folder(tmp_path / "a", tensors=tensors | extra))))
+    assert "extra0, model.layers.0.self_attn.extra1, model.layers.0.self_attn.extra2 and 2 more" in error
+    del tensors["model.layers.2.self_attn.o_proj.weight"]
+    error = str(refusal(lambda: Checkpoint.open(write_folder(tmp_path / "b", tensors=tensors))))
+    assert "1 of 108 tensors are missing from the weights: model.layers.2.self_attn.o_proj.weight" in error
+
+
+def test_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", np.ones(16, np.float32))}
+    assert Checkpoint.open(write_folder(tmp_path / "a", tensors=source_tensors(SMALL) | extra)).config == SMALL
+
+
+def test_prediction_layer_is_there_when_its_weights_are(tmp_path: Path) -> None:
+    trunk = replace(SMALL, num_nextn_predict_layers=0)
+    promised = Checkpoint.open(write_folder(tmp_path / "a", SMALL, source_tensors(trunk)))
+    assert promised.config == trunk and "next-token-prediction" in promised.notes[0]
+    unsaid = Checkpoint.open(write_folder(tmp_path / "b", SMALL, num_nextn_predict_layers=None))
+    assert unsaid.config == SMALL and not unsaid.notes
+
+
+def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
+    tensors = source_tensors(SMALL)
+    head = tensors.pop("lm_head.weight")
+    assert "lm_head.weight" in str(refusal(lambda: Checkpoint.open(write_folder(tmp_path / "a", tensors=tensors))))
+    tied = replace(SMALL, tie_word_embeddings=True)
+    for name, weights in (("b", tensors), ("c", tensors | {"lm_head.weight": head})):
+        assert "lm_head.weight" not in Checkpoint.open(write_folder(tmp_path / name, tied, weights)).tensors
+
+
+def test_fused_experts(tmp_path: Path) -> None:
+    fused = Checkpoint.open(write_folder(tmp_path / "a", tensors=fuse_experts(SMALL, source_tensors(SMALL))))
+    assert fused.tensors["model.layers.1.mlp.experts.gate_up_proj"].shape == (5, 512, 256)
+
+
+# --- tokenizer ---------------------------------------------------------------------------------------------------------
+
+
+def test_vocabulary(original: Path) -> None:
+    v = Checkpoint.open(original).vocabulary
+    assert len(v.tokens) == len(v.types) == 320 and v.pre == "glm4"
+    assert v.merges == ["t h", "th e", "Ġ a", "Ġa n"]
+    assert v.tokens[198] == "Ċ" and v.tokens[257] == "the"
+    assert v.tokens[260:266] == list(ADDED) and v.types[260:266] == [3, 3, 3, 3, 3, 4]
+    assert v.tokens[266:] == [f"[PAD{i}]" for i in range(266, 320)] and set(v.types[266:]) == {5}
+    assert set(v.types[:260]) == {1}
+
+
+def pre_tokenizer(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+WRITTEN_OUT = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])" + GLM_SPLIT[len("(?i:'s|'t|'re|'ve|'m|'ll|'d)") :]
+
+
+def split(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
+
+
+@pytest.mark.parametrize(
+    ("change", "pre"),
+    [
+        (pre_tokenizer(split(WRITTEN_OUT), BYTES), "glm4"),
+        (pre_tokenizer(split(GLM_SPLIT, "Removed", True), BYTES), "glm4"),
+        (pre_tokenizer(pre_tokenizer(split(GLM_SPLIT))["pre_tokenizer"], BYTES), "glm4"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}, "gpt-2"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "gpt-2"),
+        ({"normalizer": {"type": "Sequence", "normalizers": []}}, "glm4"),
+    ],
+)
+def test_tokenizers_that_mean_the_same(tmp_path: Path, change: dict[str, Any], pre: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    source = tokenizer_json() | change
+    source["model"]["merges"] = [merge.split(" ") for merge in source["model"]["merges"]]  # pairs, as newer versions write them
+    path.write_text(json.dumps(source))
+    found = read_vocabulary(path, 320)
+    assert found.pre == pre and found.merges == ["t h", "th e", "Ġ a", "Ġa n"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"type": "Unigram", "vocab": []}}, "byte-level BPE"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "WordPiece"),
+        ({"model": None}, "no model"),
+        ({"model": {**tokenizer_json()["model"], "byte_fallback": True}}, "byte_fallback"),
+        ({"model": {**tokenizer_json()["model"], "merges": ["t h", "the x"]}}, "the x"),
+        ({"model": {**tokenizer_json()["model"], "merges": [["t", "h", "e"]]}}, "merge"),
+        ({"model": {**tokenizer_json()["model"], "vocab": {"a": 0, "b": 0}, "merges": []}}, "share the id 0"),
+        ({"model": {**tokenizer_json()["model"], "vocab": {"a": 320}, "merges": []}}, "vocab_size is 320"),
+        ({"model": {**tokenizer_json()["model"], "vocab": {"a": "0"}, "merges": []}}, "id '0'"),
+        ({"normalizer": {"type": "NFC"}}, "NFC"),
+        ({"pre_tokenizer": None}, "none"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel"),
+        (pre_tokenizer(split(GLM_SPLIT.replace("{1,3}", "")), BYTES), "Split + ByteLevel"),
+        (pre_tokenizer(split(GLM_SPLIT, "Removed"), BYTES), "Split + ByteLevel"),
+        (pre_tokenizer({"type": "Digits"}, BYTES), "Digits"),
+        ({"added_tokens": [{"id": 3, "content": "<x>", "special": True}]}, "share the id 3"),
+        ({"added_tokens": [{"content": "<x>"}]}, "without text and id"),
+    ],
+)
+def test_tokenizers_that_would_cut_text_differently(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer_json() | change))
+    error = refusal(lambda: read_vocabulary(path, 320))
+    assert said in str(error) and error.exit_code == 1
+
+
+def test_chat_template_in_tokenizer_config(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "from the config"}))
+    template = Checkpoint.open(folder).chat_template
+    assert template is not None and template.startswith("[gMASK]")  # the file of its own comes first
+    (folder / "chat_template.jinja").unlink()
+    assert Checkpoint.open(folder).chat_template == "from the config"
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert Checkpoint.open(folder).chat_template == "yes"
+    (folder / "tokenizer_config.json").unlink()
+    assert Checkpoint.open(folder).chat_template is None
+    (folder / "chat_template.jinja").write_bytes(b"abc\xff")
+    assert "UTF-8 at byte 3" in str(refusal(lambda: Checkpoint.open(folder)))
