@@ -62,10 +62,10 @@ def _encode_bf16(bits, out):
 @njit(cache=True, forceinline=True)
 def half_from_single(x):
     """The float16 bits (0 .. 65535) of a float32: round to nearest even; infinite or NaN only if x is, or from 65,520 up."""
-    bits = np.int32(np.float32(x).view(np.int32))
-    size = np.int32(bits & 0x7FFFFFFF)
+    bits = int(np.float32(x).view(np.int32))
+    size = bits & 0x7FFFFFFF
     if size < 0x38800000:  # below 2**-14: adding 0.5 makes the float unit round to a multiple of 2**-24
-        half = np.float32(np.int32(size).view(np.float32) + np.float32(0.5)).view(np.int32) - 0x3F000000
+        half = int(np.float32(np.int32(size).view(np.float32) + np.float32(0.5)).view(np.int32)) - 0x3F000000
     elif size >= 0x47800000:  # 65536
         half = 0x7E00 if size > 0x7F800000 else 0x7C00
     else:

@@ -25,7 +25,7 @@ def decode_q5_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def encode_q5_0(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """float32 (n, columns) -> uint8 (n, columns / 32 * 22): d = (value of largest magnitude) / -16, q = floor(x / d + 16.5), at most 31.
+    """float32 (n, columns) -> uint8 (n, columns / 32 * 22): d = (largest magnitude, signed) / -16, q = floor(x / d + 16.5) <= 31.
 
     Byte-identical to GGML's quantize_row_q5_0_ref; there is no search, so weights change nothing.
     """
