@@ -1,0 +1,191 @@
+"""Generated tokens to what a reader sees: thinking, answer and tool calls, as they come.
+
+The model writes  thinking</think>answer<tool_call>...</tool_call>  and ends its turn; the opening <think> stands in the prompt.
+Tags are found in the text, so it makes no difference whether they are tokens of their own or spelled out, nor how the text is cut.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from glmrun.chat.tool_call import is_complete, parse_call, schemas
+from glmrun.tokenizer import Tokenizer
+
+_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_TAG = re.compile("|".join(_TAGS))
+_BEGUN_TAGS = frozenset(tag[:n] for tag in _TAGS for n in range(1, len(tag)))
+_LONGEST = max(map(len, _TAGS))
+
+# What a call may look like before its first tag: JSON, or one word, perhaps a second on a line of its own (a key whose <arg_key>
+# was forgotten). Anything else after <tool_call> is prose about tool calls.
+_MAY_BECOME_A_CALL = re.compile(r"\s*[^\s<{]{0,256}(?:\s*(?P<json>\{.*)|(?:[^\S\n]*\n\s*[^\s<{]{0,256})?\s*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What was added: text of the answer, text of the thinking, whole tool calls in the shape of OpenAI's interface."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict] | None = None
+
+
+class ChatStream:
+    """Sorts one answer into thinking, text and tool calls; push() every token, then finish().
+
+    thinking   whether the prompt ended with <think>
+    tools      the declarations that stood in the prompt; without any, tool-call tags are ordinary text
+
+    Blank lines around the parts belong to the format and are left out; white space inside a part is kept. A call is given out when
+    it is closed. One that the end of generation cut off is dropped, unless only its closing tag is missing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
+        self._tokenizer, self._decoder = tokenizer, tokenizer.stream()
+        self._declared = schemas(tools)
+        self._state = "thinking" if thinking else "answer"  # or "call"
+        self._held = ""  # the beginning of what may become a tag
+        self._texts = {"thinking": _Part(), "answer": _Part()}
+        self._calls: list[dict] = []
+        self._body: list[str] = []  # of the open call
+        self._before_call = self._state
+        self._settled = self._in_value = False  # the open call is one beyond doubt; is inside <arg_value>
+
+    def push(self, token_id: int) -> Delta:
+        """What this token adds; tokens that steer the model (end of text, roles) add nothing."""
+        if token_id in self._tokenizer.eog_ids:
+            return Delta()
+        if self._tokenizer.is_control(token_id) and self._tokenizer.text_of(token_id) not in _TAGS:
+            return Delta()
+        return self.feed(self._decoder.push(token_id))
+
+    def feed(self, text: str) -> Delta:
+        """What this text adds: push() below the tokens."""
+        self._held += text
+        while found := _TAG.search(self._held):
+            self._take(self._held[: found.start()])
+            self._held = self._held[found.end() :]
+            self._take_tag(found[0])
+        kept = next((n for n in range(min(_LONGEST, len(self._held)), 0, -1) if self._held[-n:] in _BEGUN_TAGS), 0)
+        ready, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
+        self._take(ready)
+        return self._delta()
+
+    def finish(self) -> Delta:
+        """What was held back until the end of generation."""
+        first = self.feed(self._decoder.flush())
+        if self._state != "call":
+            self._take(self._held)
+        elif is_complete("".join(self._body), self._declared):
+            self._close_call()
+        self._held = ""
+        if self._state == "answer":
+            self._texts["answer"].release()
+        last = self._delta()
+        calls = [*(first.tool_calls or ()), *(last.tool_calls or ())]
+        return Delta(first.text + last.text, first.reasoning + last.reasoning, calls or None)
+
+    def _delta(self) -> Delta:
+        calls, self._calls = self._calls, []
+        return Delta(self._texts["answer"].take(), self._texts["thinking"].take(), calls or None)
+
+    def _take(self, text: str) -> None:
+        if not text:
+            return
+        if self._state != "call":
+            self._texts[self._state].add(text)
+            return
+        self._body.append(text)
+        if not self._settled:
+            found = _MAY_BECOME_A_CALL.fullmatch("".join(self._body))
+            if found is None:
+                self._give_back()
+            elif found["json"]:
+                self._settled = True
+
+    def _take_tag(self, tag: str) -> None:
+        if self._state == "call":
+            self._take_tag_in_call(tag)
+        elif tag == "<tool_call>" and self._declared:
+            self._before_call, self._state = self._state, "call"
+            self._body, self._settled, self._in_value = [], False, False
+        elif tag == "</tool_call>" and self._declared:
+            pass  # closes nothing
+        elif tag == "</think>":
+            self._state = "answer"  # a stray one in the answer changes nothing
+        elif tag == "<think>" and not self._texts[self._state].begun:
+            self._state = "thinking"  # said again though it stands in the prompt, or thinking although it should not
+            self._texts["thinking"].begin_again()
+        else:
+            self._take(tag)
+
+    def _take_tag_in_call(self, tag: str) -> None:
+        if tag == "</tool_call>":
+            self._close_call()
+        elif tag == "<tool_call>" and not self._in_value:
+            self._close_call() if self._settled else self._give_back()
+            self._take_tag(tag)
+        elif tag in ("<think>", "</think>") and not self._settled:
+            self._give_back()
+            self._take_tag(tag)
+        else:
+            self._body.append(tag)
+            self._settled = True
+            if tag in ("<arg_value>", "</arg_value>"):
+                self._in_value = tag == "<arg_value>"
+
+    def _close_call(self) -> None:
+        body = "".join(self._body)
+        call = parse_call(body, self._declared)
+        if call is None:
+            self._give_back()
+            return
+        self._calls.append(call)
+        self._state = "answer"
+        self._texts["answer"].hold()
+
+    def _give_back(self) -> None:
+        """It was no call: its words return to where they stood; a tag with nothing behind it is dropped."""
+        body, self._state = "".join(self._body), self._before_call
+        if body.strip():
+            self._texts[self._state].add("<tool_call>" + body)
+
+
+class _Part:
+    """The thinking or the answer: begins with its first line that is not blank; white space waits for what follows it."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._ready: list[str] = []
+        self._space = ""
+        self._ends_with_call = False
+
+    def add(self, text: str) -> None:
+        text = self._space + text
+        words = text.rstrip()
+        self._space = text[len(words) :]
+        if words and not self.begun:
+            blank = len(words) - len(words.lstrip())
+            words = words[words.rfind("\n", 0, blank) + 1 :]
+        if words:
+            self.begun, self._ends_with_call = True, False
+            self._ready.append(words)
+
+    def begin_again(self) -> None:
+        """More of the same part after another one: on a new line."""
+        self._space = "\n" if self.begun else ""
+
+    def hold(self) -> None:
+        """A tool call follows: white space up to the next word is shown only if there is one."""
+        self._ends_with_call = True
+
+    def release(self) -> None:
+        """The end: white space that follows words belongs to them."""
+        if self.begun and not self._ends_with_call:
+            self._ready.append(self._space)
+            self._space = ""
+
+    def take(self) -> str:
+        """What is ready and was not taken yet."""
+        text, self._ready = "".join(self._ready), []
+        return text

@@ -1,0 +1,260 @@
+"""Messages to the model's prompt, through the Jinja template that a model file carries (or our own).
+
+Two things are done before the template sees anything. Messages are brought into the one shape that chat templates agree on, and
+whatever is malformed is refused with its index. And every string that came from the caller is sealed (seal.py), so that after
+rendering the template's own control tokens can be told from a user's look-alikes.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from glmrun.chat.seal import Seal, unused_character
+from glmrun.tokenizer import Tokenizer
+from quant.errors import UserError
+
+DEFAULT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+MAX_TEMPLATE, MAX_PROMPT = 1 << 20, 16 << 20  # characters
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+class ChatFormat:
+    """One chat template with the tokenizer it writes for.
+
+    template_source   Jinja text from the model file; None for our own template
+    Errors in the template appear when it is first used, as UserError: a file without a usable template still completes raw text.
+    """
+
+    def __init__(self, template_source: str | None, tokenizer: Tokenizer) -> None:
+        self.source = DEFAULT_TEMPLATE.read_text("utf-8") if template_source is None else template_source
+        self._tokenizer = tokenizer
+        self._seal = Seal(tokenizer.special_texts)
+
+    def render(
+        self,
+        messages: list[dict],
+        tools: list[dict] | None = None,
+        thinking: bool = True,
+        clear_thinking: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt as text.
+
+        messages                dicts as in OpenAI's interface: role (system, developer, user, assistant, tool) and content (text,
+                                a list of parts, or None); an assistant may have reasoning_content (or reasoning) and tool_calls
+        tools                   function declarations, {"type": "function", "function": {...}} or the inner object alone
+        thinking                whether the model shall think before it answers
+        clear_thinking          drop the reasoning of answers before the last question
+        add_generation_prompt   end with the opening of the model's next answer
+        Raises UserError: exit code 2 for malformed messages or tools, with the index; 1 for a template that fails.
+        """
+        mark, prompt = self._render(messages, tools, thinking, clear_thinking, add_generation_prompt)
+        return prompt.replace(mark, "")
+
+    def encode(
+        self,
+        messages: list[dict],
+        tools: list[dict] | None = None,
+        thinking: bool = True,
+        clear_thinking: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The prompt as token ids: control and tag tokens only where the template wrote them, the callers' texts as plain text."""
+        mark, prompt = self._render(messages, tools, thinking, clear_thinking, add_generation_prompt)
+        ids: list[int] = []
+        for i, piece in enumerate(self._seal.pattern.split(prompt)):
+            ids += self._tokenizer.encode(piece.replace(mark, ""), special=i % 2 == 1)
+        return ids
+
+    def _render(
+        self, messages: Any, tools: Any, thinking: bool, clear_thinking: bool, add_generation_prompt: bool
+    ) -> tuple[str, str]:
+        """(the mark that seals texts, the prompt with the marks in it)."""
+        try:
+            template, shaped, declared = self._template, _messages(messages), _tools(tools)
+            mark = unused_character(self.source, shaped, declared)
+            pieces = template.generate(
+                messages=[self._seal.apply(message, mark) | {"role": message["role"]} for message in shaped],
+                tools=self._seal.apply(declared, mark),
+                enable_thinking=thinking,
+                clear_thinking=clear_thinking,
+                add_generation_prompt=add_generation_prompt,
+            )
+            return mark, _joined(pieces)
+        except UserError:
+            raise
+        except RecursionError:
+            raise UserError("messages or tools are nested too deeply for a chat template", 2) from None
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+            raise UserError(f"the chat template failed: {_one_line(error)}") from error
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        if not isinstance(self.source, str) or len(self.source) > MAX_TEMPLATE:
+            raise UserError(f"the chat template is no text of at most {MAX_TEMPLATE} characters")
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.filters["tojson"] = _to_json  # jinja2's own escapes for HTML
+        environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+        try:
+            return environment.from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"the chat template is no valid Jinja, line {error.lineno}: {_one_line(error)}") from error
+
+
+def _messages(messages: Any) -> list[dict]:
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise UserError("messages must be a list of at least one {'role': ..., 'content': ...}", 2)
+    return [_message(message, f"message {i}") for i, message in enumerate(messages)]
+
+
+def _message(message: Any, where: str) -> dict:
+    if not isinstance(message, dict):
+        raise UserError(f"{where} is {_brief(message)}; expected {{'role': ..., 'content': ...}}", 2)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise UserError(f"{where} has the role {_brief(role)}; expected {', '.join(_ROLES)}", 2)
+    content = message.get("content")
+    if not (content is None or isinstance(content, (str, list, tuple))):
+        raise UserError(f"{where} has the content {_brief(content)}; expected text, a list of parts, or None", 2)
+    shaped: dict[str, Any] = {"role": _ROLES[role]}
+    for key in ("name", "tool_call_id"):
+        if isinstance(message.get(key), str):
+            shaped[key] = message[key]
+    if role == "tool" and isinstance(content, (list, tuple)) and not all(_is_text_part(part) for part in content):
+        return shaped | {"content": [_tool_result(part) for part in content]}
+    shaped["content"] = _text_of(content, where)
+    if role == "assistant":
+        shaped |= _reasoning(message, shaped["content"], where)
+        calls = message.get("tool_calls")
+        if not (calls is None or isinstance(calls, (list, tuple))):
+            raise UserError(f"{where} has the tool_calls {_brief(calls)}; expected a list", 2)
+        if calls:
+            shaped["tool_calls"] = [_tool_call(call, f"tool call {i} of {where}") for i, call in enumerate(calls)]
+    return shaped
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _text_of(content: Any, where: str) -> str:
+    """Parts joined; parts that are no text (images) have no place in this model's prompt and are left out."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif _is_text_part(part):
+            texts.append(part["text"])
+        elif not isinstance(part, dict) or not isinstance(part.get("type"), str) or part["type"] == "text":
+            raise UserError(f"{where} has the part {_brief(part)}; expected text or {{'type': 'text', 'text': ...}}", 2)
+    return "".join(texts)
+
+
+def _tool_result(part: Any) -> str:
+    """One of several results in one tool message, as text."""
+    if _is_text_part(part):
+        return part["text"]
+    result = part["output"] if isinstance(part, dict) and "output" in part else part
+    return result if isinstance(result, str) else _to_json(result)
+
+
+def _reasoning(message: dict, content: str, where: str) -> dict[str, str]:
+    """reasoning_content and content of an assistant message, cut apart here if one text holds both.
+
+    Templates would look for tags in the content themselves; with reasoning_content given they leave the content alone.
+    """
+    for key in ("reasoning_content", "reasoning"):
+        reasoning = message.get(key)
+        if isinstance(reasoning, str):
+            return {"reasoning_content": reasoning}
+        if reasoning is not None:
+            raise UserError(f"{where} has the {key} {_brief(reasoning)}; expected text", 2)
+    before, tag, after = content.partition("</think>")
+    if not tag:
+        return {"reasoning_content": ""}
+    return {"reasoning_content": before.rpartition("<think>")[2], "content": after}
+
+
+def _tool_call(call: Any, where: str) -> dict:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise UserError(f"{where} is {_brief(call)}; expected {{'function': {{'name': ..., 'arguments': ...}}}}", 2)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):  # as JSON, which is how they travel
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else None
+        except ValueError as error:
+            raise UserError(f"{where} has arguments that are no JSON: {_one_line(error)}", 2) from None
+    if not (arguments is None or isinstance(arguments, dict)):
+        raise UserError(f"{where} has the arguments {_brief(arguments)}; expected an object", 2)
+    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return identity | {"type": "function", "function": {"name": function["name"], "arguments": _json_keys(arguments or {}, where)}}
+
+
+def _json_keys(arguments: dict, where: str) -> dict:
+    for key in arguments:
+        if not isinstance(key, str):
+            raise UserError(f"{where} has an argument called {_brief(key)}; expected a text", 2)
+    return arguments
+
+
+def _tools(tools: Any) -> list[dict]:
+    if tools is None:
+        return []
+    if not isinstance(tools, (list, tuple)):
+        raise UserError(f"tools is {_brief(tools)}; expected a list of function declarations", 2)
+    declared = []
+    for i, tool in enumerate(tools):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UserError(f"tool {i} is {_brief(tool)}; expected {{'type': 'function', 'function': {{'name': ..., ...}}}}", 2)
+        declared.append(tool if "function" in tool else {"type": "function", "function": tool})
+        try:
+            json.dumps(tool)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"tool {i} is no JSON: {_one_line(error)}", 2) from None
+    return declared
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """The tojson filter as published templates expect it; ensure_ascii is accepted and ignored, as it would escape the marks."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _raise(message: object) -> None:
+    raise UserError(f"the chat template refuses these messages: {_one_line(message)}", 2)
+
+
+def _joined(pieces: Iterator[str]) -> str:
+    parts, size = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size > MAX_PROMPT:
+            raise UserError(f"the chat template wrote more than {MAX_PROMPT} characters")
+    return "".join(parts)
+
+
+def _brief(value: Any) -> str:
+    """A value for an error message: its beginning, on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

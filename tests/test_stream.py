@@ -1,0 +1,281 @@
+"""What the model writes, row by row: thinking, answer and tool calls, however the text is cut into pieces.
+
+Rows marked with a number are those of the edge-case table this parser was built from.
+"""
+
+import json
+import random
+
+import pytest
+from test_tokenizer import tokenizer
+
+from glmrun.chat.stream import ChatStream, Delta
+from glmrun.chat.tool_call import typed_value
+
+
+def tool(name: str, required: tuple[str, ...] = (), **properties: dict) -> dict:
+    parameters = {"type": "object", "properties": properties, "required": list(required)}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+STRING, NUMBER, INTEGER, BOOLEAN = ({"type": kind} for kind in ("string", "number", "integer", "boolean"))
+TOOLS = [
+    tool("get_current_date"),
+    tool("get_weather", ("city",), city=STRING, days=INTEGER, exact={"anyOf": [STRING, {"type": "null"}]}),
+    tool("write", ("path", "text"), path=STRING, text=STRING),
+    tool("f"),
+    tool("g", x=NUMBER),
+    tool("获取天气", 城市=STRING),
+]
+
+
+def call(name: str, *pairs: tuple[str, str], end: str = "</tool_call>") -> str:
+    return f"<tool_call>{name}" + "".join(f"<arg_key>{k}</arg_key><arg_value>{v}</arg_value>" for k, v in pairs) + end
+
+
+def written(text: str, path: str = "a") -> list:
+    return [("write", {"path": path, "text": text})]
+
+
+def write(text: str, path: str = "a") -> str:
+    return call("write", ("path", path), ("text", text))
+
+
+WEATHER = call("get_weather", ("city", "Beijing"))
+BEIJING = ("get_weather", {"city": "Beijing"})
+BONN = [("get_weather", {"city": "Bonn"})]
+DATE = ("get_current_date", {})
+F = ("f", {})
+
+# name: (thinking, what the model writes, answer, thinking, calls)
+ROWS = {
+    "01 plain text": (False, "This is a plain response.", "This is a plain response.", "", []),
+    "02 call without arguments": (False, "<tool_call>get_current_date</tool_call>", "", "", [DATE]),
+    "03 newline after the name": (False, "<tool_call>get_current_date\n</tool_call>", "", "", [DATE]),
+    "04 one argument": (False, WEATHER, "", "", [BEIJING]),
+    "05 newlines between all tags": (False, WEATHER.replace("><", ">\n<").replace("er<", "er\n<"), "", "", [BEIJING]),
+    "06 text before": (False, "Checking." + WEATHER, "Checking.", "", [BEIJING]),
+    "07 white space before": (False, "  \n  " + WEATHER, "", "", [BEIJING]),
+    "08 two calls": (False, WEATHER + call("f"), "", "", [BEIJING, F]),
+    "08 text between and after calls": (False, "A " + call("f") + "B\n" + WEATHER + "\nC", "A B\n\nC", "", [F, BEIJING]),
+    "09 thinking, then a call": (True, "Let me read.</think>" + call("f"), "", "Let me read.", [F]),
+    "10 call ends thinking": (True, "I should look.\n" + WEATHER, "", "I should look.", [BEIJING]),
+    "10 call ends thinking, then an answer": (True, "Look." + call("f") + "Done", "Done", "Look.", [F]),
+    "11 no thinking": (True, "</think>Plain answer", "Plain answer", "", []),
+    "12 cut off while thinking": (True, "Still thin", "", "Still thin", []),
+    "13 stray end of thinking": (False, "</think>Answer", "Answer", "", []),
+    "13 stray end within": (False, "Half</think> whole", "Half whole", "", []),
+    "13 twice": (True, "r</think></think>a", "a", "r", []),
+    "14 opened again": (True, "<think>x</think>y", "y", "x", []),
+    "14 opened again after a newline": (True, "\n<think>\nx\n</think>\n\ny\n", "y\n", "x", []),
+    "14 thinking although it should not": (False, "<think>x</think>y", "y", "x", []),
+    "14 thinks again before the answer": (True, "a</think>\n<think>b</think>c", "c", "a\nb", []),
+    "14 the word in the answer": (False, "The <think> tag", "The <think> tag", "", []),
+    "14 the word in the thinking": (True, "The <think> tag</think>a", "a", "The <think> tag", []),
+    "15 indentation": (False, write("    code    "), "", "", written("    code    ")),
+    "15 newlines in a value": (False, write("\nx\n"), "", "", written("\nx\n")),
+    "21 union in pieces": (False, call("get_weather", ("exact", "Smith")), "", "", [("get_weather", {"exact": "Smith"})]),
+    "22 object last": (False, call("h", ("o", '{"k": 1}')), "", "", [("h", {"o": {"k": 1}})]),
+    "23 no XML": (
+        False, write("a<b & &lt; <![CDATA[x]]> && echo 'd'", "<>&<>&"),
+        "", "", written("a<b & &lt; <![CDATA[x]]> && echo 'd'", "<>&<>&")),
+    "24 quotes and newlines": (False, write('say "hi"\nok'), "", "", written('say "hi"\nok')),
+    "25 backslashes": (False, write(r"\C|\.", r"C:\Users\test"), "", "", written(r"\C|\.", r"C:\Users\test")),
+    "28 unicode": (False, call("获取天气", ("城市", "北京🙂")), "", "", [("获取天气", {"城市": "北京🙂"})]),
+    "29 key twice": (False, call("get_weather", ("city", "A"), ("city", "B")), "", "", [("get_weather", {"city": "B"})]),
+    "30 almost tags": (
+        True, "a </th b <thin </think>c <tool fake </arg_val <tool_cal", "c <tool fake </arg_val <tool_cal", "a </th b <thin", []),
+    "31 everything at once": (True, "r</think>a" + WEATHER + call("f"), "a", "r", [BEIJING, F]),
+    "34 comparison signs": (False, "a < b and c > d. done <", "a < b and c > d. done <", "", []),
+    "35 phantom, then a call": (True, "I will issue a <tool_call>" + WEATHER, "", "I will issue a", [BEIJING]),
+    "35 phantom in prose": (True, "Use <tool_call> here.</think>ok", "ok", "Use <tool_call> here.", []),
+    "35 phantom before the end of thinking": (True, "Use <tool_call></think>ok", "ok", "Use", []),
+    "35 phantom word before a call": (False, "x <tool_call>now" + WEATHER, "x <tool_call>now", "", [BEIJING]),
+    "35 lone tag": (False, "a <tool_call>", "a", "", []),
+    "35 only a closing tag": (False, "a</tool_call> b", "a b", "", []),
+    "36 empty call": (False, "<tool_call></tool_call>", "", "", []),
+    "36 blank call": (False, "<tool_call>   ", "", "", []),
+    "37 no </arg_value> before the next key": (
+        False, "<tool_call>write<arg_key>path</arg_key><arg_value>a\n<arg_key>text</arg_key><arg_value>b</arg_value></tool_call>",
+        "", "", written("b")),
+    "37 no </arg_value> at the end": (
+        False, "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Bonn</tool_call>", "", "", BONN),
+    "37 no <arg_value>": (
+        False, "<tool_call>get_weather<arg_key>city</arg_key>Bonn</arg_value></tool_call>", "", "", BONN),
+    "37 no </arg_key>": (
+        False, "<tool_call>get_weather<arg_key>city<arg_value>Bonn</arg_value></tool_call>", "", "", BONN),
+    "37 no <arg_key>": (
+        False, "<tool_call>get_weather\ncity</arg_key><arg_value>Bonn</arg_value></tool_call>", "", "", BONN),
+    "37 no second <arg_key>": (
+        False, "<tool_call>write<arg_key>path</arg_key><arg_value>a</arg_value>text</arg_key><arg_value>b</arg_value></tool_call>",
+        "", "", written("b")),
+    "37 key without value": (False, "<tool_call>f<arg_key>k</arg_key></tool_call>", "", "", [F]),
+    "37 no </tool_call> before the next call": (
+        False, call("get_weather", ("city", "Beijing"), end="\n") + call("f"), "", "", [BEIJING, F]),
+    "37 value that speaks of tags": (
+        False, write("use <arg_key>k</arg_key> and <tool_call> or </think>"),
+        "", "", written("use <arg_key>k</arg_key> and <tool_call> or </think>")),
+    "38 only </tool_call> missing": (False, call("get_weather", ("city", "Beijing"), end="\n"), "", "", [BEIJING]),
+    "38 closing tag cut": (False, call("get_weather", ("city", "Beijing"), end="</tool_"), "", "", [BEIJING]),
+    "38 value cut": (False, "a<tool_call>get_weather<arg_key>city</arg_key><arg_value>Bei", "a", "", []),
+    "38 required argument missing": (False, call("write", ("path", "a"), end=""), "", "", []),
+    "38 unknown function cut": (False, call("h", ("a", "1"), end=""), "", "", []),
+    "38 without arguments": (False, "<tool_call>get_current_date", "", "", [DATE]),
+    "38 name cut": (False, "<tool_call>get_", "", "", []),
+    "39 newline after the call": (False, WEATHER + "\n", "", "", [BEIJING]),
+    "40 JSON": (False, '<tool_call>{"name": "f", "arguments": {"a": [1]}}</tool_call>', "", "", [("f", {"a": [1]})]),
+    "40 JSON with arguments as a string": (
+        False, '<tool_call>\n{"name":"f","arguments":"{\\"a\\": 1}"}\n</tool_call>', "", "", [("f", {"a": 1})]),
+    "40 name and JSON": (False, '<tool_call>f {"a": "b"}</tool_call>', "", "", [("f", {"a": "b"})]),
+    "40 JSON that is none": (False, "<tool_call>{name: f</tool_call> b", "<tool_call>{name: f b", "", []),
+    "blank lines before the answer": (True, "\n r \n</think>\n\n    code\n", "    code\n", " r", []),
+    "paragraphs": (False, "One.\n\nTwo.\n", "One.\n\nTwo.\n", "", []),
+    "nothing": (True, "", "", "", []),
+    "only white space": (False, " \n ", "", "", []),
+}  # fmt: skip
+
+
+def collected(deltas: list[Delta]) -> tuple[str, str, list]:
+    calls = [each for delta in deltas for each in delta.tool_calls or ()]
+    assert all(each["type"] == "function" and each["id"].startswith("call_") for each in calls)
+    assert len({each["id"] for each in calls}) == len(calls)
+    named = [(each["function"]["name"], json.loads(each["function"]["arguments"])) for each in calls]
+    return "".join(delta.text for delta in deltas), "".join(delta.reasoning for delta in deltas), named
+
+
+def fed(pieces: list[str], thinking: bool, tools: list | None = TOOLS) -> tuple[str, str, list]:
+    stream = ChatStream(tokenizer(), thinking, tools)
+    return collected([*(stream.feed(piece) for piece in pieces), stream.finish()])
+
+
+def splits(text: str) -> list[list[str]]:
+    """The whole text, every cut in two, single characters, and a few random cuts."""
+    chance = random.Random(len(text))
+    cuts = [[], *([i] for i in range(1, len(text))), list(range(1, len(text)))]
+    cuts += [sorted(chance.sample(range(1, len(text)), len(text) // 5)) for _ in range(5) if len(text) > 5]
+    return [[text[a:b] for a, b in zip([0, *cut], [*cut, len(text)], strict=True)] for cut in cuts]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row_in_every_split(name):
+    thinking, output, text, reasoning, calls = ROWS[name]
+    for pieces in splits(output):
+        assert fed(pieces, thinking) == (text, reasoning, calls), pieces
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("special", [True, False], ids=["tags are tokens", "tags are spelled"])
+def test_row_as_tokens(name, special):
+    thinking, output, *expected = ROWS[name]
+    stream = ChatStream(tokenizer(), thinking, TOOLS)
+    deltas = [stream.push(i) for i in tokenizer().encode(output, special=special)]
+    assert collected([*deltas, stream.finish()]) == tuple(expected)
+
+
+def test_without_declared_tools_the_tags_are_text():
+    output = "See <tool_call>f</tool_call>."
+    assert fed([output], False, None) == (output, "", [])
+    assert fed([output + "</think>x"], True, []) == ("x", output, [])
+
+
+def test_text_is_given_out_as_soon_as_it_cannot_be_a_tag():
+    stream = ChatStream(tokenizer(), True, TOOLS)
+    seen = [stream.feed(piece) for piece in ("Hm", "m </", "th", "ing> ", "ok</thi", "nk>", "A", " B <to", "ol> C")]
+    assert [delta.reasoning for delta in seen] == ["Hm", "m", "", " </thing>", " ok", "", "", "", ""]
+    assert [delta.text for delta in seen] == ["", "", "", "", "", "", "A", " B", " <tool> C"]
+
+
+def test_prose_after_a_tag_is_not_held_back():
+    stream = ChatStream(tokenizer(), False, TOOLS)
+    assert stream.feed("The tag <tool_call> begins a").text == "The tag <tool_call> begins a"
+
+
+def test_a_call_is_given_out_when_it_is_closed():
+    stream = ChatStream(tokenizer(), False, TOOLS)
+    assert stream.feed(WEATHER[:-1]).tool_calls is None
+    assert stream.feed(">").tool_calls is not None
+    assert stream.finish() == Delta()
+
+
+def test_control_tokens_never_appear():
+    words, stream = tokenizer(), ChatStream(tokenizer(), False)
+    ids = words.encode("<|endoftext|>a<|user|><|observation|>b<|assistant|>[gMASK]", special=True)
+    assert collected([*(stream.push(i) for i in ids), stream.finish()]) == ("ab", "", [])
+
+
+def test_characters_spread_over_tokens_stay_whole():
+    stream = ChatStream(tokenizer(), False)
+    ids = tokenizer().encode("🙂€")
+    deltas = [*(stream.push(i) for i in ids), stream.finish()]
+    assert {delta.text for delta in deltas} <= {"", "🙂", "€"}
+    cut = ChatStream(tokenizer(), False)
+    assert collected([*(cut.push(i) for i in ids[:-1]), cut.finish()]) == ("🙂\ufffd", "", [])
+
+
+NULLABLE = {"type": ["string", "null"]}
+OBJECT, ARRAY, ANYTHING = {"type": "object"}, {"type": "array"}, {}
+ROOT = {"$defs": {"n": INTEGER, "loop": {"$ref": "#/$defs/loop"}}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "schema", "value"),
+    [
+        ("123", STRING, "123"),  # 16
+        ("123", NUMBER, 123),
+        ('"42"', NUMBER, 42),
+        ("1.5", NUMBER, 1.5),
+        ("1.5", INTEGER, "1.5"),
+        (" 7\n", INTEGER, 7),
+        ("7.0", INTEGER, 7),
+        ("True", BOOLEAN, True),
+        ("false", BOOLEAN, False),
+        ("1", BOOLEAN, "1"),
+        ("true", NUMBER, "true"),
+        ("123", ANYTHING, 123),  # 17
+        ("-123", ANYTHING, -123),
+        ("1.5", None, 1.5),
+        ("true", ANYTHING, True),
+        ("[1, 2]", ANYTHING, [1, 2]),
+        ('{"k": 1}', ANYTHING, {"k": 1}),
+        ("123abc", ANYTHING, "123abc"),  # 18
+        ("123_456", STRING, "123_456"),  # 19
+        ("123_456", INTEGER, "123_456"),
+        ("NaN", ANYTHING, "NaN"),
+        ("1e999", NUMBER, "1e999"),
+        ("9" * 5000, INTEGER, "9" * 5000),
+        ("null", STRING, "null"),  # 20
+        ("null", NULLABLE, None),
+        ("null", {"anyOf": [STRING, {"type": "null"}]}, None),
+        ("null", {"type": "string", "nullable": True}, None),
+        ("Null", NULLABLE, "Null"),
+        ("5", {"type": ["string", "integer"]}, 5),
+        ("007", {"type": ["string", "integer"]}, "007"),
+        ("5", {"oneOf": [NUMBER, STRING]}, 5),
+        ("5", {"anyOf": [STRING, {}]}, 5),
+        ("5", {"enum": ["5", "6"]}, "5"),
+        ("5", {"enum": [5, 6]}, 5),
+        ("5", {"const": 5}, 5),
+        ("5", {"$ref": "#/$defs/n"}, 5),
+        ("x", {"$ref": "#/$defs/n"}, "x"),
+        ("5", {"$ref": "#/$defs/loop"}, 5),
+        ("5", {"$ref": "#/no/where"}, 5),
+        ("5", {"allOf": [INTEGER]}, 5),
+        (r"[{\"id\": \"1\"}]", ARRAY, [{"id": "1"}]),  # 26
+        (r"{'pattern': '\d+'}", OBJECT, {"pattern": r"\d+"}),  # 27
+        ("[1]", OBJECT, "[1]"),
+        ("{1, 2}", OBJECT, "{1, 2}"),
+        ("[" * 5000, ARRAY, "[" * 5000),
+        ("-" * 5000 + "1", OBJECT, "-" * 5000 + "1"),
+    ],
+)
+def test_values_become_what_the_schema_says(raw, schema, value):
+    typed = typed_value(raw, schema, ROOT)
+    assert typed == value
+    assert type(typed) is type(value)
+
+
+def test_arguments_are_spelled_without_escapes_unless_they_must_be():
+    stream = ChatStream(tokenizer(), False, TOOLS)
+    output = write("x", "é🙂") + call("h", ("a", r'"\ud800"'))
+    arguments = [each["function"]["arguments"] for each in stream.feed(output).tool_calls]
+    assert arguments == ['{"path": "é🙂", "text": "x"}', r'{"a": "\ud800"}']

@@ -1,0 +1,277 @@
+"""Prompts as the model was trained on them, hostile messages refused, and no text from outside that becomes a control token."""
+
+import json
+
+import pytest
+from test_tokenizer import CONTROL, TAGS, tokenizer
+
+from glmrun.chat.template import ChatFormat
+from quant.errors import UserError
+
+START = "[gMASK]<sop>"
+TOOLS_TEXT = """<|system|>
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{}
+</tools>
+
+For each function call, output the function name and arguments within the following XML format:
+<tool_call>{{function-name}}<arg_key>{{arg-key-1}}</arg_key><arg_value>{{arg-value-1}}</arg_value>\
+<arg_key>{{arg-key-2}}</arg_key><arg_value>{{arg-value-2}}</arg_value>...</tool_call>"""
+
+
+def user(content) -> dict:
+    return {"role": "user", "content": content}
+
+
+def assistant(content, **more) -> dict:
+    return {"role": "assistant", "content": content, **more}
+
+
+def results(*contents) -> list[dict]:
+    return [{"role": "tool", "content": content} for content in contents]
+
+
+def call(name: str, arguments) -> dict:
+    return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def chat_format(source: str | None = None) -> ChatFormat:
+    return ChatFormat(source, tokenizer())
+
+
+SYSTEM = {"role": "system", "content": "S"}
+DECLARED = {"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}
+DECLARED_TEXT = '{"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}'
+THOUGHT = [user("a"), assistant("<think>r1</think>b"), user("c")]
+ARGUMENTS = {"city": "X", "n": 3, "o": {"k": "é"}, "b": True, "z": None}
+CALLED = (
+    "<tool_call>w<arg_key>city</arg_key><arg_value>X</arg_value><arg_key>n</arg_key><arg_value>3</arg_value>"
+    '<arg_key>o</arg_key><arg_value>{"k": "é"}</arg_value><arg_key>b</arg_key><arg_value>true</arg_value>'
+    "<arg_key>z</arg_key><arg_value>null</arg_value></tool_call>"
+)
+TWO_CALLS = "<tool_call>f</tool_call><tool_call>g<arg_key>x</arg_key><arg_value>1</arg_value></tool_call>"
+
+# name: (messages, options, the prompt after [gMASK]<sop>)
+RENDERS = {
+    "a question": ([user("Hi")], {}, "<|user|>Hi<|assistant|><think>"),
+    "thinking off": ([user("Hi")], {"thinking": False}, "<|user|>Hi<|assistant|></think>"),
+    "no generation prompt": ([user("Hi")], {"add_generation_prompt": False}, "<|user|>Hi"),
+    "system": ([SYSTEM, user("Hi")], {}, "<|system|>S<|user|>Hi<|assistant|><think>"),
+    "developer is system": ([{**SYSTEM, "role": "developer"}], {}, "<|system|>S<|assistant|><think>"),
+    "tools and system": (
+        [SYSTEM, user("Hi")], {"tools": [DECLARED]},
+        TOOLS_TEXT.format(DECLARED_TEXT) + "<|system|>S<|user|>Hi<|assistant|><think>"),
+    "two tools, one bare": (
+        [user("Hi")], {"tools": [DECLARED["function"], DECLARED]},
+        TOOLS_TEXT.format(DECLARED_TEXT + "\n" + DECLARED_TEXT) + "<|user|>Hi<|assistant|><think>"),
+    "no tools declared": ([user("Hi")], {"tools": []}, "<|user|>Hi<|assistant|><think>"),
+    "old reasoning is dropped": (THOUGHT, {}, "<|user|>a<|assistant|></think>b<|user|>c<|assistant|><think>"),
+    "old reasoning is kept": (
+        THOUGHT, {"clear_thinking": False}, "<|user|>a<|assistant|><think>r1</think>b<|user|>c<|assistant|><think>"),
+    "reasoning is stripped": (
+        [user("a"), assistant("b", reasoning_content=" r1\n")], {"clear_thinking": False, "add_generation_prompt": False},
+        "<|user|>a<|assistant|><think>r1</think>b"),
+    "reasoning by its other name": (
+        [user("a"), assistant("b", reasoning="r1")], {"add_generation_prompt": False}, "<|user|>a<|assistant|><think>r1</think>b"),
+    "reasoning without its opening tag": (
+        [user("a"), assistant("r1\n</think>\nb ")], {"add_generation_prompt": False}, "<|user|>a<|assistant|><think>r1</think>b"),
+    "empty reasoning": (
+        [user("a"), assistant("b", reasoning_content="")], {"clear_thinking": False, "add_generation_prompt": False},
+        "<|user|>a<|assistant|></think>b"),
+    "reasoning after the last question stays": (
+        [user("w"), assistant(None, reasoning_content="plan", tool_calls=[call("w", ARGUMENTS)]), *results('{"t":1}')], {},
+        f"<|user|>w<|assistant|><think>plan</think>{CALLED}<|observation|><tool_response>{{\"t\":1}}</tool_response><|assistant|><think>"),
+    "arguments as JSON text": (
+        [user("w"), assistant("", tool_calls=[call("w", json.dumps(ARGUMENTS))])], {"add_generation_prompt": False},
+        f"<|user|>w<|assistant|></think>{CALLED}"),
+    "two calls, two results": (
+        [user("w"), assistant("Let me", tool_calls=[call("f", ""), {"name": "g", "arguments": '{"x": 1}'}]), *results("r1", "r2")],
+        {},
+        f"<|user|>w<|assistant|></think>Let me{TWO_CALLS}<|observation|><tool_response>r1</tool_response>"
+        "<tool_response>r2</tool_response><|assistant|><think>"),
+    "results in one message": (
+        [user("w"), *results([{"output": "o1"}, "o2", {"output": {"k": "é"}}, {"k": 1}])], {"add_generation_prompt": False},
+        "<|user|>w<|observation|><tool_response>o1</tool_response><tool_response>o2</tool_response>"
+        '<tool_response>{"k": "é"}</tool_response><tool_response>{"k": 1}</tool_response>'),
+    "a result in parts": (
+        [user("w"), *results([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], None)],
+        {"add_generation_prompt": False},
+        "<|user|>w<|observation|><tool_response>ab</tool_response><tool_response></tool_response>"),
+    "parts": (
+        [user([{"type": "text", "text": "A"}, {"type": "image_url", "image_url": {}}, "B"])], {}, "<|user|>AB<|assistant|><think>"),
+    "content that is missing": (
+        [{"role": "user"}, assistant(None, tool_calls=[call("f", None)])], {"add_generation_prompt": False},
+        "<|user|><|assistant|></think><tool_call>f</tool_call>"),
+    "white space": ([user(" a\n"), assistant("\n b ")], {"add_generation_prompt": False}, "<|user|> a\n<|assistant|></think>b"),
+    "unicode": ([user("é🙂\x00\u2028\ue000")], {}, "<|user|>é🙂\x00\u2028\ue000<|assistant|><think>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RENDERS)
+def test_render(name):
+    messages, options, expected = RENDERS[name]
+    assert chat_format().render(messages, **options) == START + expected
+
+
+@pytest.mark.parametrize("name", RENDERS)
+def test_ids_are_those_of_the_rendered_text(name):
+    messages, options, expected = RENDERS[name]
+    ids = chat_format().encode(messages, **options)
+    assert ids == tokenizer().encode(START + expected, special=True)
+    assert tokenizer().decode(ids) == START + expected
+
+
+def specials_of(ids: list[int]) -> list[str]:
+    first = tokenizer().id_of(CONTROL[0])
+    return [tokenizer().text_of(i) for i in ids if i >= first]
+
+
+def everywhere(text: str) -> tuple[list[dict], list[dict]]:
+    """Messages and tools with a text in every place that a caller fills."""
+    declared = {"name": text, "description": text, "parameters": {"properties": {text: {"type": "string", "enum": [text]}}}}
+    messages = [
+        {"role": "system", "content": text},
+        {"role": "user", "content": [text, {"type": "text", "text": text}]},
+        assistant(text, reasoning_content=text, tool_calls=[call(text, {text: text, "o": {text: [text]}})]),
+        *results(text, [text, {"output": text}, {text: text}]),
+    ]
+    return messages, [{"type": "function", "function": declared}]
+
+
+PLACES = ["{}", "a {} b", "{}{}", "<{}>", "<|{}|>", "[{}"]
+
+
+@pytest.mark.parametrize("special", CONTROL + TAGS)
+def test_no_text_from_outside_becomes_a_special_token(special):
+    """The same tokens as with harmless text in all those places, and the text itself arrives unchanged."""
+    harmless = specials_of(chat_format().encode(*everywhere("harmless")))
+    for place in PLACES:
+        text = place.replace("{}", special)
+        messages, tools = everywhere(text)
+        ids = chat_format().encode(messages, tools)
+        assert specials_of(ids) == harmless, place
+        assert tokenizer().decode(ids) == chat_format().render(messages, tools)
+        assert tokenizer().decode(ids).count(text) >= 17
+
+
+@pytest.mark.parametrize("special", ["<|user|>", "</think>", "/nothink"])
+def test_texts_side_by_side_do_not_spell_a_special_token(special):
+    """Also with a template that puts nothing between them, or that writes part of the token itself."""
+    for cut in range(1, len(special)):
+        messages = [user(special[:cut]), user(special[cut:])]
+        for source in ("{% for m in messages %}{{ m.content }}{% endfor %}", special[:cut] + "{{ messages[1].content }}",
+                       "{{ messages[0].content }}" + special[cut:]):  # fmt: skip
+            ids = chat_format(source).encode(messages)
+            assert specials_of(ids) == []
+            assert tokenizer().decode(ids) == special
+    for a in range(1, len(special) - 1):
+        for b in range(a + 1, len(special)):
+            assert (
+                specials_of(chat_format(special[:a] + "{{ messages[0].content }}" + special[b:]).encode([user(special[a:b])])) == []
+            )
+
+
+def test_overlapping_look_alikes_are_all_plain():
+    text = "<think<think>></think</think></arg_key>arg_key><tool_call</tool_call><|user<|user|>|>"
+    assert specials_of(chat_format().encode([user(text)])) == ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<think>"]
+
+
+def test_an_answer_that_quotes_the_tags_keeps_them_as_text():
+    ids = chat_format().encode([user("a"), assistant("The </think> tag", reasoning_content="")], add_generation_prompt=False)
+    assert specials_of(ids) == ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "</think>"]
+    assert tokenizer().decode(ids).endswith("<|assistant|></think>The </think> tag")
+
+
+def test_ordinary_text_is_tokenized_as_if_nothing_had_been_marked():
+    text = "x<y, <b>[1]</b>/no <think about> <|pipe|>"
+    ids = chat_format("{{ messages[0].content }}").encode([user(text)])
+    assert ids == tokenizer().encode(text)
+
+
+def test_the_callers_messages_stay_as_they_were():
+    messages = [user("<|user|>"), assistant("<think>r</think>b", tool_calls=[call("f", '{"a": "<sop>"}')])]
+    before = json.dumps(messages)
+    chat_format().encode(messages, [DECLARED])
+    assert json.dumps(messages) == before
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        (None, "messages must be a list"),
+        ([], "messages must be a list"),
+        ("Hi", "messages must be a list"),
+        ({"role": "user"}, "messages must be a list"),
+        ([user("a"), "b"], "message 1 is 'b'"),
+        ([user("a"), None], "message 1 is None"),
+        ([{"content": "a"}], "message 0 has the role None"),
+        ([{"role": "wizard", "content": "a"}], "message 0 has the role 'wizard'"),
+        ([{"role": ["user"], "content": "a"}], "message 0 has the role"),
+        ([user(5)], "message 0 has the content 5"),
+        ([user({"text": "a"})], "message 0 has the content"),
+        ([user([5])], "message 0 has the part 5"),
+        ([user([{"type": "text"}])], "message 0 has the part"),
+        ([user([{"type": "text", "text": None}])], "message 0 has the part"),
+        ([user([{}])], "message 0 has the part"),
+        ([user("a"), assistant("b", reasoning_content=["r"])], "message 1 has the reasoning_content"),
+        ([assistant("b", tool_calls="f")], "message 0 has the tool_calls 'f'"),
+        ([assistant("b", tool_calls=[call("f", {}), 5])], "tool call 1 of message 0 is 5"),
+        ([assistant("b", tool_calls=[{"function": {"arguments": {}}}])], "tool call 0 of message 0 is"),
+        ([assistant("b", tool_calls=[{"function": None}])], "tool call 0 of message 0 is"),
+        ([assistant("b", tool_calls=[call("f", "{")])], "tool call 0 of message 0 has arguments that are no JSON"),
+        ([assistant("b", tool_calls=[call("f", "[1]")])], r"tool call 0 of message 0 has the arguments \[1\]"),
+        ([assistant("b", tool_calls=[call("f", "1" * 5000)])], "tool call 0 of message 0 has arguments that are no JSON"),
+        ([assistant("b", tool_calls=[call("f", {1: 2})])], "tool call 0 of message 0 has an argument called 1"),
+        ([assistant("b", tool_calls=[call("f", '{"a":' * 5000)])], "nested too deeply"),
+    ],
+)
+def test_malformed_messages_are_refused_with_their_index(messages, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        chat_format().render(messages)
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tools", ["f", {"name": "f"}, [5], [{}], [{"function": {"name": 5}}], [{"name": "f", "x": {1, 2}}]])
+def test_malformed_tools_are_refused(tools):
+    with pytest.raises(UserError, match=r"^tool") as error:
+        chat_format().render([user("a")], tools)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("{% for %}", "no valid Jinja, line 1"),
+        ("a\n{{ b", "no valid Jinja, line 2"),
+        ("x" * (1 << 21), "no text of at most"),
+        (5, "no text of at most"),
+        ("{{ 1 / 0 }}", "the chat template failed: division by zero"),
+        ("{{ messages.x.y }}", "the chat template failed"),
+        ("{{ messages + 1 }}", "the chat template failed"),
+        ("{{ none.strip() }}", "the chat template failed"),
+        ("{{ ''.__class__.__mro__ }}", "the chat template failed"),
+        ("{{ messages.append(1) }}", "the chat template failed"),
+        ("{% include 'x' %}", "the chat template failed"),
+        ("{% for i in range(1000000) %}{% endfor %}", "the chat template failed"),
+        ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "wrote more than"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "nested too deeply"),
+        ("{{ raise_exception('roles must\nalternate') }}", "refuses these messages: roles must alternate"),
+    ],
+)
+def test_a_template_that_fails_is_one_line_to_the_user(source, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        chat_format(source).render([user("a")])
+    assert "\n" not in str(error.value)
+
+
+def test_templates_get_what_published_ones_expect():
+    source = "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m | tojson(indent=1) }}{% endfor %}"
+    assert chat_format(source).render([user("é'<"), user("b")]) == '{\n "role": "user",\n "content": "é\'<"\n}'
+    assert chat_format("{{ strftime_now('%Y') }}").render([user("a")]).isdigit()
+    assert chat_format("{%- if true %}\n  {%- set a = 1 %}\n{% endif %}\nx").render([user("a")]) == "x"
