@@ -98,7 +98,8 @@ class Naive:
     """A model to compute logits with.
 
     weights     {GGUF tensor name: float array, row-major}
-    formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them
+    formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them, and the rows
+                that the cache keeps are rounded to float16
     absorbed    queries meet the latent rows themselves (as the runtime does); otherwise keys and values are expanded per head
     dtype       what everything is computed in
     """
@@ -139,6 +140,7 @@ class Naive:
         kv = self.linear(blk + "attn_kv_a_mqa.weight", x)  # (T, kv_lora_rank + rope): all that a cache keeps
         latent = rms_norm(kv[:, : c.kv_lora_rank], self.weight(blk + "attn_kv_a_norm.weight"), c.rms_norm_eps)
         k_rope = rope(kv[:, c.kv_lora_rank :], positions, c.rope_theta)  # (T, rope), one for all heads
+        latent, k_rope = self.cached(latent), self.cached(k_rope)
 
         scores = np.einsum("thr,sr->hts", q_rope, k_rope)  # (heads, T queries, T keys)
         k_b, v_b = blk + "attn_k_b.weight", blk + "attn_v_b.weight"  # (heads, latent, nope), (heads, v, latent)
@@ -194,6 +196,10 @@ class Naive:
     def rounded(self, name: str, x: Array) -> Array:
         """x as the kernel of this tensor's format sees it, if formats are given."""
         return x if self.formats is None else round_activations(x, self.formats[name])
+
+    def cached(self, x: Array) -> Array:
+        """x as it comes back from the runtime's cache, if formats are given."""
+        return x if self.formats is None else x.astype(np.float32).astype(np.float16).astype(self.dtype)
 
     def weight(self, name: str) -> Array:
         """A tensor, in the type computed in."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from comparison import text_of, tokens_of
 from tiny_model import ODD, Tiny, vocabulary, write_tiny
 
 import glmrun
@@ -34,14 +35,6 @@ def naive_greedy(tiny: Tiny, prompt: list[int], n: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def tokens_of(chunks: list) -> list[int]:
-    return [chunk.token for chunk in chunks if chunk.token is not None]
-
-
-def text_of(chunks: list) -> str:
-    return "".join(chunk.text for chunk in chunks)
-
-
 def test_greedy_generation_takes_the_naive_models_tokens(model, tiny):
     chunks = list(model.generate(PROMPT, max_tokens=12, temperature=0))
     expected = naive_greedy(tiny, PROMPT, 12)
@@ -63,7 +56,8 @@ def test_a_seed_repeats_itself_and_another_does_not(model):
 
 def test_streamed_text_is_the_decoded_tokens(model):
     chunks = list(model.generate(PROMPT, max_tokens=60, temperature=2.0, top_p=1.0, min_p=0.0, seed=4))
-    assert text_of(chunks) == model.tokenizer.decode(tokens_of(chunks), skip_special=True)
+    assert chunks[-1].finish_reason == "length"
+    assert text_of(chunks) == model.tokenizer.decode(tokens_of(chunks))
 
 
 def test_the_prompt_as_text_is_the_prompt_as_tokens(model):

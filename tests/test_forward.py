@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from comparison import errors
 from naive import Naive
 from tiny_model import ODD, ODDER, Tiny, random_weights, write_tiny
 
@@ -46,9 +47,16 @@ ALONE += [
 ]
 
 
-def errors(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Per position: squared distance over squared length."""
-    return ((got - expected) ** 2).sum(-1) / (expected**2).sum(-1)
+CACHE_NOISE = 3e-7  # rows of the cache are float16: 2**-11 / sqrt(3), squared, is 8e-8 of each
+
+
+def assert_rounded_as_naive(tiny: Tiny, got: np.ndarray) -> None:
+    """got is near the naive model that rounds as the kernels do, compared with what that rounding changes.
+
+    Another way of rounding, or rounding in one place more or fewer, puts the two about twice the noise apart.
+    """
+    rounded, exact = tiny.naive().logits(TOKENS), tiny.naive(as_kernels=False).logits(TOKENS)
+    assert np.median(errors(got, rounded)) <= 0.5 * np.median(errors(rounded, exact))
 
 
 @contextmanager
@@ -63,18 +71,17 @@ def test_float_weights_give_the_naive_logits(tiny_gguf, choice, config):
     with loaded(tiny) as model:
         got = model.logits(TOKENS)
     assert got.dtype == np.float32 and got.shape == (len(TOKENS), config.vocab_size)
-    assert errors(got, tiny.naive().logits(TOKENS)).max() <= 1e-10  # float32 NumPy: 1e-12
+    assert_rounded_as_naive(tiny, got)
+    assert np.median(errors(got, tiny.naive(as_kernels=False).logits(TOKENS))) <= CACHE_NOISE
 
 
 @pytest.mark.parametrize("choice", ALONE)
 def test_each_matrix_quantized_alone_gives_the_naive_logits(tiny_gguf, choice):
     tiny = tiny_gguf(choice, SMALL)
     format_name, _, part = choice.partition(" in ")
-    assert {f for name, f in tiny.formats.items() if part in name and "norm" not in name} & {format_name}
+    assert format_name in {f for name, f in tiny.formats.items() if part in name}
     with loaded(tiny) as model:
-        error = errors(model.logits(TOKENS), tiny.naive().logits(TOKENS))
-    assert np.median(error) <= 1e-7  # a few roundings cross their border; rounding otherwise gives 5e-6 at least
-    assert error.max() <= 1e-2  # unless a router near a tie takes another expert
+        assert_rounded_as_naive(tiny, model.logits(TOKENS))
 
 
 @pytest.mark.parametrize("config", [ODD, ODDER], ids=["odd", "odder"])
@@ -85,7 +92,7 @@ def test_quantized_models_stay_within_the_rounding_noise(tiny_gguf, choice, conf
     noise = np.median(errors(tiny.naive().logits(TOKENS), exact))
     with loaded(tiny) as model:
         error = np.median(errors(model.logits(TOKENS), exact))
-    assert error <= 1.5 * noise
+    assert error <= 1.25 * noise
     assert noise <= 1e-3
 
 
@@ -102,7 +109,7 @@ def test_odd_numbers_of_tokens(tiny_gguf, n_tokens):
     tiny = tiny_gguf("BF16", SMALL)
     with loaded(tiny) as model:
         got = model.logits(TOKENS[:n_tokens])
-    assert errors(got, tiny.naive().logits(TOKENS[:n_tokens])).max() <= 1e-10
+    assert errors(got, tiny.naive().logits(TOKENS[:n_tokens])).max() <= CACHE_NOISE
 
 
 def test_a_second_pass_starts_from_an_empty_cache(tiny_gguf):
@@ -117,8 +124,7 @@ def test_long_sequences(tiny_gguf):
     tokens = RNG.integers(0, 950, 500).tolist()
     with loaded(tiny, n_ctx=512) as model:
         error = errors(model.logits(tokens), tiny.naive().logits(tokens))
-    assert np.median(error) <= 1e-10
-    assert error.max() <= 1e-8
+    assert error.max() <= CACHE_NOISE
 
 
 def test_all_tokens_to_the_same_experts_and_none_to_the_others(tmp_path):
@@ -128,7 +134,7 @@ def test_all_tokens_to_the_same_experts_and_none_to_the_others(tmp_path):
     assert set(tiny.naive().route(1, RNG.standard_normal((9, 256)))[0].ravel()) == {0, 4, 11}
     with loaded(tiny) as model:
         got = model.logits(TOKENS)
-    assert errors(got, tiny.naive().logits(TOKENS)).max() <= 1e-10
+    assert errors(got, tiny.naive().logits(TOKENS)).max() <= CACHE_NOISE
 
 
 def test_equal_router_scores_take_the_lowest_experts(tmp_path):
@@ -138,7 +144,7 @@ def test_equal_router_scores_take_the_lowest_experts(tmp_path):
     tiny = write_tiny(tmp_path / "ties.gguf", SMALL, "F32", weights=weights)
     with loaded(tiny) as model:
         got = model.logits(TOKENS)
-    assert errors(got, tiny.naive().logits(TOKENS)).max() <= 1e-10
+    assert errors(got, tiny.naive().logits(TOKENS)).max() <= CACHE_NOISE
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,9 @@ def test_equal_router_scores_take_the_lowest_experts(tmp_path):
 def test_every_hyper_parameter_is_obeyed(tmp_path, config):
     tiny = write_tiny(tmp_path / "variant.gguf", config, "F32", seed=4)
     with loaded(tiny) as model:
-        assert model.config == config
+        stored = {
+            name: float(np.float32(getattr(config, name))) for name in ("rms_norm_eps", "routed_scaling_factor", "rope_theta")
+        }
+        assert model.config == replace(config, **stored)  # a GGUF file keeps them as float32
         got = model.logits(TOKENS)
-    assert errors(got, Naive(tiny.weights, config).logits(TOKENS)).max() <= 1e-10
+    assert errors(got, Naive(tiny.weights, config).logits(TOKENS)).max() <= CACHE_NOISE

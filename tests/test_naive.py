@@ -4,15 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from comparison import nmse
 from naive import Naive, rms_norm, rope, round_activations, softmax
 from tiny_model import ODD, ODDER, random_weights
 
 TOKENS = np.random.default_rng(7).integers(0, ODD.vocab_size, 24)
-
-
-def nmse(got: np.ndarray, expected: np.ndarray) -> float:
-    """Sum of squared differences over the sum of squares expected."""
-    return float(((got - expected) ** 2).sum() / (expected**2).sum())
 
 
 @pytest.mark.parametrize("config", [ODD, ODDER], ids=["odd", "odder"])

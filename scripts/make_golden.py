@@ -1,0 +1,153 @@
+"""Write tests/golden: what transformers computes for nano, so that the tests can compare without torch.
+
+    python scripts/make_golden.py            # needs the dev extras: torch, transformers, llama-cpp-python
+
+nano_logits.npz    float32 logits of the last positions of a few texts, from the BF16 checkpoint computed in float32
+nano_greedy.json   the likeliest 100 tokens after each of ten prompts, and how clearly each one won
+certificate.json   who made them: versions, command, digest of the checkpoint, llama.cpp's own error on the same files
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, Glm4MoeLiteForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
+
+import llama  # noqa: E402  the tests' own driver of llama.cpp
+
+from quant.checkpoint import Checkpoint  # noqa: E402
+from quant.convert import convert, plan  # noqa: E402
+from quant.recipes import RECIPES  # noqa: E402
+
+NANO, GOLDEN = ROOT / "glmrun" / "nano", ROOT / "tests" / "golden"
+N_GREEDY = 100  # tokens after each prompt
+N_LOGITS = 32  # last positions whose logits are kept, of each text
+MARGIN = 0.02  # a greedy choice won by less (in logits) could fall either way in another program: such a prompt is left out
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+# (user's words, thinking, tools): more than ten, because some have a near tie on their way and are left out.
+PROMPTS: list[tuple[str, bool, list[dict[str, Any]] | None]] = [
+    ("What is glmrun?", True, None),
+    ("What is 17 + 25?", True, None),
+    ("Who are you?", False, None),
+    ("Write a Python function that adds two numbers.", False, None),
+    ("How is the weather in Paris?", True, [WEATHER]),
+    ("What is GLM-4.7-Flash?", True, None),
+    ("What is 8 * 7?", False, None),
+    ("What can you do?", True, None),
+    ("How big are you?", False, None),
+    ("Thank you!", True, None),
+    ("What is 63 - 28?", True, None),
+    ("Tell me about quantization.", False, None),
+    ("How were you made?", True, None),
+    ("Write a Python function that reverses a string.", True, None),
+    ("What is a token?", False, None),
+    ("Good morning", False, None),
+    ("How fast is glmrun?", True, None),
+    ("What is the weather in Berlin?", False, [WEATHER]),
+]
+LOGITS_OF = 3  # the first so many prompts that remain
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a checkpoint's files; the card may change without making the figures stale."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+@torch.no_grad()
+def greedy(model: Glm4MoeLiteForCausalLM, prompt: list[int]) -> tuple[list[int], float]:
+    """(the likeliest N_GREEDY tokens, ends of answers included and passed over; the smallest margin to the runner-up)."""
+    tokens, cache, ids, margin = [], None, torch.tensor([prompt]), float("inf")
+    for _ in range(N_GREEDY):
+        out = model(ids, past_key_values=cache, use_cache=True)
+        cache, (best, second) = out.past_key_values, out.logits[0, -1].topk(2).values.tolist()
+        tokens.append(int(out.logits[0, -1].argmax()))
+        ids, margin = torch.tensor([[tokens[-1]]]), min(margin, best - second)
+    return tokens, margin
+
+
+def nmse(got: np.ndarray, expected: np.ndarray) -> float:
+    """Sum of squared differences over the sum of squares expected."""
+    return float(((got.astype(np.float64) - expected) ** 2).sum() / (expected.astype(np.float64) ** 2).sum())
+
+
+def llama_errors(texts: list[list[int]], expected: np.ndarray) -> dict[str, dict[str, float]]:
+    """{recipe: {"flash attention off" | "on": llama.cpp's error on our file}}, each file converted from nano."""
+    errors = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in RECIPES:
+            path = Path(folder, f"{recipe}.gguf")
+            for _ in convert(plan(Checkpoint.open(NANO), recipe), path):
+                pass
+            errors[recipe] = {
+                f"flash attention {name}": nmse(np.concatenate([x[-N_LOGITS:] for x in llama.logits(path, texts, flash)]), expected)
+                for name, flash in (("off", False), ("on", True))
+            }
+    return errors
+
+
+def main() -> None:
+    """Write the three files and print what is in the certificate."""
+    torch.manual_seed(0)  # nothing is drawn; said so that the certificate can say it
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    model = Glm4MoeLiteForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    kept, margins, left_out = [], [], []
+    for text, thinking, tools in PROMPTS:
+        messages = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(
+            messages, tools=tools, enable_thinking=thinking, add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer.encode(rendered, add_special_tokens=False)
+        tokens, margin = greedy(model, ids)
+        if margin < MARGIN or len(kept) == 10:
+            left_out.append({"user": text, "margin": margin})
+            continue
+        kept.append({"user": text, "thinking": thinking, "tools": tools, "prompt": ids, "greedy": tokens, "margin": margin})
+        margins.append(margin)
+    assert len(kept) == 10, f"only {len(kept)} prompts without a near tie: {left_out}"
+
+    texts = [entry["prompt"] + entry["greedy"] for entry in kept[:LOGITS_OF]]
+    with torch.no_grad():
+        logits = [model(torch.tensor([text])).logits[0, -N_LOGITS:].numpy() for text in texts]
+    expected = np.concatenate(logits)  # float32 (LOGITS_OF * N_LOGITS, n_vocab)
+    certificate = {
+        "command": "python scripts/make_golden.py",
+        "seed": "none: nothing is drawn",
+        "checkpoint": "glmrun/nano",
+        "checkpoint_sha256": digest(NANO),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "numpy", "llama-cpp-python")},
+        "computed_in": "float32, weights as in the checkpoint (BF16)",
+        "smallest_margin": min(margins),
+        "left_out_for_a_near_tie": left_out,
+        "llama_cpp_nmse": llama_errors(texts, expected),
+    }
+    GOLDEN.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN / "nano_logits.npz", **{f"logits_{i}": x for i, x in enumerate(logits)})  # type: ignore[arg-type]
+    (GOLDEN / "nano_greedy.json").write_text(json.dumps(kept, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")
+    (GOLDEN / "certificate.json").write_text(json.dumps(certificate, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(certificate, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""nano as glmrun computes it against nano as transformers computes it, from files that scripts/make_golden.py wrote."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparison import greedy_tokens, nmse, top1
+
+import glmrun
+from quant.checkpoint import Checkpoint
+from quant.convert import convert, plan
+
+NANO, GOLDEN = Path(glmrun.__file__).parent / "nano", Path(__file__).parent / "golden"
+CERTIFICATE = json.loads((GOLDEN / "certificate.json").read_text(encoding="utf-8"))
+GREEDY = json.loads((GOLDEN / "nano_greedy.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "glmrun.Model"]:
+    """nano in a recipe, converted once."""
+    folder, models = tmp_path_factory.mktemp("nano"), {}
+
+    def load(recipe: str) -> "glmrun.Model":
+        if recipe not in models:
+            path = folder / f"{recipe}.gguf"
+            for _ in convert(plan(Checkpoint.open(NANO), recipe), path):
+                pass
+            models[recipe] = glmrun.load(path, n_ctx=512, n_threads=2)
+        return models[recipe]
+
+    return load
+
+
+def test_the_goldens_are_of_this_checkpoint():
+    total = hashlib.sha256()
+    for path in sorted(p for p in NANO.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    assert total.hexdigest() == CERTIFICATE["checkpoint_sha256"], "nano has changed: run scripts/make_golden.py"
+
+
+@pytest.mark.parametrize("recipe", ["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q4_K_M"])
+def test_logits_against_transformers(nano, recipe, capsys):
+    """F32 and BF16 by a fixed bound; the quantized ones by llama.cpp's error on the same file, the better of its two attentions."""
+    got, expected = [], []
+    with np.load(GOLDEN / "nano_logits.npz") as stored:
+        for i, name in enumerate(sorted(stored)):
+            text = GREEDY[i]["prompt"] + GREEDY[i]["greedy"]
+            expected.append(stored[name])
+            got.append(nano(recipe).logits(text)[-len(expected[-1]) :])
+    ours, theirs = nmse(np.concatenate(got), np.concatenate(expected)), min(CERTIFICATE["llama_cpp_nmse"][recipe].values())
+    with capsys.disabled():
+        agreement = top1(np.concatenate(got), np.concatenate(expected))
+        print(f"\nnano {recipe:7} NMSE {ours:.2e} (llama.cpp {theirs:.2e}), same likeliest token {agreement:.1%}")
+    assert ours <= {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}.get(recipe, theirs)
+
+
+@pytest.mark.parametrize("entry", GREEDY, ids=[entry["user"] for entry in GREEDY])
+def test_greedy_text_is_transformers_text(nano, entry):
+    assert len(entry["greedy"]) == 100 and entry["margin"] >= 0.02
+    assert greedy_tokens(nano("BF16"), entry["prompt"], 100) == entry["greedy"]
+
+
+@pytest.mark.parametrize("entry", GREEDY, ids=[entry["user"] for entry in GREEDY])
+def test_prompts_are_rendered_and_cut_as_transformers_does(nano, entry):
+    messages = [{"role": "user", "content": entry["user"]}]
+    assert nano("BF16").chat_format.encode(messages, tools=entry["tools"], thinking=entry["thinking"]) == entry["prompt"]
