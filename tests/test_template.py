@@ -5,6 +5,7 @@ import json
 import pytest
 from test_tokenizer import CONTROL, TAGS, tokenizer
 
+from glmrun.chat.seal import Seal
 from glmrun.chat.template import ChatFormat
 from quant.errors import UserError
 
@@ -179,6 +180,12 @@ def test_texts_side_by_side_do_not_spell_a_special_token(special):
 def test_overlapping_look_alikes_are_all_plain():
     text = "<think<think>></think</think></arg_key>arg_key><tool_call</tool_call><|user<|user|>|>"
     assert specials_of(chat_format().encode([user(text)])) == ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<think>"]
+
+
+def test_special_texts_that_overlap_are_all_broken():
+    seal = Seal(["<a>b", "b<c>", ">b<"])
+    assert seal.pattern.search(seal.apply("<a>b<c><a>b<c>", "|")) is None
+    assert seal.apply("<a>b<c>", "|").replace("|", "") == "<a>b<c>"
 
 
 def test_an_answer_that_quotes_the_tags_keeps_them_as_text():

@@ -238,3 +238,17 @@ def test_a_malformed_merge_is_named_with_its_index(line, message):
     merges = [*metadata()["tokenizer.ggml.merges"][:7], line]
     with pytest.raises(UserError, match=rf"merges\[7\] is '{line}'.*{message}"):
         Tokenizer.from_metadata(changed(merges=merges)).encode("x")
+
+
+def test_nano_encodes_like_its_own_tokenizer_json():
+    folder = Path(__file__).parents[1] / "glmrun" / "nano"
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    table = json.loads(theirs.to_str())
+    added = {entry["id"]: entry for entry in table["added_tokens"]}
+    ids = table["model"]["vocab"] | {entry["content"]: entry["id"] for entry in added.values()}
+    tokens = sorted(ids, key=ids.__getitem__)
+    types = [1 if i not in added else 3 if added[i]["special"] else 4 for i in range(len(tokens))]
+    merges = [" ".join(pair) for pair in table["model"]["merges"]]
+    ours = Tokenizer.from_metadata(changed(tokens=tokens, token_type=types, merges=merges, eos_token_id=0))
+    for text in [*TEXTS, Path(__file__).read_text("utf-8").replace("<", "").replace("[", "").replace("/nothink", "")]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
