@@ -1,6 +1,6 @@
 """Recipes: which format each tensor of a file gets, exactly as llama-quantize chooses for this architecture.
 
-Source   facts verified against llama.cpp's quantizer: tests/test_recipes.py holds counts and byte totals of the full-size model
+Source   llama.cpp's quantizer, held against it in tests/live/test_encoders.py; tests/test_recipes.py has totals of the real one
 """
 
 import re
@@ -72,8 +72,11 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _wants_more_bits(name: str, n_blocks: int, n_experts: int, tied: bool) -> bool:
+    """Whether Q4_K_M spends Q6_K on a matrix: the output, and the down projections of the first, the last and every third block."""
     if name == ("token_embd.weight" if tied else "output.weight"):
         return True
+    if n_experts == 8 and "attn_output.weight" in name:
+        return True  # llama-quantize says Q5_K to models of eight experts; Q6_K is the next that glmrun writes
     block = re.match(r"blk\.(\d+)\.", name)
     if "ffn_down" not in name or block is None:
         return False

@@ -1,0 +1,64 @@
+"""Encoders and recipes against GGML's and llama.cpp's own quantizers, in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import llama
+import numpy as np
+import pytest
+from make_golden_blocks import KINDS, ggml_encode, mean_squared_error, patterns, sample_rows, sample_weights
+from tiny_model import ODD, ODDER, write_tiny
+
+from quant.config import Config
+from quant.formats import FORMATS
+from quant.recipes import RECIPES, choose_format
+
+SMALL = replace(ODD, hidden_size=256, intermediate_size=256, n_routed_experts=4, num_experts_per_tok=2, num_attention_heads=2)
+NARROW = replace(SMALL, hidden_size=64, intermediate_size=96, moe_intermediate_size=100, q_lora_rank=64, qk_nope_head_dim=40)
+
+
+def any_rows(n: int) -> np.ndarray:
+    """float32 (n, 256): a third of them any finite bits, a third of one magnitude each, a third ordinary."""
+    rng = np.random.default_rng()
+    bits = rng.integers(0, 1 << 32, (n // 3, 256), dtype=np.uint32).view(np.float32)
+    levels = np.ldexp(rng.uniform(-1, 1, (n // 3, 256)), rng.integers(-149, 128, (n // 3, 1)))
+    ordinary = rng.standard_t(3, (n - 2 * (n // 3), 256))
+    return np.concatenate([np.where(np.isfinite(bits), bits, 0), levels, ordinary]).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_0", "F16", "BF16", "F32"])
+def test_byte_for_byte(name: str) -> None:
+    for rows in (any_rows(12_000), np.nan_to_num(patterns()) if FORMATS[name].block_length > 1 else patterns()):
+        ours, theirs = FORMATS[name].encode(rows), ggml_encode(name, rows)
+        different = np.flatnonzero((ours != theirs).any(axis=1))
+        assert len(different) == 0, f"{len(different)} rows of {len(rows)} differ, the first is {rows[different[0]].tolist()}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_search_leaves_less_error(name: str, kind: str) -> None:
+    rows, weights = sample_rows(kind), sample_weights()
+    for w in (None, weights):
+        ours = mean_squared_error(name, rows, FORMATS[name].encode(rows, w), w)
+        theirs = mean_squared_error(name, rows, ggml_encode(name, rows, w), w)
+        print(f"{name} {kind}, {'plain' if w is None else 'weighted'}: ours / GGML's {ours / theirs:.4f}")
+        assert ours <= theirs
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ODD, ODDER, NARROW, replace(SMALL, num_hidden_layers=17), replace(SMALL, num_hidden_layers=12, num_nextn_predict_layers=1)],
+    ids=["odd", "odder", "narrow", "17 blocks", "12 + 1 blocks"],
+)
+def test_formats_are_those_of_llama_quantize(config: Config, tmp_path: Path) -> None:
+    source, target = tmp_path / "source.gguf", tmp_path / "target.gguf"
+    write_tiny(source, config, "BF16")
+    for recipe in RECIPES:
+        llama.quantize(source, target, recipe)
+        theirs = {t.name: (tuple(map(int, t.shape[::-1])), t.tensor_type.name) for t in gguf.GGUFReader(target).tensors}
+        ours = {
+            name: (shape, choose_format(RECIPES[recipe], name, shape, config.n_blocks, config.n_routed_experts))
+            for name, (shape, _) in theirs.items()
+        }
+        assert ours == theirs, recipe
