@@ -8,11 +8,19 @@ from typing import Any
 from quant.config import Config
 from quant.errors import UserError
 from quant.mapping import pieces
-from quant.shards import WEIGHT_DTYPES, SourceTensor, open_shards, some
+from quant.shards import INDEX, WEIGHT_DTYPES, SourceTensor, open_shards, some
 from quant.strict_json import read_json_object
 from quant.vocabulary import Vocabulary, read_vocabulary
 
 _MODEL_TYPE, _CLASS = "glm4_moe_lite", "Glm4MoeLiteForCausalLM"
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+)
 _MAX_TEMPLATE = 1 << 20
 
 # config.json keys that glmrun implements for one value only; absent or null means that value.
@@ -49,8 +57,9 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The weight files."""
-        return sorted({tensor.shard.path for tensor in self.tensors.values()})
+        """Every file that the conversion reads."""
+        others = (self.folder / name for name in (INDEX, *_SMALL_FILES))
+        return sorted({tensor.shard.path for tensor in self.tensors.values()}) + [path for path in others if path.is_file()]
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":

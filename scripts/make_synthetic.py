@@ -48,7 +48,7 @@ FLASH = Config(
 )
 CHAT_TEMPLATE = Path(__file__).parent.parent / "glmrun" / "chat" / "chat_template.jinja"
 _POOL_WEIGHTS = 1 << 20  # encoded once per format and row width; every unit of a row is drawn from them
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, seed: int = 0, force: bool = False) -> int:
@@ -106,11 +106,11 @@ def _random_tensor(
         values = rng.standard_normal((_POOL_WEIGHTS // unit, unit), np.float32) * np.float32(columns**-0.5)  # (units, unit)
         pools[kind.name, columns] = kind.encode(values)  # (units, bytes)
     pool = pools[kind.name, columns]
-    left, per_chunk = math.prod(shape) // unit, max(1, _CHUNK_BYTES // pool.shape[1])
+    left, chunk = math.prod(shape) // unit, np.empty((_CHUNK_BYTES // pool.shape[1], pool.shape[1]), np.uint8)  # (n, bytes)
     while left:
-        n = min(left, per_chunk)
-        draw = rng.integers(len(pool), size=n, dtype=np.uint32)  # (n,)
-        yield pool.take(draw, axis=0).data  # (n, bytes)
+        n = min(left, len(chunk))
+        draw = rng.integers(len(pool), size=n, dtype=np.uint16)  # (n,)
+        yield pool.take(draw, axis=0, out=chunk[:n], mode="clip").data  # "clip" only because "raise" would copy once more
         left -= n
 
 
