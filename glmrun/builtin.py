@@ -19,7 +19,7 @@ def nano_path(quantization: str = "Q8_0") -> Path:
     """
     import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("glmrun")) / "nano" / _digest()
+    folder = Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun")) / "nano" / _digest()
     path = folder / f"nano-{quantization}.gguf"
     if not path.exists():
         from quant.checkpoint import Checkpoint

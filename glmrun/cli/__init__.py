@@ -26,7 +26,7 @@ app = typer.Typer(
     name="glmrun",
     help="Run GLM-4.7-Flash on an ordinary CPU: convert it to a GGUF file, ask it, chat with it, measure it.",
     epilog="Try it: `glmrun demo`. Each command has its own help: `glmrun run --help`.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -50,9 +50,11 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:

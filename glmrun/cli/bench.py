@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmrun.cli import options
+from glmrun.cli import loading
 
 if TYPE_CHECKING:
     from glmrun.measure.bench import Result
@@ -70,18 +70,16 @@ def bench(
         raise typer.BadParameter("--threads: at least one thread is needed")
     counts = parse_counts(prompts), parse_counts(gens), parse_counts(depths)
     names = [name for text in models or [] for name in text.split(",") if name]
-    paths = [path for name in names for path in _paths(name)] if names else _nano()
+    if not any(counts[0] + counts[1]):
+        raise typer.BadParameter("nothing to measure: both -p and -n are 0")
+    paths = _paths(names)
+    loading.compile_kernels()
 
     from glmrun.measure.bench import cases, measure
-    from glmrun.terminal.console import note
     from glmrun.terminal.progress import work_bar
     from glmrun.terminal.tables import bench_heading, bench_row
 
     todo = cases(paths, *counts, wanted)
-    if not todo:
-        raise typer.BadParameter("nothing to measure: both -p and -n are 0")
-    if output is Output.md:
-        print(bench_heading(), flush=True)
     results: list[Result] = []
     with work_bar() as bar:
         for case, taken, result in measure(todo, repetitions, warmup):
@@ -91,6 +89,8 @@ def bench(
             bar.clear()
             results.append(result)
             if output is Output.md:
+                if len(results) == 1:
+                    print(bench_heading())
                 print(bench_row(result.asdict(), case.name), flush=True)
             elif output is Output.jsonl:
                 print(json.dumps(result.asdict(), ensure_ascii=False), flush=True)
@@ -98,17 +98,11 @@ def bench(
         print(json.dumps([result.asdict() for result in results], ensure_ascii=False, indent=2))
     elif output is Output.csv:
         _print_csv(results)
-    for result in results:
-        if result.load_seconds:
-            note(f"{result.case.path.name}: loaded in {result.load_seconds:.1f} s")
 
 
-def _paths(name: str) -> list[Path]:
-    path = options.resolve_model(name)
-    return _nano() if path is None else [path]
-
-
-def _nano() -> list[Path]:
+def _paths(names: list[str]) -> list[Path]:
+    if names:
+        return [loading.resolve_model(name) for name in names]
     from glmrun.builtin import QUANTIZATIONS, nano_path
 
     return [nano_path(quantization) for quantization in QUANTIZATIONS]

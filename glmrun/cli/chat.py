@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from glmrun.cli import options
+from glmrun.cli import loading, options
 
 
 def chat(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A GGUF file, or nano. Left out: nano.", show_default=False)
+        str | None, typer.Argument(metavar="MODEL", help="A GGUF file, or nano. Left out: nano.", show_default=False)
     ] = None,
     system: options.System = None,
     max_tokens: options.MaxTokens = None,
@@ -37,7 +37,7 @@ def chat(
     """
     if system is not None:
         options.text_argument(system, "the system prompt")
-    loaded = options.load_model(model, ctx, threads)
+    loaded = loading.load_model(loading.resolve_model(model), ctx, threads)
 
     from glmrun.terminal.console import note
     from glmrun.terminal.conversation import Conversation

@@ -77,7 +77,7 @@ def _write(planned: "Plan", path: Path, force: bool, threads: int | None) -> Non
     from quant.convert import convert as write
 
     began = time.monotonic()
-    with bytes_bar() as bar, closing(write(planned, path, force, threads)) as steps:  # type: ignore[type-var]
+    with bytes_bar() as bar, closing(write(planned, path, force, threads)) as steps:
         for step in steps:
             bar.update(f"{step.tensors_done}/{step.n_tensors} {step.tensor}", step.bytes_done, step.n_bytes)
     seconds = time.monotonic() - began

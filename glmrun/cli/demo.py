@@ -2,7 +2,9 @@
 
 import time
 
-from glmrun.cli import options
+import typer
+
+from glmrun.cli import loading, options
 
 _QUESTION = "What is 17 + 25?"
 _REAL_MODEL = """\
@@ -23,11 +25,10 @@ def demo(threads: options.Threads = None) -> None:
     Example:
       glmrun demo
     """
-    import glmrun
     from glmrun.builtin import QUANTIZATIONS, nano_path
     from glmrun.measure.bench import cases, measure
     from glmrun.terminal.interrupt import interruptible
-    from glmrun.terminal.progress import work_bar
+    from glmrun.terminal.progress import waiting, work_bar
     from glmrun.terminal.stream import Answer, show_answer
     from glmrun.terminal.tables import bench_heading, bench_row, bytes_text
 
@@ -35,18 +36,21 @@ def demo(threads: options.Threads = None) -> None:
     paths = []
     for quantization in QUANTIZATIONS:
         began = time.monotonic()
-        path = nano_path(quantization)
+        with waiting(f"converting to {quantization}"):
+            path = nano_path(quantization)
         paths.append(path)
         print(f"{quantization:<7} {bytes_text(path.stat().st_size):>10}  {time.monotonic() - began:4.1f} s  {path}", flush=True)
 
-    _title("A question, with the model's thinking")
+    _title("A question, and the model's thinking")
+    model = loading.load_model(paths[-1], threads=threads)
     print(f">>> {_QUESTION}", flush=True)
-    model = glmrun.load(paths[-1], n_threads=threads)
-    show_answer(
-        interruptible(model, model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)), Answer()
-    )
+    chunks = model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)
+    answer = Answer()
+    show_answer(interruptible(model, chunks), answer)
+    if answer.finish_reason == "cancelled":
+        raise typer.Exit(130)
 
-    _title("Speed (reading 512 tokens, writing 64)")
+    _title("Speed of reading 512 tokens and of writing 64")
     print(bench_heading(), flush=True)
     with work_bar() as bar:
         for case, taken, result in measure(cases(paths, [512], [64], [0], [threads]), repetitions=3):

@@ -1,18 +1,12 @@
 """Options that several commands share, and how their values are read."""
 
-import os
 import re
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from glmrun.terminal.console import note
 from quant.errors import UserError
-
-if TYPE_CHECKING:
-    from glmrun.model import Model
 
 
 def parse_size(text: str) -> int:
@@ -34,9 +28,7 @@ Ctx = Annotated[
         help="Context length in tokens: 8192, 32k, 64K. Left out: what the model allows, within reason.",
     ),
 ]
-Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per physical core.")
-]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per core.")]
 MaxTokens = Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, metavar="N", help="Stop the answer after N tokens.")]
 Temperature = Annotated[
     float | None,
@@ -61,25 +53,6 @@ RepeatPenalty = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
 Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.")]
-
-
-def resolve_model(model: str | None) -> Path | None:
-    """The path of a MODEL argument; None stands for nano, the small model that comes with glmrun, and a line says so."""
-    if model is None or model == "nano":
-        if model is None:
-            note("no model given: using nano, the small model that comes with glmrun")
-        return None
-    if not os.path.exists(model):
-        raise UserError(f"{model}: no such file", 3)
-    return Path(model)
-
-
-def load_model(model: str | None, ctx: int | None = None, threads: int | None = None) -> "Model":
-    """glmrun.load() for a MODEL argument."""
-    path = resolve_model(model)
-    import glmrun
-
-    return glmrun.load(path, n_ctx=ctx, n_threads=threads)
 
 
 def text_argument(text: str, what: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmrun.cli import options
+from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def run(
     first: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A GGUF file, or nano. Left out: nano.", show_default=False)
+        str | None, typer.Argument(metavar="MODEL", help="A GGUF file, or nano. Left out: nano.", show_default=False)
     ] = None,
-    second: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The question.", show_default=False)] = None,
+    second: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The question.", show_default=False)] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,
     system: options.System = None,
     max_tokens: options.MaxTokens = None,
@@ -57,7 +57,7 @@ def run(
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
 
     began = time.monotonic()
-    model = options.load_model(model_name, ctx, threads)
+    model = loading.load_model(loading.resolve_model(model_name), ctx, threads)
     load_seconds = time.monotonic() - began
 
     from glmrun.terminal.console import note

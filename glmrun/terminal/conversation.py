@@ -6,34 +6,36 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from glmrun.sampling import Sampler
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.sanitize import visible
-from glmrun.terminal.stream import Answer, finish_note, show_answer, stats_line
+from glmrun.terminal.stream import Answer, counted, finish_note, show_answer, stats_line
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.model import Model
+    from glmrun.engine import Model
 
 
 class Leave(Exception):
     """The user wants to go."""
 
 
-# Name in /set -> (argument of Model.chat, type, lowest, highest).
-SETTINGS: dict[str, tuple[str, type, float, float]] = {
-    "temp": ("temperature", float, 0, 100),
-    "top-p": ("top_p", float, 0, 1),
-    "top-k": ("top_k", int, 0, 1 << 24),
-    "min-p": ("min_p", float, 0, 1),
-    "repeat-penalty": ("repeat_penalty", float, 0.01, 100),
-    "seed": ("seed", int, 0, 2**63 - 1),
-    "max-tokens": ("max_tokens", int, 1, 1 << 30),
+# Name in /set -> (argument of Model.chat, type).
+SETTINGS: dict[str, tuple[str, type]] = {
+    "temp": ("temperature", float),
+    "top-p": ("top_p", float),
+    "top-k": ("top_k", int),
+    "min-p": ("min_p", float),
+    "repeat-penalty": ("repeat_penalty", float),
+    "seed": ("seed", int),
+    "max-tokens": ("max_tokens", int),
 }
 
 _KEYS = """\
-  Enter sends; Alt+Enter or Ctrl+J starts a new line; triple quotes open a text that goes on until they close.
-  Ctrl+C stops an answer; twice on an empty line it leaves, as does Ctrl+D. Up and Ctrl+R find earlier messages."""
+  Enter sends; Alt+Enter or Ctrl+J starts a new line; a text in triple quotes
+  may have many lines. Ctrl+C stops an answer; twice on an empty line it leaves,
+  as does Ctrl+D. Up and Ctrl+R find earlier messages."""
 
 
 @dataclass
@@ -46,7 +48,6 @@ class Conversation:
     thinking: bool = True
     show_stats: bool = True
     messages: list[dict[str, Any]] = field(default_factory=list)
-    context_used: int = 0
     answers: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -62,9 +63,8 @@ class Conversation:
             raise
 
     def _answer(self) -> Answer:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         answer = Answer()
-        chunks = self.model.chat(system + self.messages, thinking=self.thinking, **self.settings)
+        chunks = self.model.chat(self._all_messages(), thinking=self.thinking, **self.settings)
         try:
             with closing(interruptible(self.model, chunks)) as stream:
                 show_answer(stream, answer)
@@ -80,17 +80,22 @@ class Conversation:
             note(ending)
         if stats is None:
             return
-        self.context_used = stats.n_prompt + stats.n_generated
         self.answers += 1
         self.tokens += stats.n_generated
         self.seconds += stats.generate_seconds
-        if self.show_stats:
+        if self.show_stats and stats.n_generated:
             note(stats_line(stats))
-        if self.context_used >= 0.9 * self.model.n_ctx:
-            note(f"the context is nearly full: {self._usage()}; /clear starts over, /undo takes the last exchange back")
+        if (used := self._context_used()) >= 0.9 * self.model.n_ctx:
+            hint = "/clear starts over, /undo takes the last exchange back"
+            note(f"the context is nearly full: {used:,} of {self.model.n_ctx:,} tokens; {hint}")
 
-    def _usage(self) -> str:
-        return f"{self.context_used:,} of {self.model.n_ctx:,} tokens"
+    def _context_used(self) -> int:
+        """Tokens of the conversation as the next prompt will repeat it; earlier thinking is not part of that."""
+        messages = self._all_messages()
+        return len(self.model.chat_format.encode(messages, thinking=self.thinking, add_generation_prompt=False)) if messages else 0
+
+    def _all_messages(self) -> list[dict[str, Any]]:
+        return ([] if self.system is None else [{"role": "system", "content": self.system}]) + self.messages
 
     # -- slash commands -----------------------------------------------------------------------------------------------
 
@@ -116,7 +121,6 @@ class Conversation:
 
     def _clear(self, rest: str) -> None:
         self.messages.clear()
-        self.context_used = 0
         _say("a new conversation" + (" (the system prompt stays)" if self.system else ""))
 
     def _regen(self, rest: str) -> None:
@@ -154,27 +158,30 @@ class Conversation:
         name = {"temperature": "temp"}.get(name, name).replace("_", "-")
         if name not in SETTINGS:
             raise UserError(f"/set NAME VALUE, where NAME is one of {', '.join(SETTINGS)}")
-        argument, kind, low, high = SETTINGS[name]
+        argument, kind = SETTINGS[name]
         try:
             value = kind(text.strip())
         except ValueError:
-            raise UserError(f"{name} takes a number, not {text.strip()!r}") from None
-        if not low <= value <= high:
-            raise UserError(f"{name} goes from {low:g} to {high:g}")
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{name} takes {what}, not {text.strip()!r}") from None
+        if argument != "max_tokens":
+            Sampler(**{argument: value})  # raises UserError for a value that makes no sense
+        elif value < 1:
+            raise UserError("max-tokens is at least 1")
         self.settings[argument] = value
         _say(f"{name} = {value}")
 
     def _show(self, rest: str) -> None:
-        lines = [
-            f"model      {self.model.path}",
-            f"system     {self.system or '-'}",
-            f"thinking   {'on' if self.thinking else 'off'}",
-        ]
-        for name, (argument, *_) in SETTINGS.items():
-            value = self.settings.get(argument)
-            lines.append(f"{name:<15}{'as the model says' if value is None else value}")
-        lines += [f"threads    {self.model.n_threads}", f"context    {self._usage()}"]
-        _say("\n".join("  " + line for line in lines))
+        changed = [f"{name} {self.settings[argument]}" for name, (argument, _) in SETTINGS.items() if argument in self.settings]
+        pairs = {
+            "model": self.model.path,
+            "context": f"{self.model.n_ctx:,} tokens",
+            "threads": self.model.n_threads,
+            "system": self.system or "-",
+            "thinking": "on" if self.thinking else "off",
+            "settings": ", ".join([*changed, "all others as the model file says"]),
+        }
+        _say("\n".join(f"  {name:<9} {value}" for name, value in pairs.items()))
 
     def _stats(self, rest: str) -> None:
         if rest in ("on", "off"):
@@ -183,12 +190,12 @@ class Conversation:
             raise UserError(f"/stats takes on or off, not {rest!r}")
         speed = f", {self.tokens / self.seconds:.1f} tok/s" if self.seconds > 0 else ""
         state = "on" if self.show_stats else "off"
-        _say(f"{self.answers} answers, {self.tokens:,} tokens{speed}; the line after each answer is {state}")
+        _say(f"{counted(self.answers, 'answer')}, {counted(self.tokens, 'token')}{speed}; the line after each answer is {state}")
 
     def _context(self, rest: str) -> None:
-        share = self.context_used / self.model.n_ctx
-        bar = "█" * round(30 * share)
-        _say(f"{bar:░<30} {self._usage()} ({share:.0%}), {len(self.messages)} messages")
+        used, size = self._context_used(), self.model.n_ctx
+        bar = "█" * min(30, round(30 * used / size))
+        _say(f"{bar:░<30} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(self.messages), 'message')}")
 
 
 _ALIASES = {"exit": "bye", "quit": "bye", "?": "help", "new": "clear", "retry": "regen"}

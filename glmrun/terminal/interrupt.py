@@ -7,15 +7,14 @@ seconds on that thread would hold them up. So the answer is made on another thre
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glmrun.engine import Chunk
-    from glmrun.model import Model
+    from glmrun.engine import Chunk, Model
 
 
-def interruptible(model: "Model", chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+def interruptible(model: "Model", chunks: "Iterator[Chunk]") -> "Generator[Chunk]":
     """The same chunks; Ctrl-C asks the model to stop, so that the last one says "cancelled".
 
     A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early cancels the answer and waits

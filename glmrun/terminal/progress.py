@@ -1,5 +1,8 @@
 """Progress on standard error: bars in a terminal, nothing in a pipe."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -8,6 +11,7 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -15,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from glmrun.terminal.console import error_console
+from glmrun.terminal.console import error_console, note
 from glmrun.terminal.sanitize import one_line
 
 if TYPE_CHECKING:
@@ -38,7 +42,8 @@ class _Bar:
 
     def clear(self) -> None:
         """Take the bar off the screen; the next update brings it back."""
-        self._progress.stop()
+        if self._shown:
+            self._progress.stop()
 
     def __enter__(self) -> "_Bar":
         return self
@@ -64,6 +69,25 @@ def bytes_bar() -> _Bar:
     return _Bar(error_console(), name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
+@contextmanager
+def waiting(text: str, patience: float = 1.5) -> Iterator[None]:
+    """Say what is being waited for, once it has taken `patience` seconds: `⠋ compiling the kernels 0:00:07`."""
+    console = error_console()
+    bar = Progress(SpinnerColumn(), _text("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    bar.add_task(text, total=None)
+    shown = console.is_terminal and not console.is_dumb_terminal
+    timer = threading.Timer(patience, bar.start if shown else note, () if shown else (f"{text} ...",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if shown:
+            bar.stop()
+
+
 class PromptProgress:
     """`reading the prompt ━━━━ 512/2,048 tokens`, gone as soon as the answer begins."""
 
@@ -78,7 +102,7 @@ class PromptProgress:
         if not self._reading:
             return
         if chunk.token is None and chunk.finish_reason is None:
-            self._bar.update("reading the prompt", chunk.stats.n_prefilled, chunk.stats.n_prompt - chunk.stats.n_cached)
+            self._bar.update("reading the prompt", chunk.stats.n_prefilled, chunk.stats.n_prompt)
         else:
             self._reading = False
             self._bar.clear()

@@ -40,6 +40,7 @@ def chat_in_terminal(conversation: Conversation) -> int:
             return 0
         except UserError as why:
             show_error(str(why))
+        print(file=sys.stderr, flush=True)
 
 
 def chat_in_pipe(conversation: Conversation, lines: Iterable[bytes]) -> int:

@@ -57,7 +57,7 @@ def show_answer(chunks: "Iterable[Chunk]", answer: Answer) -> None:
             print(file=sys.stderr)
         if watched:
             seconds = time.monotonic() - began
-            note(f"▸ thought for {seconds:.1f} s · {answer.reasoning_tokens} tokens")
+            note(f"▸ thought for {seconds:.1f} s · {counted(answer.reasoning_tokens, 'token')}")
         sys.stderr.flush()
 
     with PromptProgress() as progress:
@@ -76,6 +76,8 @@ def show_answer(chunks: "Iterable[Chunk]", answer: Answer) -> None:
             end_thinking()
             if answer.text and not answer.text.endswith("\n"):
                 write_answer("\n")
+            elif watched and answer.finish_reason == "cancelled" and not answer.reasoning:
+                print(file=sys.stderr)  # the terminal has put ^C at the start of this line
     for call in answer.tool_calls:
         note(f"tool call: {call}")
 
@@ -87,21 +89,25 @@ def finish_note(answer: Answer, n_ctx: int) -> str | None:
         return "(stopped)"
     if answer.finish_reason != "length" or stats is None:
         return None
-    used = stats.n_prompt + stats.n_generated
-    if used >= n_ctx:
-        return f"(the context is full: {used:,} of {n_ctx:,} tokens; the answer stops here)"
+    if stats.n_prompt + stats.n_generated >= n_ctx:
+        return f"(the context of {n_ctx:,} tokens is full: the answer stops here)"
     where = ", still thinking" if not answer.text else ""
-    return f"(stopped after {stats.n_generated:,} tokens{where}; -n sets another limit)"
+    return f"(stopped at the limit of {counted(stats.n_generated, 'token')}{where})"
 
 
 def stats_line(stats: "Stats") -> str:
     """`64 tokens, 17.9 tok/s · prompt 12 read in 0.3 s, 40 tok/s · 512 cached`."""
-    parts = [f"{stats.n_generated:,} tokens, {_rate(stats.n_generated, stats.generate_seconds)}"]
+    parts = [f"{counted(stats.n_generated, 'token')}, {_rate(stats.n_generated, stats.generate_seconds)}"]
     read = stats.n_prompt - stats.n_cached
     parts.append(f"prompt {read:,} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
     if stats.n_cached:
         parts.append(f"{stats.n_cached:,} cached")
     return " · ".join(parts)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 token`, `2,048 tokens`."""
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _rate(tokens: int, seconds: float) -> str:

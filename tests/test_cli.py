@@ -1,0 +1,236 @@
+"""The command line as a program: what it prints where, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scripted_model import ESCAPES
+from tiny_model import ODD, Tiny
+from typer import BadParameter
+
+from glmrun.cli.bench import parse_counts
+from glmrun.cli.options import parse_size
+
+SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
+COMMANDS = ["run", "chat", "convert", "bench", "inspect", "demo"]
+
+
+def glmrun(*arguments: str, stdin: bytes = b"", scripted: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:
+    """Run `python -m glmrun`, or the same with the scripted model behind it."""
+    program = [SCRIPT] if scripted else ["-m", "glmrun"]
+    options = {"capture_output": True, "timeout": 120, "env": {**os.environ, "PYTHONPATH": os.getcwd()}} | options
+    return subprocess.run([sys.executable, *program, *arguments], input=stdin, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def refused(*arguments: str, code: int, **options: object) -> str:
+    """The one line that a refused command prints on standard error."""
+    done = glmrun(*arguments, **options)  # type: ignore[arg-type]
+    lines = done.stderr.decode().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert done.returncode == code and done.stdout == b"" and len(errors) == 1 and lines[-1] == errors[0], done
+    return errors[0]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = {
+        "numpy",
+        "numba",
+        "llvmlite",
+        "rich",
+        "prompt_toolkit",
+        "gguf",
+        "jinja2",
+        "tokenizers",
+        "safetensors",
+        "psutil",
+        "platformdirs",
+    }
+    code = f"import sys; sys.argv = ['glmrun', '--help']; import glmrun.cli as c; c._run(None); print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == b"set()"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    done = glmrun(command, "--help")
+    assert (
+        done.returncode == 0 and b"Example" in done.stdout and f"  glmrun {command}".encode() in done.stdout and done.stderr == b""
+    )
+
+
+def test_without_a_command_the_help_is_printed() -> None:
+    done = glmrun()
+    assert done.returncode == 0 and all(name.encode() in done.stdout for name in COMMANDS)
+    assert glmrun("--version").stdout.startswith(b"glmrun 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["frobnicate"], 2, "No such command"),
+        (["run", "--frob"], 2, "No such option"),
+        (["run", "nosuch.gguf", "hi"], 3, "nosuch.gguf: no such file"),
+        (["run", ".", "hi"], 3, "is a folder"),
+        (["run", __file__, "hi"], 1, "not a GGUF file"),
+        (["run", "a", "b", "-p", "c"], 2, "given twice"),
+        (["run", "nano"], 2, "nothing to ask"),
+        (["run", "nano", "hi", "-c", "32x"], 2, "is not a size"),
+        (["chat", "nosuch.gguf"], 3, "no such file"),
+        (["bench", "-m", "nosuch.gguf"], 3, "no such file"),
+        (["bench", "-p", "x"], 2, "not a number"),
+        (["bench", "-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (["inspect", "nosuch.gguf"], 3, "no such file"),
+        (["inspect", "."], 3, "is a folder"),
+        (["inspect", "x.gguf", "--match", "("], 2, "regular expression"),
+        (["convert", "nosuch"], 3, "does not exist"),
+        (["convert", "."], 3, "config.json"),
+        (["convert", ".", "-q", "Q9_9"], 2, "Q4_K_M, Q6_K, Q8_0"),
+        (["convert"], 2, "SRC"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_a_code(arguments: list[str], code: int, words: str) -> None:
+    assert words in refused(*arguments, code=code)
+
+
+def test_a_file_that_is_no_whole_model_is_one_line(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:
+    whole = tiny_gguf("Q8_0").path.read_bytes()
+    cut, pointer, hostile = tmp_path / "cut.gguf", tmp_path / "pointer.gguf", tmp_path / "a\x1b[31m.gguf"
+    cut.write_bytes(whole[: len(whole) // 2])
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    hostile.write_bytes(b"GGUF" + bytes(99))
+    for command in (["inspect"], ["run"], ["bench", "-m"]):
+        more = ["hi"] if command == ["run"] else []
+        assert f"{len(whole) // 2:,}" in refused(*command, str(cut), *more, code=1)
+        assert "git-lfs" in refused(*command, str(pointer), *more, code=1)
+        assert "␛" in refused(*command, str(hostile), *more, code=1)
+
+
+def test_standard_input_that_is_not_utf8_is_refused() -> None:
+    assert "not valid UTF-8: byte 0xff at position 2" in refused("run", "nano", "hi", stdin=b"ab\xff", code=2, scripted=True)
+    done = glmrun("chat", "nano", "--no-think", stdin=b"hello\n\xff\n", scripted=True)
+    assert done.returncode == 2 and done.stdout == b"You said: hello\n" and b"line 2" in done.stderr
+
+
+def test_arguments_are_model_and_question() -> None:
+    assert glmrun("run", "--no-think", "just a question", scripted=True).stdout == b"You said: just a question\n"
+    assert glmrun("run", "--no-think", "nano", "and a question", scripted=True).stdout == b"You said: and a question\n"
+    assert glmrun("run", "--no-think", "nano", "-p", "named", scripted=True).stdout == b"You said: named\n"
+    assert glmrun("run", "--no-think", "nano", stdin=b"piped\n", scripted=True).stdout == b"You said: piped\n"
+    done = glmrun("run", "--no-think", "Sum up:", stdin="naïve\n".encode(), scripted=True)
+    assert done.stdout.decode() == "You said: Sum up:\n\nnaïve\n" and b"no model given: using nano" in done.stderr
+    assert "no such file" in refused("run", "nosuch", "-p", "hi", code=3)
+
+
+def test_options_reach_the_model() -> None:
+    given = [
+        "--temp",
+        "0",
+        "--top-p",
+        "0.5",
+        "--top-k",
+        "7",
+        "--min-p",
+        "0.1",
+        "--repeat-penalty",
+        "1.1",
+        "--seed",
+        "3",
+        "--no-think",
+    ]
+    said = json.loads(glmrun("run", "nano", "messages", "-s", "Be brief.", *given, scripted=True).stdout)
+    assert said == {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "messages"}],
+        "thinking": False, "temperature": 0.0, "top_p": 0.5, "top_k": 7, "min_p": 0.1, "repeat_penalty": 1.1, "seed": 3,
+    }  # fmt: skip
+
+
+def test_json_is_one_object_with_everything() -> None:
+    done = glmrun("run", "nano", "escapes", "--json", scripted=True)
+    answer = json.loads(done.stdout)
+    assert (answer["text"], answer["reasoning"], answer["finish_reason"], answer["tool_calls"]) == (
+        ESCAPES,
+        "Let me think.",
+        "stop",
+        [],
+    )
+    assert answer["usage"] == {"prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 44, "total_tokens": 45}
+    assert set(answer) == {"model", "text", "reasoning", "tool_calls", "finish_reason", "usage", "timings"}
+    assert answer["timings"]["predicted_per_second"] == 50.0 and done.stderr == b""
+
+
+def test_a_limit_is_told_on_standard_error() -> None:
+    done = glmrun("run", "nano", "hello", "-n", "2", scripted=True)
+    assert done.returncode == 0 and done.stdout == b"" and b"limit of 2 tokens, still thinking" in done.stderr
+
+
+def test_a_prompt_that_does_not_fit_names_both_numbers() -> None:
+    error = refused("run", "nano", "long", scripted=True, code=1)
+    assert "500" in error and "200" in error
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_interrupting_keeps_what_was_printed(form: list[str]) -> None:
+    command = [sys.executable, SCRIPT, "run", "nano", "slow answer", *form]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    if form:
+        time.sleep(2)
+    first = b"" if form else process.stdout.read(10)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    text = json.loads(rest)["text"] if form else (first + rest).decode()
+    assert process.returncode == 130 and text.startswith("tick tick ") and text.count("tick") < 400 and b"Traceback" not in errors
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} {SCRIPT} run nano 'slow answer' --no-think < /dev/null | head -c 4"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, timeout=60, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"tick", b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        for arguments in (["run", "nano", "hello", "--no-think"], ["inspect", "--help"]):
+            done = glmrun(*arguments, scripted=True, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+            assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+
+
+def test_sizes_and_counts_are_read() -> None:
+    assert [parse_size(text) for text in ("8192", "32k", "64K", " 1M ")] == [8192, 32000, 65536, 1 << 20]
+    assert parse_counts("128,512") == [128, 512]
+    for text in ("", "0", "-1", "1.5k", "k", "1e3", "9" * 13):
+        with pytest.raises(BadParameter):
+            parse_size(text)
+    for text in ("", "a", "1,,2", "-1", "99999999999"):
+        with pytest.raises(BadParameter):
+            parse_counts(text)
+
+
+def test_inspect_tells_what_the_file_holds(tiny_gguf: Callable[..., Tiny]) -> None:
+    tiny = tiny_gguf("Q4_K_M")
+    facts = json.loads(glmrun("inspect", str(tiny.path), "--json", "--tensors", "--metadata").stdout)
+    weights = sum(values.size for values in tiny.weights.values())
+    assert facts["parameters"] == weights == sum(facts["formats"].values())
+    assert facts["file_bytes"] == tiny.path.stat().st_size and facts["config"]["n_routed_experts"] == ODD.n_routed_experts
+    assert {t["name"]: t["format"] for t in facts["tensor_list"]} == tiny.formats
+    assert [t["shape"] for t in facts["tensor_list"]] == [list(tiny.weights[t["name"]].shape) for t in facts["tensor_list"]]
+    assert facts["metadata"]["deepseek2.expert_used_count"] == 3
+    assert facts["metadata"]["tokenizer.ggml.tokens"]["length"] == ODD.vocab_size
+
+    exps = 3 * ODD.moe_intermediate_size * ODD.hidden_size * (ODD.n_routed_experts - ODD.num_experts_per_tok) * 2  # two MoE layers
+    assert facts["parameters_active"] == weights - exps - (ODD.vocab_size - 1) * ODD.hidden_size
+
+    summary = glmrun("show", str(tiny.path)).stdout.decode()
+    assert "deepseek2" in summary and "3 of 12, and 1 shared" in summary and f"{facts['file_bytes']:,} bytes" in summary
+    listed = glmrun("inspect", str(tiny.path), "--tensors", "--match", r"blk\.1\.ffn_down_exps").stdout.decode().splitlines()
+    assert len(listed) == 2 and listed[1].split()[:2] == ["blk.1.ffn_down_exps.weight", "12"]

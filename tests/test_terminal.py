@@ -1,0 +1,90 @@
+"""What reaches a terminal and what reaches a pipe."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripted_model import ESCAPES
+
+from glmrun.terminal.sanitize import one_line, visible
+from glmrun.terminal.tables import bytes_text, columns, params_text
+
+SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
+FORBIDDEN = [
+    *range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
+    *range(0x2060, 0x2070), 0xFEFF, 0xD800, 0xDCFF, 0xDFFF, *range(0xE0000, 0xE0080),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", FORBIDDEN)
+def test_no_character_that_steers_a_terminal_passes(code: int) -> None:
+    shown = visible(f"a{chr(code)}b")
+    assert chr(code) not in shown and shown[0] == "a" and shown[-1] == "b" and len(shown) > 2
+
+
+def test_ordinary_text_passes_unchanged() -> None:
+    text = "line\n\ttab, naïve, 日本語, עברית, 👩‍💻 ❤️ [bold]x[/] :smile: \\x1b"
+    assert visible(text) == text
+
+
+def test_a_sequence_is_harmless_wherever_the_stream_is_cut() -> None:
+    for i in range(len(ESCAPES)):
+        assert visible(ESCAPES[:i]) + visible(ESCAPES[i:]) == visible(ESCAPES)
+
+
+def test_one_line_has_no_line_break() -> None:
+    assert one_line("a\r\nb\x1b[2J\n\n c") == "a b␛[2J c"
+
+
+def _run(arguments: list[str], terminal: str, **environment: str) -> tuple[bytes, bytes]:
+    """(standard output, standard error) of the command line; the stream that `terminal` names is one."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.getcwd(), **environment}
+    streams = {name: theirs if name == terminal else subprocess.PIPE for name in ("stdout", "stderr")}
+    process = subprocess.Popen([sys.executable, SCRIPT, *arguments], stdin=subprocess.DEVNULL, env=env, **streams)  # type: ignore[call-overload]
+    os.close(theirs)
+    piped = process.communicate(timeout=60)
+    seen = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            seen += part
+    except OSError:  # how Linux tells that the other end is closed
+        pass
+    os.close(ours)
+    return (seen, piped[1]) if terminal == "stdout" else (piped[0], seen)
+
+
+def test_a_terminal_sees_control_characters_spelled_out() -> None:
+    out, _ = _run(["run", "nano", "escapes", "--no-think"], "stdout")
+    assert out.decode().replace("\r\n", "\n") == visible(ESCAPES) + "\n"
+
+
+def test_a_pipe_gets_the_text_of_the_model_and_no_codes() -> None:
+    out, err = _run(["run", "nano", "escapes", "--stats"], "stderr")
+    assert out.decode() == ESCAPES + "\n"
+    assert b"\x1b[2m" in err and b"Let me" in err  # thinking is dim where a person looks
+    _, err = _run(["run", "nano", "escapes", "--stats"], "stdout")
+    assert b"\x1b" not in err and b"Let me think." in err and b"tokens" in err
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
+def test_a_dumb_terminal_gets_no_codes(environment: dict[str, str]) -> None:
+    _, err = _run(["run", "nano", "hello", "--stats"], "stderr", **environment)
+    assert b"\x1b" not in err and b"thought for" in err
+
+
+def test_no_color_means_no_color() -> None:
+    _, err = _run(["run", "nano", "slow prompt", "--stats"], "stderr", NO_COLOR="1")
+    assert b"\x1b[3" not in err and b"\x1b[9" not in err  # foreground colours; dim and cursor movements may stay
+
+
+def test_sizes_read_as_in_llama_bench() -> None:
+    assert (bytes_text(18_123_246_080), bytes_text(8_085_504)) == ("16.88 GiB", "7.71 MiB")
+    assert (params_text(29_943_393_024), params_text(9_440_000)) == ("29.94 B", "9.44 M")
+
+
+def test_columns_line_up_and_are_harmless() -> None:
+    assert columns([["name", "n"], ["a\x1b[31m", "1"], ["b", "22"]], right=[1]) == "name     n\na␛[31m   1\nb       22"
