@@ -96,8 +96,8 @@ class Checkpoint:
 
 def config_from_json(source: dict[str, Any]) -> Config:
     """The Config in a config.json of transformers 4 or 5; UserError for another model or for anything glmrun does not implement."""
-    if source.get("model_type") != _MODEL_TYPE and _CLASS not in (source.get("architectures") or []):
-        found = source.get("model_type") or source.get("architectures") or "no model_type"
+    if source.get("model_type") != _MODEL_TYPE and source.get("architectures") != [_CLASS]:
+        found = source.get("model_type") or source.get("architectures") or "of no model_type"
         raise UserError(f"the model is {found!r}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
     if quantized := source.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized

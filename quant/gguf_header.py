@@ -12,6 +12,7 @@ import numpy as np
 from quant.errors import UserError
 
 ALIGNMENT = 32
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 
 # A list of str or of int (stored as int32); a plain int is stored as uint32, np.int32 as int32, a float as float32.
@@ -70,6 +71,8 @@ def _value(key: str, value: MetadataValue) -> bytes:
     if isinstance(value, int):
         return struct.pack("<II", _UINT32, value)
     if isinstance(value, float):
+        if abs(value) > _FLOAT32_MAX:
+            raise UserError(f"{key} is {value}; a GGUF file holds it as float32, up to {_FLOAT32_MAX:.3g}")
         return struct.pack("<If", _FLOAT32, value)
     if value and isinstance(value[0], str):
         items = b"".join([_string(key, str(text)) for text in value])

@@ -70,8 +70,9 @@ def _check_model(path: Path, model: dict[str, Any]) -> None:
 
 
 def _check_normalizer(path: Path, normalizer: Any) -> None:
-    if normalizer and normalizer.get("normalizers") != []:
-        raise UserError(f"{path}: the tokenizer normalizes text ({normalizer.get('type')}); GLM's does not, and GGUF cannot say it")
+    if normalizer and not (isinstance(normalizer, dict) and normalizer.get("normalizers") == []):
+        kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
+        raise UserError(f"{path}: the tokenizer normalizes text ({str(kind)[:40]}); GLM's does not, and GGUF cannot say it")
 
 
 def _pre_tokenizer_name(path: Path, pre_tokenizer: Any) -> str:
@@ -86,7 +87,7 @@ def _pre_tokenizer_name(path: Path, pre_tokenizer: Any) -> str:
             split, pattern = steps[0], steps[0].get("pattern")
             # Keeping the matches and dropping the gaps is the same as isolating them: the pattern leaves no gaps.
             whole = (split.get("behavior"), bool(split.get("invert"))) in (("Isolated", False), ("Removed", True))
-            if whole and isinstance(pattern, dict) and pattern.get("Regex") in _GLM_REGEXES:
+            if whole and isinstance(pattern, dict) and str(pattern.get("Regex")) in _GLM_REGEXES:
                 return "glm4"
     found = " + ".join(map(str, kinds)) or "none"
     raise UserError(
@@ -97,8 +98,9 @@ def _pre_tokenizer_name(path: Path, pre_tokenizer: Any) -> str:
 def _flatten(step: Any) -> Iterator[dict[str, Any]]:
     if isinstance(step, dict):
         if step.get("type") == "Sequence":
-            for inner in step.get("pretokenizers") or []:
-                yield from _flatten(inner)
+            inner = step.get("pretokenizers")
+            for part in inner if isinstance(inner, list) else []:
+                yield from _flatten(part)
         else:
             yield step
 
@@ -126,7 +128,9 @@ def _merges(path: Path, model: dict[str, Any]) -> list[str]:
     source: Sequence[Any] = model["merges"] if isinstance(model["merges"], list) else [model["merges"]]
     for merge in source:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] in known and pair[1] in known and pair[0] + pair[1] in known):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) and part in known for part in pair)):
+            raise UserError(f"{path}: the merge {str(merge)[:80]!r} does not join two tokens of the vocabulary")
+        if pair[0] + pair[1] not in known:
             raise UserError(f"{path}: the merge {str(merge)[:80]!r} does not join two tokens of the vocabulary to a third")
         merges.append(f"{pair[0]} {pair[1]}")
     return merges

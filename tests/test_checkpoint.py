@@ -2,8 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +419,33 @@ def test_tokenizers_that_would_cut_text_differently(tmp_path: Path, change: dict
     path.write_text(json.dumps(tokenizer_json() | change))
     error = refusal(lambda: read_vocabulary(path, 320))
     assert said in str(error) and error.exit_code == 1
+
+
+def mutations(source: dict[str, Any], path: tuple[Any, ...] = ()) -> Iterator[dict[str, Any]]:
+    """source with each of its values, at any depth, replaced by values of every JSON type; the 260 words only now and then."""
+    here = reduce(getitem, path, source)
+    items = here.items() if isinstance(here, dict) else enumerate(here) if isinstance(here, list) else ()
+    for key, old in list(items)[:30]:
+        for new in (None, True, -1, 1e300, "x", [], {}, [[1]], {"type": "Sequence", "pretokenizers": 3}):
+            here[key] = new
+            yield source
+        here[key] = old
+        yield from mutations(source, (*path, key))
+
+
+def test_no_value_of_any_type_does_worse_than_an_error_line(original: Path, tmp_path: Path) -> None:
+    config = json.loads((original / "config.json").read_text())
+    for source in mutations(
+        config | {"mlp_layer_types": ["dense", "sparse", "sparse"], "rope_parameters": {"rope_type": "default"}}
+    ):
+        with suppress(UserError):
+            config_from_json(source)
+    path, n_good = tmp_path / "tokenizer.json", 0
+    for source in mutations(tokenizer_json()):
+        path.write_text(json.dumps(source))
+        with suppress(UserError):
+            n_good += len(read_vocabulary(path, 320).tokens) == 320
+    assert n_good > 100  # of the values most do not matter
 
 
 def test_chat_template_in_tokenizer_config(folder: Path) -> None:

@@ -275,6 +275,16 @@ def test_end_tokens(tmp_path: Path, eos: object, want: tuple[int, ...]) -> None:
     assert tuple(found[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot", "eom")) == want
 
 
+def test_numbers_beyond_float32_and_texts_beyond_unicode(tmp_path: Path) -> None:
+    large = plan(Checkpoint.open(write_folder(tmp_path / "a", rope_theta=1e300)), "BF16")
+    with pytest.raises(UserError, match=r"rope\.freq_base is 1e\+300"):
+        _ = large.header
+    folder = write_folder(tmp_path / "b")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "abc\\ud800"}')
+    assert "half a surrogate pair at character 3" in str(refused(folder, tmp_path / "x.gguf"))
+
+
 # --- how it is written -------------------------------------------------------------------------------------------------
 
 
