@@ -1,0 +1,103 @@
+"""Train nano, the small model of GLM-4.7-Flash's architecture that comes with glmrun, and write its checkpoint.
+
+    python scripts/make_nano.py --minutes 55             # what made glmrun/nano
+    python scripts/make_nano.py --steps 100 --out /tmp/nano
+
+Needs torch and transformers (the extra `dev`). Everything is made here: text, tokenizer, weights, test and model card.
+The data depend on the seed alone; the weights also on the number of steps (with --minutes: on the machine's speed).
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two Python threads work side by side instead, see nano/training.py
+
+import torch
+from nano import checkpoint, vocabulary
+from nano.architecture import Nano, nano_config
+from nano.card import card
+from nano.corpus import Corpus, test_documents, training_documents
+from nano.evaluation import evaluate, table
+from nano.training import micro_batches, train
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "glmrun" / "chat" / "chat_template.jinja"
+VOCABULARY = 2048
+EVERY = 600  # seconds between checkpoints while training
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "glmrun" / "nano", help="folder of the checkpoint (default: glmrun/nano)"
+    )
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, default=55.0, help="training time (default: 55)")
+    budget.add_argument("--steps", type=int, help="training steps instead of minutes")
+    parser.add_argument("--seed", type=int, default=47)
+    parser.add_argument("--per-skill", type=int, default=100, help="held-out questions per skill (default: 100)")
+    parser.add_argument("--show", type=int, default=2, help="wrong answers shown per skill (default: 2)")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    corpus = Corpus(TEMPLATE)
+    documents = training_documents(random.Random(f"vocabulary {args.seed}"))
+    tokenizer = vocabulary.train((corpus.text(next(documents)) for _ in range(8000)), VOCABULARY)
+    ids = tokenizer.get_vocab()
+    ends = [ids[token] for token in ("<|endoftext|>", "<|user|>", "<|observation|>")]
+    model = Nano(nano_config(VOCABULARY, ends[0], ends))
+    parameters = sum(tensor.numel() for name, tensor in checkpoint.tensors(model).items() if not name.endswith("_bias"))
+    print(f"{parameters:,} parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
+
+    saved, seconds_used = 0.0, 0.0
+    mean = 0.0
+
+    def on_progress(step: int, seconds: float, loss: float) -> None:
+        nonlocal saved, mean, seconds_used
+        seconds_used = seconds
+        mean = loss if step == 1 else 0.95 * mean + 0.05 * loss
+        if step % 20 == 0:
+            print(f"step {step:5d}  {seconds:6.0f} s  loss {mean:.4f}", flush=True)
+        if seconds - saved > EVERY:
+            saved = seconds
+            checkpoint.write(model, tokenizer, TEMPLATE, args.out)
+
+    def progress_at(step: int, seconds: float) -> float:
+        return step / args.steps if args.steps else seconds / (60 * args.minutes)
+
+    steps, tokens = train(model, micro_batches(corpus, tokenizer, args.seed), progress_at, on_progress)
+    checkpoint.round_weights(model)
+    checkpoint.write(model, tokenizer, TEMPLATE, args.out)
+
+    tests = test_documents(random.Random(f"test {args.seed}"), args.per_skill)
+    began = time.monotonic()
+    results = evaluate(model, tokenizer, corpus, tests, args.show)
+    facts = {"parameters": parameters, "seed": args.seed, "steps": steps, "tokens": tokens, "minutes": round(seconds_used / 60, 1)}
+    print(f"{table(results)}\n\n{json.dumps({k: v for k, v in results.items() if k != 'skills'}, indent=2)}")
+    print(
+        f"{steps} steps, {tokens:,} tokens, {seconds_used / 60:.1f} minutes; evaluated in {time.monotonic() - began:.0f} s",
+        file=sys.stderr,
+    )
+    (args.out / "evaluation.json").write_text(json.dumps({"training": facts, **results}, indent=2) + "\n", encoding="utf-8")
+    (args.out / "README.md").write_text(card(facts, results), encoding="utf-8")
+    (args.out / "heldout.txt").write_text(held_out_text(corpus, tests), encoding="utf-8")
+
+
+def held_out_text(corpus: Corpus, tests: list, limit: int = 60_000) -> str:
+    """Held-out documents as plain text, taken in turn from every skill, for measuring perplexity."""
+    shuffled = random.Random(0).sample(tests, len(tests))
+    text = ""
+    for document in shuffled:
+        piece = corpus.text(document) + "\n"
+        if len((text + piece).encode()) <= limit:
+            text += piece
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Sums, differences and small products, with their steps written the way people do them on paper."""
+
+import random
+
+from nano.document import Document, as_people_type, assistant, choices, user
+
+ASK = choices(
+    "What is {e}?|{e}|{e} = ?|Calculate {e}|How much is {e}?|{e} =|Compute {e}|What's {e}?|Can you calculate {e}?|"
+    "Please calculate {e}|Solve {e}|Tell me {e}|I need {e}|What does {e} give?|{e}?|What do you get for {e}?"
+)
+WORDS = {
+    "+": ("{a} plus {b}", "the sum of {a} and {b}"),
+    "-": ("{a} minus {b}", "the difference of {a} and {b}"),
+    "*": ("{a} times {b}", "the product of {a} and {b}"),
+}
+
+
+def steps(a: int, op: str, b: int) -> tuple[str, int]:
+    """(the working, the result) of a + b, a - b or a * b for numbers from 0 to 99, one factor of a product below 10."""
+    if op == "+":
+        return _add(a, b), a + b
+    if op == "-":
+        if a < b:
+            return f"{a} is less than {b}. {_subtract(b, a)} So {a} - {b} = -{b - a}.", a - b
+        return _subtract(a, b), a - b
+    small, large = min(a, b), max(a, b)
+    if large < 10:
+        return f"{a} * {b} = {a * b}.", a * b
+    tens, ones = large // 10 * 10, large % 10
+    first, second = small * tens, small * ones
+    work = f"{large} = {tens} + {ones}. {small} * {tens} = {first}. {small} * {ones} = {second}. {first} + {second} = {a * b}."
+    return work, a * b
+
+
+def _add(a: int, b: int) -> str:
+    if a < 10 and b < 10:
+        return f"{a} + {b} = {a + b}."
+    ones, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
+    tens = a // 10 % 10 + b // 10 % 10 + carry
+    return (
+        f"Ones: {a % 10} + {b % 10} = {ones}, write {ones % 10}, carry {carry}. "
+        f"Tens: {a // 10 % 10} + {b // 10 % 10} + {carry} = {tens}. {a} + {b} = {a + b}."
+    )
+
+
+def _subtract(a: int, b: int) -> str:
+    if a < 10:
+        return f"{a} - {b} = {a - b}."
+    if a % 10 >= b % 10:
+        first = f"Ones: {a % 10} - {b % 10} = {a % 10 - b % 10}, borrow 0. "
+    else:
+        first = f"Ones: {a % 10 + 10} - {b % 10} = {a % 10 + 10 - b % 10}, borrow 1. "
+    borrow = int(a % 10 < b % 10)
+    return first + f"Tens: {a // 10} - {b // 10} - {borrow} = {a // 10 - b // 10 - borrow}. {a} - {b} = {a - b}."
+
+
+def draw(rng: random.Random) -> tuple[int, str, int]:
+    """Two numbers and an operation; mostly two digits, sometimes one."""
+    op = rng.choice("++--*")
+    a, b = rng.randrange(100), rng.randrange(100)
+    if op == "*":
+        b = rng.randrange(10)
+        if rng.random() < 0.35:
+            a %= 10
+        if rng.random() < 0.4:
+            a, b = b, a
+    elif op == "-" and a < b and rng.random() < 0.8:
+        a, b = b, a
+    elif rng.random() < 0.12:
+        a, b = a % 10, b % 10
+    return a, op, b
+
+
+def _question(rng: random.Random, a: int, op: str, b: int) -> str:
+    if rng.random() < 0.2:
+        expression = rng.choice(WORDS[op]).format(a=a, b=b)
+        ask = rng.choice(ASK[:1] + ASK[3:5] + ASK[7:12])
+    else:
+        sign = rng.choice(("*", "*", "x", "×")) if op == "*" else op
+        expression = f"{a}{sign}{b}" if rng.random() < 0.3 else f"{a} {sign} {b}"
+        ask = rng.choice(ASK)
+    return as_people_type(rng, ask.format(e=expression), polite=rng.random() < 0.3)
+
+
+def exercise(rng: random.Random, thinking: bool) -> tuple[str, str, list[dict]]:
+    """(skill, key, [question, answer])."""
+    a, op, b = draw(rng)
+    work, result = steps(a, op, b)
+    messages = [user(_question(rng, a, op, b)), assistant(f"{a} {op} {b} = {result}", work if thinking else "")]
+    return ("arithmetic, thinking" if thinking else "arithmetic, no thinking"), f"{a}{op}{b}", messages
+
+
+def series(rng: random.Random) -> list[Document]:
+    """Up to five exercises in a row; with all their steps kept, each is worth as much as a conversation of its own."""
+    thinking, n = rng.random() < 0.65, rng.choice((1, 1, 1, 2, 3, 4, 5))
+    return [Document(*exercise(rng, thinking), thinking=thinking) for _ in range(n)]
+
+
+def counting(rng: random.Random) -> Document:
+    """Counting up or down by one, two, five or ten."""
+    start, step, n = rng.randrange(0, 40), rng.choice((1, 1, 1, 2, 5, 10)), rng.randrange(3, 9)
+    numbers = [start + step * i for i in range(n)]
+    by = {1: "", 2: " in steps of 2", 5: " in steps of 5", 10: " in steps of 10"}[step]
+    if rng.random() < 0.3:
+        numbers.reverse()
+    question = rng.choice(("Count from {a} to {b}{by}", "Can you count from {a} to {b}{by}?", "Please count from {a} to {b}{by}."))
+    question = as_people_type(rng, question.format(a=numbers[0], b=numbers[-1], by=by), polite=False)
+    thinking = rng.random() < 0.5
+    thought = f"I count from {numbers[0]} to {numbers[-1]}{by}."
+    answer = assistant(", ".join(map(str, numbers)), thought if thinking else "")
+    return Document("counting", f"count {numbers[0]} {numbers[-1]} {step}", [user(question), answer], thinking=thinking)
