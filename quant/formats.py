@@ -12,6 +12,11 @@ import numpy as np
 from quant.errors import UserError
 
 
+def _plain(x: np.ndarray) -> np.ndarray:
+    """x as the one kind of array the encoders are compiled for; a read-only or unaligned one would make Numba compile again."""
+    return np.require(x, np.float32, ("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
+
+
 @dataclass(frozen=True)
 class Format:
     """One way to store a row of weights: whole blocks of block_length values in block_bytes bytes each."""
@@ -42,12 +47,12 @@ class Format:
                  sum(weights * (x - y)**2). Formats that do not search ignore it, as GGML does. None = all columns alike.
         Releases the GIL while it works; columns must be a multiple of block_length (UserError).
         """
-        rows = np.ascontiguousarray(rows, dtype=np.float32)  # (n, columns)
+        rows = _plain(rows)  # (n, columns)
         if rows.ndim != 2:
             raise ValueError(f"rows have shape {rows.shape}, expected (n, columns)")
         self.row_bytes(rows.shape[1])
         if weights is not None:
-            weights = np.ascontiguousarray(weights, dtype=np.float32)  # (columns,)
+            weights = _plain(weights)  # (columns,)
             if weights.shape != (rows.shape[1],):
                 raise ValueError(f"weights have shape {weights.shape}, expected ({rows.shape[1]},)")
         return self._codec("encode")(rows, weights)

@@ -193,6 +193,17 @@ def test_weights_choose_where_the_error_falls(name: str) -> None:
             f.encode(x, weights)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_memory_layout_will_do(name: str) -> None:
+    f, x = FORMATS[name], normal(4, 512)
+    expected = f.encode(x)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    unaligned = np.frombuffer(b"." + x.tobytes(), np.float32, offset=1).reshape(4, 512)
+    for same in (frozen, unaligned, np.asfortranarray(x), x.astype(np.float64), np.repeat(x, 2, axis=0)[::2]):
+        assert np.array_equal(f.encode(same), expected)
+
+
 def test_weights_of_the_wrong_length_are_refused() -> None:
     with pytest.raises(ValueError, match="expected \\(512,\\)"):
         FORMATS["Q4_K"].encode(normal(2, 512), np.ones(256, np.float32))

@@ -27,9 +27,10 @@ def decode_q4_k(blocks: np.ndarray) -> np.ndarray:
     s = np.concatenate([a & 63, c & 15 | (a >> 2) & 48], axis=1).astype(np.float32)  # (n, 8)
     m = np.concatenate([b & 63, c >> 4 | (b >> 2) & 48], axis=1).astype(np.float32)  # (n, 8)
     runs = raw[:, 16:].reshape(-1, 4, 1, 32)
-    q = np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 8, 32).astype(np.float32)  # (n, 8, 32)
+    q = np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 8, 32)  # (n, 8, 32)
     with np.errstate(invalid="ignore"):
-        x = (d * s)[:, :, None] * q - (dmin * m)[:, :, None]  # (n, 8, 32)
+        x = (d * s)[:, :, None] * q  # (n, 8, 32)
+        x -= (dmin * m)[:, :, None]
     return x.reshape(*blocks.shape[:-1], blocks.shape[-1] // 144 * 256)  # (..., 256 n)
 
 

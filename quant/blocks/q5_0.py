@@ -19,7 +19,7 @@ def decode_q5_0(blocks: np.ndarray) -> np.ndarray:
     d = raw[:, :2].copy().view("<f2").astype(np.float32)  # (n, 1)
     high = np.unpackbits(raw[:, 2:6], axis=1, bitorder="little")  # (n, 32)
     low = np.concatenate([raw[:, 6:] & 15, raw[:, 6:] >> 4], axis=1)  # (n, 32)
-    q = (low | high << 4).astype(np.float32) - np.float32(16)  # (n, 32)
+    q = (low | high << 4).view(np.int8) - np.int8(16)  # (n, 32)
     with np.errstate(invalid="ignore"):
         return (d * q).reshape(*blocks.shape[:-1], blocks.shape[-1] // 22 * 32)  # (..., 32 n)
 

@@ -27,7 +27,7 @@ def decode_q6_k(blocks: np.ndarray) -> np.ndarray:
     low = raw[:, :128].reshape(-1, 2, 1, 64)
     low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)  # (n, half, k, i)
     high = raw[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & 3  # (n, half, k, i)
-    q = (low | high << 4).reshape(-1, 16, 16).astype(np.float32) - np.float32(32)  # (n, 16, 16)
+    q = (low | high << 4).view(np.int8).reshape(-1, 16, 16) - np.int8(32)  # (n, 16, 16)
     with np.errstate(invalid="ignore"):
         return ((d * s)[:, :, None] * q).reshape(*blocks.shape[:-1], blocks.shape[-1] // 210 * 256)  # (..., 256 n)
 
