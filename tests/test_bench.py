@@ -10,7 +10,7 @@ import pytest
 
 import glmrun
 from glmrun.measure.bench import Case, Result, cases, cpu_name, measure, model_type
-from glmrun.terminal.tables import bench_heading, bench_row
+from glmrun.terminal.tables import BenchTable
 
 A, B = Path("a.gguf"), Path("b.gguf")
 
@@ -104,7 +104,7 @@ def test_mean_and_spread_are_those_of_the_samples() -> None:
 def test_the_markdown_is_llama_benchs() -> None:
     row = {"model_type": "deepseek2 30B.A3B Q4_K - Medium", "model_size": 18_123_246_080, "model_n_params": 29_943_393_024}
     row |= {"backends": "numba-cpu", "n_threads": 2, "avg_ts": 48.123, "stddev_ts": 0.456}
-    lines = f"{bench_heading()}\n{bench_row(row, 'pp512')}".splitlines()
+    lines = f"{BenchTable().heading()}\n{BenchTable().row(row, 'pp512')}".splitlines()
     assert [re.sub(" +", " ", line) for line in lines] == [
         "| model | size | params | backend | threads | test | t/s |",
         "| " + " | ".join("-" * (n - right) + ":" * right for n, right in WIDTHS) + " |",

@@ -77,10 +77,10 @@ def bench(
 
     from glmrun.measure.bench import cases, measure
     from glmrun.terminal.progress import work_bar
-    from glmrun.terminal.tables import bench_heading, bench_row
+    from glmrun.terminal.tables import BenchTable
 
     todo = cases(paths, *counts, wanted)
-    results: list[Result] = []
+    table, results = BenchTable(), list[Result]()
     with work_bar() as bar:
         for case, taken, result in measure(todo, repetitions, warmup):
             if result is None:
@@ -90,8 +90,8 @@ def bench(
             results.append(result)
             if output is Output.md:
                 if len(results) == 1:
-                    print(bench_heading())
-                print(bench_row(result.asdict(), case.name), flush=True)
+                    print(table.heading())
+                print(table.row(result.asdict(), case.name), flush=True)
             elif output is Output.jsonl:
                 print(json.dumps(result.asdict(), ensure_ascii=False), flush=True)
     if output is Output.json:

@@ -8,14 +8,15 @@ from glmrun.cli import loading, options
 
 _QUESTION = "What is 17 + 25?"
 _REAL_MODEL = """\
-The real model has 31 billion parameters. Either convert it yourself (62 GB to download, 18 GB as Q4_K_M):
+It has 31 billion parameters. Download it (62 GB) with Hugging Face's own tool,
+`pip install huggingface_hub`, and convert it (18 GB as Q4_K_M):
 
     hf download zai-org/GLM-4.7-Flash --local-dir GLM-4.7-Flash
     glmrun convert GLM-4.7-Flash -q Q4_K_M
     glmrun chat GLM-4.7-Flash-Q4_K_M.gguf
 
-(hf is Hugging Face's own tool: pip install huggingface_hub), or download any published Q4_K_M GGUF of it and chat with that.
-Chat with nano now: glmrun chat"""
+Or download any published Q4_K_M GGUF of it and chat with that.
+Nano is ready now: glmrun chat"""
 
 
 def demo(threads: options.Threads = None) -> None:
@@ -27,10 +28,11 @@ def demo(threads: options.Threads = None) -> None:
     """
     from glmrun.builtin import QUANTIZATIONS, nano_path
     from glmrun.measure.bench import cases, measure
+    from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
     from glmrun.terminal.progress import waiting, work_bar
-    from glmrun.terminal.stream import Answer, show_answer
-    from glmrun.terminal.tables import bench_heading, bench_row, bytes_text
+    from glmrun.terminal.stream import Answer, show_answer, stats_line
+    from glmrun.terminal.tables import BenchTable, bytes_text
 
     _title("nano, the small model that comes with glmrun, in three quantizations")
     paths = []
@@ -47,22 +49,27 @@ def demo(threads: options.Threads = None) -> None:
     chunks = model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)
     answer = Answer()
     show_answer(interruptible(model, chunks), answer)
+    if answer.stats is not None:
+        note(stats_line(answer.stats))
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
 
     _title("Speed of reading 512 tokens and of writing 64")
-    print(bench_heading(), flush=True)
+    table = BenchTable()
+    print(table.heading(), flush=True)
     with work_bar() as bar:
         for case, taken, result in measure(cases(paths, [512], [64], [0], [threads]), repetitions=3):
             if result is None:
                 bar.update(f"{case.path.name} {case.name}", taken, 3)
             else:
                 bar.clear()
-                print(bench_row(result.asdict(), case.name), flush=True)
+                print(table.row(result.asdict(), case.name), flush=True)
 
     _title("The real model")
     print(_REAL_MODEL)
 
 
 def _title(text: str) -> None:
-    print(f"\n{text}\n", flush=True)
+    from rich.console import Console
+
+    Console(highlight=False).print(f"\n{text}\n", style="bold", markup=False)

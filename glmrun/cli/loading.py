@@ -26,51 +26,26 @@ def resolve_model(model: str | None) -> Path:
 
 
 def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -> "Model":
-    """glmrun.load() behind compile_kernels()."""
+    """glmrun.load(), after compile_kernels(); a file that is no model is refused before that."""
     import glmrun
+    from glmrun.kernels import are_compiled
 
-    if not _compiled():
+    if not are_compiled():
         from glmrun.gguf_file import open_gguf
 
-        open_gguf(path)  # a file that is no model is refused at once, not after a minute of compiling
+        open_gguf(path)
     compile_kernels()
     return glmrun.load(path, n_ctx=ctx, n_threads=threads)
 
 
-def compile_kernels() -> float:
-    """Load the kernels, compiling what this machine has not compiled before; returns the seconds it took, 0 if nothing was new."""
-    from glmrun.terminal.progress import waiting
-
-    before, began = _compiled(), time.monotonic()
-    with waiting("compiling the kernels for this machine"):
-        import glmrun.engine  # noqa: F401
-    if _compiled() == before:
-        return 0.0
-    seconds = time.monotonic() - began
-    note(f"compiled the kernels in {seconds:.0f} s, once for this machine")
-    return seconds
-
-
-def _compiled() -> int:
-    """How many kernels are in the cache."""
+def compile_kernels() -> None:
+    """Import the kernels; where this machine has not compiled them before, say that it does and how long it took."""
     from glmrun.kernels import are_compiled
     from glmrun.terminal.progress import waiting
 
     if are_compiled():
-        return 0.0
+        return
     began = time.monotonic()
-    with waiting("compiling the kernels, once per machine"):
-        import glmrun.forward  # noqa: F401
-    seconds = time.monotonic() - began
-    note(f"compiled the kernels in {seconds:.0f} s, once for this machine")
-    return seconds
-
-
-def _compiled() -> int:
-    """How many kernels are in the cache."""
-    import numba
-
-    import glmrun.kernels  # noqa: F401  chooses the folder
-
-    folder: str = getattr(numba.config, "CACHE_DIR", "")
-    return len(list(Path(folder).rglob("*.nbi"))) if folder else 0
+    with waiting("compiling the kernels, once for this machine"):
+        import glmrun.engine  # noqa: F401
+    note(f"compiled the kernels in {time.monotonic() - began:.0f} s, once for this machine")

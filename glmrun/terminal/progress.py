@@ -35,9 +35,9 @@ class _Bar:
         self._task = self._progress.add_task("", total=None)
         self._shown = console.is_terminal and not console.is_dumb_terminal
 
-    def update(self, text: str, completed: int, total: int, **fields: Any) -> None:
+    def update(self, text: str, completed: int, total: int | None) -> None:
         if self._shown:
-            self._progress.update(self._task, description=one_line(text), completed=completed, total=total, **fields)
+            self._progress.update(self._task, description=one_line(text), completed=completed, total=total)
             self._progress.start()
 
     def clear(self) -> None:
@@ -89,26 +89,26 @@ def waiting(text: str, patience: float = 1.5) -> Iterator[None]:
 
 
 class PromptProgress:
-    """`reading the prompt ━━━━ 512/2,048 tokens`, gone as soon as the answer begins."""
+    """`reading the prompt ━━━━ 512/2,048 tokens`, from the moment that it takes noticeable time until the answer begins."""
 
-    def __init__(self) -> None:
-        self._bar = _Bar(
-            error_console(), _text("{task.description}"), BarColumn(30), _text("{task.completed:,}/{task.total:,} tokens")
-        )
-        self._reading = True
+    def __init__(self, patience: float = 0.5) -> None:
+        self._bar = _Bar(error_console(), _text("{task.description}"), BarColumn(30))
+        self._timer = threading.Timer(patience, self._bar.update, ("reading the prompt", 0, None))
+        self._timer.daemon = True
+
+    def __enter__(self) -> "PromptProgress":
+        self._timer.start()
+        return self
 
     def update(self, chunk: "Chunk") -> None:
         """Follow the prompt; the first chunk with a token ends it."""
-        if not self._reading:
-            return
-        if chunk.token is None and chunk.finish_reason is None:
-            self._bar.update("reading the prompt", chunk.stats.n_prefilled, chunk.stats.n_prompt)
-        else:
-            self._reading = False
-            self._bar.clear()
-
-    def __enter__(self) -> "PromptProgress":
-        return self
+        if chunk.token is not None or chunk.finish_reason is not None:
+            self.__exit__()
+        elif not self._timer.is_alive():
+            done, total = chunk.stats.n_prefilled, chunk.stats.n_prompt
+            self._bar.update(f"reading the prompt, {done:,} of {total:,} tokens", done, total)
 
     def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
         self._bar.clear()

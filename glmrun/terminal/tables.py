@@ -1,41 +1,53 @@
 """Tables: llama-bench's Markdown row by row, and aligned columns for plans and files."""
 
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from glmrun.terminal.sanitize import one_line
 
-# (heading, width, right-aligned) as llama-bench lays them out.
-_BENCH = [
-    ("model", 30, False),
-    ("size", 10, True),
-    ("params", 10, True),
-    ("backend", 10, False),
-    ("threads", 7, True),
-    ("test", 15, True),
-    ("t/s", 20, True),
-]
+# {heading: (width, right-aligned)} as llama-bench lays them out, and what of it fits into 80 columns.
+_WIDE = {
+    "model": (30, False),
+    "size": (10, True),
+    "params": (10, True),
+    "backend": (10, False),
+    "threads": (7, True),
+    "test": (15, True),
+    "t/s": (20, True),
+}
+_NARROW = {"model": (26, False), "size": (9, True), "test": (13, True), "t/s": (17, True)}
 
 
-def bench_heading() -> str:
-    """The two lines that begin llama-bench's Markdown table."""
-    names = [f"{name:>{width}}" if right else f"{name:<{width}}" for name, width, right in _BENCH]
-    rules = ["-" * (width - 1) + (":" if right else "-") for _, width, right in _BENCH]
-    return f"| {' | '.join(names)} |\n| {' | '.join(rules)} |"
+class BenchTable:
+    """llama-bench's Markdown table, a line at a time; a terminal that is too narrow for it gets the columns that matter most."""
+
+    def __init__(self) -> None:
+        narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < len(_line({name: name for name in _WIDE}, _WIDE))
+        self._columns = _NARROW if narrow else _WIDE
+
+    def heading(self) -> str:
+        """The two lines it begins with."""
+        rules = {name: "-" * (width - right) + ":" * right for name, (width, right) in self._columns.items()}
+        return f"{_line({name: name for name in self._columns}, self._columns)}\n{_line(rules, self._columns)}"
+
+    def row(self, row: dict[str, Any], test: str) -> str:
+        """The line of one object of llama-bench's JSON."""
+        values = {
+            "model": row["model_type"],
+            "size": bytes_text(row["model_size"]),
+            "params": params_text(row["model_n_params"]),
+            "backend": row["backends"],
+            "threads": str(row["n_threads"]),
+            "test": test,
+            "t/s": f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+        }
+        return _line(values, self._columns)
 
 
-def bench_row(row: dict[str, Any], test: str) -> str:
-    """One line of llama-bench's Markdown table from one object of its JSON."""
-    values = [
-        row["model_type"],
-        bytes_text(row["model_size"]),
-        params_text(row["model_n_params"]),
-        row["backends"],
-        str(row["n_threads"]),
-        test,
-        f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
-    ]
-    cells = [f"{value:>{width}}" if right else f"{value:<{width}}" for value, (_, width, right) in zip(values, _BENCH, strict=True)]
+def _line(values: dict[str, str], columns: dict[str, tuple[int, bool]]) -> str:
+    cells = [f"{values[name]:>{width}}" if right else f"{values[name]:<{width}}" for name, (width, right) in columns.items()]
     return f"| {' | '.join(cells)} |"
 
 
