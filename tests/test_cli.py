@@ -2,15 +2,20 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import make_synthetic
 import pytest
+from checkpoint_folder import write_folder
 from scripted_model import ESCAPES
+from synthetic_checkpoint import write_checkpoint
 from tiny_model import ODD, Tiny
 from typer import BadParameter
 
@@ -234,3 +239,55 @@ def test_inspect_tells_what_the_file_holds(tiny_gguf: Callable[..., Tiny]) -> No
     assert "deepseek2" in summary and "3 of 12, and 1 shared" in summary and f"{facts['file_bytes']:,} bytes" in summary
     listed = glmrun("inspect", str(tiny.path), "--tensors", "--match", r"blk\.1\.ffn_down_exps").stdout.decode().splitlines()
     assert len(listed) == 2 and listed[1].split()[:2] == ["blk.1.ffn_down_exps.weight", "12"]
+
+
+def test_convert_writes_the_file_that_the_plan_promises(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "Tiny-1")
+    planned = glmrun("convert", str(folder), "-q", "q6_k", "--dry-run", cwd=tmp_path).stdout.decode().splitlines()
+    assert planned[0].split() == ["tensor", "shape", "from", "to", "bytes"]
+    assert planned[1].split() == ["token_embd.weight", "320", "x", "256", "BF16", "Q6_K", "67,200"]
+    done = glmrun("convert", str(folder), "-q", "q6_k", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == b"" and b"bits per weight" in done.stderr
+    file = tmp_path / "Tiny-1-Q6_K.gguf"  # the folder's name and the quantization's
+    assert f"the file: {file.stat().st_size:,} bytes" in planned[-1]
+    facts = json.loads(glmrun("inspect", str(file), "--json").stdout)
+    assert {row.split()[0] for row in planned[1:] if "  " in row} >= {"blk.3.nextn.eh_proj.weight"} and facts["mtp_layers"] == 1
+
+    assert "exists already" in refused("convert", str(folder), "-q", "Q6_K", code=1, cwd=tmp_path)
+    before = file.read_bytes()
+    assert glmrun("convert", str(folder), "--quantize", "Q6_K", "--force", "-t", "1", cwd=tmp_path).returncode == 0
+    assert file.read_bytes() == before
+    assert glmrun("convert", str(folder), "--outtype", "f16", "--no-mtp", "--outfile", str(tmp_path / "no.gguf")).returncode == 0
+    assert json.loads(glmrun("inspect", str(tmp_path / "no.gguf"), "--json").stdout)["mtp_layers"] == 0
+
+
+def test_the_quantizations_are_listed() -> None:
+    listed = glmrun("convert", "--list-quants").stdout.decode().splitlines()
+    assert [line.split()[0] for line in listed] == ["name", "Q4_K_M", "Q6_K", "Q8_0", "F16", "BF16", "F32"]
+
+
+def test_the_plan_for_the_real_model_has_llama_quantizes_totals(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, make_synthetic.FLASH)
+    planned = glmrun("convert", str(tmp_path), "--dry-run", "--no-mtp").stdout.decode()
+    assert "844 tensors" in planned and "18,123,246,080 bytes of tensor data" in planned
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder, out = write_folder(tmp_path / "model"), tmp_path / "out"
+    out.mkdir()
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))  # the same as a full disk: a write that fails
+    error = refused("convert", str(folder), "-o", str(out / "x.gguf"), code=1, preexec_fn=limit)
+    assert "x.gguf" in error and list(out.iterdir()) == []
+
+
+def test_interrupting_a_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "big", make_synthetic.FLASH)  # sparse: much to do, no room on the disk
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "glmrun", "convert", str(tmp_path / "big"), "-o", str(out / "x.gguf")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not any(path.stat().st_size > 1 << 20 for path in out.iterdir()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, b"", b"") and list(out.iterdir()) == []
