@@ -42,7 +42,9 @@ def config_from_gguf(file: GGUFFile) -> Config:
     if found != ARCHITECTURE:
         raise UserError(f"{file.path}: architecture {found!r}; glmrun runs GLM-4.7-Flash, whose files say {ARCHITECTURE!r}")
     if file.metadata.get("split.count", 1) not in (0, 1):
-        raise UserError(f"{file.path}: one part of a model split into {file.metadata['split.count']} files; join them into one first")
+        raise UserError(
+            f"{file.path}: one part of a model split into {file.metadata['split.count']} files; join them into one first"
+        )
     values = {name: _read(file, key, kind) for name, (key, kind) in _KEYS.items()}
     values["qk_nope_head_dim"] = _read(file, "attention.key_length_mla", int) - values["qk_rope_head_dim"]
     values["norm_topk_prob"] = _read(file, "expert_weights_norm", bool, False)

@@ -1,8 +1,8 @@
 """A model at work: ids in, ids out, then text. Each layer adds one thing, and each is a generator.
 
-    _decode   prompt ids -> one id at a time    (the cache: prefix reuse, prefill in chunks, decode)
-    generate  text or ids -> pieces of text     (the tokenizer)
-    chat      messages -> answer and thinking   (the chat format)
+_decode   prompt ids -> one id at a time    (the cache: prefix reuse, prefill in chunks, decode)
+generate  text or ids -> pieces of text     (the tokenizer)
+chat      messages -> answer and thinking   (the chat format)
 """
 
 import os
@@ -63,7 +63,9 @@ class Model:
         self.config = config_from_gguf(self.file)
         self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
         if self.tokenizer.n_vocab != self.config.vocab_size:
-            raise UserError(f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows")
+            raise UserError(
+                f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows"
+            )
         self.chat_format = ChatFormat(self.file.metadata.get("tokenizer.chat_template"), self.tokenizer)
         limit = self.config.max_position_embeddings
         self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
@@ -140,9 +142,13 @@ class Model:
         if not len(ids):
             raise UserError("the prompt is empty: there is nothing to continue", 2)
         if len(ids) > room:
-            raise UserError(f"the prompt has {len(ids):,} tokens and the context {room:,}; shorten it or ask for a larger context (-c)")
+            raise UserError(
+                f"the prompt has {len(ids):,} tokens and the context {room:,}; shorten it or ask for a larger context (-c)"
+            )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise UserError(f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}", 2)
+            raise UserError(
+                f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}", 2
+            )
         return ids
 
     def _begin(self) -> None:
@@ -248,7 +254,9 @@ class Model:
         Others as in generate(). Raises UserError before the first chunk.
         """
         ids = self._checked(self.chat_format.encode(messages, tools=tools, thinking=thinking, clear_thinking=clear_thinking))
-        return self._chat(ids, ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling), _checked_max_tokens(max_tokens))
+        return self._chat(
+            ids, ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling), _checked_max_tokens(max_tokens)
+        )
 
     def _chat(self, ids: np.ndarray, stream: ChatStream, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
         called = False
@@ -262,12 +270,14 @@ class Model:
                 continue
             called = called or bool(delta.tool_calls)
             reason = "tool_calls" if chunk.finish_reason == "stop" and called else chunk.finish_reason
-            yield replace(chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason)
+            yield replace(
+                chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason
+            )
 
     def sampler(self, **sampling: Any) -> Sampler:
         """A Sampler with the given settings; where one is absent or None, the file's advice or glmrun's default."""
         advised = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for name, key in advised.items():
             value = self.file.metadata.get(f"general.sampling.{key}")
             if isinstance(value, (int, float)) and not isinstance(value, bool):

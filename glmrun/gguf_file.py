@@ -23,7 +23,7 @@ from quant.errors import UserError
 from quant.formats import FORMATS, by_ggml_type, ggml_type_name
 
 _U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
-_SCALARS = {
+_SCALARS: dict[int, np.dtype] = {
     _U8: np.dtype("u1"),
     _I8: np.dtype("i1"),
     _U16: np.dtype("<u2"),
@@ -93,8 +93,8 @@ class _Cursor:
     def need(self, n_bytes: int, field: str) -> None:
         if n_bytes > self.size - self.at:
             left = self.size - self.at
-            raise self.error(field, f"the file ends after {self.size:,} bytes, {n_bytes:,} more were expected here and {left:,} are left; "
-                             "is the download complete?")  # fmt: skip
+            found = f"{n_bytes:,} bytes were expected, {left:,} are left of {self.size:,}; is the download complete?"
+            raise self.error(field, found)
 
     def scalar(self, kind: int, field: str) -> Any:
         dtype = _SCALARS[kind]
@@ -180,11 +180,13 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
     cursor.at = 4
     version = cursor.scalar(_U32, "version")
     if version not in (2, 3):
-        hint = "a big-endian file" if version & 0xFFFF == 0 and version else "convert the model again" if version == 1 else "a newer glmrun?"
+        hint = "convert the model again" if version == 1 else "a newer glmrun?"
+        hint = "a big-endian file" if version & 0xFFFF == 0 and version else hint
         raise UserError(f"{path}: GGUF version {version}; glmrun reads versions 2 and 3 ({hint})")
     n_tensors, n_keys = cursor.scalar(_U64, "number of tensors"), cursor.scalar(_U64, "number of metadata keys")
     if n_keys > MAX_KEYS or n_tensors > MAX_TENSORS or n_keys * 13 + n_tensors * 24 > cursor.size - cursor.at:
-        raise UserError(f"{path}: the header announces {n_tensors:,} tensors and {n_keys:,} metadata keys; a file of {cursor.size:,} bytes can't hold them")
+        announced = f"{n_tensors:,} tensors and {n_keys:,} metadata keys"
+        raise UserError(f"{path}: the header announces {announced}; a file of {cursor.size:,} bytes can't hold them")
     metadata = _read_metadata(cursor, n_keys)
     tensors, data_offset = _read_tensors(cursor, n_tensors, metadata)
     mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
@@ -201,7 +203,9 @@ def _map(path: Path) -> mmap.mmap:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)", 3)
+            raise UserError(
+                f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)", 3
+            )
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", 3)
         if status.st_size < 24:
@@ -244,7 +248,9 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
 def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise UserError(f"{cursor.path}: general.alignment is {alignment!r}; a power of two from 8 to {MAX_ALIGNMENT:,} is expected")
+        raise UserError(
+            f"{cursor.path}: general.alignment is {alignment!r}; a power of two from 8 to {MAX_ALIGNMENT:,} is expected"
+        )
     table: dict[str, tuple[tuple[int, ...], str, int]] = {}
     total = 0
     for i in range(n_tensors):
@@ -253,7 +259,9 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> 
             raise cursor.error(f"tensor {name!r}", "stands in the file twice")
         offset = cursor.scalar(_U64, f"offset of {name}")
         if offset != total:
-            raise cursor.error(f"offset of {name}", f"{offset:,}, but the tensors before it end at {total:,} (alignment {alignment})")
+            raise cursor.error(
+                f"offset of {name}", f"{offset:,}, but the tensors before it end at {total:,} (alignment {alignment})"
+            )
         table[name] = (shape, format_name, n_bytes)
         total += -(-n_bytes // alignment) * alignment
     data_offset = -(-cursor.at // alignment) * alignment
@@ -263,9 +271,8 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> 
         at += -(-n_bytes // alignment) * alignment
     end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=data_offset)
     if end > cursor.size:
-        raise UserError(
-            f"{cursor.path}: {cursor.size:,} of {end:,} bytes are there ({100 * cursor.size / end:.1f} %): an incomplete download or copy; fetch it again"
-        )
+        there = f"{cursor.size:,} of {end:,} bytes are there ({100 * cursor.size / end:.1f} %)"
+        raise UserError(f"{cursor.path}: {there}: an incomplete download or copy; fetch it again")
     return tensors, data_offset
 
 
@@ -287,5 +294,7 @@ def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, in
             raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged or newer than glmrun")
         raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(FORMATS)}")
     if shape[-1] % form.block_length:
-        raise cursor.error(f"shape of {name}", f"rows of {shape[-1]} values are no whole number of {form.name} blocks of {form.block_length}")
+        raise cursor.error(
+            f"shape of {name}", f"rows of {shape[-1]} values are no whole number of {form.name} blocks of {form.block_length}"
+        )
     return name, shape, form.name, prod(shape[:-1]) * form.row_bytes(shape[-1])

@@ -7,6 +7,7 @@ import numpy as np
 
 from glmrun.kernels.attention import SEGMENT, scores_stride
 from glmrun.kernels.layout import ACTIVATION, STEP
+from glmrun.kernels.panel import scratch_bytes
 from glmrun.weights import Weights, round_up
 
 LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
@@ -24,7 +25,9 @@ class State:
         self.n_ctx, self.max_tokens = n_ctx, max_tokens
         self._memory: list[np.ndarray] = []
         row, latent, heads, t = int(m["row"]), int(m["latent"]), c.num_attention_heads, max_tokens
-        self.cache = self._zeros(c.num_hidden_layers * n_ctx * row * 2).view(np.float16).reshape(-1, n_ctx, row)  # f16 (layers, n_ctx, row)
+        self.cache = (
+            self._zeros(c.num_hidden_layers * n_ctx * row * 2).view(np.float16).reshape(-1, n_ctx, row)
+        )  # f16 (layers, n_ctx, row)
         records = np.zeros(1, STEP)  # STEP (1,)
         self.step = s = records[0]
         s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, n_ctx * row * 2
@@ -42,6 +45,10 @@ class State:
         s["context"] = self._rows(t * heads, c.kv_lora_rank, stride=(latent + 16) * 4)
         s["partial"], _ = self._plain(-(-n_ctx // SEGMENT) * heads, latent + 16)
         s["scores"] = self._zeros(n_threads * scores_stride(m)).ctypes.data
+        widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, heads * c.v_head_dim, c.intermediate_size,
+                     c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
+        s["scratch_stride"] = round_up(scratch_bytes(widest), LINE)
+        s["scratch"] = self._zeros(n_threads * int(s["scratch_stride"])).ctypes.data
         s["heads"] = self._rows(t, heads * c.v_head_dim)
         s["router"], s["router_stride"] = self._plain(t, c.n_routed_experts)
         pairs = t * c.num_experts_per_tok
@@ -69,7 +76,7 @@ class State:
         record = np.zeros(1, ACTIVATION)[0]
         record["columns"], record["floats_stride"] = columns, stride or round_up(columns * 4, LINE)
         record["floats"] = self._zeros(rows * int(record["floats_stride"])).ctypes.data
-        for form, block, extra in (("q32", 32, 0), ("q256", 256, columns // 16 * 4)):
+        for form, block, extra in (("q32", 32, columns // 32 * 4), ("q256", 256, columns // 16 * 9)):
             if columns % block == 0:
                 record[form + "_stride"] = round_up(columns + columns // block * 4 + extra, LINE)
                 record[form] = self._zeros(rows * int(record[form + "_stride"])).ctypes.data

@@ -141,8 +141,8 @@ def load_two_u8x32(context, low, high):
     """32 bytes at each of two addresses: low half, high half."""
 
     def generate(c, b, s, a):
-        halves = [b.load(_pointer(b, address, _V32B), align=1) for address in a]
-        return _shuffle(b, *halves, list(range(64)))
+        lower, upper = (b.load(_pointer(b, address, _V32B), align=1) for address in a)
+        return _shuffle(b, lower, upper, list(range(64)))
 
     return u8x64(types.int64, types.int64), generate
 
@@ -182,6 +182,17 @@ def store_f16x16(context, address, value):
 
 
 @intrinsic
+def store_u8x64(context, address, value):
+    """Write 64 bytes."""
+
+    def generate(c, b, s, a):
+        b.store(a[1], _pointer(b, a[0], _V64B), align=1)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, u8x64), generate
+
+
+@intrinsic
 def store_i8x16(context, address, value):
     """Write the low bytes of 16 int32."""
 
@@ -214,6 +225,8 @@ def _scalar_store(numba_type, llvm_type, align):
 
 load_f32, store_f32 = _scalar_load(types.float32, _F32, 4), _scalar_store(types.float32, _F32, 4)
 load_i64, store_i64 = _scalar_load(types.int64, _I64, 8), _scalar_store(types.int64, _I64, 8)
+store_i32, store_i16 = _scalar_store(types.int32, _I32, 4), _scalar_store(types.int16, _I16, 2)
+load_u8, load_i8 = _scalar_load(types.uint8, _I8, 1), _scalar_load(types.int8, _I8, 1)
 load_u32 = _scalar_load(types.uint32, _I32, 1)
 
 
@@ -375,20 +388,20 @@ def exp(context, x):
     return f32x16(f32x16), generate
 
 
+def emit_dot(builder, start, unsigned, signed):
+    """LLVM code for start + dot_u8s8(unsigned, signed): what larger intrinsics are built from."""
+    if has_vnni():
+        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _V16I, [start, unsigned, signed])
+    wide = ir.VectorType(_I32, 64)
+    products = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
+    parts = [_shuffle(builder, products, products, list(range(j, 64, 4))) for j in range(4)]
+    return builder.add(start, builder.add(builder.add(parts[0], parts[1]), builder.add(parts[2], parts[3])))
+
+
 @intrinsic
 def dot_u8s8(context, unsigned, signed):
     """Lane i = sum over j of unsigned[4 i + j] * signed[4 i + j], exact in int32: uint8 times int8, 64 of each."""
-
-    def generate(c, b, s, a):
-        if has_vnni():
-            return _call(b, "llvm.x86.avx512.vpdpbusd.512", _V16I, [_constant(_V16I, 0), a[0], a[1]])
-        # pairs of int16 products summed to int32: what pmaddwd and its relatives on other CPUs are matched from
-        wide = ir.VectorType(_I32, 64)
-        products = b.mul(b.zext(a[0], wide), b.sext(a[1], wide))
-        parts = [_shuffle(b, products, products, list(range(j, 64, 4))) for j in range(4)]
-        return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
-
-    return i32x16(u8x64, u8x64), generate
+    return i32x16(u8x64, u8x64), lambda c, b, s, a: emit_dot(b, _constant(_V16I, 0), *a)
 
 
 @intrinsic(prefer_literal=True)
@@ -410,7 +423,7 @@ _V32H = ir.VectorType(_I16, 32)
 
 
 def _shift(builder, vector, instruction, low, high):
-    """Shift bytes by `low` bits in the low half and `high` bits in the high half; bits that cross a byte are the caller's to mask."""
+    """Shift bytes by `low` bits in the low half and `high` bits in the high half; the caller masks what crosses a byte."""
     words = builder.bitcast(vector, _V32H)
     return builder.bitcast(getattr(builder, instruction)(words, _constant(_V32H, low, high)), _V64B)
 
@@ -430,7 +443,7 @@ def nibbles_low_high(context, address):
 def six_bits(context, low_bits, high_bits, half):
     """64 of a Q6_K block's 6-bit codes: nibbles of 64 bytes at low_bits, pairs of bits of 32 bytes at high_bits.
 
-    half = 0: elements 0 to 63 of 128 (low nibbles, bits 0-1 and 2-3); half = 1: elements 64 to 127 (high nibbles, bits 4-5 and 6-7).
+    half = 0: elements 0 to 63 of 128 (low nibbles, bits 0-1 and 2-3); half = 1: the others (high nibbles, bits 4-5 and 6-7).
     """
     upper = half.literal_value
 
@@ -501,6 +514,24 @@ def pick_four(context, x, first):
     """Lanes 4 i to 4 i + 3 = x[first + i], of 16 float32."""
     lanes = [first.literal_value + i // 4 for i in range(16)]
     return f32x16(f32x16, first), lambda c, b, s, a: _shuffle(b, a[0], a[0], lanes)
+
+
+@intrinsic
+def transpose_words(context, source, out, stride):
+    """out[j][i] = source[i][j] for 16 x 16 words of 4 bytes: source rows follow one another, out rows are `stride` bytes apart."""
+
+    def generate(c, b, s, a):
+        rows = [b.load(_pointer(b, b.add(a[0], ir.Constant(_I64, i * 64)), _V16I), align=4) for i in range(16)]
+        low = [lane for i in range(8) for lane in (i, i + 16)]
+        high = [lane for i in range(8, 16) for lane in (i, i + 16)]
+        for _ in range(4):  # four perfect shuffles of rows make a transposition
+            pairs = [(rows[i], rows[i + 8]) for i in range(8)]
+            rows = [_shuffle(b, x, y, lanes) for x, y in pairs for lanes in (low, high)]
+        for j, row in enumerate(rows):
+            b.store(row, _pointer(b, b.add(a[1], b.mul(a[2], ir.Constant(_I64, j))), _V16I), align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 # ---- between threads -----------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Team:
         """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""
         for work in self._work:
             work.put((function, arguments))
-        results: list[int | BaseException] = []
+        results: list[Any] = []
         interrupted: BaseException | None = None
         while len(results) < self.n_threads:
             try:

@@ -65,7 +65,7 @@ class Weights:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that one decoded token reads: everything but unused experts, the prediction layer and other embeddings."""
+        """Bytes of weights that one decoded token reads: all but unused experts, the prediction layer and other embeddings."""
         c, total = self.config, 0
         for name, tensor in self.file.tensors.items():
             if name.startswith("blk.") and int(name.split(".")[1]) >= c.num_hidden_layers:

@@ -76,9 +76,13 @@ class Config:
         if self.qk_rope_head_dim % 2:
             raise UserError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotary positions turn pairs, so it must be even")
         if self.num_experts_per_tok > self.n_routed_experts:
-            raise UserError(f"num_experts_per_tok is {self.num_experts_per_tok}, more than n_routed_experts, which is {self.n_routed_experts}")
+            raise UserError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, more than n_routed_experts, which is {self.n_routed_experts}"
+            )
         if self.first_k_dense_replace > self.num_hidden_layers:
-            raise UserError(f"first_k_dense_replace is {self.first_k_dense_replace}, more than num_hidden_layers, which is {self.num_hidden_layers}")
+            raise UserError(
+                f"first_k_dense_replace is {self.first_k_dense_replace}, more than num_hidden_layers, which is {self.num_hidden_layers}"
+            )
         if self.scoring_func not in ("sigmoid", "softmax"):
             raise UserError(f"scoring_func is {self.scoring_func!r}; glmrun knows 'sigmoid' and 'softmax'")
 

@@ -20,8 +20,15 @@ from glmrun import simd
 def _digest() -> str:
     package = Path(__file__).parent
     sources = [*sorted(package.glob("*.py")), package.parent / "simd.py", package.parent / "team.py", package.parent / "forward.py"]
+    sources += sorted((package.parent.parent / "quant" / "blocks").glob("*.py"))  # encoders used beside us are cached here too
     digest = hashlib.sha256()
-    for part in (numba.__version__, sys.version, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), str(simd.has_vnni())):
+    for part in (
+        numba.__version__,
+        sys.version,
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+        str(simd.has_vnni()),
+    ):
         digest.update(part.encode())
     for source in sources:
         digest.update(source.read_bytes())

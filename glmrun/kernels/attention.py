@@ -9,6 +9,8 @@ Source: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018.
 
 import math
 
+from numba import float32, int64, types
+
 from glmrun.kernels import kernel
 from glmrun.kernels.layout import model_record, step_record
 from glmrun.simd import (
@@ -25,7 +27,6 @@ from glmrun.simd import (
     total,
     zero_f32x16,
 )
-from numba import float32, int64, types
 
 TILE = 64  # positions whose scores are held at once
 SEGMENT = 256  # positions of one piece of work when a single token attends
@@ -123,7 +124,7 @@ def _gather(m, out, shrink, cache, first, end, scores):
 def _attend(m, s, cache, first_query, out, out_stride, first, end, scores):
     """Queries first_query to first_query + 3 against positions first to end - 1; each sees no further than its own token.
 
-    out     address of the first query's row, latent values and the softmax's state; rows of queries that do not exist are not touched
+    out     address of the first query's row: latent values and the softmax's state; queries that do not exist leave it alone
     scores  address of float32 (4, TILE), and behind it one row of `out` for queries that do not exist
     """
     queries = s.n_tokens * m.num_attention_heads

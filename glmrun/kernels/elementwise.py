@@ -1,5 +1,7 @@
 """Norms, rotary positions, the gate, and the rounding of activations to int8: row by row, any number of rows."""
 
+from numba import float32, int32, int64, types
+
 from glmrun.kernels import kernel
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, activation_record, model_record, step_record
 from glmrun.simd import (
@@ -21,11 +23,12 @@ from glmrun.simd import (
     store_f32,
     store_f32x16,
     store_i8x16,
+    store_i16,
+    store_i32,
     total,
     total_i32,
     zero_f32x16,
 )
-from numba import float32, int32, int64, types
 
 _void = types.void
 
@@ -85,16 +88,17 @@ def _store_rounded(x, inverse_scale, out):
 def quantize_32(x, n, out):
     """Round float32 (n,) to int8 with a scale for each 32, n a multiple of 32.
 
-    out: int8 (n,), then float32 (n / 32,) scales. As GGML's Q8_0: scale = largest magnitude / 127, kept to float16's precision.
+    out: int8 (n,), then float32 (n / 32,) scales, then int32 (n / 32,) -128 times the sum of 32 rounded values.
+    As GGML's Q8_0: scale = largest magnitude / 127, kept to float16's precision.
     A value that is not finite makes its scale not finite, so it reaches the logits, where it is found.
     """
-    scales = out + n
+    scales, sums = out + n, out + n + n // 8
     for k in range(0, n, 32):
         a, b = load_f32x16(x + k * 4), load_f32x16(x + k * 4 + 64)
         top = largest(maximum(absolute(a), absolute(b)))
         inverse = float32(0.0) if top == 0 else float32(127.0) / top
-        _store_rounded(a, inverse, out + k)
-        _store_rounded(b, inverse, out + k + 16)
+        rounded = _store_rounded(a, inverse, out + k) + _store_rounded(b, inverse, out + k + 16)
+        store_i32(sums + k // 8, -128 * total_i32(rounded))
         store_f32(scales + k // 8, round_to_f16(top / float32(127.0)) + total(a + b) * float32(0.0))
 
 
@@ -102,10 +106,12 @@ def quantize_32(x, n, out):
 def quantize_256(x, n, out):
     """Round float32 (n,) to int8 with a scale for each 256, n a multiple of 256.
 
-    out: int8 (n,), then float32 (n / 256,) scales, then float32 (n / 16,) sums of 16 rounded values each. As GGML's Q8_K: the
-    value of largest magnitude becomes -127. A value that is not finite makes its scale not finite, as in quantize_32.
+    out: int8 (n,), then float32 (n / 256,) scales, then three kinds of sums of the rounded values: float32 (n / 16,) of 16 each,
+    int32 (n / 16,) the same times -32, int16 (n / 32,) of 32 each. As GGML's Q8_K: the value of largest magnitude becomes -127.
+    A value that is not finite makes its scale not finite, as in quantize_32.
     """
     scales, sums = out + n, out + n + n // 64
+    offsets, pairs = sums + n // 4, sums + n // 2
     for k in range(0, n, 256):
         high, low, check = load_f32x16(x + k * 4), zero_f32x16() - load_f32x16(x + k * 4), zero_f32x16()
         for j in range(k, k + 256, 16):
@@ -118,10 +124,15 @@ def quantize_256(x, n, out):
                 if load_f32(x + j * 4) == most or load_f32(x + j * 4) == least:
                     extreme = load_f32(x + j * 4)
                     break
-        inverse = float32(0.0) if extreme == 0 else float32(-127.0) / extreme
+        inverse, even = float32(0.0) if extreme == 0 else float32(-127.0) / extreme, int32(0)
         for j in range(k, k + 256, 16):
-            q = _store_rounded(load_f32x16(x + j * 4), inverse, out + j)
-            store_f32(sums + j // 4, float32(total_i32(q)))
+            q = total_i32(_store_rounded(load_f32x16(x + j * 4), inverse, out + j))
+            store_f32(sums + j // 4, float32(q))
+            store_i32(offsets + j // 4, -32 * q)
+            if j % 32 == 0:
+                even = q
+            else:
+                store_i16(pairs + j // 32 * 2, even + q)
         scale = float32(0.0) if extreme == 0 else float32(1.0) / inverse
         store_f32(scales + k // 64, scale + total(check) * float32(0.0))
 
@@ -132,9 +143,9 @@ Q32, Q256 = 1, 2  # the forms of an activation beside float32
 @kernel(int64(int64))
 def form(weight_format):
     """The form of activations that matrices of this format read: 0 (float32), Q32 or Q256."""
-    if weight_format == Q4_K or weight_format == Q6_K:
+    if weight_format in (Q4_K, Q6_K):
         return Q256
-    if weight_format == F32 or weight_format == F16 or weight_format == BF16:
+    if weight_format in (F32, F16, BF16):
         return 0
     return Q32
 
@@ -172,5 +183,3 @@ def place_rope(m, s, first, end):
         rotate(source, m.qk_rope_head_dim, s.rope + (s.position + i // heads) * m.qk_rope_head_dim * 4)
         for k in range(m.qk_rope_head_dim):
             store_f32(s.query + (i * m.row + m.latent + k) * 4, load_f32(source + k * 4))
-
-

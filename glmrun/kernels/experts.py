@@ -2,12 +2,13 @@
 
 import math
 
+from numba import float32, int64, types
+
 from glmrun.kernels import kernel
 from glmrun.kernels.elementwise import silu_multiply
 from glmrun.kernels.layout import activation_record, model_record, step_record, weight_record
-from glmrun.kernels.matmul import ADD, STORE, form_of, multiply
+from glmrun.kernels.matmul import ADD, STORE, form_of, multiply, share
 from glmrun.simd import load_f32, load_i64, store_f32, store_i64
-from numba import float32, int64, types
 
 _void = types.void
 
@@ -74,18 +75,26 @@ def gather(m, s):
     store_i64(s.first, 0)
 
 
-@kernel(_void(weight_record, weight_record, int64, activation_record, int64, int64, activation_record, int64, int64, int64, int64))
-def gated(gate, up, matrix, x, x_index, n, hidden, hidden_up, hidden_first, thread, n_threads):
+@kernel(int64(step_record, int64))
+def scratch_of(s, thread):
+    """Address of a thread's scratch for multiply()."""
+    return s.scratch + thread * s.scratch_stride
+
+
+@kernel(
+    _void(
+        weight_record, weight_record, int64, activation_record, int64, int64, activation_record, int64, int64, int64, int64, int64
+    )
+)
+def gated(gate, up, matrix, x, x_index, n, hidden, hidden_up, hidden_first, scratch, thread, n_threads):
     """hidden[hidden_first + i] = silu(gate x[k]) * (up x[k]), k = x_index[i]: this thread's share of the rows, in float32."""
-    first, end = gate.rows * thread // n_threads, gate.rows * (thread + 1) // n_threads
-    # whole vectors: the shares of two threads must not meet inside one
-    first, end = first // 16 * 16, end if thread == n_threads - 1 else end // 16 * 16
+    first, end = share(gate.rows, thread, n_threads)  # whole vectors: the shares of two threads never meet inside one
     stride = hidden.floats_stride
     g, u = hidden.floats + hidden_first * stride, hidden_up + hidden_first * stride
     address, x_stride = form_of(x, gate.format)
-    multiply(gate, matrix, first, end, address, x_stride, x_index, n, g, stride, 0, 0, STORE)
+    multiply(gate, matrix, first, end, address, x_stride, x_index, n, g, stride, 0, 0, STORE, scratch)
     address, x_stride = form_of(x, up.format)
-    multiply(up, matrix, first, end, address, x_stride, x_index, n, u, stride, 0, 0, STORE)
+    multiply(up, matrix, first, end, address, x_stride, x_index, n, u, stride, 0, 0, STORE, scratch)
     for i in range(n):
         silu_multiply(g + i * stride + first * 4, u + i * stride + first * 4, end - first)
 
@@ -96,18 +105,21 @@ def experts_gated(m, s, gate, up, thread, n_threads):
     for e in range(m.n_routed_experts):
         begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
         if after > begin:
-            gated(gate, up, e, s.normed, s.token + begin * 8, after - begin, s.routed, s.routed_up, begin, thread, n_threads)
+            gated(
+                gate, up, e, s.normed, s.token + begin * 8, after - begin,
+                s.routed, s.routed_up, begin, scratch_of(s, thread), thread, n_threads,
+            )  # fmt: skip
 
 
 @kernel(_void(model_record, step_record, weight_record, int64, int64))
 def experts_down(m, s, down, thread, n_threads):
     """x[token] += weight * (down hidden) for every expert that has tokens: this thread's share of the output rows."""
-    first, end = down.rows * thread // n_threads, down.rows * (thread + 1) // n_threads
+    first, end = share(down.rows, thread, n_threads)
     address, stride = form_of(s.routed, down.format)
     for e in range(m.n_routed_experts):
         begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
         if after > begin:
             multiply(
                 down, e, first, end, address + begin * stride, stride, 0, after - begin,
-                s.x, s.x_stride, s.token + begin * 8, s.weight + begin * 4, ADD,
+                s.x, s.x_stride, s.token + begin * 8, s.weight + begin * 4, ADD, scratch_of(s, thread),
             )  # fmt: skip

@@ -1,5 +1,7 @@
 """F32, F16 and BF16 rows times float32 activations; nothing is rounded but the sums."""
 
+from numba import types
+
 from glmrun.kernels import kernel
 from glmrun.simd import (
     fma,
@@ -12,7 +14,6 @@ from glmrun.simd import (
     total,
     zero_f32x16,
 )
-from numba import types
 
 _four = types.UniTuple(types.float32, 4)
 _dot = types.float32(types.int64, types.int64, types.int64)

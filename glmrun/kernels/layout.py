@@ -106,6 +106,8 @@ STEP = np.dtype(
         ("context", ACTIVATION),  # (n_tokens * heads, kv_lora_rank): what attention gathers; then 16 for its bookkeeping
         ("partial", np.int64),  # float32 (segments, heads, latent + 16): as context, for one segment of positions
         ("scores", np.int64),  # float32 (threads, 4, positions of a tile)
+        ("scratch", np.int64),  # one panel and one tile for each thread
+        ("scratch_stride", np.int64),
         ("heads", ACTIVATION),  # (n_tokens, heads * v_head_dim)
         ("router", np.int64),  # float32 (n_tokens, n_routed_experts)
         ("router_stride", np.int64),

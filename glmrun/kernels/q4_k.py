@@ -1,7 +1,9 @@
 """Q4_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q4_k.py).
 
-    row . x = sum over blocks of  d dx (sum_j s_j (q_j . x_j))  -  dmin dx (sum_j m_j sum(x_j)),   j = 8 sub-blocks of 32
+row . x = sum over blocks of  d dx (sum_j s_j (q_j . x_j))  -  dmin dx (sum_j m_j sum(x_j)),   j = 8 sub-blocks of 32
 """
+
+from numba import types
 
 from glmrun.kernels import kernel
 from glmrun.simd import (
@@ -24,7 +26,6 @@ from glmrun.simd import (
     u8x64,
     zero_f32x16,
 )
-from numba import types
 
 BLOCK = 144  # bytes
 _pair = types.UniTuple(f32x8, 2)

@@ -4,6 +4,8 @@
 Two neighbouring blocks share a vector.
 """
 
+from numba import float32, types
+
 from glmrun.kernels import kernel
 from glmrun.simd import (
     bytes_of,
@@ -21,7 +23,6 @@ from glmrun.simd import (
     u8x64,
     zero_f32x16,
 )
-from numba import float32, types
 
 BLOCK = 22  # bytes
 _four = types.UniTuple(types.float32, 4)

@@ -1,7 +1,9 @@
 """Q6_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q6_k.py).
 
-    row . x = sum over blocks of  d dx sum_j s_j ((q_j . x_j) - 32 sum(x_j)),   j = 16 sub-blocks of 16, q from 0 to 63
+row . x = sum over blocks of  d dx sum_j s_j ((q_j . x_j) - 32 sum(x_j)),   j = 16 sub-blocks of 16, q from 0 to 63
 """
+
+from numba import float32, types
 
 from glmrun.kernels import kernel
 from glmrun.simd import (
@@ -21,7 +23,6 @@ from glmrun.simd import (
     u8x64,
     zero_f32x16,
 )
-from numba import float32, types
 
 BLOCK = 210  # bytes
 _four = types.UniTuple(types.float32, 4)

@@ -4,6 +4,8 @@
 Two neighbouring blocks share a vector; all 256 byte values of q are exact.
 """
 
+from numba import float32, types
+
 from glmrun.kernels import kernel
 from glmrun.simd import (
     bytes_of,
@@ -22,7 +24,6 @@ from glmrun.simd import (
     u8x64,
     zero_f32x16,
 )
-from numba import float32, types
 
 BLOCK = 34  # bytes
 _four = types.UniTuple(types.float32, 4)

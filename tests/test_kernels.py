@@ -1,0 +1,170 @@
+"""The kernels, one by one, against NumPy on the same numbers: odd sizes, both ways through multiply(), extreme blocks."""
+
+import numpy as np
+import pytest
+
+from glmrun.kernels.elementwise import Q32, Q256, form, quantize_32, quantize_256, rms_norm, silu_multiply
+from glmrun.kernels.layout import WEIGHT
+from glmrun.kernels.matmul import ADD, STORE, multiply
+from glmrun.kernels.panel import scratch_bytes
+from glmrun.kv_cache import rope_table
+from quant.formats import FORMATS
+
+BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")
+SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,)}  # where a block keeps its float16 scales
+
+
+def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
+    """Blocks with every code possible (or all bytes `fill`) and float16 scales near 0.004, uint8 (rows, row_bytes)."""
+    rng, form_ = np.random.default_rng(rows * columns), FORMATS[name]
+    if form_.block_length == 1:
+        return form_.encode(rng.standard_normal((rows, columns)).astype(np.float32))
+    shape = (rows * columns // form_.block_length, form_.block_bytes)
+    blocks = (
+        rng.integers(0, 256, shape, dtype=np.uint8) if fill is None else np.full(shape, fill, np.uint8)
+    )  # uint8 (blocks, bytes)
+    for offset in SCALES[name]:
+        scale = rng.uniform(0.002, 0.006, len(blocks)).astype(np.float16)  # f16 (blocks,)
+        blocks[:, offset : offset + 2] = scale.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)
+
+
+def rounded(x: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rows as a kernel for this format reads them, uint8 or float32; the same rows as numbers)."""
+    wanted = form(FORMATS[name].ggml_type)
+    if wanted == 0:
+        return x, x
+    n, columns = x.shape
+    out = np.zeros((n, columns * 2), np.uint8)  # uint8 (n, more than enough)
+    block, function = (256, quantize_256) if wanted == Q256 else (32, quantize_32)
+    for i in range(n):
+        function(x[i].ctypes.data, columns, out[i].ctypes.data)
+    codes = out[:, :columns].view(np.int8).astype(np.float64)
+    scales = out[:, columns : columns + columns // block * 4].copy().view(np.float32)  # f32 (n, blocks)
+    return out, codes * np.repeat(scales, block, axis=1)
+
+
+def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode: int = STORE, weights=None, index=None, out=None):
+    """multiply() of all rows, float32 (n, matrix rows)."""
+    matrix = np.array([(blocks.ctypes.data, FORMATS[name].ggml_type, len(blocks), columns, blocks.shape[1])], WEIGHT)[0]
+    n = len(rows) if index is None else len(index)
+    out = np.zeros((n, len(blocks)), np.float32) if out is None else out  # float32 (n, matrix rows)
+    scratch = np.zeros(scratch_bytes(columns) + 64, np.uint8)
+    multiply(
+        matrix, 0, 0, len(blocks), rows.ctypes.data, rows.strides[0], 0 if index is None else index.ctypes.data, n,
+        out.ctypes.data, out.strides[0], 0, 0 if weights is None else weights.ctypes.data, mode, -(-scratch.ctypes.data // 64) * 64,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 31, 33])
+@pytest.mark.parametrize("name", FORMATS)
+def test_multiply_is_the_dequantized_product(name: str, n: int) -> None:
+    for n_rows, columns in ((1, 256), (31, 768), (33, 512)):
+        blocks = random_rows(name, n_rows, columns)
+        x = np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32)  # float32 (n, columns)
+        rows, values = rounded(x, name)
+        expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T  # float64 (n, n_rows)
+        error = np.abs(product(name, blocks, rows, columns) - expected).max()
+        assert error <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("columns", [32, 96, 160])
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_0"])
+def test_an_odd_number_of_blocks(name: str, columns: int) -> None:
+    blocks = random_rows(name, 40, columns)
+    for n in (1, 4, 9):
+        rows, values = rounded(np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32), name)
+        expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T
+        error = np.abs(product(name, blocks, rows, columns) - expected).max()
+        assert error <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("fill", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_extreme_blocks_do_not_overflow(name: str, fill: int) -> None:
+    """Every code at its end, every activation at +-127: integer sums as large as they can be."""
+    columns = 10240
+    blocks = random_rows(name, 33, columns, fill)
+    for sign in (np.ones(columns), -np.ones(columns), np.resize([1, -1], columns)):
+        for n in (1, 4, 8):
+            rows, values = rounded(np.tile(sign.astype(np.float32), (n, 1)), name)
+            expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T
+            size = np.abs(values) @ np.abs(FORMATS[name].decode(blocks).astype(np.float64)).T
+            error = np.abs(product(name, blocks, rows, columns) - expected)
+            assert (error <= 2e-6 * size + 1e-30).all()
+
+
+def test_all_byte_values_of_q8_0_are_exact() -> None:
+    blocks = np.zeros((256, 34), np.uint8)  # uint8 (rows, one block)
+    blocks[:, :2] = np.float16(1).tobytes()[0], np.float16(1).tobytes()[1]
+    blocks[:, 2:] = np.arange(256, dtype=np.uint8)[:, None]
+    for n in (1, 4, 8):
+        rows, values = rounded(np.ones((n, 32), np.float32), "Q8_0")
+        expected = np.outer(values.sum(1), np.arange(256, dtype=np.uint8).view(np.int8))  # float64 (n, 256)
+        assert np.abs(product("Q8_0", blocks, rows, 32) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_gather_weigh_and_add(n: int) -> None:
+    """The expert's case: chosen rows of x, each product weighted, added to what is there."""
+    blocks, rng = random_rows("Q4_K", 50, 512), np.random.default_rng(n)
+    rows, values = rounded(rng.standard_normal((20, 512)).astype(np.float32), "Q4_K")
+    index, weights = rng.integers(0, 20, n), rng.random(n, np.float32)  # int64 (n,), float32 (n,)
+    before = rng.standard_normal((n, 50)).astype(np.float32)  # float32 (n, 50)
+    out = product("Q4_K", blocks, rows, 512, ADD, weights, index, before.copy())
+    expected = before + weights[:, None] * (values[index] @ FORMATS["Q4_K"].decode(blocks).astype(np.float64).T)
+    assert np.abs(out - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("function, block", [(quantize_32, 32), (quantize_256, 256)])
+def test_rounding_of_activations(function, block: int) -> None:
+    x = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
+    x[1, :block], x[2, 3], x[2, 5], x[3] = 0, 7.5, -7.5, 1e-42  # zeros, a tie of magnitudes, denormals
+    rows, values = rounded(x, "Q8_0" if block == 32 else "Q4_K")
+    scale = np.abs(x).reshape(4, -1, block).max(-1) / 127  # float32 (4, blocks)
+    error = np.abs(values - x).reshape(4, -1, block).max(-1)
+    assert (error[:3] <= 0.5005 * scale[:3] + 0.07 * scale[:3] * (block == 32)).all()
+    assert np.isfinite(values).all()
+    assert (rows[1, :block] == 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "BF16"])
+def test_what_is_not_finite_stays_visible(name: str, bad: float) -> None:
+    """In the compiled kernels too: no flag lets LLVM assume that NaN does not happen."""
+    blocks = random_rows(name, 3, 512)
+    x = np.random.default_rng(0).standard_normal((9, 512)).astype(np.float32)
+    x[:, 300] = bad
+    rows, _ = rounded(x, name)
+    for n in (1, 9):
+        assert not np.isfinite(product(name, blocks, rows[:n], 512)).any()
+
+
+def test_forms() -> None:
+    expected = {"F32": 0, "F16": 0, "BF16": 0, "Q8_0": Q32, "Q5_0": Q32, "Q6_K": Q256, "Q4_K": Q256}
+    assert {name: form(format_.ggml_type) for name, format_ in FORMATS.items()} == expected
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 2048])
+def test_norm_and_gate(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, w = rng.standard_normal((2, n)).astype(np.float32)
+    out, padded = np.zeros(n, np.float32), -(-n // 16) * 16
+    rms_norm(x.ctypes.data, w.ctypes.data, n, np.float32(1e-5), out.ctypes.data)
+    expected = w * (x.astype(np.float64) / np.sqrt((x.astype(np.float64) ** 2).mean() + 1e-5))
+    assert np.abs(out - expected).max() <= 1e-6 * np.abs(expected).max() + 1e-12
+    gate, up = np.zeros((2, padded), np.float32)
+    gate[:n], up[:n] = x * 30, w
+    expected = (gate * up / (1 + np.exp(-gate.astype(np.float64))))[:n]
+    silu_multiply(gate.ctypes.data, up.ctypes.data, n)
+    assert np.abs(gate[:n] - expected).max() <= 1e-6 * np.abs(expected).max() + 1e-12
+
+
+@pytest.mark.parametrize("position", [0, 1, 40, 4095, 32767])
+def test_rope_angles_are_exact_far_out(position: int) -> None:
+    table = rope_table(position + 1, 64, 1e6)
+    i = np.arange(32, dtype=np.longdouble)
+    angle = np.longdouble(position) * np.longdouble(1e6) ** (-2 * i / 64)
+    assert np.abs(table[position, :, 0] - np.cos(angle)).max() <= 1e-6
+    assert np.abs(table[position, :, 1] - np.sin(angle)).max() <= 1e-6
