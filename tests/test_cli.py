@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -291,3 +292,40 @@ def test_interrupting_a_conversion_leaves_nothing_behind(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout, stderr) == (130, b"", b"") and list(out.iterdir()) == []
+
+
+def test_nano_answers_a_question() -> None:
+    given = ["run", "nano", "What is 2 + 3?", "--temp", "0", "-n", "40", "-c", "256", "--json"]
+    answer, again = (json.loads(glmrun(*given).stdout) for _ in range(2))
+    assert (answer["text"], answer["reasoning"]) == (again["text"], again["reasoning"]) and answer["text"] + answer["reasoning"]
+    assert answer["finish_reason"] in ("stop", "length") and answer["usage"]["completion_tokens"] <= 40
+    done = glmrun(*given[:-1])
+    assert done.stdout.decode() == (answer["text"] + "\n" if answer["text"] else "")
+    assert answer["reasoning"] in done.stderr.decode()
+
+
+def test_nano_chats_and_finds_its_first_turn_in_the_cache() -> None:
+    done = glmrun("chat", "nano", "--no-think", "--temp", "0", "-n", "8", "-c", "256", stdin=b"Hello!\nAnd again.\n")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 2
+    assert re.findall(r"· (\d+) cached", done.stderr.decode())
+
+
+def test_nano_is_measured_in_three_quantizations() -> None:
+    done = glmrun("bench", "-p", "8", "-n", "2", "-r", "2", "-t", "1", "-o", "json")
+    rows = json.loads(done.stdout)
+    kinds = ["Q4_K - Medium", "Q6_K", "Q8_0"]
+    assert [row["model_type"] for row in rows] == [f"deepseek2 ?B {kind}" for kind in kinds for _ in range(2)]
+    assert [(row["n_prompt"], row["n_gen"]) for row in rows] == [(8, 0), (0, 2)] * 3
+    assert all(row["n_threads"] == 1 and len(row["samples_ns"]) == 2 and row["avg_ts"] > 0 for row in rows)
+    assert rows[0]["model_size"] < rows[2]["model_size"] < rows[4]["model_size"]
+    lines = glmrun("bench", "-m", "nano,nano", "-p", "8", "-n", "0", "-r", "1", "-o", "csv").stdout.decode().splitlines()
+    assert len(lines) == 3 and lines[0].startswith('"build_commit","build_number","cpu_info"')
+
+
+def test_the_demo_goes_through() -> None:
+    done = glmrun("demo")
+    shown = done.stdout.decode()
+    assert done.returncode == 0 and "\x1b" not in shown
+    assert all(words in shown for words in (" MiB ", ">>> What is", "thinking", "hf download zai-org/GLM-4.7-Flash"))
+    tests = [line.split("|")[6].strip() for line in shown.splitlines() if line.startswith("| deepseek2")]
+    assert tests == ["pp512", "tg64"] * 3

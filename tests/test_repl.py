@@ -94,7 +94,7 @@ def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.C
     conversation.command("/context")
     assert "6 of 40 tokens (15%), 2 messages" in capsys.readouterr().err
     conversation.say(" ".join(["word"] * 15))
-    assert "nearly full: 38 of 40 tokens; /clear" in capsys.readouterr().err
+    assert "38 of 40 tokens of context used; /clear" in capsys.readouterr().err
 
 
 class Terminal:

@@ -80,7 +80,8 @@ def bench(
     from glmrun.terminal.tables import BenchTable
 
     todo = cases(paths, *counts, wanted)
-    table, results = BenchTable(), list[Result]()
+    table = BenchTable()
+    results: list[Result] = []
     with work_bar() as bar:
         for case, taken, result in measure(todo, repetitions, warmup):
             if result is None:

@@ -29,13 +29,15 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -
     """glmrun.load(), after compile_kernels(); a file that is no model is refused before that."""
     import glmrun
     from glmrun.kernels import are_compiled
+    from glmrun.terminal.progress import waiting
 
     if not are_compiled():
         from glmrun.gguf_file import open_gguf
 
         open_gguf(path)
     compile_kernels()
-    return glmrun.load(path, n_ctx=ctx, n_threads=threads)
+    with waiting(f"opening {path.name}"):
+        return glmrun.load(path, n_ctx=ctx, n_threads=threads)
 
 
 def compile_kernels() -> None:

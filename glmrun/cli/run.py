@@ -113,7 +113,7 @@ def _as_json(answer: "Answer", path: str, load_seconds: float) -> dict[str, Any]
     """One answer under the names that OpenAI's and llama.cpp's servers use; times in milliseconds."""
     stats = answer.stats
     assert stats is not None
-    read = stats.n_prompt - stats.n_cached
+    read = stats.n_prefilled - stats.n_cached
     return {
         "model": path,
         "text": answer.text,

@@ -83,11 +83,11 @@ class Conversation:
         self.answers += 1
         self.tokens += stats.n_generated
         self.seconds += stats.generate_seconds
-        if self.show_stats and stats.n_generated:
+        if self.show_stats:
             note(stats_line(stats))
         if (used := self._context_used()) >= 0.9 * self.model.n_ctx:
-            hint = "/clear starts over, /undo takes the last exchange back"
-            note(f"the context is nearly full: {used:,} of {self.model.n_ctx:,} tokens; {hint}")
+            size = self.model.n_ctx
+            note(f"{min(used, size):,} of {size:,} tokens of context used; /clear starts over, /undo takes the last exchange back")
 
     def _context_used(self) -> int:
         """Tokens of the conversation as the next prompt will repeat it; earlier thinking is not part of that."""

@@ -97,8 +97,9 @@ def finish_note(answer: Answer, n_ctx: int) -> str | None:
 
 def stats_line(stats: "Stats") -> str:
     """`64 tokens, 17.9 tok/s · prompt 12 read in 0.3 s, 40 tok/s · 512 cached`."""
-    parts = [f"{counted(stats.n_generated, 'token')}, {_rate(stats.n_generated, stats.generate_seconds)}"]
-    read = stats.n_prompt - stats.n_cached
+    read, parts = stats.n_prefilled - stats.n_cached, []
+    if stats.n_generated:
+        parts.append(f"{counted(stats.n_generated, 'token')}, {_rate(stats.n_generated, stats.generate_seconds)}")
     parts.append(f"prompt {read:,} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
     if stats.n_cached:
         parts.append(f"{stats.n_cached:,} cached")
