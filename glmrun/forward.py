@@ -12,7 +12,7 @@ from numba import int64, void
 
 from glmrun.kernels import kernel, note_compiled
 from glmrun.kernels.attention import attend, merge
-from glmrun.kernels.elementwise import form, place_rope, quantize, rms_norm, store_latents
+from glmrun.kernels.elementwise import place_rope, quantize, reads_codes, rms_norm, store_latents
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
 from glmrun.kernels.matmul import ADD, STORE, form_of, matmul, matmul_heads, multiply, share
@@ -35,20 +35,20 @@ def attention(m, layer, s, i, team, thread, n_threads):
     heads = m.num_attention_heads
 
     norm_rows(m, s.x, s.x_stride, layer.attn_norm, s.normed, t0, t1)
-    quantize(s.normed, form(layer.attn_q_a.format) | form(layer.attn_kv_a_mqa.format), t0, t1)
+    quantize(s.normed, reads_codes(layer.attn_q_a.format) or reads_codes(layer.attn_kv_a_mqa.format), t0, t1)
     barrier(team, n_threads)
     matmul(layer.attn_q_a, s.normed, s.n_tokens, s.q_a, s.q_a_stride, STORE, scratch, thread, n_threads)
     matmul(layer.attn_kv_a_mqa, s.normed, s.n_tokens, s.kv_a, s.kv_a_stride, STORE, scratch, thread, n_threads)
     barrier(team, n_threads)
     norm_rows(m, s.q_a, s.q_a_stride, layer.attn_q_a_norm, s.q_normed, t0, t1)
-    quantize(s.q_normed, form(layer.attn_q_b.format), t0, t1)
+    quantize(s.q_normed, reads_codes(layer.attn_q_b.format), t0, t1)
     store_latents(m, s, layer.attn_kv_a_norm, i, t0, t1)
     barrier(team, n_threads)
     q_stride = (m.qk_nope_head_dim + m.qk_rope_head_dim) * 4
     matmul(layer.attn_q_b, s.q_normed, s.n_tokens, s.q.floats, heads * q_stride, STORE, scratch, thread, n_threads)
     barrier(team, n_threads)
     place_rope(m, s, t0, t1)
-    quantize(s.q, form(layer.attn_k_b.format), t0 * heads, t1 * heads)
+    quantize(s.q, reads_codes(layer.attn_k_b.format), t0 * heads, t1 * heads)
     barrier(team, n_threads)
     matmul_heads(layer.attn_k_b, s.q, s.n_tokens, heads, s.query, heads * m.row * 4, m.row * 4, scratch, thread, n_threads)
     barrier(team, n_threads)
@@ -56,14 +56,14 @@ def attention(m, layer, s, i, team, thread, n_threads):
     barrier(team, n_threads)
     merge(m, s, thread, n_threads)
     barrier(team, n_threads)
-    quantize(s.context, form(layer.attn_v_b.format), t0 * heads, t1 * heads)
+    quantize(s.context, reads_codes(layer.attn_v_b.format), t0 * heads, t1 * heads)
     barrier(team, n_threads)
     v_stride = m.v_head_dim * 4
     matmul_heads(
         layer.attn_v_b, s.context, s.n_tokens, heads, s.heads.floats, s.heads.floats_stride, v_stride, scratch, thread, n_threads
     )
     barrier(team, n_threads)
-    quantize(s.heads, form(layer.attn_output.format), t0, t1)
+    quantize(s.heads, reads_codes(layer.attn_output.format), t0, t1)
     barrier(team, n_threads)
     matmul(layer.attn_output, s.heads, s.n_tokens, s.x, s.x_stride, ADD, scratch, thread, n_threads)
     barrier(team, n_threads)
@@ -74,11 +74,11 @@ def dense_ffn(m, layer, s, team, thread, n_threads):
     """x += down(silu(gate x) * up x): the first layers."""
     t0, t1, scratch = s.n_tokens * thread // n_threads, s.n_tokens * (thread + 1) // n_threads, scratch_of(s, thread)
     norm_rows(m, s.x, s.x_stride, layer.ffn_norm, s.normed, t0, t1)
-    quantize(s.normed, form(layer.ffn_gate.format) | form(layer.ffn_up.format), t0, t1)
+    quantize(s.normed, reads_codes(layer.ffn_gate.format) or reads_codes(layer.ffn_up.format), t0, t1)
     barrier(team, n_threads)
     gated(layer.ffn_gate, layer.ffn_up, 0, s.normed, 0, s.n_tokens, s.dense, s.dense_up, 0, scratch, thread, n_threads)
     barrier(team, n_threads)
-    quantize(s.dense, form(layer.ffn_down.format), t0, t1)
+    quantize(s.dense, reads_codes(layer.ffn_down.format), t0, t1)
     barrier(team, n_threads)
     matmul(layer.ffn_down, s.dense, s.n_tokens, s.x, s.x_stride, ADD, scratch, thread, n_threads)
     barrier(team, n_threads)
@@ -89,8 +89,9 @@ def moe_ffn(m, layer, s, team, thread, n_threads):
     """x += sum of weight * expert(x) over the chosen experts, + the shared expert: DeepSeek-V3's mixture of experts."""
     t0, t1, scratch = s.n_tokens * thread // n_threads, s.n_tokens * (thread + 1) // n_threads, scratch_of(s, thread)
     norm_rows(m, s.x, s.x_stride, layer.ffn_norm, s.normed, t0, t1)
-    forms = form(layer.ffn_gate_exps.format) | form(layer.ffn_up_exps.format) | form(layer.ffn_gate_inp.format)
-    quantize(s.normed, forms | form(layer.ffn_gate_shexp.format) | form(layer.ffn_up_shexp.format), t0, t1)
+    experts = reads_codes(layer.ffn_gate_exps.format) or reads_codes(layer.ffn_up_exps.format)
+    shared = reads_codes(layer.ffn_gate_shexp.format) or reads_codes(layer.ffn_up_shexp.format)
+    quantize(s.normed, experts or shared or reads_codes(layer.ffn_gate_inp.format), t0, t1)
     barrier(team, n_threads)
     matmul(layer.ffn_gate_inp, s.normed, s.n_tokens, s.router, s.router_stride, STORE, scratch, thread, n_threads)
     barrier(team, n_threads)
@@ -103,8 +104,8 @@ def moe_ffn(m, layer, s, team, thread, n_threads):
     gated(layer.ffn_gate_shexp, layer.ffn_up_shexp, 0, s.normed, 0, s.n_tokens, s.shared, s.dense_up, 0, scratch, thread, n_threads)
     barrier(team, n_threads)
     k = m.num_experts_per_tok
-    quantize(s.routed, form(layer.ffn_down_exps.format), t0 * k, t1 * k)
-    quantize(s.shared, form(layer.ffn_down_shexp.format), t0, t1)
+    quantize(s.routed, reads_codes(layer.ffn_down_exps.format), t0 * k, t1 * k)
+    quantize(s.shared, reads_codes(layer.ffn_down_shexp.format), t0, t1)
     barrier(team, n_threads)
     experts_down(m, s, layer.ffn_down_exps, thread, n_threads)
     matmul(layer.ffn_down_shexp, s.shared, s.n_tokens, s.x, s.x_stride, ADD, scratch, thread, n_threads)
@@ -117,7 +118,7 @@ def logits(m, s, team, thread, n_threads):
     first = s.n_tokens - s.n_logits
     t0, t1 = first + s.n_logits * thread // n_threads, first + s.n_logits * (thread + 1) // n_threads
     norm_rows(m, s.x, s.x_stride, m.output_norm, s.normed, t0, t1)
-    quantize(s.normed, form(m.output.format), t0, t1)
+    quantize(s.normed, reads_codes(m.output.format), t0, t1)
     barrier(team, n_threads)
     x, stride = form_of(s.normed, m.output.format)
     r0, r1 = share(m.output.rows, thread, n_threads)

@@ -72,14 +72,13 @@ class State:
         return self._zeros(rows * stride).ctypes.data, stride
 
     def _rows(self, rows: int, columns: int, stride: int | None = None) -> tuple:
-        """An ACTIVATION record; a form exists where a matrix with this many columns could be stored in a format that reads it."""
+        """An ACTIVATION record; codes exist where rows of this width can be stored in a quantized format."""
         record = np.zeros(1, ACTIVATION)[0]
         record["columns"], record["floats_stride"] = columns, stride or round_up(columns * 4, LINE)
         record["floats"] = self._zeros(rows * int(record["floats_stride"])).ctypes.data
-        for form, block, extra in (("q32", 32, columns // 32 * 4), ("q256", 256, columns // 16 * 9)):
-            if columns % block == 0:
-                record[form + "_stride"] = round_up(columns + columns // block * 4 + extra, LINE)
-                record[form] = self._zeros(rows * int(record[form + "_stride"])).ctypes.data
+        if columns % 32 == 0:
+            record["codes_stride"] = round_up(columns * 2, LINE)  # see quantize_row: 60 bytes for 32 values
+            record["codes"] = self._zeros(rows * int(record["codes_stride"])).ctypes.data
         return tuple(record)
 
     @property

@@ -112,6 +112,12 @@ def load_f32x16(context, address):
 
 
 @intrinsic
+def load_f32x8(context, address):
+    """8 float32 at the address."""
+    return f32x8(types.int64), lambda c, b, s, a: b.load(_pointer(b, a[0], _V8F), align=4)
+
+
+@intrinsic
 def load_f16x16(context, address):
     """16 float16 at the address, widened to float32."""
     half = ir.VectorType(_F16, 16)
@@ -225,8 +231,7 @@ def _scalar_store(numba_type, llvm_type, align):
 
 load_f32, store_f32 = _scalar_load(types.float32, _F32, 4), _scalar_store(types.float32, _F32, 4)
 load_i64, store_i64 = _scalar_load(types.int64, _I64, 8), _scalar_store(types.int64, _I64, 8)
-store_i32, store_i16 = _scalar_store(types.int32, _I32, 4), _scalar_store(types.int16, _I16, 2)
-load_u8, load_i8 = _scalar_load(types.uint8, _I8, 1), _scalar_load(types.int8, _I8, 1)
+store_i32 = _scalar_store(types.int32, _I32, 4)
 load_u32 = _scalar_load(types.uint32, _I32, 1)
 
 
@@ -248,15 +253,21 @@ def load_bf16(context, address):
 
 
 @intrinsic
-def round_to_f16(context, value):
-    """A float32 rounded to the nearest float16 and widened again."""
-    return types.float32(types.float32), lambda c, b, s, a: b.fpext(b.fptrunc(a[0], _F16), _F32)
-
-
-@intrinsic
 def splat_f32(context, value):
     """One float32 in all 16 lanes."""
     return f32x16(types.float32), lambda c, b, s, a: _splat(b, a[0], 16)
+
+
+@intrinsic
+def splat_f32x8(context, value):
+    """One float32 in all 8 lanes."""
+    return f32x8(types.float32), lambda c, b, s, a: _splat(b, a[0], 8)
+
+
+@intrinsic
+def zero_f32x8(context):
+    """8 zeros."""
+    return f32x8(), lambda c, b, s, a: _constant(_V8F, 0.0)
 
 
 @intrinsic
@@ -283,8 +294,12 @@ def two_f32(context, low, high):
 
 @intrinsic
 def fma(context, x, y, z):
-    """x * y + z in every lane, rounded once."""
-    return f32x16(f32x16, f32x16, f32x16), lambda c, b, s, a: _call(b, "llvm.fma.v16f32", _V16F, list(a))
+    """x * y + z in every lane, rounded once; 16 or 8 float32."""
+
+    def generate(c, b, s, a):
+        return _call(b, f"llvm.fma.v{x.llvm_type.count}f32", x.llvm_type, list(a))
+
+    return x(x, x, x), generate
 
 
 @intrinsic
@@ -301,15 +316,14 @@ def absolute(context, x):
 
 @intrinsic
 def total(context, x):
-    """The sum of the 16 lanes, always in the same order (a tree)."""
+    """The sum of 16 or 8 float32, always in the same order (a tree)."""
 
     def generate(c, b, s, a):
-        flags = ("reassoc",)
-        start = ir.Constant(_F32, -0.0)
-        function = cgutils.get_or_insert_function(b.module, ir.FunctionType(_F32, [_F32, _V16F]), "llvm.vector.reduce.fadd.v16f32")
-        return b.call(function, [start, a[0]], fastmath=flags)
+        name = f"llvm.vector.reduce.fadd.v{x.llvm_type.count}f32"
+        function = cgutils.get_or_insert_function(b.module, ir.FunctionType(_F32, [_F32, x.llvm_type]), name)
+        return b.call(function, [ir.Constant(_F32, -0.0), a[0]], fastmath=("reassoc",))
 
-    return types.float32(f32x16), generate
+    return types.float32(x), generate
 
 
 @intrinsic
@@ -495,6 +509,12 @@ def pick_two(context, x, low, high):
     """Lanes 0 to 7 = x[low], lanes 8 to 15 = x[high], of 8 float32."""
     lanes = [low.literal_value] * 8 + [high.literal_value] * 8
     return f32x16(f32x8, low, high), lambda c, b, s, a: _shuffle(b, a[0], a[0], lanes)
+
+
+@intrinsic
+def join(context, low, high):
+    """8 float32, then 8 more."""
+    return f32x16(f32x8, f32x8), lambda c, b, s, a: _shuffle(b, a[0], a[1], list(range(16)))
 
 
 @intrinsic

@@ -19,8 +19,8 @@ from quant.config import Config
 
 Array = np.ndarray
 
-# What the kernels do to an activation vector before they meet a quantized row: int8 values with one scale per so many.
-ACTIVATION_BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q8_0": 32, "Q5_0": 32}
+# What the kernels do to an activation vector before they meet a quantized row: int8 values with one scale for each 32.
+QUANTIZED = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")
 
 
 def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -38,23 +38,15 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str,
 def round_activations(x: Array, format_name: str) -> Array:
     """x as the kernels see it beside a row of this format; the float formats leave it alone.
 
-    Per 256 (K-quants): scale = the value of largest magnitude, with its sign, / -127; q = round half even, at most 127.
-    Per 32: scale = largest magnitude / 127, q rounded by the exact scale, then multiplied by the scale rounded to float16.
+    scale = largest magnitude of 32 neighbours / 127; q = x / scale, rounded half to even.
     """
-    block = ACTIVATION_BLOCK.get(format_name)
-    if block is None:
+    if format_name not in QUANTIZED:
         return x
-    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, block)  # (..., n_blocks, block)
-    if block == 256:
-        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)  # (..., n_blocks, 1)
-        inverse = np.divide(np.float32(-127), extreme, out=np.zeros_like(extreme), where=extreme != 0)
-        scale = np.divide(np.float32(1), inverse, out=np.zeros_like(extreme), where=extreme != 0)
-    else:
-        exact = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)  # (..., n_blocks, 1)
-        inverse = np.divide(np.float32(1), exact, out=np.zeros_like(exact), where=exact != 0)
-        scale = exact.astype(np.float16).astype(np.float32)
-    q = np.minimum(np.rint(blocks * inverse), 127)  # whole numbers, still float32
-    return (q.astype(x.dtype) * scale.astype(x.dtype)).reshape(x.shape)
+    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)  # (..., n_blocks, 32)
+    top = np.abs(blocks).max(-1, keepdims=True)  # (..., n_blocks, 1)
+    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top != 0)
+    q = np.rint(blocks * inverse)  # whole numbers, still float32
+    return (q.astype(x.dtype) * (top / np.float32(127)).astype(x.dtype)).reshape(x.shape)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glmrun.kernels.elementwise import Q32, Q256, form, quantize_32, quantize_256, rms_norm, silu_multiply
+from glmrun.kernels.elementwise import quantize_row, reads_codes, rms_norm, silu_multiply
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply
 from glmrun.kernels.panel import scratch_bytes
@@ -31,17 +31,15 @@ def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> 
 
 def rounded(x: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(rows as a kernel for this format reads them, uint8 or float32; the same rows as numbers)."""
-    wanted = form(FORMATS[name].ggml_type)
-    if wanted == 0:
+    if not reads_codes(FORMATS[name].ggml_type):
         return x, x
     n, columns = x.shape
     out = np.zeros((n, columns * 2), np.uint8)  # uint8 (n, more than enough)
-    block, function = (256, quantize_256) if wanted == Q256 else (32, quantize_32)
     for i in range(n):
-        function(x[i].ctypes.data, columns, out[i].ctypes.data)
+        quantize_row(x[i].ctypes.data, columns, out[i].ctypes.data)
     codes = out[:, :columns].view(np.int8).astype(np.float64)
-    scales = out[:, columns : columns + columns // block * 4].copy().view(np.float32)  # f32 (n, blocks)
-    return out, codes * np.repeat(scales, block, axis=1)
+    scales = out[:, columns : columns + columns // 8].copy().view(np.float32)  # f32 (n, blocks)
+    return out, codes * np.repeat(scales, 32, axis=1)
 
 
 def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode: int = STORE, weights=None, index=None, out=None):
@@ -92,7 +90,7 @@ def test_extreme_blocks_do_not_overflow(name: str, fill: int) -> None:
             expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T
             size = np.abs(values) @ np.abs(FORMATS[name].decode(blocks).astype(np.float64)).T
             error = np.abs(product(name, blocks, rows, columns) - expected)
-            assert (error <= 2e-6 * size + 1e-30).all()
+            assert (error <= 5e-6 * size + 1e-30).all()  # 320 float32 additions, all rounding the same way
 
 
 def test_all_byte_values_of_q8_0_are_exact() -> None:
@@ -117,16 +115,15 @@ def test_gather_weigh_and_add(n: int) -> None:
     assert np.abs(out - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("function, block", [(quantize_32, 32), (quantize_256, 256)])
-def test_rounding_of_activations(function, block: int) -> None:
+def test_rounding_of_activations() -> None:
     x = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
-    x[1, :block], x[2, 3], x[2, 5], x[3] = 0, 7.5, -7.5, 1e-42  # zeros, a tie of magnitudes, denormals
-    rows, values = rounded(x, "Q8_0" if block == 32 else "Q4_K")
-    scale = np.abs(x).reshape(4, -1, block).max(-1) / 127  # float32 (4, blocks)
-    error = np.abs(values - x).reshape(4, -1, block).max(-1)
-    assert (error[:3] <= 0.5005 * scale[:3] + 0.07 * scale[:3] * (block == 32)).all()
+    x[1, :32], x[2, 3], x[2, 5], x[3] = 0, 7.5, -7.5, 1e-42  # zeros, a tie of magnitudes, denormals
+    rows, values = rounded(x, "Q8_0")
+    scale = np.abs(x).reshape(4, -1, 32).max(-1) / 127  # float32 (4, blocks)
+    error = np.abs(values - x).reshape(4, -1, 32).max(-1)
+    assert (error[:3] <= 0.5001 * scale[:3]).all()
     assert np.isfinite(values).all()
-    assert (rows[1, :block] == 0).all()
+    assert (rows[1, :32] == 0).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -139,11 +136,6 @@ def test_what_is_not_finite_stays_visible(name: str, bad: float) -> None:
     rows, _ = rounded(x, name)
     for n in (1, 9):
         assert not np.isfinite(product(name, blocks, rows[:n], 512)).any()
-
-
-def test_forms() -> None:
-    expected = {"F32": 0, "F16": 0, "BF16": 0, "Q8_0": Q32, "Q5_0": Q32, "Q6_K": Q256, "Q4_K": Q256}
-    assert {name: form(format_.ggml_type) for name, format_ in FORMATS.items()} == expected
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 2048])

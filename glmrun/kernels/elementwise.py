@@ -1,9 +1,9 @@
 """Norms, rotary positions, the gate, and the rounding of activations to int8: row by row, any number of rows."""
 
-from numba import float32, int32, int64, types
+from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
-from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, activation_record, model_record, step_record
+from glmrun.kernels.layout import BF16, F16, F32, activation_record, model_record, step_record
 from glmrun.simd import (
     absolute,
     exp,
@@ -14,16 +14,12 @@ from glmrun.simd import (
     load_f32,
     load_f32x16,
     maximum,
-    minimum_i32,
-    round_to_f16,
     round_to_i32,
     splat_f32,
-    splat_i32,
     store_f16x16,
     store_f32,
     store_f32x16,
     store_i8x16,
-    store_i16,
     store_i32,
     total,
     total_i32,
@@ -78,87 +74,51 @@ def to_f16_row(x, n, out):
 
 @kernel(i32x16(f32x16, float32, int64), inline="always")
 def _store_rounded(x, inverse_scale, out):
-    """16 values times inverse_scale, rounded half to even, at most 127, stored as int8."""
-    q = minimum_i32(round_to_i32(x * splat_f32(inverse_scale)), splat_i32(int32(127)))
+    """16 values times inverse_scale, rounded half to even, stored as int8."""
+    q = round_to_i32(x * splat_f32(inverse_scale))
     store_i8x16(out, q)
     return q
 
 
 @kernel(_void(int64, int64, int64))
-def quantize_32(x, n, out):
-    """Round float32 (n,) to int8 with a scale for each 32, n a multiple of 32.
+def quantize_row(x, n, out):
+    """Round float32 (n,) to int8 with a scale for each 32, n a multiple of 32: what meets quantized rows.
 
-    out: int8 (n,), then float32 (n / 32,) scales, then int32 (n / 32,) -128 times the sum of 32 rounded values.
-    As GGML's Q8_0: scale = largest magnitude / 127, kept to float16's precision.
+    out     int8 (n,) codes; float32 (n / 32,) scales = largest magnitude / 127; float32 (n / 32,) sums of 32 rounded values;
+            float32 (n / 16,) sums of 16; int32 (n / 32,) -128 times the sums of 32 codes; int32 (n / 16,) -32 times the sums of 16
     A value that is not finite makes its scale not finite, so it reaches the logits, where it is found.
+    A scale for each 256, which llama.cpp uses beside K-quants, leaves twice the noise (benchmarks/LOG.md).
     """
-    scales, sums = out + n, out + n + n // 8
+    scales, sums_32, sums_16 = out + n, out + n + n // 8, out + n + n // 4
+    starts_128, starts_32 = out + n + n // 2, out + n + n // 2 + n // 8
     for k in range(0, n, 32):
         a, b = load_f32x16(x + k * 4), load_f32x16(x + k * 4 + 64)
         top = largest(maximum(absolute(a), absolute(b)))
         inverse = float32(0.0) if top == 0 else float32(127.0) / top
-        rounded = _store_rounded(a, inverse, out + k) + _store_rounded(b, inverse, out + k + 16)
-        store_i32(sums + k // 8, -128 * total_i32(rounded))
-        store_f32(scales + k // 8, round_to_f16(top / float32(127.0)) + total(a + b) * float32(0.0))
+        first = total_i32(_store_rounded(a, inverse, out + k))
+        second = total_i32(_store_rounded(b, inverse, out + k + 16))
+        scale = top / float32(127.0) + total(a + b) * float32(0.0)
+        store_f32(scales + k // 8, scale)
+        store_f32(sums_32 + k // 8, scale * float32(first + second))
+        store_f32(sums_16 + k // 4, scale * float32(first))
+        store_f32(sums_16 + k // 4 + 4, scale * float32(second))
+        store_i32(starts_128 + k // 8, -128 * (first + second))
+        store_i32(starts_32 + k // 4, -32 * first)
+        store_i32(starts_32 + k // 4 + 4, -32 * second)
 
 
-@kernel(_void(int64, int64, int64))
-def quantize_256(x, n, out):
-    """Round float32 (n,) to int8 with a scale for each 256, n a multiple of 256.
-
-    out: int8 (n,), then float32 (n / 256,) scales, then three kinds of sums of the rounded values: float32 (n / 16,) of 16 each,
-    int32 (n / 16,) the same times -32, int16 (n / 32,) of 32 each. As GGML's Q8_K: the value of largest magnitude becomes -127.
-    A value that is not finite makes its scale not finite, as in quantize_32.
-    """
-    scales, sums = out + n, out + n + n // 64
-    offsets, pairs = sums + n // 4, sums + n // 2
-    for k in range(0, n, 256):
-        high, low, check = load_f32x16(x + k * 4), zero_f32x16() - load_f32x16(x + k * 4), zero_f32x16()
-        for j in range(k, k + 256, 16):
-            v = load_f32x16(x + j * 4)
-            high, low, check = maximum(high, v), maximum(low, zero_f32x16() - v), check + v
-        most, least = largest(high), -largest(low)
-        extreme = most if most > -least else least
-        if most == -least:  # whichever comes first, as the reference does
-            for j in range(k, k + 256):
-                if load_f32(x + j * 4) == most or load_f32(x + j * 4) == least:
-                    extreme = load_f32(x + j * 4)
-                    break
-        inverse, even = float32(0.0) if extreme == 0 else float32(-127.0) / extreme, int32(0)
-        for j in range(k, k + 256, 16):
-            q = total_i32(_store_rounded(load_f32x16(x + j * 4), inverse, out + j))
-            store_f32(sums + j // 4, float32(q))
-            store_i32(offsets + j // 4, -32 * q)
-            if j % 32 == 0:
-                even = q
-            else:
-                store_i16(pairs + j // 32 * 2, even + q)
-        scale = float32(0.0) if extreme == 0 else float32(1.0) / inverse
-        store_f32(scales + k // 64, scale + total(check) * float32(0.0))
+@kernel(boolean(int64))
+def reads_codes(weight_format):
+    """Whether matrices of this format read activations as quantize_row leaves them, not as float32."""
+    return weight_format not in (F32, F16, BF16)
 
 
-Q32, Q256 = 1, 2  # the forms of an activation beside float32
-
-
-@kernel(int64(int64))
-def form(weight_format):
-    """The form of activations that matrices of this format read: 0 (float32), Q32 or Q256."""
-    if weight_format in (Q4_K, Q6_K):
-        return Q256
-    if weight_format in (F32, F16, BF16):
-        return 0
-    return Q32
-
-
-@kernel(_void(activation_record, int64, int64, int64))
-def quantize(rows, forms, first, end):
-    """Fill the wanted forms (a sum of Q32, Q256) of rows first to end - 1 from their float32 form."""
-    for r in range(first, end):
-        x = rows.floats + r * rows.floats_stride
-        if forms & Q32:
-            quantize_32(x, rows.columns, rows.q32 + r * rows.q32_stride)
-        if forms & Q256:
-            quantize_256(x, rows.columns, rows.q256 + r * rows.q256_stride)
+@kernel(_void(activation_record, boolean, int64, int64))
+def quantize(rows, wanted, first, end):
+    """Fill the codes of rows first to end - 1 from their float32 form, if a matrix wants them."""
+    if wanted:
+        for r in range(first, end):
+            quantize_row(rows.floats + r * rows.floats_stride, rows.columns, rows.codes + r * rows.codes_stride)
 
 
 @kernel(_void(model_record, step_record, int64, int64, int64, int64))

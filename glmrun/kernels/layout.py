@@ -1,7 +1,7 @@
 """What the kernels read, as plain records of numbers: weights, activations, the model's sizes, one step's buffers.
 
 Every address is an int64. A WEIGHT is a matrix (or a stack of equal ones, one after another) on the mapped file; an
-ACTIVATION is a set of rows in up to three forms, filled as the matrices that read it need them.
+ACTIVATION is a set of rows in float32 and, if a quantized matrix reads them, in int8.
 """
 
 import numpy as np
@@ -23,10 +23,8 @@ ACTIVATION = np.dtype(
     [
         ("floats", np.int64),  # address of float32 (rows, columns), rows `floats_stride` bytes apart
         ("floats_stride", np.int64),
-        ("q32", np.int64),  # rows as quantize_32 lays them out, for Q8_0 and Q5_0
-        ("q32_stride", np.int64),
-        ("q256", np.int64),  # rows as quantize_256 lays them out, for Q4_K and Q6_K
-        ("q256_stride", np.int64),
+        ("codes", np.int64),  # rows as quantize_row lays them out
+        ("codes_stride", np.int64),
         ("columns", np.int64),
     ]
 )

@@ -6,7 +6,7 @@ For few x the rows are unpacked in registers, for up to four x at once; for many
 from numba import float32, int64, types
 
 from glmrun.kernels import floats, kernel, q4_k, q5_0, q6_k, q8_0, tile
-from glmrun.kernels.elementwise import Q32, Q256, form
+from glmrun.kernels.elementwise import reads_codes
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, weight_record
 from glmrun.kernels.panel import unpack_panel
 from glmrun.simd import load_f32, load_i64, store_f32
@@ -18,7 +18,7 @@ STORE, ADD = 0, 1
 
 @kernel(float32(int64, int64, int64, int64))
 def dot(weight_format, row, columns, x):
-    """dequantize(row) . x; x in the form that form(weight_format) names."""
+    """dequantize(row) . x; x float32, or as quantize_row leaves it where reads_codes(weight_format)."""
     if weight_format == Q4_K:
         return q4_k.dot(row, columns // 256, x)
     if weight_format == Q6_K:
@@ -117,7 +117,7 @@ def _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_str
             elif w.format == Q6_K:
                 tile.q6_k(panel, w.columns, columns, scratch)
             else:
-                tile.q32(panel, w.columns, columns, scratch)
+                tile.q8_0(panel, w.columns, columns, scratch)
             for j in range(min(tile.COLUMNS, n - i)):
                 target = out + _entry(out_index, i + j) * out_stride + block * 4
                 for r in range(n_rows):
@@ -135,7 +135,7 @@ def multiply(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, ou
     mode         STORE or ADD
     scratch      address of this thread's panel and tile, scratch_bytes() of it
     """
-    if n >= FEW and form(w.format):
+    if n >= FEW and reads_codes(w.format):
         _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch)
     else:
         _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode)
@@ -144,11 +144,8 @@ def multiply(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, ou
 @kernel(types.UniTuple(int64, 2)(activation_record, int64))
 def form_of(x, weight_format):
     """(address, stride) of the form of x that matrices of this format read."""
-    wanted = form(weight_format)
-    if wanted == Q256:
-        return x.q256, x.q256_stride
-    if wanted == Q32:
-        return x.q32, x.q32_stride
+    if reads_codes(weight_format):
+        return x.codes, x.codes_stride
     return x.floats, x.floats_stride
 
 

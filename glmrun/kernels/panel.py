@@ -1,6 +1,6 @@
 """Unpack 32 rows of a quantized matrix into a panel (layout: tile.py): done once for all tokens that meet these rows."""
 
-from numba import int16, int32, int64, types
+from numba import int32, int64, types
 
 from glmrun.kernels import kernel, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.layout import Q4_K, Q5_0, Q6_K
@@ -8,18 +8,19 @@ from glmrun.simd import (
     bytes_of,
     five_bits,
     flip_sign_bit,
+    join,
     load_f16,
     load_half_u8x64,
-    load_i8,
     load_two_u8x32,
     load_u32,
     nibbles_low_high,
     six_bits,
     store_f32,
-    store_i16,
+    store_f32x16,
     store_i32,
     store_u8x64,
     transpose_words,
+    zero_f32x8,
 )
 
 _unpack = types.void(int64, int64, int64, int64, int64)
@@ -28,26 +29,13 @@ _unpack = types.void(int64, int64, int64, int64, int64)
 @kernel(_unpack)
 def unpack_q4_k(rows, row_bytes, n_rows, n, panel):
     """Panel of up to 32 Q4_K rows of n columns; rows that do not exist repeat the last one."""
-    scales = panel + n * 32
-    d = scales + n // 32 * 128
-    dmin = d + n // 256 * 128
-    minimums = dmin + n // 256 * 128
-    words = minimums + n // 256 * 512  # room for 16 rows of 64 codes
+    factors, words = panel + n * 32, panel + n * 32 + n // 256 * 2048
     for half in range(2):
         for b in range(n // 256):
             for r in range(16):
-                block = rows + min(half * 16 + r, n_rows - 1) * row_bytes + b * q4_k.BLOCK
-                at = half * 64 + r * 4
-                store_f32(d + b * 128 + at, load_f16(block))
-                store_f32(dmin + b * 128 + at, load_f16(block + 2))
-                low, middle, high = int64(load_u32(block + 4)), int64(load_u32(block + 8)), int64(load_u32(block + 12))
-                for j in range(4):
-                    first, second, third = low >> (8 * j), middle >> (8 * j), high >> (8 * j)
-                    store_i32(scales + (b * 8 + j) * 128 + at, int32(first & 63))
-                    store_i32(scales + (b * 8 + j + 4) * 128 + at, int32((third & 15) | ((first >> 2) & 48)))
-                    place = minimums + b * 512 + j // 2 * 128 + at + j % 2 * 2
-                    store_i16(place, int16(second & 63))
-                    store_i16(place + 256, int16(((third >> 4) & 15) | ((second >> 2) & 48)))
+                s, m = q4_k.scales_and_minimums(rows + min(half * 16 + r, n_rows - 1) * row_bytes + b * q4_k.BLOCK)
+                store_f32x16(words + r * 64, join(s, zero_f32x8() - m))
+            transpose_words(words, factors + b * 2048 + half * 64, 128)
             for chunk in range(4):
                 for r in range(16):
                     block = rows + min(half * 16 + r, n_rows - 1) * row_bytes + b * q4_k.BLOCK
@@ -58,17 +46,13 @@ def unpack_q4_k(rows, row_bytes, n_rows, n, panel):
 @kernel(_unpack)
 def unpack_q6_k(rows, row_bytes, n_rows, n, panel):
     """Panel of up to 32 Q6_K rows of n columns; rows that do not exist repeat the last one."""
-    scales = panel + n * 32
-    d = scales + n // 16 * 128
-    words = d + n // 256 * 128
+    factors, words = panel + n * 32, panel + n * 32 + n // 256 * 2048
     for half in range(2):
         for b in range(n // 256):
             for r in range(16):
                 block = rows + min(half * 16 + r, n_rows - 1) * row_bytes + b * q6_k.BLOCK
-                at = half * 64 + r * 4
-                store_f32(d + b * 128 + at, load_f16(block + 208))
-                for j in range(16):
-                    store_i32(scales + (b * 16 + j) * 128 + at, int32(load_i8(block + 192 + j)))
+                store_f32x16(words + r * 64, q6_k.scales_of(block))
+            transpose_words(words, factors + b * 2048 + half * 64, 128)
             for chunk in range(4):
                 for r in range(16):
                     block = rows + min(half * 16 + r, n_rows - 1) * row_bytes + b * q6_k.BLOCK
@@ -78,16 +62,16 @@ def unpack_q6_k(rows, row_bytes, n_rows, n, panel):
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64))
-def _unpack_q32(rows, row_bytes, n_rows, n, panel, five):
+def _unpack_q8_0(rows, row_bytes, n_rows, n, panel, five):
     """Q8_0 and Q5_0: two blocks fill a vector, the last of an odd number fills half of one."""
-    scales = panel + n * 32
+    factors = panel + n * 32
     blocks, size = n // 32, q5_0.BLOCK if five else q8_0.BLOCK
-    words = scales + blocks * 128
+    words = factors + blocks * 128
     for half in range(2):
         for b in range(blocks):
             for r in range(16):
                 row = rows + min(half * 16 + r, n_rows - 1) * row_bytes
-                store_f32(scales + b * 128 + half * 64 + r * 4, load_f16(row + b * size))
+                store_f32(factors + b * 128 + half * 64 + r * 4, load_f16(row + b * size))
         for b in range(0, blocks, 2):
             pair = b + 1 < blocks
             for r in range(16):
@@ -116,9 +100,9 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, n, panel):
     elif weight_format == Q6_K:
         unpack_q6_k(rows, row_bytes, n_rows, n, panel)
     else:
-        _unpack_q32(rows, row_bytes, n_rows, n, panel, 1 if weight_format == Q5_0 else 0)
+        _unpack_q8_0(rows, row_bytes, n_rows, n, panel, 1 if weight_format == Q5_0 else 0)
 
 
 def scratch_bytes(n: int) -> int:
     """Room for one tile's results, a panel of any format with up to n columns, and the words of its unpacking."""
-    return tile.ROWS * tile.COLUMNS * 4 + n * 32 + n // 16 * 128 + (n // 256 + 1) * 768 + 2048
+    return tile.ROWS * tile.COLUMNS * 4 + n * 32 + n // 16 * 128 + 2048

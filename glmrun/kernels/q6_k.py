@@ -1,6 +1,6 @@
 """Q6_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q6_k.py).
 
-row . x = sum over blocks of  d dx sum_j s_j ((q_j . x_j) - 32 sum(x_j)),   j = 16 sub-blocks of 16, q from 0 to 63
+row . x = sum over sub-blocks j of 16:  (d s_j) (dx_j (q_j . x_j) - 32 (sum of x_j)),   16 sub-blocks in a block, q from 0 to 63
 """
 
 from numba import float32, types
@@ -8,10 +8,11 @@ from numba import float32, types
 from glmrun.kernels import kernel
 from glmrun.simd import (
     dot_u8s8,
+    double_lanes,
     f32x16,
     fma,
     load_f16,
-    load_f32,
+    load_f32x8,
     load_f32x16,
     load_i8x16_as_f32,
     load_u8x64,
@@ -28,43 +29,53 @@ BLOCK = 210  # bytes
 _four = types.UniTuple(types.float32, 4)
 
 
-@kernel(f32x16(u8x64, u8x64, u8x64, u8x64, f32x16, types.int64, types.int64), inline="always")
-def _scaled(c0, c1, c2, c3, s, x, sums):
-    """Lanes that sum to sum_j s_j ((q_j . x_j) - 32 sum(x_j)) over one block."""
-    part = to_f32(dot_u8s8(c0, load_u8x64(x))) * pick_four(s, 0)
-    part = fma(to_f32(dot_u8s8(c1, load_u8x64(x + 64))), pick_four(s, 4), part)
-    part = fma(to_f32(dot_u8s8(c2, load_u8x64(x + 128))), pick_four(s, 8), part)
-    part = fma(to_f32(dot_u8s8(c3, load_u8x64(x + 192))), pick_four(s, 12), part)
-    return fma(s * splat_f32(float32(-32.0)), load_f32x16(sums), part)
+@kernel(f32x16(types.int64))
+def scales_of(block):
+    """d s_j of the block's sixteen sub-blocks."""
+    return load_i8x16_as_f32(block + 192) * splat_f32(load_f16(block + 208))
+
+
+@kernel(f32x16(u8x64, u8x64, u8x64, u8x64, f32x16, types.int64, f32x16), inline="always")
+def _add_block(c0, c1, c2, c3, scales, x, result):
+    """result + lanes that sum to sum_j scales_j (q_j . x_j) over one block."""
+    a = fma(to_f32(dot_u8s8(c0, load_u8x64(x))), pick_four(scales, 0), result)
+    b = to_f32(dot_u8s8(c1, load_u8x64(x + 64))) * pick_four(scales, 4)
+    a = fma(to_f32(dot_u8s8(c2, load_u8x64(x + 128))), pick_four(scales, 8), a)
+    b = fma(to_f32(dot_u8s8(c3, load_u8x64(x + 192))), pick_four(scales, 12), b)
+    return a + b
 
 
 @kernel(types.float32(types.int64, types.int64, types.int64))
 def dot(row, n_blocks, x):
-    """dequantize(row) . x for one Q6_K row; x as laid out by quantize_256."""
-    scales_at, sums_at = x + n_blocks * 256, x + n_blocks * 260
-    result = zero_f32x16()
+    """dequantize(row) . x for one Q6_K row; x as laid out by quantize_row."""
+    scales, sums = x + n_blocks * 256, x + n_blocks * 320
+    plus, minus = zero_f32x16(), zero_f32x16()
     for i in range(n_blocks):
         block = row + i * BLOCK
-        part = _scaled(
+        s = scales_of(block)
+        plus = _add_block(
             six_bits(block, block + 128, 0), six_bits(block, block + 128, 1), six_bits(block + 64, block + 160, 0),
-            six_bits(block + 64, block + 160, 1), load_i8x16_as_f32(block + 192), x + i * 256, sums_at + i * 64,
+            six_bits(block + 64, block + 160, 1), s * double_lanes(load_f32x8(scales + i * 32)), x + i * 256, plus,
         )  # fmt: skip
-        result = fma(part, splat_f32(load_f16(block + 208) * load_f32(scales_at + i * 4)), result)
-    return total(result)
+        minus = fma(s, load_f32x16(sums + i * 64), minus)
+    return total(plus) - float32(32.0) * total(minus)
 
 
 @kernel(_four(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
-    scales_at, sums_at = n_blocks * 256, n_blocks * 260
-    r0 = r1 = r2 = r3 = zero_f32x16()
+    p0 = p1 = p2 = p3 = zero_f32x16()
+    n0 = n1 = n2 = n3 = zero_f32x16()
     for i in range(n_blocks):
         block = row + i * BLOCK
         c0, c1 = six_bits(block, block + 128, 0), six_bits(block, block + 128, 1)
         c2, c3 = six_bits(block + 64, block + 160, 0), six_bits(block + 64, block + 160, 1)
-        s, d, k, j = load_i8x16_as_f32(block + 192), load_f16(block + 208), i * 256, sums_at + i * 64
-        r0 = fma(_scaled(c0, c1, c2, c3, s, x0 + k, x0 + j), splat_f32(d * load_f32(x0 + scales_at + i * 4)), r0)
-        r1 = fma(_scaled(c0, c1, c2, c3, s, x1 + k, x1 + j), splat_f32(d * load_f32(x1 + scales_at + i * 4)), r1)
-        r2 = fma(_scaled(c0, c1, c2, c3, s, x2 + k, x2 + j), splat_f32(d * load_f32(x2 + scales_at + i * 4)), r2)
-        r3 = fma(_scaled(c0, c1, c2, c3, s, x3 + k, x3 + j), splat_f32(d * load_f32(x3 + scales_at + i * 4)), r3)
-    return total(r0), total(r1), total(r2), total(r3)
+        s, k, scale, sums = scales_of(block), i * 256, n_blocks * 256 + i * 32, n_blocks * 320 + i * 64
+        p0 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x0 + scale)), x0 + k, p0)
+        p1 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x1 + scale)), x1 + k, p1)
+        p2 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x2 + scale)), x2 + k, p2)
+        p3 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x3 + scale)), x3 + k, p3)
+        n0, n1 = fma(s, load_f32x16(x0 + sums), n0), fma(s, load_f32x16(x1 + sums), n1)
+        n2, n3 = fma(s, load_f32x16(x2 + sums), n2), fma(s, load_f32x16(x3 + sums), n3)
+    t = float32(32.0)
+    return total(p0) - t * total(n0), total(p1) - t * total(n1), total(p2) - t * total(n2), total(p3) - t * total(n3)

@@ -37,7 +37,7 @@ def _add_pair(codes, x, scales, result):
 
 @kernel(types.float32(types.int64, types.int64, types.int64))
 def dot(row, n_blocks, x):
-    """dequantize(row) . x for one Q8_0 row; x as laid out by quantize_32."""
+    """dequantize(row) . x for one Q8_0 row; x as laid out by quantize_row."""
     scales_at = x + n_blocks * 32
     result = zero_f32x16()
     for i in range(0, n_blocks - 1, 2):
