@@ -96,10 +96,8 @@ def load(path: Path | None = None, n_ctx: int | None = None, n_threads: int | No
 
 if __name__ == "__main__":
     import glmrun.builtin
-    import glmrun.kernels
-    from glmrun.cli import main
+    from glmrun.cli import loading, main
 
-    glmrun.load = load  # type: ignore[assignment]
+    loading.load_model = load  # type: ignore[assignment]
     glmrun.builtin.nano_path = lambda: Path("scripted.gguf")  # type: ignore[assignment]
-    glmrun.kernels.are_compiled = lambda: True
     main(sys.argv[1:])

@@ -53,4 +53,4 @@ def chat(
         what = f"{loaded.path.name} · context {loaded.n_ctx:,} tokens · {loaded.n_threads} threads"
         note(f"{what} · /help lists commands, Ctrl-D leaves")
         raise typer.Exit(chat_in_terminal(conversation))
-    raise typer.Exit(chat_in_pipe(conversation, sys.stdin.buffer))
+    raise typer.Exit(chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else []))

@@ -1,6 +1,7 @@
 """`glmrun demo`: everything once, on nano, in less than a minute."""
 
 import time
+from contextlib import closing
 
 import typer
 
@@ -31,6 +32,7 @@ def demo(threads: options.Threads = None) -> None:
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
     from glmrun.terminal.progress import waiting, work_bar
+    from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.stream import Answer, show_answer, stats_line
     from glmrun.terminal.tables import BenchTable, bytes_text
 
@@ -41,14 +43,16 @@ def demo(threads: options.Threads = None) -> None:
         with waiting(f"converting to {quantization}"):
             path = nano_path(quantization)
         paths.append(path)
-        print(f"{quantization:<7} {bytes_text(path.stat().st_size):>10}  {time.monotonic() - began:4.1f} s  {path}", flush=True)
+        print(f"  {path.name:<16} {bytes_text(path.stat().st_size):>10}   ready in {time.monotonic() - began:.1f} s", flush=True)
+    print(f"\nThey stay in {one_line(str(path.parent))}.", flush=True)
 
     _title("A question, and the model's thinking")
     model = loading.load_model(paths[-1], threads=threads)
     print(f">>> {_QUESTION}", flush=True)
     chunks = model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)
     answer = Answer()
-    show_answer(interruptible(model, chunks), answer)
+    with closing(interruptible(model, chunks)) as stream:
+        show_answer(stream, answer)
     if answer.stats is not None:
         note(stats_line(answer.stats))
     if answer.finish_reason == "cancelled":

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,15 +69,13 @@ def run(
         messages, thinking=think, max_tokens=max_tokens, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p,
         repeat_penalty=repeat_penalty, seed=seed,
     )  # fmt: skip
-    chunks = interruptible(model, chunks)
+    answer = Answer()
+    with closing(interruptible(model, chunks)) as stream:
+        (collect if as_json else show_answer)(stream, answer)
     if as_json:
-        answer = collect(chunks)
         print(json.dumps(_as_json(answer, str(model.path), load_seconds), ensure_ascii=False, indent=2))
-    else:
-        answer = Answer()
-        show_answer(chunks, answer)
-        if ending := finish_note(answer, model.n_ctx):
-            note(ending)
+    elif ending := finish_note(answer, model.n_ctx):
+        note(ending)
     if stats and answer.stats is not None:
         note(f"{stats_line(answer.stats)} · loaded in {load_seconds:.1f} s")
     if answer.finish_reason == "cancelled":

@@ -34,12 +34,10 @@ class Answer:
         self.stats = chunk.stats or self.stats
 
 
-def collect(chunks: "Iterable[Chunk]") -> Answer:
-    """The whole answer, nothing shown."""
-    answer = Answer()
+def collect(chunks: "Iterable[Chunk]", answer: Answer) -> None:
+    """Add all chunks to answer, showing nothing."""
     for chunk in chunks:
         answer.add(chunk)
-    return answer
 
 
 def show_answer(chunks: "Iterable[Chunk]", answer: Answer) -> None:
