@@ -162,6 +162,17 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, message: str, seen
     assert terminal.leave() == 0
 
 
+def test_what_is_typed_during_an_answer_is_sent_after_it(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.child.send("slow prompt\r")
+    terminal.child.expect("reading the prompt")
+    terminal.child.send("typed ahead\r")
+    terminal.child.expect("You said: slow prompt")
+    terminal.child.expect("You said: typed ahead")
+    terminal.ready()
+    assert terminal.leave() == 0
+
+
 def test_ctrl_c_on_an_empty_line_twice_leaves(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
     terminal.child.send("a draft\x03")  # the first one only clears the line

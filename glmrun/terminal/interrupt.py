@@ -1,17 +1,42 @@
-"""Ctrl-C during an answer.
+"""Ctrl-C and other keys during an answer.
 
 Python runs signal handlers only on the main thread and only between two of its own instructions; a jitted call of some
 seconds on that thread would hold them up. So the answer is made on another thread while the main thread waits on a queue.
 """
 
+import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glmrun.engine import Chunk, Model
+
+
+@contextmanager
+def quiet_keyboard() -> Iterator[None]:
+    """Keep typed keys off the screen while something is printed; they wait, Enter included, for the next prompt. Ctrl-C works."""
+    if sys.platform == "win32" or not _in_foreground():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [before[0] & ~termios.ICRNL, *before[1:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _in_foreground() -> bool:
+    """Whether standard input is a terminal whose settings are ours to change: the system stops a background job that tries."""
+    return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
 def interruptible(model: "Model", chunks: "Iterator[Chunk]") -> "Generator[Chunk]":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glmrun.terminal.console import error_console, note, write_answer
+from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import visible
 
@@ -58,7 +59,7 @@ def show_answer(chunks: "Iterable[Chunk]", answer: Answer) -> None:
             note(f"▸ thought for {seconds:.1f} s · {counted(answer.reasoning_tokens, 'token')}")
         sys.stderr.flush()
 
-    with PromptProgress() as progress:
+    with quiet_keyboard(), PromptProgress() as progress:
         try:
             for chunk in chunks:
                 answer.add(chunk)
@@ -74,8 +75,6 @@ def show_answer(chunks: "Iterable[Chunk]", answer: Answer) -> None:
             end_thinking()
             if answer.text and not answer.text.endswith("\n"):
                 write_answer("\n")
-            elif watched and answer.finish_reason == "cancelled" and not answer.reasoning:
-                print(file=sys.stderr)  # the terminal has put ^C at the start of this line
     for call in answer.tool_calls:
         note(f"tool call: {call}")
 
