@@ -12,13 +12,14 @@ from numba import int64, void
 
 from glmrun.kernels import kernel, note_compiled
 from glmrun.kernels.attention import attend, merge
-from glmrun.kernels.elementwise import place_rope, quantize, reads_codes, rms_norm, store_latents
+from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
 from glmrun.kernels.matmul import ADD, STORE, form_of, matmul, matmul_heads, multiply, share
 from glmrun.team import CANCEL, STOP, atomic_load, atomic_store, barrier
 
 DONE, CANCELLED = 0, 1
+CHUNK = 128  # rows of the output matrix that stay in the second-level cache
 
 
 @kernel(void(model_record, int64, int64, int64, activation_record, int64, int64))
@@ -114,16 +115,28 @@ def moe_ffn(m, layer, s, team, thread, n_threads):
 
 @kernel(void(model_record, step_record, int64, int64, int64))
 def logits(m, s, team, thread, n_threads):
-    """logits (n_logits, vocab_size) = output(RMSNorm(x)) of the last n_logits tokens."""
+    """logits (n_logits, vocab_size) = output(RMSNorm(x)) of the last n_logits tokens.
+
+    No later layer averages out what is rounded here, so a quantized output matrix reads x in two int8 terms, the second from
+    the cache: a chunk of its rows at a time.
+    """
     first = s.n_tokens - s.n_logits
     t0, t1 = first + s.n_logits * thread // n_threads, first + s.n_logits * (thread + 1) // n_threads
+    twice, scratch = reads_codes(m.output.format), scratch_of(s, thread)
     norm_rows(m, s.x, s.x_stride, m.output_norm, s.normed, t0, t1)
-    quantize(s.normed, reads_codes(m.output.format), t0, t1)
+    quantize(s.normed, twice, t0, t1)
+    if twice:
+        quantize_rest(s.normed, s.rest, t0, t1)
     barrier(team, n_threads)
     x, stride = form_of(s.normed, m.output.format)
-    r0, r1 = share(m.output.rows, thread, n_threads)
+    rest, rest_stride = s.rest.codes + first * s.rest.codes_stride, s.rest.codes_stride
     x += first * stride
-    multiply(m.output, 0, r0, r1, x, stride, 0, s.n_logits, s.logits, s.logits_stride, 0, 0, STORE, scratch_of(s, thread))
+    r0, r1 = share(m.output.rows, thread, n_threads)
+    for r in range(r0, r1, CHUNK):
+        end = min(r + CHUNK, r1)
+        multiply(m.output, 0, r, end, x, stride, 0, s.n_logits, s.logits, s.logits_stride, 0, 0, STORE, scratch)
+        if twice:
+            multiply(m.output, 0, r, end, rest, rest_stride, 0, s.n_logits, s.logits, s.logits_stride, 0, 0, ADD, scratch)
     barrier(team, n_threads)
 
 

@@ -37,7 +37,8 @@ class State:
         x = self._zeros(t * x_columns * 4)
         self.x = x.view(np.float32).reshape(t, x_columns)[:, : c.hidden_size]  # float32 (max_tokens, hidden_size)
         s["x"], s["x_stride"] = x.ctypes.data, x_columns * 4
-        s["normed"], s["q_normed"] = self._rows(t, c.hidden_size), self._rows(t, c.q_lora_rank)
+        s["normed"], s["rest"] = self._rows(t, c.hidden_size), self._rows(t, c.hidden_size)
+        s["q_normed"] = self._rows(t, c.q_lora_rank)
         s["q_a"], s["q_a_stride"] = self._plain(t, c.q_lora_rank)
         s["kv_a"], s["kv_a_stride"] = self._plain(t, 2 * row)
         s["q"] = self._rows(t * heads, c.qk_nope_head_dim, stride=c.qk_head_dim * 4)

@@ -13,6 +13,7 @@ from glmrun.simd import (
     largest,
     load_f32,
     load_f32x16,
+    load_i8x16_as_f32,
     maximum,
     round_to_i32,
     splat_f32,
@@ -119,6 +120,21 @@ def quantize(rows, wanted, first, end):
     if wanted:
         for r in range(first, end):
             quantize_row(rows.floats + r * rows.floats_stride, rows.columns, rows.codes + r * rows.codes_stride)
+
+
+@kernel(_void(activation_record, activation_record, int64, int64))
+def quantize_rest(rows, rest, first, end):
+    """What rounding took from rows first to end - 1, rounded in turn: codes of both together are good to 15 bits."""
+    for r in range(first, end):
+        x, codes, out = (
+            rows.floats + r * rows.floats_stride,
+            rows.codes + r * rows.codes_stride,
+            rest.floats + r * rest.floats_stride,
+        )
+        for k in range(0, rows.columns, 16):
+            scale = splat_f32(load_f32(codes + rows.columns + k // 32 * 4))
+            store_f32x16(out + k * 4, load_f32x16(x + k * 4) - load_i8x16_as_f32(codes + k) * scale)
+        quantize_row(out, rest.columns, rest.codes + r * rest.codes_stride)
 
 
 @kernel(_void(model_record, step_record, int64, int64, int64, int64))

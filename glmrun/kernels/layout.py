@@ -94,6 +94,7 @@ STEP = np.dtype(
         ("x", np.int64),  # float32 (n_tokens, hidden_size): the residual stream, holds the embeddings when the step begins
         ("x_stride", np.int64),
         ("normed", ACTIVATION),  # (n_tokens, hidden_size)
+        ("rest", ACTIVATION),  # of normed: what rounding to int8 took away, for the output matrix
         ("q_a", np.int64),  # float32 (n_tokens, q_lora_rank)
         ("q_a_stride", np.int64),
         ("q_normed", ACTIVATION),  # (n_tokens, q_lora_rank)
