@@ -182,6 +182,7 @@ class Model:
         self.truncate(cached)
         stats = Stats(n_prompt=len(ids), n_cached=cached, n_prefilled=cached)
         logits = self._last_logits()
+        yield Chunk(stats=stats)
         for at in range(cached, len(ids), self._state.max_tokens):
             if self._cancelled or not self._step(ids[at : at + self._state.max_tokens], logits):
                 yield Chunk(finish_reason="cancelled", stats=replace(stats, prompt_seconds=time.perf_counter() - start))
