@@ -1,0 +1,73 @@
+"""The threads: all take part, none runs ahead of a barrier, a cancel reaches them, errors come back."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from numba import int64
+
+from glmrun.kernels import kernel
+from glmrun.simd import atomic_add, load_i64, store_i64
+from glmrun.team import CANCEL, Team, atomic_load, available_cores, barrier
+
+
+@kernel(int64(int64, int64, int64, int64, int64))
+def _rounds(slots, n, flags, thread, n_threads):
+    """Write one's slot, wait, read the others': returns how often a slot was not as far as it must be."""
+    wrong = 0
+    for i in range(n):
+        store_i64(slots + thread * 128, i)
+        barrier(flags, n_threads)
+        for other in range(n_threads):
+            wrong += load_i64(slots + other * 128) != i
+        barrier(flags, n_threads)
+    atomic_add(slots + 1024, 1)
+    return wrong
+
+
+@kernel(int64(int64, int64, int64))
+def _until_cancelled(flags, thread, n_threads):
+    while atomic_load(flags + CANCEL) == 0:
+        pass
+    return 7
+
+
+def test_a_barrier_holds_everyone() -> None:
+    team, slots = Team(), np.zeros(256, np.int64)  # int64 (256,)
+    for _ in range(3):
+        assert team.run(_rounds, slots.ctypes.data, 200) == 0
+    assert slots[128] == 3 * team.n_threads
+
+
+def test_never_more_threads_than_cores() -> None:
+    assert Team(10_000).n_threads == available_cores()
+    assert Team(1).n_threads == 1
+
+
+def test_cancel_from_another_thread() -> None:
+    team = Team(1)
+    threading.Timer(0.05, team.cancel).start()
+    assert team.run(_until_cancelled) == 7
+    team.resume()
+    slots = np.zeros(256, np.int64)  # int64 (256,)
+    assert team.run(_rounds, slots.ctypes.data, 5) == 0
+
+
+def test_an_error_comes_back_and_the_team_goes_on() -> None:
+    team, slots = Team(), np.zeros(256, np.int64)  # int64 (256,)
+    with pytest.raises(TypeError):
+        team.run(_rounds, "not an address", 1)
+    assert team.run(_rounds, slots.ctypes.data, 5) == 0
+
+
+def test_a_forgotten_team_ends_its_threads() -> None:
+    before = threading.active_count()
+    team = Team(1)
+    assert threading.active_count() == before + 1
+    del team
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the thread is still there")
