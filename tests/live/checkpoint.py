@@ -1,7 +1,9 @@
-"""A second checkpoint, saved by transformers itself, whose dimensions are neither nano's nor the real model's."""
+"""What to compare on: above all a second checkpoint, saved by transformers itself, with neither nano's nor the real dimensions."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tiny_model import SPECIAL, vocabulary
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -10,6 +12,16 @@ from transformers import Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM, PreTrainedTo
 from quant.vocabulary import GLM_REGEX
 
 N_VOCAB = 1016
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint and texts to compare on, with transformers' float32 logits."""
+
+    name: str
+    folder: Path
+    texts: list[list[int]]
+    truth: np.ndarray  # float32 (positions of all texts, n_vocab)
 
 
 def save(folder: Path, n_shards: int = 11, seed: int = 5) -> Path:

@@ -4,30 +4,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import checkpoint as second_checkpoint
+import checkpoint
 import numpy as np
 import pytest
 import torch
+from checkpoint import Case
 from transformers import Glm4MoeLiteForCausalLM
 
 import glmrun
 
 torch.set_num_threads(2)
 GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint and texts to compare on, with transformers' float32 logits."""
-
-    name: str
-    folder: Path
-    texts: list[list[int]]
-    truth: np.ndarray  # float32 (positions of all texts, n_vocab)
 
 
 def _case(name: str, folder: Path, texts: list[list[int]]) -> Case:
@@ -46,7 +36,7 @@ def nano() -> Case:
 @pytest.fixture(scope="session")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A random model of other dimensions in eleven shards, on random tokens."""
-    folder = second_checkpoint.save(tmp_path_factory.mktemp("odd"))
+    folder = checkpoint.save(tmp_path_factory.mktemp("odd"))
     rng = np.random.default_rng(1)
     return _case("odd", folder, [rng.integers(0, 950, 100).tolist() for _ in range(6)])
 

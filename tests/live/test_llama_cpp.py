@@ -1,8 +1,8 @@
 """glmrun and llama.cpp on the same files: both against transformers, and against each other.
 
-The measure is the squared distance between two logit vectors over the squared length of the second. A router near a tie makes a few
-positions jump (another expert is taken), in llama.cpp against itself as well, so engines are compared by the median position and the
-jumping ones are counted and looked into.
+The measure is the squared distance between two logit vectors over the squared length of the second. A router near a tie makes
+single positions jump (another expert is taken), in llama.cpp against itself as well. So engines are compared by their median
+position, and the positions that jump are counted and their routers looked at.
 """
 
 import subprocess
@@ -12,17 +12,20 @@ from pathlib import Path
 import llama
 import numpy as np
 import pytest
+from checkpoint import Case
 from comparison import errors, nmse, text_of, tokens_of, top1
 from naive import Naive, read_weights
 
 import glmrun
 
+# Both engines round activations; how the roundings fall is a draw, and llama.cpp's two attentions differ by this much in NMSE.
+RESOLUTION = 1.05
 RECIPES = ["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q4_K_M"]
 ROOT = Path(__file__).parent.parent.parent
 
 
 def ours_on(path: Path, texts: list[list[int]]) -> np.ndarray:
-    """glmrun's logits, all positions of all texts."""
+    """glmrun's logits, float32 (positions of all texts, n_vocab)."""
     model = glmrun.load(path, n_ctx=max(map(len, texts)), n_threads=2)
     return np.concatenate([model.logits(text) for text in texts])
 
@@ -30,6 +33,16 @@ def ours_on(path: Path, texts: list[list[int]]) -> np.ndarray:
 def theirs_on(path: Path, texts: list[list[int]], flash: bool = False) -> np.ndarray:
     """llama.cpp's."""
     return np.concatenate(llama.logits(path, texts, flash))
+
+
+@pytest.fixture(scope="module", params=["nano", "odd"])
+def compared(request, gguf_of) -> tuple[Case, dict[str, tuple[Path, np.ndarray, np.ndarray, np.ndarray]]]:
+    """(checkpoint, {recipe: (file, glmrun's logits, llama.cpp's, llama.cpp's with flash attention)})."""
+    case, logits = request.getfixturevalue(request.param), {}
+    for recipe in RECIPES:
+        path = gguf_of(case, recipe)
+        logits[recipe] = path, ours_on(path, case.texts), theirs_on(path, case.texts), theirs_on(path, case.texts, flash=True)
+    return case, logits
 
 
 class Margins(Naive):
@@ -54,52 +67,48 @@ def router_margins(path: Path, texts: list[list[int]]) -> np.ndarray:
     return np.concatenate(out)
 
 
-@pytest.mark.parametrize("name", ["nano", "odd"])
-def test_errors_against_transformers_beside_llama_cpps(name, request, gguf_of):
-    """F32 and BF16 within fixed bounds, the quantized files no worse than llama.cpp on the same file."""
-    case = request.getfixturevalue(name)
-    print(f"\n\n{name}: error against transformers' float32 logits, {len(case.truth)} positions (NMSE over all; median position)")
-    print(f"{'file':8}{'glmrun':>22}{'llama.cpp':>22}{'with flash attention':>24}{'same top token: ours':>24}{'llama.cpp':>12}")
+def test_errors_against_transformers_beside_llama_cpps(compared):
+    """F32, BF16 and F16 within fixed bounds, the quantized files no worse than llama.cpp on the same file."""
+    case, logits = compared
+    print(
+        f"\n\n{case.name}: error against transformers' float32 logits, {len(case.truth)} positions (all together; median position)"
+    )
+    print(f"{'file':8}{'glmrun':>22}{'llama.cpp':>22}{'with flash attention':>24}   same likeliest token: glmrun, llama.cpp")
     failed = []
-    for recipe in RECIPES:
-        path = gguf_of(case, recipe)
-        ours, theirs, flash = ours_on(path, case.texts), theirs_on(path, case.texts), theirs_on(path, case.texts, flash=True)
-        cells = [f"{nmse(x, case.truth):.2e}  {np.median(errors(x, case.truth)):.2e}" for x in (ours, theirs, flash)]
-        agreement = [f"{top1(x, case.truth):.1%}" for x in (ours, theirs)]
-        print(f"{recipe:8}{cells[0]:>22}{cells[1]:>22}{cells[2]:>24}{agreement[0]:>24}{agreement[1]:>12}")
-        bound = {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}.get(recipe, nmse(theirs, case.truth))
-        if not nmse(ours, case.truth) <= bound:
-            failed.append(f"{recipe}: {nmse(ours, case.truth):.3e}, allowed {bound:.3e}")
+    for recipe, (_, ours, theirs, flash) in logits.items():
+        total = [nmse(x, case.truth) for x in (ours, theirs, flash)]
+        cells = [f"{e:.2e}; {np.median(errors(x, case.truth)):.2e}" for e, x in zip(total, (ours, theirs, flash), strict=True)]
+        agreement = f"{top1(ours, case.truth):.1%}, {top1(theirs, case.truth):.1%}"
+        print(f"{recipe:8}{cells[0]:>22}{cells[1]:>22}{cells[2]:>24}   {agreement}")
+        bound = {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}.get(recipe, RESOLUTION * max(total[1:]))
+        if not total[0] <= bound:
+            failed.append(f"{recipe}: {total[0]:.3e}, allowed {bound:.3e}")
     assert not failed
 
 
-@pytest.mark.parametrize("name", ["nano", "odd"])
-def test_both_engines_agree_on_the_same_file(name, request, gguf_of):
+def test_both_engines_agree_on_the_same_file(compared):
     """The median distance is at most three times llama.cpp's distance to itself with flash attention on."""
-    case = request.getfixturevalue(name)
+    case, logits = compared
     print(
-        f"\n\n{name}: distance between engines on the same file, median position; jumping positions and how close their routers were"
+        f"\n\n{case.name}: distance between engines on the same file, median of {len(case.truth)} positions; positions that jump,"
     )
+    print("and by how much their closest router call was decided (median of those positions; of all positions)")
     print(
-        f"{'file':8}{'glmrun-llama.cpp':>18}{'llama.cpp flash on-off':>24}{'jump: ours':>12}{'theirs':>8}{'their router margin':>22}{'all':>10}"
+        f"{'file':8}{'glmrun-llama.cpp':>18}{'llama.cpp flash on-off':>24}{'jumps':>8}{'llama.cpp':>11}{'decided by':>12}{'all':>9}"
     )
     failed = []
-    for recipe in RECIPES:
-        path = gguf_of(case, recipe)
-        theirs = theirs_on(path, case.texts)
-        between = errors(ours_on(path, case.texts), theirs)
-        itself = errors(theirs_on(path, case.texts, flash=True), theirs)
+    for recipe, (path, ours, theirs, flash) in logits.items():
+        between, itself = errors(ours, theirs), errors(flash, theirs)
         jump = max(1e-3, 30 * np.median(itself))
-        ours_jump, margins = between > jump, router_margins(path, case.texts)
-        closest = f"{np.median(margins[ours_jump]):.1e}" if ours_jump.any() else "-"
-        print(
-            f"{recipe:8}{np.median(between):18.2e}{np.median(itself):24.2e}{ours_jump.sum():12}{(itself > jump).sum():8}"
-            f"{closest:>22}{np.median(margins):10.1e}"
-        )
+        ours_jump, its_jump, closeness = between > jump, itself > jump, f"{'-':>12}{'-':>9}"
+        if ours_jump.any():
+            margins = router_margins(path, case.texts)
+            closeness = f"{np.median(margins[ours_jump]):12.1e}{np.median(margins):9.1e}"
+        print(f"{recipe:8}{np.median(between):18.2e}{np.median(itself):24.2e}{ours_jump.sum():8}{its_jump.sum():11}{closeness}")
         if not np.median(between) <= 3 * np.median(itself):
             failed.append(f"{recipe}: {np.median(between):.2e}, llama.cpp itself {np.median(itself):.2e}")
-        if not ours_jump.mean() <= max(2 * (itself > jump).mean(), 0.02):
-            failed.append(f"{recipe}: {ours_jump.sum()} of {len(between)} positions jump, llama.cpp itself {(itself > jump).sum()}")
+        if not ours_jump.mean() <= max(2 * its_jump.mean(), 0.02):
+            failed.append(f"{recipe}: {ours_jump.sum()} of {len(between)} positions jump, of llama.cpp itself {its_jump.sum()}")
     assert not failed
 
 
@@ -112,11 +121,10 @@ def test_a_file_of_llama_cpps_own_quantizer_runs_as_well(name, recipe, request, 
     ours_formats, theirs_formats = read_weights(gguf_of(case, recipe))[1], read_weights(path)[1]
     assert ours_formats == theirs_formats
     theirs = theirs_on(path, case.texts)
-    between, itself = errors(ours_on(path, case.texts), theirs), errors(theirs_on(path, case.texts, flash=True), theirs)
-    print(
-        f"\n{name} {recipe} by llama.cpp's quantizer: glmrun-llama.cpp {np.median(between):.2e}, flash on-off {np.median(itself):.2e}"
-    )
-    assert np.median(between) <= 3 * np.median(itself)
+    between = np.median(errors(ours_on(path, case.texts), theirs))
+    itself = np.median(errors(theirs_on(path, case.texts, flash=True), theirs))
+    print(f"\n{name} {recipe} by llama.cpp's quantizer: glmrun-llama.cpp {between:.2e}, flash on-off {itself:.2e}")
+    assert between <= 3 * itself
 
 
 def test_a_full_shape_model_cut_to_a_few_layers_runs_in_both(tmp_path):
