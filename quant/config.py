@@ -81,7 +81,7 @@ class Config:
             )
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise UserError(
-                f"first_k_dense_replace is {self.first_k_dense_replace}, more than the {self.num_hidden_layers} of num_hidden_layers"
+                f"first_k_dense_replace is {self.first_k_dense_replace}, more than num_hidden_layers: {self.num_hidden_layers}"
             )
         if self.scoring_func not in ("sigmoid", "softmax"):
             raise UserError(f"scoring_func is {self.scoring_func!r}; glmrun knows 'sigmoid' and 'softmax'")
