@@ -4,6 +4,9 @@ from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
 from glmrun.kernels.layout import BF16, F16, F32, activation_record, model_record, step_record
+from glmrun.kernels.unpack import (
+    load_i8x16_as_f32,
+)
 from glmrun.simd import (
     absolute,
     exp,
@@ -13,7 +16,6 @@ from glmrun.simd import (
     largest,
     load_f32,
     load_f32x16,
-    load_i8x16_as_f32,
     maximum,
     round_to_i32,
     splat_f32,

@@ -4,22 +4,24 @@ from numba import int32, int64, types
 
 from glmrun.kernels import kernel, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.layout import Q4_K, Q5_0, Q6_K
+from glmrun.kernels.unpack import (
+    five_bits,
+    join,
+    nibbles_low_high,
+    six_bits,
+    transpose_words,
+)
 from glmrun.simd import (
     bytes_of,
-    five_bits,
     flip_sign_bit,
-    join,
     load_f16,
     load_half_u8x64,
     load_two_u8x32,
     load_u32,
-    nibbles_low_high,
-    six_bits,
     store_f32,
     store_f32x16,
     store_i32,
     store_u8x64,
-    transpose_words,
     zero_f32x8,
 )
 

@@ -6,8 +6,12 @@ row . x = sum over sub-blocks j of 32:  (d s_j) dx_j (q_j . x_j)  -  (dmin m_j) 
 from numba import types
 
 from glmrun.kernels import kernel
-from glmrun.simd import (
+from glmrun.kernels.unpack import (
     bytes_to_f32x8,
+    nibbles_low_high,
+    pick_two,
+)
+from glmrun.simd import (
     dot_u8s8,
     f32x8,
     f32x16,
@@ -16,8 +20,6 @@ from glmrun.simd import (
     load_f32x8,
     load_u8x64,
     load_u32,
-    nibbles_low_high,
-    pick_two,
     splat_f32x8,
     to_f32,
     total,

@@ -7,11 +7,13 @@ Two neighbouring blocks share a vector.
 from numba import float32, types
 
 from glmrun.kernels import kernel
+from glmrun.kernels.unpack import (
+    five_bits,
+)
 from glmrun.simd import (
     bytes_of,
     dot_u8s8,
     f32x16,
-    five_bits,
     fma,
     load_f16,
     load_f32,

@@ -6,18 +6,20 @@ row . x = sum over sub-blocks j of 16:  (d s_j) (dx_j (q_j . x_j) - 32 (sum of x
 from numba import float32, types
 
 from glmrun.kernels import kernel
+from glmrun.kernels.unpack import (
+    double_lanes,
+    load_i8x16_as_f32,
+    pick_four,
+    six_bits,
+)
 from glmrun.simd import (
     dot_u8s8,
-    double_lanes,
     f32x16,
     fma,
     load_f16,
     load_f32x8,
     load_f32x16,
-    load_i8x16_as_f32,
     load_u8x64,
-    pick_four,
-    six_bits,
     splat_f32,
     to_f32,
     total,

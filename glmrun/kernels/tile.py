@@ -15,7 +15,7 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels import kernel
-from glmrun.simd import _F32, _I32, _I64, _V16F, _V16I, _V64B, _call, _constant, _pointer, _splat, emit_dot, f32x16
+from glmrun.simd import F32, I32, I64, V16F, V16I, V64B, call, constant, emit_dot, f32x16, pointer, splat
 
 ROWS, COLUMNS = 32, 8  # of a tile: 2 x 8 vectors of 16 results
 _CELLS = 2 * COLUMNS
@@ -27,25 +27,25 @@ def _unpack(builder, value, n):
 
 
 def _offset(builder, address, n_bytes):
-    return builder.add(address, ir.Constant(_I64, n_bytes))
+    return builder.add(address, ir.Constant(I64, n_bytes))
 
 
 def _load(builder, address, llvm_type, align=4):
-    return builder.load(_pointer(builder, address, llvm_type), align=align)
+    return builder.load(pointer(builder, address, llvm_type), align=align)
 
 
 def _broadcast(builder, address, llvm_type):
     """The same 4 bytes in every lane: one operand of the instruction that uses it."""
-    return _splat(builder, _load(builder, address, llvm_type), 16)
+    return splat(builder, _load(builder, address, llvm_type), 16)
 
 
 def _dots(builder, codes, columns, starts, groups):
     """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c]; cells in the order r * COLUMNS + c."""
     dots = list(starts)
     for group in range(groups):
-        rows = [_load(builder, _offset(builder, codes, (group * 2 + r) * 64), _V64B, 64) for r in range(2)]
+        rows = [_load(builder, _offset(builder, codes, (group * 2 + r) * 64), V64B, 64) for r in range(2)]
         for c in range(COLUMNS):
-            x = builder.bitcast(_broadcast(builder, _offset(builder, columns[c], group * 4), _I32), _V64B)
+            x = builder.bitcast(_broadcast(builder, _offset(builder, columns[c], group * 4), I32), V64B)
             for r in range(2):
                 dots[r * COLUMNS + c] = emit_dot(builder, dots[r * COLUMNS + c], rows[r], x)
     return dots
@@ -54,7 +54,7 @@ def _dots(builder, codes, columns, starts, groups):
 @intrinsic
 def zeros(context):
     """A tile of float32 zeros."""
-    return _floats(), lambda c, b, s, a: c.make_tuple(b, _floats, [_constant(_V16F, 0.0)] * _CELLS)
+    return _floats(), lambda c, b, s, a: c.make_tuple(b, _floats, [constant(V16F, 0.0)] * _CELLS)
 
 
 def _sub_block(groups, has_starts):
@@ -68,17 +68,17 @@ def _sub_block(groups, has_starts):
         def generate(c, b, s, a):
             cells, code, column = _unpack(b, a[0], _CELLS), a[1], _unpack(b, a[2], COLUMNS)
             begin, factor_at, scale_at, start_at = a[3:]
-            starts = [_constant(_V16I, 0)] * _CELLS
+            starts = [constant(V16I, 0)] * _CELLS
             if has_starts:
-                starts = [_broadcast(b, b.add(x, start_at), _I32) for x in column] * 2
+                starts = [_broadcast(b, b.add(x, start_at), I32) for x in column] * 2
             dots = _dots(b, code, [b.add(x, begin) for x in column], starts, groups)
             out = []
             for r in range(2):
-                factor = _load(b, _offset(b, factor_at, r * 64), _V16F, 64)
+                factor = _load(b, _offset(b, factor_at, r * 64), V16F, 64)
                 for i in range(COLUMNS):
-                    both = b.fmul(factor, _broadcast(b, b.add(column[i], scale_at), _F32))
+                    both = b.fmul(factor, _broadcast(b, b.add(column[i], scale_at), F32))
                     cell = r * COLUMNS + i
-                    out.append(_call(b, "llvm.fma.v16f32", _V16F, [b.sitofp(dots[cell], _V16F), both, cells[cell]]))
+                    out.append(call(b, "llvm.fma.v16f32", V16F, [b.sitofp(dots[cell], V16F), both, cells[cell]]))
             return c.make_tuple(b, _floats, out)
 
         return _floats(_floats, int64, _columns, int64, int64, int64, int64), generate
@@ -97,10 +97,10 @@ def add_sums(context, tile, factors, columns, sums):
         cells, factor_at, column, sum_at = _unpack(b, a[0], _CELLS), a[1], _unpack(b, a[2], COLUMNS), a[3]
         out = []
         for r in range(2):
-            factor = _load(b, _offset(b, factor_at, r * 64), _V16F, 64)
+            factor = _load(b, _offset(b, factor_at, r * 64), V16F, 64)
             for i in range(COLUMNS):
-                total = _broadcast(b, b.add(column[i], sum_at), _F32)
-                out.append(_call(b, "llvm.fma.v16f32", _V16F, [factor, total, cells[r * COLUMNS + i]]))
+                total = _broadcast(b, b.add(column[i], sum_at), F32)
+                out.append(call(b, "llvm.fma.v16f32", V16F, [factor, total, cells[r * COLUMNS + i]]))
         return c.make_tuple(b, _floats, out)
 
     return _floats(_floats, int64, _columns, int64), generate
@@ -113,7 +113,7 @@ def store(context, tile, out):
     def generate(c, b, s, a):
         for i, cell in enumerate(_unpack(b, a[0], _CELLS)):
             r, column = divmod(i, COLUMNS)
-            b.store(cell, _pointer(b, _offset(b, a[1], column * ROWS * 4 + r * 64), _V16F), align=4)
+            b.store(cell, pointer(b, _offset(b, a[1], column * ROWS * 4 + r * 64), V16F), align=4)
         return c.get_dummy_value()
 
     return types.void(_floats, int64), generate
