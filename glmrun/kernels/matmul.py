@@ -9,7 +9,7 @@ from glmrun.kernels import floats, kernel, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.elementwise import reads_codes
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, weight_record
 from glmrun.kernels.panel import unpack_panel
-from glmrun.simd import load_f32, load_i64, store_f32
+from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16
 
 ROWS, TOKENS = 32, 16  # a tile: its activations stay in the first-level cache while its rows pass
 FEW = 5  # from this many activations on a panel pays
@@ -90,6 +90,17 @@ def _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stri
                     i += 1
 
 
+@kernel(types.void(int64, int64, int64, int64, int64))
+def _write_run(values, n, address, mode, weight):
+    """_write() for n neighbouring values."""
+    factor, whole = splat_f32(load_f32(weight) if weight else float32(1.0)), n // 16 * 16
+    for r in range(0, whole, 16):
+        v = load_f32x16(values + r * 4) * factor
+        store_f32x16(address + r * 4, load_f32x16(address + r * 4) + v if mode == ADD else v)
+    for r in range(whole, n):
+        _write(address + r * 4, load_f32(values + r * 4), mode, weight)
+
+
 _wide = types.void(weight_record, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)
 
 
@@ -120,9 +131,7 @@ def _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_str
                 tile.q8_0(panel, w.columns, columns, scratch)
             for j in range(min(tile.COLUMNS, n - i)):
                 target = out + _entry(out_index, i + j) * out_stride + block * 4
-                for r in range(n_rows):
-                    value = load_f32(scratch + (j * tile.ROWS + r) * 4)
-                    _write(target + r * 4, value, mode, weights + (i + j) * 4 if weights else 0)
+                _write_run(scratch + j * tile.ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
 
 
 @kernel(_wide)
