@@ -401,6 +401,12 @@ def dot_u8s8(context, unsigned, signed):
     return i32x16(u8x64, u8x64), lambda c, b, s, a: emit_dot(b, constant(V16I, 0), *a)
 
 
+@intrinsic
+def add_dot_u8s8(context, start, unsigned, signed):
+    """start + dot_u8s8(unsigned, signed) in one instruction, where there is one."""
+    return i32x16(i32x16, u8x64, u8x64), lambda c, b, s, a: emit_dot(b, *a)
+
+
 @intrinsic(prefer_literal=True)
 def bytes_of(context, value):
     """The same byte 64 times."""
