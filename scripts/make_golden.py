@@ -2,7 +2,7 @@
 
     python scripts/make_golden.py            # needs the dev extras: torch, transformers, llama-cpp-python
 
-nano_logits.npz    float32 logits of the last positions of a few texts, from the BF16 checkpoint computed in float32
+nano_logits.npz    float32 logits at some positions of the ten texts, from the BF16 checkpoint computed in float32
 nano_greedy.json   the likeliest 100 tokens after each of ten prompts, and how clearly each one won
 certificate.json   who made them: versions, command, digest of the checkpoint, llama.cpp's own error on the same files
 """
@@ -21,9 +21,11 @@ import torch
 from transformers import AutoTokenizer, Glm4MoeLiteForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "live")]
 
 import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
+from comparison import nmse  # type: ignore[import-not-found]  # noqa: E402
+from router_margins import router_margins  # type: ignore[import-not-found]  # noqa: E402
 
 from quant.checkpoint import Checkpoint  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402
@@ -31,7 +33,8 @@ from quant.recipes import RECIPES  # noqa: E402
 
 NANO, GOLDEN = ROOT / "glmrun" / "nano", ROOT / "tests" / "golden"
 N_GREEDY = 100  # tokens after each prompt
-N_LOGITS = 32  # last positions whose logits are kept, of each text
+N_LOGITS = 160  # positions whose logits are kept
+CLOSE = 5e-3  # a router decided by less (in scores) may take another expert in another program: such a position is left out
 MARGIN = 0.02  # a greedy choice won by less (in logits) could fall either way in another program: such a prompt is left out
 
 WEATHER = {
@@ -63,7 +66,6 @@ PROMPTS: list[tuple[str, bool, list[dict[str, Any]] | None]] = [
     ("How fast is glmrun?", True, None),
     ("What is the weather in Berlin?", False, [WEATHER]),
 ]
-LOGITS_OF = 3  # the first so many prompts that remain
 
 
 def digest(folder: Path) -> str:
@@ -86,24 +88,17 @@ def greedy(model: Glm4MoeLiteForCausalLM, prompt: list[int]) -> tuple[list[int],
     return tokens, margin
 
 
-def nmse(got: np.ndarray, expected: np.ndarray) -> float:
-    """Sum of squared differences over the sum of squares expected."""
-    return float(((got.astype(np.float64) - expected) ** 2).sum() / (expected.astype(np.float64) ** 2).sum())
-
-
-def llama_errors(texts: list[list[int]], expected: np.ndarray) -> dict[str, dict[str, float]]:
-    """{recipe: {"flash attention off" | "on": llama.cpp's error on our file}}, each file converted from nano."""
-    errors = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for recipe in RECIPES:
-            path = Path(folder, f"{recipe}.gguf")
-            for _ in convert(plan(Checkpoint.open(NANO), recipe), path):
-                pass
-            errors[recipe] = {
-                f"flash attention {name}": nmse(np.concatenate([x[-N_LOGITS:] for x in llama.logits(path, texts, flash)]), expected)
-                for name, flash in (("off", False), ("on", True))
-            }
-    return errors
+def llama_errors(texts: list[list[int]], positions: np.ndarray, expected: np.ndarray, folder: Path) -> dict[str, dict[str, float]]:
+    """{recipe: {"flash attention off" | "on": llama.cpp's error on our file}} at some positions of all texts."""
+    return {
+        recipe: {
+            f"flash attention {name}": nmse(
+                np.concatenate(llama.logits(folder / f"{recipe}.gguf", texts, flash))[positions], expected
+            )
+            for name, flash in (("off", False), ("on", True))
+        }
+        for recipe in RECIPES
+    }
 
 
 def main() -> None:
@@ -128,10 +123,16 @@ def main() -> None:
         kept.append({"user": text, "thinking": thinking, "tools": tools, "prompt": ids, "greedy": tokens, "margin": margin})
     assert len(kept) == 10, f"only {len(kept)} prompts without a near tie: {left_out}"
 
-    texts = [entry["prompt"] + entry["greedy"] for entry in kept[:LOGITS_OF]]
+    texts = [entry["prompt"] + entry["greedy"] for entry in kept]
     with torch.no_grad():
-        logits = [model(torch.tensor([text])).logits[0, -N_LOGITS:].numpy() for text in texts]
-    expected = np.concatenate(logits)  # float32 (LOGITS_OF * N_LOGITS, n_vocab)
+        logits = np.concatenate([model(torch.tensor([text])).logits[0].numpy() for text in texts])  # float32 (positions, n_vocab)
+    with tempfile.TemporaryDirectory() as name:
+        for recipe in RECIPES:
+            for _ in convert(plan(Checkpoint.open(NANO), recipe), Path(name, f"{recipe}.gguf")):
+                pass
+        calm = np.flatnonzero(router_margins(Path(name, "F32.gguf"), texts) > CLOSE)
+        positions = calm[np.linspace(0, len(calm) - 1, N_LOGITS).astype(int)]  # int64 (N_LOGITS,), spread over all texts
+        errors = llama_errors(texts, positions, logits[positions], Path(name))
     certificate = {
         "command": "python scripts/make_golden.py",
         "seed": "none: nothing is drawn",
@@ -142,10 +143,11 @@ def main() -> None:
         "computed_in": "float32, weights as in the checkpoint (BF16)",
         "smallest_margin": min(entry["margin"] for entry in kept),
         "left_out_for_a_near_tie": left_out,
-        "llama_cpp_nmse": llama_errors(texts, expected),
+        "positions": f"{N_LOGITS} of the {len(calm)} whose routers are not near a tie, of {len(logits)}",
+        "llama_cpp_nmse": errors,
     }
     GOLDEN.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDEN / "nano_logits.npz", **{f"logits_{i}": x for i, x in enumerate(logits)})
+    np.savez_compressed(GOLDEN / "nano_logits.npz", positions=positions, logits=logits[positions])
     (GOLDEN / "nano_greedy.json").write_text(json.dumps(kept, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")
     (GOLDEN / "certificate.json").write_text(json.dumps(certificate, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(certificate, ensure_ascii=False, indent=2))
