@@ -1,6 +1,7 @@
 """The memory of one conversation: the cached rows of every layer and the buffers of a step, allocated once.
 
-A cached row is [latent | rope key] in float16, for all heads together. Memory that no token has reached is reserved, not used.
+A cached row is [latent | rope key] for all heads together, in float16; in float32 where no matrix of the model is quantized.
+Memory that no token has reached is reserved, not used.
 """
 
 import numpy as np
@@ -25,12 +26,12 @@ class State:
         self.n_ctx, self.max_tokens = n_ctx, max_tokens
         self._memory: list[np.ndarray] = []
         row, latent, heads, t = int(m["row"]), int(m["latent"]), c.num_attention_heads, max_tokens
-        self.cache = (
-            self._zeros(c.num_hidden_layers * n_ctx * row * 2).view(np.float16).reshape(-1, n_ctx, row)
-        )  # f16 (layers, n_ctx, row)
+        layer_bytes = n_ctx * int(m["row_bytes"])
+        values = np.float32 if m["wide_cache"] else np.float16
+        self.cache = self._zeros(c.num_hidden_layers * layer_bytes).view(values).reshape(-1, n_ctx, row)  # (layers, n_ctx, row)
         records = np.zeros(1, STEP)  # STEP (1,)
         self.step = s = records[0]
-        s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, n_ctx * row * 2
+        s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, layer_bytes
         self._rope = rope_table(n_ctx, c.qk_rope_head_dim, c.rope_theta)
         s["rope"] = self._rope.ctypes.data
         x_columns = round_up(c.hidden_size, LINE // 4)

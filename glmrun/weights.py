@@ -36,6 +36,9 @@ class Weights:
         model["softmax_scale"] = 1 / math.sqrt(c.qk_head_dim)
         model["latent"] = round_up(c.kv_lora_rank, 64)
         model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 16)
+        matrices = (tensor for tensor in file.tensors.values() if len(tensor.shape) > 1)
+        model["wide_cache"] = all(FORMATS[tensor.format].block_length == 1 for tensor in matrices)  # as exact as the weights
+        model["row_bytes"] = model["row"] * np.where(model["wide_cache"], 4, 2)
         model["output_norm"] = self._vector("output_norm.weight")
         model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")
         self.layers = np.zeros(c.num_hidden_layers, LAYER)  # LAYER (num_hidden_layers,)

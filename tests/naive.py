@@ -91,7 +91,7 @@ class Naive:
 
     weights     {GGUF tensor name: float array, row-major}
     formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them, and the rows
-                that the cache keeps are rounded to float16
+                that the cache keeps are rounded to float16 if any matrix is quantized
     absorbed    queries meet the latent rows themselves (as the runtime does); otherwise keys and values are expanded per head
     dtype       what everything is computed in
     """
@@ -192,7 +192,8 @@ class Naive:
 
     def cached(self, x: Array) -> Array:
         """x as it comes back from the runtime's cache, if formats are given."""
-        return x if self.formats is None else x.astype(np.float32).astype(np.float16).astype(self.dtype)
+        quantized = self.formats is not None and any(name in QUANTIZED for name in self.formats.values())
+        return x.astype(np.float32).astype(np.float16).astype(self.dtype) if quantized else x
 
     def weight(self, name: str) -> Array:
         """A tensor, in the type computed in."""

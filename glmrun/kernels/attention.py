@@ -2,7 +2,8 @@
 
     score[p] = query . row[p] / sqrt(qk_head_dim)      out = sum_p softmax(score)[p] latent[p]
 
-Four queries share each pass over a tile of positions, so that a float16 row is widened once for four. The softmax is kept
+Four queries share each pass over a tile of positions, so that a float16 row is widened once for four (a model without quantized
+matrices keeps float32 rows). The softmax is kept
 up to date tile by tile; `largest score` and `sum of weights` stand behind each output row, at latent and latent + 1.
 Source: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018.
 """
@@ -15,6 +16,7 @@ from glmrun.kernels import kernel
 from glmrun.kernels.layout import model_record, step_record
 from glmrun.simd import (
     exp,
+    f32x16,
     fma,
     largest,
     load_f16x16,
@@ -34,16 +36,22 @@ _void = types.void
 _four = types.UniTuple(int64, 4)
 
 
+@kernel(f32x16(int64, int64, int64), inline="always")
+def _load(row, k, wide):
+    """Values k to k + 15 of a cached row, float32 if wide, else float16."""
+    return load_f32x16(row + k * 4) if wide else load_f16x16(row + k * 2)
+
+
 @kernel(_void(model_record, _four, int64, int64, int64, int64))
 def _scores(m, query, cache, first, end, scores):
     """scores[i, p - first] = query[i] . row[p] * softmax_scale for four queries and positions first to end - 1."""
     for p in range(first, end, 2):
-        row0 = cache + p * m.row * 2
-        row1 = row0 + m.row * 2 if p + 1 < end else row0
+        row0 = cache + p * m.row_bytes
+        row1 = row0 + m.row_bytes if p + 1 < end else row0
         a0 = a1 = a2 = a3 = zero_f32x16()
         b0 = b1 = b2 = b3 = zero_f32x16()
         for k in range(0, m.row, 16):
-            u, v = load_f16x16(row0 + k * 2), load_f16x16(row1 + k * 2)
+            u, v = _load(row0, k, m.wide_cache), _load(row1, k, m.wide_cache)
             q = load_f32x16(query[0] + k * 4)
             a0, b0 = fma(u, q, a0), fma(v, q, b0)
             q = load_f32x16(query[1] + k * 4)
@@ -104,8 +112,9 @@ def _gather(m, out, shrink, cache, first, end, scores):
         c0, c1, c2, c3 = load_f32x16(o2) * s2, load_f32x16(o2 + 64) * s2, load_f32x16(o2 + 128) * s2, load_f32x16(o2 + 192) * s2
         d0, d1, d2, d3 = load_f32x16(o3) * s3, load_f32x16(o3 + 64) * s3, load_f32x16(o3 + 128) * s3, load_f32x16(o3 + 192) * s3
         for p in range(first, end):
-            row, weight = cache + (p * m.row + k) * 2, scores + (p - first) * 4
-            v0, v1, v2, v3 = load_f16x16(row), load_f16x16(row + 32), load_f16x16(row + 64), load_f16x16(row + 96)
+            row, weight = cache + p * m.row_bytes, scores + (p - first) * 4
+            v0, v1 = _load(row, k, m.wide_cache), _load(row, k + 16, m.wide_cache)
+            v2, v3 = _load(row, k + 32, m.wide_cache), _load(row, k + 48, m.wide_cache)
             w = splat_f32(load_f32(weight))
             a0, a1, a2, a3 = fma(v0, w, a0), fma(v1, w, a1), fma(v2, w, a2), fma(v3, w, a3)
             w = splat_f32(load_f32(weight + line))

@@ -68,13 +68,6 @@ def silu_multiply(gate, up, n):
         store_f32x16(gate + k * 4, g * load_f32x16(up + k * 4) / (one + exp(zero - g)))
 
 
-@kernel(_void(int64, int64, int64))
-def to_f16_row(x, n, out):
-    """float32 (n,) -> float16 (n,), n a multiple of 16."""
-    for k in range(0, n, 16):
-        store_f16x16(out + k * 2, load_f32x16(x + k * 4))
-
-
 @kernel(i32x16(f32x16, float32, int64), inline="always")
 def _store_rounded(x, inverse_scale, out):
     """16 values times inverse_scale, rounded half to even, stored as int8."""
@@ -141,7 +134,7 @@ def quantize_rest(rows, rest, first, end):
 
 @kernel(_void(model_record, step_record, int64, int64, int64, int64))
 def store_latents(m, s, kv_norm, layer, first, end):
-    """Cache tokens first to end - 1: [RMSNorm(latent) | rotated k_rope] of kv_a as float16, padding zeroed."""
+    """Cache tokens first to end - 1: [RMSNorm(latent) | rotated k_rope] of kv_a, padding zeroed."""
     for t in range(first, end):
         row, position = s.kv_a + t * s.kv_a_stride, s.position + t
         rope, padded = row + m.kv_lora_rank * 4, row + m.row * 4  # behind every row: room for it as the cache wants it
@@ -149,7 +142,13 @@ def store_latents(m, s, kv_norm, layer, first, end):
         rotate(rope, m.qk_rope_head_dim, s.rope + position * m.qk_rope_head_dim * 4)
         for k in range(m.qk_rope_head_dim):
             store_f32(padded + (m.latent + k) * 4, load_f32(rope + k * 4))
-        to_f16_row(padded, m.row, s.cache + layer * s.cache_layer_bytes + position * m.row * 2)
+        out = s.cache + layer * s.cache_layer_bytes + position * m.row_bytes
+        if m.wide_cache:
+            for k in range(0, m.row, 16):
+                store_f32x16(out + k * 4, load_f32x16(padded + k * 4))
+        else:
+            for k in range(0, m.row, 16):
+                store_f16x16(out + k * 2, load_f32x16(padded + k * 4))
 
 
 @kernel(_void(model_record, step_record, int64, int64))
