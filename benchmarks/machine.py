@@ -15,7 +15,7 @@ from glmrun.team import Team, barrier
 LINE = 256  # bytes read by one turn of the loop
 
 
-@kernel(int64(int64, int64, int64, int64, int64, int64))
+@kernel(int64(int64, int64, int64, int64, int64, int64), entry=True)
 def _read(address, n_bytes, out, flags, thread, n_threads):
     """Read n_bytes once, each thread its own part; 64 bytes a thread at `out` keep it honest."""
     part = n_bytes // n_threads // LINE * LINE
@@ -35,7 +35,7 @@ def _dots(total, x):
     return add_dot_u8s8(total, bytes_of(3), load_u8x64(x))
 
 
-@kernel(int64(int64, int64, int64, int64, int64, int64))
+@kernel(int64(int64, int64, int64, int64, int64, int64), entry=True)
 def _multiply(times, x, out, flags, thread, n_threads):
     """8 * times dot products of 64 bytes on each thread, from the first-level cache."""
     zero = dot_u8s8(bytes_of(0), load_u8x64(x))

@@ -140,7 +140,7 @@ def logits(m, s, team, thread, n_threads):
     barrier(team, n_threads)
 
 
-@kernel(int64(model_record, layer_array, step_record, int64, int64, int64))
+@kernel(int64(model_record, layer_array, step_record, int64, int64, int64), entry=True)
 def forward(m, layers, s, team, thread, n_threads):
     """Run s.n_tokens tokens through the model: fills their cache rows and the logits of the last s.n_logits.
 

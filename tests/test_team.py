@@ -12,7 +12,7 @@ from glmrun.simd import atomic_add, load_i64, store_i64
 from glmrun.team import CANCEL, Team, atomic_load, available_cores, barrier
 
 
-@kernel(int64(int64, int64, int64, int64, int64))
+@kernel(int64(int64, int64, int64, int64, int64), entry=True)
 def _rounds(slots, n, flags, thread, n_threads):
     """Write one's slot, wait, read the others': returns how often a slot was not as far as it must be."""
     wrong = 0
@@ -26,7 +26,7 @@ def _rounds(slots, n, flags, thread, n_threads):
     return wrong
 
 
-@kernel(int64(int64, int64, int64))
+@kernel(int64(int64, int64, int64), entry=True)
 def _until_cancelled(flags, thread, n_threads):
     while atomic_load(flags + CANCEL) == 0:
         pass

@@ -1,14 +1,15 @@
 """Jitted loops over plain addresses. They trust their arguments: whoever calls them has proven every extent.
 
-`kernel(signature)` compiles a function when its module is imported, or loads it from the folder chosen here: one folder for
+`kernel(signature)` compiles a function when its module is first imported and keeps it in the folder chosen here: one folder for
 each state of the kernels' sources, Numba and the CPU, because Numba itself notices changes in the defining file only.
 """
 
 import hashlib
 import os
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 import numba
@@ -50,7 +51,6 @@ def _choose_folder() -> Path | None:
 
 
 _folder = _choose_folder()
-kernel = partial(numba.njit, nogil=True, cache=_folder is not None, error_model="numpy", fastmath=simd.FAST)
 
 
 def are_compiled() -> bool:
@@ -62,3 +62,22 @@ def note_compiled() -> None:
     """Called when all kernels have been imported."""
     if _folder is not None:
         (_folder / "complete").touch()
+
+
+def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Callable], Callable]:
+    """Decorator: compile a function for one signature, without checks and without holding the interpreter's lock.
+
+    entry   called from Python at run time. Only these are loaded once all kernels have been compiled: an entry's cached code
+            holds everything that it calls.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        jitted = numba.njit(
+            nogil=True, cache=_folder is not None, error_model="numpy", fastmath=simd.FAST, **options
+        )(function)  # fmt: skip
+        if entry or not are_compiled():
+            jitted.compile(signature)
+            jitted.disable_compile()
+        return jitted
+
+    return decorate
