@@ -48,7 +48,7 @@ ALONE += [
 ]
 
 
-CACHE_NOISE = 3e-7  # rows of the cache are float16: 2**-11 / sqrt(3), squared, is 8e-8 of each
+FLOAT32 = 1e-10  # where nothing is rounded but float32 sums; the naive model in float32 differs from itself in float64 by 1e-12
 
 
 def assert_rounded_as_naive(tiny: Tiny, got: np.ndarray) -> None:
@@ -72,8 +72,7 @@ def test_float_weights_give_the_naive_logits(tiny_gguf, choice, config):
     with loaded(tiny) as model:
         got = model.logits(TOKENS)
     assert got.dtype == np.float32 and got.shape == (len(TOKENS), config.vocab_size)
-    assert_rounded_as_naive(tiny, got)
-    assert np.median(errors(got, tiny.naive(as_kernels=False).logits(TOKENS))) <= CACHE_NOISE
+    assert errors(got, tiny.naive().logits(TOKENS)).max() <= FLOAT32
 
 
 @pytest.mark.parametrize("choice", ALONE)
@@ -110,7 +109,7 @@ def test_odd_numbers_of_tokens(tiny_gguf, n_tokens):
     tiny = tiny_gguf("BF16", SMALL)
     with loaded(tiny) as model:
         got = model.logits(TOKENS[:n_tokens])
-    assert errors(got, tiny.naive().logits(TOKENS[:n_tokens])).max() <= CACHE_NOISE
+    assert errors(got, tiny.naive().logits(TOKENS[:n_tokens])).max() <= FLOAT32
 
 
 def test_a_second_pass_starts_from_an_empty_cache(tiny_gguf):
@@ -125,7 +124,7 @@ def test_long_sequences(tiny_gguf):
     tokens = RNG.integers(0, 950, 500).tolist()
     with loaded(tiny, n_ctx=512) as model:
         error = errors(model.logits(tokens), tiny.naive().logits(tokens))
-    assert error.max() <= CACHE_NOISE
+    assert error.max() <= FLOAT32
 
 
 def test_all_tokens_to_the_same_experts_and_none_to_the_others(tmp_path):
@@ -135,7 +134,7 @@ def test_all_tokens_to_the_same_experts_and_none_to_the_others(tmp_path):
     assert set(tiny.naive().route(1, RNG.standard_normal((9, 256)))[0].ravel()) == {0, 4, 11}
     with loaded(tiny) as model:
         got = model.logits(TOKENS)
-    assert errors(got, tiny.naive().logits(TOKENS)).max() <= CACHE_NOISE
+    assert errors(got, tiny.naive().logits(TOKENS)).max() <= FLOAT32
 
 
 def test_equal_router_scores_take_the_lowest_experts(tmp_path):
@@ -145,7 +144,7 @@ def test_equal_router_scores_take_the_lowest_experts(tmp_path):
     tiny = write_tiny(tmp_path / "ties.gguf", SMALL, "F32", weights=weights)
     with loaded(tiny) as model:
         got = model.logits(TOKENS)
-    assert errors(got, tiny.naive().logits(TOKENS)).max() <= CACHE_NOISE
+    assert errors(got, tiny.naive().logits(TOKENS)).max() <= FLOAT32
 
 
 @pytest.mark.parametrize(
@@ -181,4 +180,4 @@ def test_every_hyper_parameter_is_obeyed(tmp_path, config):
         }
         assert model.config == replace(config, **stored)  # a GGUF file keeps them as float32
         got = model.logits(TOKENS)
-    assert errors(got, Naive(tiny.weights, config).logits(TOKENS)).max() <= CACHE_NOISE
+    assert errors(got, Naive(tiny.weights, config).logits(TOKENS)).max() <= FLOAT32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import greedy_tokens, nmse, top1
+from comparison import errors, greedy_tokens, nmse, top1
 
 import glmrun
 from quant.checkpoint import Checkpoint
@@ -43,18 +43,22 @@ def test_the_goldens_are_of_this_checkpoint():
 
 @pytest.mark.parametrize("recipe", ["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q4_K_M"])
 def test_logits_against_transformers(nano, recipe, capsys):
-    """F32, BF16 and F16 by a fixed bound; the quantized ones by llama.cpp's error on the same file (the larger of two).
+    """F32, BF16 and F16 by a fixed bound; the quantized files by llama.cpp's error on the same file, the larger of two.
 
-    How the roundings of activations fall is a draw in both programs: on so few positions, 5 % is what such a figure can tell apart.
+    How the roundings of activations fall is a draw in both programs: at the median position 5 % can be told apart, in sums 25 %.
     """
     with np.load(GOLDEN / "nano_logits.npz") as stored:
         positions, expected = stored["positions"], stored["logits"]
     got = np.concatenate([nano(recipe).logits(entry["prompt"] + entry["greedy"]) for entry in GREEDY])[positions]
-    ours, theirs = nmse(got, expected), max(CERTIFICATE["llama_cpp_nmse"][recipe].values())
+    ours = {"nmse": nmse(got, expected), "median": float(np.median(errors(got, expected)))}
+    theirs = {key: max(found[key] for found in CERTIFICATE["llama_cpp_errors"][recipe].values()) for key in ours}
     with capsys.disabled():
-        agreement = top1(got, expected)
-        print(f"\nnano {recipe:7} NMSE {ours:.2e} (llama.cpp {theirs:.2e}), same likeliest token {agreement:.1%}")
-    assert ours <= {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}.get(recipe, 1.05 * theirs)
+        print(f"\nnano {recipe:7} error {ours['nmse']:.2e}, median position {ours['median']:.2e}", end="")
+        print(f" (llama.cpp {theirs['nmse']:.2e}, {theirs['median']:.2e}); same likeliest token {top1(got, expected):.1%}")
+    if recipe in ("F32", "BF16", "F16"):
+        assert ours["nmse"] <= {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}[recipe]
+    else:
+        assert ours["median"] <= 1.05 * theirs["median"] and ours["nmse"] <= 1.25 * theirs["nmse"]
 
 
 @pytest.mark.parametrize("entry", GREEDY, ids=[entry["user"] for entry in GREEDY])
