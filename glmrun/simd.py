@@ -11,7 +11,7 @@ from functools import cache
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -27,10 +27,13 @@ V8F, V32B, V16B = ir.VectorType(F32, 8), ir.VectorType(I8, 32), ir.VectorType(I8
 
 @cache
 def has_vnni() -> bool:
-    """Whether dot_u8s8 becomes AVX-512 VNNI's vpdpbusd on this machine (512 bits at a time)."""
+    """Whether dot_u8s8 becomes AVX-512 VNNI's vpdpbusd, 512 bits at a time, on the CPU that Numba compiles for."""
+    if os.environ.get("GLMRUN_SIMD") == "portable":
+        return False
+    if config.CPU_NAME not in (None, "", "host"):  # NUMBA_CPU_NAME forces another CPU, as tests do
+        return "+avx512vnni" in (config.CPU_FEATURES or "")
     features = llvm.get_host_cpu_features()
-    wanted = os.environ.get("GLMRUN_SIMD", "auto")
-    return wanted != "portable" and bool(features.get("avx512vnni")) and bool(features.get("avx512bw"))
+    return bool(features.get("avx512vnni")) and bool(features.get("avx512bw"))
 
 
 class Vector(types.Type):

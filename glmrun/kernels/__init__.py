@@ -28,7 +28,7 @@ def _digest() -> str:
         sys.version,
         llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
-        str(simd.has_vnni()),
+        f"{simd.has_vnni()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}",
     ):
         digest.update(part.encode())
     for source in sources:
