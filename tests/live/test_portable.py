@@ -1,4 +1,4 @@
-"""The kernels compiled for CPUs without AVX-512: the same tests, in a process of its own, because Numba's target is chosen at import."""
+"""The kernels compiled for CPUs without AVX-512: the same tests, in a process of its own, as Numba chooses its target at import."""
 
 import os
 import platform
