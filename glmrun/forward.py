@@ -36,10 +36,17 @@ def attention(m, layer, s, i, team, thread, n_threads):
     heads = m.num_attention_heads
 
     norm_rows(m, s.x, s.x_stride, layer.attn_norm, s.normed, t0, t1)
-    quantize(s.normed, reads_codes(layer.attn_q_a.format) or reads_codes(layer.attn_kv_a_mqa.format), t0, t1)
+    q_codes, kv_codes = reads_codes(layer.attn_q_a.format), reads_codes(layer.attn_kv_a_mqa.format)
+    quantize(s.normed, q_codes or kv_codes, t0, t1)
+    if q_codes or kv_codes:  # two int8 terms: these small matrices decide where every head looks
+        quantize_rest(s.normed, s.rest, t0, t1)
     barrier(team, n_threads)
     matmul(layer.attn_q_a, s.normed, s.n_tokens, s.q_a, s.q_a_stride, STORE, scratch, thread, n_threads)
+    if q_codes:
+        matmul(layer.attn_q_a, s.rest, s.n_tokens, s.q_a, s.q_a_stride, ADD, scratch, thread, n_threads)
     matmul(layer.attn_kv_a_mqa, s.normed, s.n_tokens, s.kv_a, s.kv_a_stride, STORE, scratch, thread, n_threads)
+    if kv_codes:
+        matmul(layer.attn_kv_a_mqa, s.rest, s.n_tokens, s.kv_a, s.kv_a_stride, ADD, scratch, thread, n_threads)
     barrier(team, n_threads)
     norm_rows(m, s.q_a, s.q_a_stride, layer.attn_q_a_norm, s.q_normed, t0, t1)
     quantize(s.q_normed, reads_codes(layer.attn_q_b.format), t0, t1)

@@ -110,7 +110,7 @@ class Naive:
             x = self.block(i, x)
         x = rms_norm(x, self.weight("output_norm.weight"), c.rms_norm_eps)
         output = self.weight("token_embd.weight" if c.tie_word_embeddings else "output.weight")
-        return x @ output.T  # the kernels read x in two int8 terms here: nothing worth imitating is lost
+        return x @ output.T
 
     def block(self, i: int, x: Array) -> Array:
         """Decoder block i: attention, then experts (the first blocks: one dense network), each added to its input."""
@@ -126,11 +126,12 @@ class Naive:
         c, blk, n = self.config, f"blk.{i}.", len(x)
         heads, positions = c.num_attention_heads, np.arange(n)
 
-        q = rms_norm(self.linear(blk + "attn_q_a.weight", x), self.weight(blk + "attn_q_a_norm.weight"), c.rms_norm_eps)
+        # the kernels read x in two int8 terms here and before the logits: nothing worth imitating is lost
+        q = rms_norm(x @ self.weight(blk + "attn_q_a.weight").T, self.weight(blk + "attn_q_a_norm.weight"), c.rms_norm_eps)
         q = self.linear(blk + "attn_q_b.weight", q).reshape(n, heads, c.qk_head_dim)
         q_nope, q_rope = q[..., : c.qk_nope_head_dim], rope(q[..., c.qk_nope_head_dim :], positions, c.rope_theta)
 
-        kv = self.linear(blk + "attn_kv_a_mqa.weight", x)  # (T, kv_lora_rank + rope): all that a cache keeps
+        kv = x @ self.weight(blk + "attn_kv_a_mqa.weight").T  # (T, kv_lora_rank + rope): all that a cache keeps
         latent = rms_norm(kv[:, : c.kv_lora_rank], self.weight(blk + "attn_kv_a_norm.weight"), c.rms_norm_eps)
         k_rope = rope(kv[:, c.kv_lora_rank :], positions, c.rope_theta)  # (T, rope), one for all heads
         latent, k_rope = self.cached(latent), self.cached(k_rope)
