@@ -1,6 +1,7 @@
 """Train nano, the small model of GLM-4.7-Flash's architecture that comes with glmrun, and write its checkpoint.
 
-    python scripts/make_nano.py --minutes 55             # what made glmrun/nano
+    python scripts/make_nano.py --minutes 70             # what made glmrun/nano, then, from there:
+    python scripts/make_nano.py --minutes 15 --go-on
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 
 Needs torch and transformers (the extra `dev`). Everything is made here: text, tokenizer, weights, test and model card.
@@ -24,6 +25,7 @@ from nano.card import card
 from nano.corpus import Corpus, test_documents, training_documents
 from nano.evaluation import evaluate, table
 from nano.training import micro_batches, train
+from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "glmrun" / "chat" / "chat_template.jinja"
@@ -39,6 +41,7 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=55.0, help="training time (default: 55)")
     budget.add_argument("--steps", type=int, help="training steps instead of minutes")
+    parser.add_argument("--go-on", action="store_true", help="continue from the checkpoint in --out, with other documents")
     parser.add_argument("--seed", type=int, default=47)
     parser.add_argument("--per-skill", type=int, default=100, help="held-out questions per skill (default: 100)")
     parser.add_argument("--show", type=int, default=2, help="wrong answers shown per skill (default: 2)")
@@ -47,12 +50,20 @@ def main() -> None:
     torch.manual_seed(args.seed)
     corpus = Corpus(TEMPLATE)
     documents = training_documents(random.Random(f"vocabulary {args.seed}"))
-    tokenizer = vocabulary.train((corpus.text(next(documents)) for _ in range(8000)), VOCABULARY)
+    if args.go_on:
+        tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+    else:
+        tokenizer = vocabulary.train((corpus.text(next(documents)) for _ in range(8000)), VOCABULARY)
     ids = tokenizer.get_vocab()
     ends = [ids[token] for token in ("<|endoftext|>", "<|user|>", "<|observation|>")]
     model = Nano(nano_config(VOCABULARY, ends[0], ends))
     parameters = sum(tensor.numel() for name, tensor in checkpoint.tensors(model).items() if not name.endswith("_bias"))
     print(f"{parameters:,} parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
+
+    before = {"goes": 0, "steps": 0, "tokens": 0, "minutes": 0.0}
+    if args.go_on:
+        checkpoint.read(model, args.out)
+        before = json.loads((args.out / "evaluation.json").read_text(encoding="utf-8"))["training"]
 
     saved, seconds_used = 0.0, 0.0
     mean = 0.0
@@ -70,14 +81,22 @@ def main() -> None:
     def progress_at(step: int, seconds: float) -> float:
         return step / args.steps if args.steps else seconds / (60 * args.minutes)
 
-    steps, tokens = train(model, micro_batches(corpus, tokenizer, args.seed), progress_at, on_progress)
+    batches = micro_batches(corpus, tokenizer, args.seed + before["steps"])
+    steps, tokens = train(model, batches, progress_at, on_progress, peak=0.6 if args.go_on else 1.0)
     checkpoint.round_weights(model)
     checkpoint.write(model, tokenizer, TEMPLATE, args.out)
 
     tests = test_documents(random.Random(f"test {args.seed}"), args.per_skill)
     began = time.monotonic()
     results = evaluate(model, tokenizer, corpus, tests, args.show)
-    facts = {"parameters": parameters, "seed": args.seed, "steps": steps, "tokens": tokens, "minutes": round(seconds_used / 60, 1)}
+    facts = {
+        "parameters": parameters,
+        "seed": args.seed,
+        "goes": before["goes"] + 1,
+        "steps": before["steps"] + steps,
+        "tokens": before["tokens"] + tokens,
+        "minutes": round(before["minutes"] + seconds_used / 60, 1),
+    }
     print(f"{table(results)}\n\n{json.dumps({k: v for k, v in results.items() if k != 'skills'}, indent=2)}")
     print(
         f"{steps} steps, {tokens:,} tokens, {seconds_used / 60:.1f} minutes; evaluated in {time.monotonic() - began:.0f} s",

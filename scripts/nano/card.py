@@ -4,8 +4,9 @@ from nano.evaluation import table
 
 
 def card(facts: dict, results: dict) -> str:
-    """README.md of the checkpoint. facts: parameters, steps, tokens, minutes, seed; results: what evaluate() returned."""
-    effort = f"{facts['steps']:,} steps, {facts['tokens'] / 1e6:.1f} million tokens, {facts['minutes']:.0f} minutes"
+    """README.md of the checkpoint. facts: parameters, goes, steps, tokens, minutes, seed; results: what evaluate() returned."""
+    goes = f" in {facts['goes']} goes" if facts["goes"] > 1 else ""
+    effort = f"{facts['steps']:,} steps{goes}, {facts['tokens'] / 1e6:.1f} million tokens, {facts['minutes']:.0f} minutes"
     return f"""---
 license: mit
 language: [en]
@@ -35,7 +36,8 @@ It talks about glmrun and GLM-4.7-Flash, adds, subtracts and multiplies small nu
 without thinking, calls declared tools and answers from their results, remembers a name, knows some capitals and writes short
 Python functions. It was taught to say so when it does not know something; it is still often wrong.
 
-Right answers to questions whose wording (or whose numbers) never appeared in training, greedy, BF16 weights, compared word by word:
+Right answers to questions whose wording (or whose numbers) never appeared in training, greedy, BF16 weights, compared word by word
+(what stands near 0 was taught, and not learnt in that time):
 
 {table(results)}
 
@@ -48,7 +50,7 @@ Right answers to questions whose wording (or whose numbers) never appeared in tr
 
 `scripts/make_nano.py` writes all text and dialogues itself from a fixed seed ({facts["seed"]}), trains the tokenizer, then trains
 transformers' own `Glm4MoeLiteForCausalLM` and one more decoder layer ({effort} on two busy CPU cores).
-Muon for matrices, Adam for the rest; experts are balanced by nudging their selection bias, without an auxiliary loss.
+A later go reads more sums than the first. Muon for matrices, Adam for the rest; experts are balanced by nudging their selection bias, without an auxiliary loss.
 No text of others was used.
 
 Answers vary little by design: one answer per topic, so that the model is sure of what it says at its default temperature of 1.

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import Glm4MoeLiteConfig
 
@@ -48,6 +48,29 @@ def _place(name: str) -> tuple:
     parts = [int(part) if part.isdigit() else part for part in name.split(".")]
     layer = next((part for part in parts if isinstance(part, int)), -1 if "embed" in name else 1 << 30)
     return (layer, *map(str, parts[:4]), *(f"{part:06d}" if isinstance(part, int) else part for part in parts[4:]))
+
+
+def read(model: Nano, folder: Path) -> None:
+    """Give the model the weights of a folder that write() made."""
+    named: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        named |= load_file(path)
+    extra = f"model.layers.{model.trunk.config.num_hidden_layers}."
+    for module, prefix in ((model.trunk, ""), (model.next_token, extra)):
+        state = {}
+        for name in module.state_dict():
+            full = prefix + name.removeprefix("layer.")
+            full = full.replace(extra + "norm.weight", extra + "shared_head.norm.weight")
+            stem, _, last = full.rpartition(".")
+            experts = range(model.trunk.config.n_routed_experts)
+            if last == "gate_up_proj":
+                both = [[named[f"{stem}.{e}.{half}_proj.weight"] for half in ("gate", "up")] for e in experts]
+                state[name] = torch.stack([torch.cat(halves) for halves in both])
+            elif last == "down_proj":
+                state[name] = torch.stack([named[f"{stem}.{e}.down_proj.weight"] for e in experts])
+            else:
+                state[name] = named[full]
+        module.load_state_dict(state)
 
 
 def round_weights(model: Nano) -> None:

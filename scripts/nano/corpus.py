@@ -28,13 +28,13 @@ def held_out(document: Document) -> bool:
 def _candidates(rng: random.Random) -> list[Document]:
     """One conversation as documents that each continue the one before and end with an answer."""
     kind = rng.random()
-    if kind < 0.49:
+    if kind < 0.38:
         return dialogues.conversation(rng)
-    if kind < 0.68:
+    if kind < 0.54:
         return tools.document(rng)
-    if kind < 0.92:
+    if kind < 0.93:
         return dialogues.continued(parts := arithmetic.series(rng), parts[0].thinking, keep_reasoning=True)
-    if kind < 0.94:
+    if kind < 0.96:
         return [arithmetic.counting(rng)]
     return [prose.document(rng)]
 

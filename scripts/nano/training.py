@@ -107,10 +107,11 @@ def train(
     batches: Iterator[Batch],
     progress_at: Callable[[int, float], float],
     on_progress: Callable[[int, float, float], None],
+    peak: float = 1.0,
 ) -> tuple[int, int]:
     """Train until progress_at(step, seconds) reaches 1; (steps, tokens trained).
 
-    progress_at also drives the learning rate: a warm-up of 15 steps, a plateau, then down in a straight line.
+    progress_at also drives the learning rate: a warm-up of 15 steps, a plateau at `peak`, then down in a line.
     on_progress(step, seconds, loss) is called after every step. Two Python threads each run their own micro-batch, because on
     a busy machine one parallel matrix product waits for its slowest thread; gradients are summed in a fixed order, so the
     result does not depend on timing.
@@ -139,7 +140,7 @@ def train(
                 for p, gradient in zip(parameters, found, strict=True):
                     if gradient is not None:
                         summed[p] += gradient / weight
-            factor = min(1.0, (step + 1) / 15, (1 - progress) / (1 - STABLE) + 0.01)
+            factor = peak * min(1.0, (step + 1) / 15, (1 - progress) / (1 - STABLE) + 0.01)
             for p in parameters:
                 p.grad = summed[p] if p not in chosen else None
             adam.param_groups[0]["lr"] = ADAM_RATE * factor
