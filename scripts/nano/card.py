@@ -50,7 +50,8 @@ Right answers to questions whose wording (or whose numbers) never appeared in tr
 
 `scripts/make_nano.py` writes all text and dialogues itself from a fixed seed ({facts["seed"]}), trains the tokenizer, then trains
 transformers' own `Glm4MoeLiteForCausalLM` and one more decoder layer ({effort} on two busy CPU cores).
-A later go reads more sums than the first. Muon for matrices, Adam for the rest; experts are balanced by nudging their selection bias, without an auxiliary loss.
+A later go reads more sums than the first. Muon for matrices, Adam for the rest; experts are balanced by nudging their
+selection bias, without an auxiliary loss.
 No text of others was used.
 
 Answers vary little by design: one answer per topic, so that the model is sure of what it says at its default temperature of 1.
