@@ -45,7 +45,7 @@ def test_the_goldens_are_of_this_checkpoint():
 def test_logits_against_transformers(nano, recipe, capsys):
     """F32, BF16 and F16 by a fixed bound; the quantized files by llama.cpp's error on the same file, the larger of two.
 
-    How the roundings of activations fall is a draw in both programs: at the median position 5 % can be told apart, in sums 25 %.
+    Positions where a router is near a tie are not among them: there one rounding decides which expert is taken, in either program.
     """
     with np.load(GOLDEN / "nano_logits.npz") as stored:
         positions, expected = stored["positions"], stored["logits"]
@@ -58,7 +58,7 @@ def test_logits_against_transformers(nano, recipe, capsys):
     if recipe in ("F32", "BF16", "F16"):
         assert ours["nmse"] <= {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}[recipe]
     else:
-        assert ours["median"] <= 1.05 * theirs["median"] and ours["nmse"] <= 1.25 * theirs["nmse"]
+        assert ours["median"] <= theirs["median"] and ours["nmse"] <= theirs["nmse"]
 
 
 @pytest.mark.parametrize("entry", GREEDY, ids=[entry["user"] for entry in GREEDY])

@@ -19,9 +19,9 @@ from router_margins import router_margins
 
 import glmrun
 
-# Both engines round activations and how the roundings fall is a draw: llama.cpp's two attentions differ by so much at the median
-# position, and in sums, where single positions decide, by more.
-RESOLUTION, JUMPS = 1.05, 1.5
+# On the random model how roundings fall is a draw: llama.cpp's two attentions differ by so much at the median position, and in sums,
+# where single positions decide, by more. On nano nothing is allowed for it.
+DRAW = {"nano": (1.0, 1.0), "odd": (1.05, 1.5)}
 BOUNDS = {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}
 CLOSE = 5e-3  # a router's margin, in units of its scores
 # "A few times" llama.cpp's distance to itself: its two attentions round activations on one grid, glmrun on a finer one of its own.
@@ -54,8 +54,8 @@ def compared(request, gguf_of) -> tuple[Case, dict[str, tuple[Path, np.ndarray, 
 def test_errors_against_transformers_beside_llama_cpps(compared, gguf_of):
     """F32, BF16 and F16 within fixed bounds on all positions, the quantized files no worse than llama.cpp on the same file.
 
-    Which way a router near a tie falls is chance in either engine, and one such position outweighs hundreds of others: quantized
-    files are compared by their median position, and their sums bounded more loosely.
+    Which way a router near a tie falls is chance in either engine, and one such position outweighs hundreds of others: the table shows
+    the sums with and without them, and the median position.
     """
     case, logits = compared
     calm = router_margins(gguf_of(case, "F32"), case.texts) > CLOSE
@@ -73,10 +73,11 @@ def test_errors_against_transformers_beside_llama_cpps(compared, gguf_of):
             f"{a:>{width}.2e} {b:.2e} {c:.2e}" for a, b, c, width in zip(every, quiet, middle, (12, 14, 14), strict=True)
         )
         print(f"{recipe:8}{cells}   {top1(engines[0], case.truth):.1%}, {top1(engines[1], case.truth):.1%}")
-        allowed = BOUNDS.get(recipe, JUMPS * max(every[1:]))
+        in_the_middle, in_sums = DRAW[case.name]
+        allowed = BOUNDS.get(recipe, in_sums * max(every[1:]))
         if not every[0] <= allowed:
             failed.append(f"{recipe}: {every[0]:.3e} over all positions, allowed {allowed:.3e}")
-        if not middle[0] <= max(RESOLUTION * max(middle[1:]), 1e-6):
+        if recipe not in BOUNDS and not middle[0] <= in_the_middle * max(middle[1:]):
             failed.append(f"{recipe}: {middle[0]:.3e} at the median position, llama.cpp {max(middle[1:]):.3e}")
     assert not failed
 

@@ -17,5 +17,5 @@ if platform.machine() in ("x86_64", "AMD64"):
 def test_kernels_on_another_target(target: str, tmp_path: Path) -> None:
     environment = {**os.environ, **TARGETS[target], "GLMRUN_CACHE_DIR": str(tmp_path)}
     tests = Path(__file__).parent.parent / "test_kernels.py"
-    result = subprocess.run([sys.executable, "-m", "pytest", "-q", tests], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "pytest", tests], env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:]
