@@ -19,8 +19,8 @@ from router_margins import router_margins
 
 import glmrun
 
-# On the random model how roundings fall is a draw: llama.cpp's two attentions differ by so much at the median position, and in sums,
-# where single positions decide, by more. On nano nothing is allowed for it.
+# On the random model how roundings fall is a draw: llama.cpp's two attentions differ by so much at the median position, and by more
+# in sums, where single positions decide. On nano nothing is allowed for it.
 DRAW = {"nano": (1.0, 1.0), "odd": (1.05, 1.5)}
 BOUNDS = {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}
 CLOSE = 5e-3  # a router's margin, in units of its scores
@@ -54,8 +54,8 @@ def compared(request, gguf_of) -> tuple[Case, dict[str, tuple[Path, np.ndarray, 
 def test_errors_against_transformers_beside_llama_cpps(compared, gguf_of):
     """F32, BF16 and F16 within fixed bounds on all positions, the quantized files no worse than llama.cpp on the same file.
 
-    Which way a router near a tie falls is chance in either engine, and one such position outweighs hundreds of others: the table shows
-    the sums with and without them, and the median position.
+    Which way a router near a tie falls is chance in either engine, and one such position outweighs hundreds of others: the table
+    shows the sums with and without them, and the median position.
     """
     case, logits = compared
     calm = router_margins(gguf_of(case, "F32"), case.texts) > CLOSE
