@@ -450,6 +450,19 @@ def atomic_store(context, address, value):
 
 
 @intrinsic
+def prefetch(context, address):
+    """Ask for the 64 bytes at the address; no fault if there is nothing."""
+
+    def generate(c, b, s, a):
+        numbers = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to read, keep, data
+        _prefetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        b.call(cgutils.get_or_insert_function(b.module, _prefetch, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
+        return c.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def pause(context):
     """Tell the core that this is a spinning loop."""
 
