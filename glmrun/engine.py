@@ -77,6 +77,7 @@ class Model:
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
         self._state = State(self.weights, self.n_ctx, min(MAX_TOKENS, self.n_ctx), self.n_threads)
+        self._last_logits = np.empty((1, self.config.vocab_size), np.float32)  # float32 (1, n_vocab)
         self._cached: list[int] = []  # the tokens whose rows stand in the cache, in order
         self._cancelled = False
 
@@ -120,7 +121,7 @@ class Model:
         self._begin()
         start = time.perf_counter()
         for at in range(0, len(ids), self._state.max_tokens):
-            self._step(ids[at : at + self._state.max_tokens], self._last_logits())
+            self._step(ids[at : at + self._state.max_tokens], self._last_logits)
         return time.perf_counter() - start
 
     def decode_tokens(self, n: int, token: int = 0) -> float:
@@ -129,7 +130,7 @@ class Model:
         self._begin()
         start = time.perf_counter()
         for i in range(n):
-            self._step(ids[i : i + 1], self._last_logits())
+            self._step(ids[i : i + 1], self._last_logits)
         return time.perf_counter() - start
 
     def _checked(self, tokens: Sequence[int], room: int | None = None) -> np.ndarray:
@@ -155,11 +156,6 @@ class Model:
         self._cancelled = False
         self._team.resume()
 
-    def _last_logits(self) -> np.ndarray:
-        if not hasattr(self, "_row"):
-            self._row = np.empty((1, self.config.vocab_size), np.float32)  # float32 (1, n_vocab)
-        return self._row
-
     def _step(self, ids: np.ndarray, out: np.ndarray) -> bool:
         """Run checked ids through the model behind what is cached; out (n_logits, n_vocab) takes the last tokens' logits.
 
@@ -181,7 +177,7 @@ class Model:
         cached = _common_prefix(self._cached, ids.tolist()[:-1])
         self.truncate(cached)
         stats = Stats(n_prompt=len(ids), n_cached=cached, n_prefilled=cached)
-        logits = self._last_logits()
+        logits = self._last_logits
         yield Chunk(stats=stats)
         for at in range(cached, len(ids), self._state.max_tokens):
             if self._cancelled or not self._step(ids[at : at + self._state.max_tokens], logits):

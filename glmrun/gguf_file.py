@@ -65,7 +65,6 @@ class GGUFFile:
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-    data_offset: int
     size: int
     mapping: np.ndarray  # uint8 (size,)
 
@@ -188,9 +187,9 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
         announced = f"{n_tensors:,} tensors and {n_keys:,} metadata keys"
         raise UserError(f"{path}: the header announces {announced}; a file of {cursor.size:,} bytes can't hold them")
     metadata = _read_metadata(cursor, n_keys)
-    tensors, data_offset = _read_tensors(cursor, n_tensors, metadata)
+    tensors = _read_tensors(cursor, n_tensors, metadata)
     mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
-    return GGUFFile(path, version, metadata, tensors, data_offset, cursor.size, mapping)
+    return GGUFFile(path, version, metadata, tensors, cursor.size, mapping)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -245,7 +244,7 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
     return metadata
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
+def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise UserError(
@@ -273,7 +272,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> 
     if end > cursor.size:
         there = f"{cursor.size:,} of {end:,} bytes are there ({100 * cursor.size / end:.1f} %)"
         raise UserError(f"{cursor.path}: {there}: an incomplete download or copy; fetch it again")
-    return tensors, data_offset
+    return tensors
 
 
 def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, int]:

@@ -83,11 +83,6 @@ class State:
             record["codes"] = self._zeros(rows * int(record["codes_stride"])).ctypes.data
         return tuple(record)
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes reserved."""
-        return sum(memory.nbytes for memory in self._memory) + self._rope.nbytes
-
 
 def rope_table(n_positions: int, dim: int, theta: float) -> np.ndarray:
     """Cosine and sine of position * theta**(-2 i / dim), computed in float64, float32 (n_positions, dim / 2, 2)."""

@@ -1,7 +1,6 @@
 """From a validated GGUF file to the table of addresses that the kernels read; the weights themselves stay where they are mapped."""
 
 import math
-from math import prod
 
 import numpy as np
 
@@ -81,8 +80,3 @@ class Weights:
             else:
                 total += tensor.n_bytes
         return total
-
-    @property
-    def n_parameters(self) -> int:
-        """Parameters in the file."""
-        return sum(prod(tensor.shape) for tensor in self.file.tensors.values())
