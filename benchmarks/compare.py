@@ -1,10 +1,12 @@
 """glmrun beside llama.cpp on the same file, in one run, in turns.
 
     python benchmarks/compare.py MODEL.gguf [--depths 0,4096] [--prompt 512] [--generate 32] [--rounds 3] [--out F.json]
+    python benchmarks/compare.py --table        rewrite the README's table from results/compare-*.json
 
-Each engine runs in a process of its own and waits, idle, while the other one measures. llama.cpp is measured at each of its
-settings (weights repacked or not, flash attention on or off), one setting at a time, and stands in the table with the better
-figure of each row; medians of the rounds. Beside them the machine's own limits. Needs llama-cpp-python (pip install -e '.[dev]').
+Each engine runs in a process of its own and waits, idle, while the other one measures; with --apart it ends before the other one
+starts, for files of which the memory holds only one engine's. llama.cpp is measured at each of its settings (weights repacked or
+not, flash attention on or off), one setting at a time, and stands in the table with the better figure of each row; medians of
+the rounds. Beside them the machine's own limits. Needs llama-cpp-python (pip install -e '.[dev]').
 """
 
 import argparse
@@ -16,6 +18,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
+RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- speed: made by benchmarks/compare.py --table -->\n", "<!-- end of speed -->\n"
 SETTINGS = {"repacked, flash": (1, 1), "repacked": (1, 0), "mapped, flash": (0, 1), "mapped": (0, 0)}
 
 
@@ -97,7 +103,9 @@ class LlamaCpp:
 
 
 def serve(engine: Glmrun | LlamaCpp) -> None:
-    """Answer measuring orders from standard input until it ends."""
+    """Answer measuring orders from standard input until it ends; before them, say when the first token could be chosen."""
+    engine.read(16)
+    print("first token", flush=True)
     engine.fill(0)
     engine.read(64)
     engine.write(4)
@@ -121,9 +129,10 @@ class Process:
         )
         assert self.process.stdout is not None and self.process.stdin is not None
         self.input, self.output = self.process.stdin, self.process.stdout
-        if self.output.readline().strip() != "ready":
+        first = self.output.readline()
+        self.seconds_to_first_token = time.perf_counter() - start
+        if not first or not self.output.readline():
             raise SystemExit(f"this engine did not start: {' '.join(arguments)}")
-        self.seconds_to_start = time.perf_counter() - start
 
     def measure(self, order: dict) -> dict[str, float]:
         """Tokens a second, once."""
@@ -131,78 +140,129 @@ class Process:
         self.input.flush()
         return json.loads(self.output.readline())
 
-    def close(self) -> None:
-        """End the process and wait for it."""
+    def close(self) -> dict[str, float]:
+        """End the process and wait for it; returns its first token's seconds and the bytes it held beside mapped files."""
+        held = psutil.Process(self.process.pid).memory_info()
         self.input.close()
         self.process.wait()
+        return {"seconds_to_first_token": self.seconds_to_first_token, "bytes_beside_the_file": held.rss - held.shared}
 
 
 def main() -> None:
     """Measure, print a Markdown table, write the JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--depths", default="0,4096")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--settings", default=";".join(SETTINGS))
+    parser.add_argument("--apart", action="store_true", help="never two engines in memory at once")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", action="store_true", help="only rewrite the README's table")
     options = parser.parse_args()
+    if options.table:
+        write_table()
+        return
+    samples, starts = measure(options)
+    result = summary(options, samples, starts)
+    print("\n".join(table([result])))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, float]]]:
+    """({test: {engine: tokens a second of each round}}, {engine: what its process told when it ended})."""
     depths = [int(depth) for depth in options.depths.split(",")]
     n_ctx = str(max(depths) + options.prompt + options.generate + 256)
-    ours = Process("glmrun", options.model, str(options.threads), n_ctx)
     samples: dict[str, dict[str, list[float]]] = {}
+    starts: dict[str, dict[str, float]] = {}
+    processes: dict[str, Process] = {}
+
+    def process(name: str) -> Process:
+        if options.apart:
+            for other in [other for other in processes if other != name]:
+                starts[other] = processes.pop(other).close()
+        if name not in processes:
+            setting = map(str, SETTINGS.get(name, ()))
+            engine = "llama.cpp" if name in SETTINGS else name
+            processes[name] = Process(engine, options.model, str(options.threads), n_ctx, *setting)
+        return processes[name]
+
     for setting in options.settings.split(";"):
-        theirs = Process("llama.cpp", options.model, str(options.threads), n_ctx, *map(str, SETTINGS[setting]))
         for depth in depths:
             order = {"depth": depth, "prompt": options.prompt, "generate": options.generate}
             for _ in range(options.rounds):
-                for name, process in (("glmrun", ours), (setting, theirs)):
-                    for test, value in process.measure(order).items():
+                for name in ("glmrun", setting):
+                    for test, value in process(name).measure(order).items():
                         n = options.prompt if test == "pp" else options.generate
                         row = f"{test}{n}" + (f" @ d{depth}" if depth else "")
                         samples.setdefault(row, {}).setdefault(name, []).append(value)
-        theirs.close()
-    ours.close()
-    report(options, samples)
+        if setting in processes:
+            starts[setting] = processes.pop(setting).close()
+    starts |= {name: left.close() for name, left in processes.items()}
+    return samples, starts
 
 
-def report(options: argparse.Namespace, samples: dict[str, dict[str, list[float]]]) -> None:
-    """The table, and the same as JSON."""
+def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
+    """Medians, ratios and the machine's limits, as they go into the JSON file."""
     from machine import int8_peak, read_bandwidth
 
     from glmrun.engine import Model
     from glmrun.team import Team
 
-    team = Team(options.threads)
-    bandwidth, peak = read_bandwidth(team), int8_peak(team)
-    weight_bytes = Model(options.model, 64, 1).weights.bytes_per_token
-    print(f"\n{Path(options.model).name}, {options.threads} threads, tokens a second, medians")
-    limits = f"{bandwidth / 1e9:.1f} GB/s read, {peak / 1e9:.0f} GMAC/s int8"
-    print(f"machine: {limits}; {weight_bytes / 1e9:.3f} GB of weights for each decoded token\n")
-    print("| test | glmrun | llama.cpp | its setting | ratio | of the bandwidth |\n|---|---|---|---|---|---|")
+    team, model = Team(options.threads), Model(options.model, 64, 1)
+    bandwidth, peak, weight_bytes = read_bandwidth(team), int8_peak(team), model.weights.bytes_per_token
     rows = {}
     for row, engines in samples.items():
         medians = {name: statistics.median(values) for name, values in engines.items()}
         mine = medians.pop("glmrun")
         best = max(medians, key=lambda name: medians[name])
-        share = mine * weight_bytes / bandwidth if row.startswith("tg") else None
-        rows[row] = {"glmrun": mine, "llama.cpp": medians, "ratio": mine / medians[best], "share_of_bandwidth": share}
-        told = f"{share:.0%}" if share else ""
-        print(f"| {row} | {mine:.1f} | {medians[best]:.1f} | {best} | {mine / medians[best]:.2f} | {told} |")
-    if options.out:
-        result = {
-            "model": Path(options.model).name,
-            "threads": options.threads,
-            "cpu": platform.processor() or platform.machine(),
-            "read_bandwidth": bandwidth,
-            "int8_multiply_adds": peak,
-            "weight_bytes_per_token": weight_bytes,
-            "rows": rows,
-            "samples": samples,
-        }
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        share = mine * weight_bytes / bandwidth if row.startswith("tg") and "@" not in row else None
+        rows[row] = {"glmrun": mine, "llama.cpp": medians, "best": best, "ratio": mine / medians[best], "share_of_bandwidth": share}
+    return {
+        "model": Path(options.model).stem,
+        "layers": model.config.num_hidden_layers,
+        "threads": options.threads,
+        "cpu": platform.processor() or platform.machine(),
+        "read_bandwidth": bandwidth,
+        "int8_multiply_adds": peak,
+        "weight_bytes_per_token": weight_bytes,
+        "rows": rows,
+        "starts": starts,
+        "samples": samples,
+    }
+
+
+def table(results: list[dict]) -> list[str]:
+    """Lines of Markdown, one for each test of each result."""
+    lines = ["| file | test | glmrun | llama.cpp | at its setting | ratio |", "|---|---|---|---|---|---|"]
+    for result in results:
+        name = f"{result['model']}, {result['layers']} layers"
+        for test, row in result["rows"].items():
+            share = f" ({row['share_of_bandwidth']:.0%} of the bandwidth)" if row["share_of_bandwidth"] else ""
+            figures = f"{row['glmrun']:.1f}{share} | {row['llama.cpp'][row['best']]:.1f} | {row['best']} | {row['ratio']:.2f}"
+            lines.append(f"| {name} | {test} | {figures} |")
+        fastest = min(
+            (name for name in result["starts"] if name != "glmrun"), key=lambda n: result["starts"][n]["seconds_to_first_token"]
+        )
+        mine, theirs = result["starts"]["glmrun"], result["starts"][fastest]
+        lines.append(
+            f"| {name} | seconds to the first token | {mine['seconds_to_first_token']:.1f} | "
+            f"{theirs['seconds_to_first_token']:.1f} | {fastest} | |"
+        )
+        limits = f"{result['read_bandwidth'] / 1e9:.1f} GB/s, {result['int8_multiply_adds'] / 1e9:.0f} GMAC/s"
+        lines.append(f"| {name} | machine, in the same run: read, int8 | {limits} | | | |")
+    return lines
+
+
+def write_table() -> None:
+    """Put the table of all results between the README's marks."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("compare-*.json"))]
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    README.write_text(before + BEGIN + "\n" + "\n".join(table(results)) + "\n\n" + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""Each kernel of the token path beside the machine's limit: GB/s of weights for one activation vector, GMAC/s for many.
+
+python benchmarks/kernels.py [--threads 2] [--rounds 5]
+
+Rows of random blocks, as wide as the full-size model's: matrices larger than any cache for one vector, 512 vectors for the
+tiles. The best of the rounds, all threads together.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from machine import int8_peak, read_bandwidth
+from numba import int64
+
+from glmrun.kernels import kernel
+from glmrun.kernels.elementwise import quantize, reads_codes
+from glmrun.kernels.layout import ACTIVATION, WEIGHT, activation_record, weight_record
+from glmrun.kernels.matmul import STORE, matmul
+from glmrun.kernels.panel import scratch_bytes
+from glmrun.team import Team, barrier
+from quant.formats import FORMATS
+
+COLUMNS = {"Q4_K": 2048, "Q6_K": 1536, "Q8_0": 2048, "Q5_0": 192, "BF16": 2048, "F16": 2048, "F32": 2048}
+SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,)}  # where a block keeps its float16 scales
+LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
+
+
+@kernel(int64(weight_record, activation_record, int64, int64, int64, int64, int64, int64, int64), entry=True)
+def _matmul(w, x, n, out, scratch, scratch_stride, flags, thread, n_threads):
+    """One matmul() by all threads; what `forward` does between two barriers."""
+    barrier(flags, n_threads)
+    matmul(w, x, n, out, w.rows * 4, STORE, scratch + thread * scratch_stride, thread, n_threads)
+    barrier(flags, n_threads)
+    return 0
+
+
+def random_rows(name: str, rows: int, columns: int) -> np.ndarray:
+    """Random codes with tame scales, uint8 (rows, row_bytes)."""
+    form, rng = FORMATS[name], np.random.default_rng(0)
+    if form.block_length == 1:
+        return form.encode(np.full((rows, columns), 0.5, np.float32))
+    blocks = rng.integers(0, 256, (rows * columns // form.block_length, form.block_bytes), dtype=np.uint8)
+    for offset in SCALES[name]:
+        blocks[:, offset : offset + 2] = np.full(len(blocks), 2e-3, np.float16).view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)  # uint8 (rows, row_bytes)
+
+
+class Activations:
+    """Normal values in both forms; `record` points into the arrays held here."""
+
+    def __init__(self, n: int, columns: int, weight_format: int) -> None:
+        self.floats = np.random.default_rng(1).standard_normal((n, columns)).astype(np.float32)  # float32 (n, columns)
+        self.codes = np.zeros((n, columns * 3), np.uint8)  # uint8 (n, more than quantize_row writes)
+        self.record = np.zeros(1, ACTIVATION)[0]
+        self.record["floats"], self.record["floats_stride"] = self.floats.ctypes.data, self.floats.strides[0]
+        self.record["codes"], self.record["codes_stride"] = self.codes.ctypes.data, self.codes.strides[0]
+        self.record["columns"] = columns
+        quantize(self.record, reads_codes(weight_format), 0, n)
+
+
+def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[float, int]:
+    """(best seconds of one matmul of n activation vectors, bytes of its weights)."""
+    form, columns = FORMATS[name], COLUMNS[name]
+    blocks = random_rows(name, rows, columns)
+    weight = np.array([(blocks.ctypes.data, form.ggml_type, rows, columns, blocks.shape[1])], WEIGHT)[0]
+    x = Activations(n, columns, form.ggml_type)
+    out = np.zeros((n, rows), np.float32)  # float32 (n, rows)
+    stride = -(-scratch_bytes(columns) // 64) * 64
+    scratch = np.zeros(team.n_threads * stride + 64, np.uint8)
+    aligned, best = -(-scratch.ctypes.data // 64) * 64, float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        team.run(_matmul, weight, x.record, n, out.ctypes.data, aligned, stride)
+        best = min(best, time.perf_counter() - start)
+    return best, blocks.nbytes
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    team = Team(options.threads)
+    bandwidth, peak = read_bandwidth(team), int8_peak(team)
+    print(f"{team.n_threads} threads: {bandwidth / 1e9:.1f} GB/s read, {peak / 1e9:.0f} GMAC/s int8\n")
+    print(
+        "| format | columns | one vector, GB/s | of the bandwidth | 512 vectors, GMAC/s | of the int8 peak |\n|---|---|---|---|---|---|"
+    )
+    for name, columns in COLUMNS.items():
+        row_bytes = FORMATS[name].row_bytes(columns)
+        one, n_bytes = seconds(team, name, LARGE // row_bytes, 1, options.rounds)
+        many, _ = seconds(team, name, ROWS, MANY, options.rounds)
+        speed, products = n_bytes / one, ROWS * columns * MANY / many
+        print(
+            f"| {name} | {columns} | {speed / 1e9:.1f} | {speed / bandwidth:.0%} | {products / 1e9:.0f} | {products / peak:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
