@@ -85,8 +85,8 @@ def main() -> None:
     team = Team(options.threads)
     bandwidth, peak = read_bandwidth(team), int8_peak(team)
     print(f"{team.n_threads} threads: {bandwidth / 1e9:.1f} GB/s read, {peak / 1e9:.0f} GMAC/s int8\n")
-    lines = ("| format | columns | one vector, GB/s | of the bandwidth | 512 vectors, GMAC/s | of the peak |", "|---|---|---|---|---|---|")
-    print(*lines, sep="\n")
+    print("| format | columns | one vector, GB/s | of the bandwidth | 512 vectors, GMAC/s | of the peak |")
+    print("|---|---|---|---|---|---|")
     for name, columns in COLUMNS.items():
         row_bytes = FORMATS[name].row_bytes(columns)
         one, n_bytes = seconds(team, name, LARGE // row_bytes, 1, options.rounds)
