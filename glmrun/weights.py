@@ -6,7 +6,7 @@ import numpy as np
 
 from glmrun.gguf_file import GGUFFile
 from glmrun.kernels.layout import LAYER, MODEL, WEIGHT
-from quant.config import Config
+from quant.config import Config, read_per_token
 from quant.formats import FORMATS
 
 
@@ -67,16 +67,5 @@ class Weights:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that one decoded token reads: all but unused experts, the prediction layer and other embeddings."""
-        c, total = self.config, 0
-        for name, tensor in self.file.tensors.items():
-            if name.startswith("blk.") and int(name.split(".")[1]) >= c.num_hidden_layers:
-                continue
-            if name == "token_embd.weight":
-                total += tensor.n_bytes // tensor.shape[0]
-                total += tensor.n_bytes if c.tie_word_embeddings else 0
-            elif "_exps." in name:
-                total += tensor.n_bytes * c.num_experts_per_tok // c.n_routed_experts
-            else:
-                total += tensor.n_bytes
-        return total
+        """Bytes of weights that one decoded token reads."""
+        return read_per_token(self.config, {tensor.name: tensor.n_bytes for tensor in self.file.tensors.values()})

@@ -5,6 +5,7 @@ against the same table, so a file whose numbers contradict its weights is found 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from quant.errors import UserError
@@ -101,6 +102,31 @@ class Config:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+# GLM-4.7-Flash itself, the next-token-prediction layer included.
+FLASH = Config(
+    hidden_size=2048,
+    num_hidden_layers=47,
+    num_nextn_predict_layers=1,
+    first_k_dense_replace=1,
+    intermediate_size=10240,
+    moe_intermediate_size=1536,
+    n_routed_experts=64,
+    num_experts_per_tok=4,
+    n_shared_experts=1,
+    num_attention_heads=20,
+    q_lora_rank=768,
+    kv_lora_rank=512,
+    qk_nope_head_dim=192,
+    qk_rope_head_dim=64,
+    v_head_dim=256,
+    max_position_embeddings=202752,
+    vocab_size=154880,
+    rope_theta=1e6,
+    rms_norm_eps=1e-5,
+    routed_scaling_factor=1.8,
+)
+
+
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{GGUF tensor name: shape} of a model, row-major (a GGUF file lists the same numbers in reverse order).
 
@@ -160,3 +186,20 @@ def _block_shapes(c: Config, i: int) -> dict[str, tuple[int, ...]]:
             "nextn.embed_tokens.weight": (c.vocab_size, c.hidden_size),
         }
     return shapes
+
+
+def read_per_token(config: Config, sizes: Mapping[str, int]) -> int:
+    """How much of a model one decoded token reads: the chosen experts, one row of the embedding, and not the prediction layer.
+
+    sizes   {GGUF tensor name: its bytes, or its weights}: the result is in the same unit
+    """
+    total = 0
+    for name, size in sizes.items():
+        if name.startswith("blk.") and int(name.split(".")[1]) >= config.num_hidden_layers:
+            continue
+        if name == "token_embd.weight" and not config.tie_word_embeddings:
+            size //= config.vocab_size
+        elif "_exps." in name:
+            size = size * config.num_experts_per_tok // config.n_routed_experts
+        total += size
+    return total

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from quant.checkpoint import Checkpoint
-from quant.config import Config, tensor_shapes
+from quant.config import Config
 from quant.errors import UserError
 from quant.formats import FORMATS
 from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
 from quant.mapping import Piece, metadata, pieces
 from quant.publish import publish
-from quant.recipes import Recipe, choose_format, recipe
+from quant.recipes import Recipe, recipe, tensor_formats
 from quant.shards import SourceTensor
 
 _CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
@@ -96,10 +96,8 @@ def plan(checkpoint: Checkpoint, quantization: str | Recipe, mtp: bool = True) -
     chosen = recipe(quantization) if isinstance(quantization, str) else quantization
     config = checkpoint.config if mtp else replace(checkpoint.config, num_nextn_predict_layers=0)
     parts, rows = pieces(config, checkpoint.tensors), []
-    for name, shape in tensor_shapes(config).items():
-        kind = choose_format(chosen, name, shape, config.n_blocks, config.n_routed_experts, config.tie_word_embeddings)
+    for name, (shape, kind, n_bytes) in tensor_formats(chosen, config).items():
         sources = {checkpoint.tensors[piece.source].dtype for piece in parts[name]}
-        n_bytes = math.prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
         rows.append(Row(name, shape, sources.pop() if len(sources) == 1 else "mixed", kind, n_bytes, parts[name]))
     described = metadata(
         config,

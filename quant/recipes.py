@@ -5,7 +5,9 @@ Source   llama.cpp's quantizer, held against it in tests/live/test_encoders.py; 
 
 import re
 from dataclasses import dataclass
+from math import prod
 
+from quant.config import Config, tensor_shapes
 from quant.errors import UserError
 from quant.formats import FORMATS
 
@@ -42,6 +44,15 @@ def recipe(name: str) -> Recipe:
     found = RECIPES.get(name.upper())
     if found is None:
         raise UserError(f"unknown quantization {name!r}; choose one of {', '.join(RECIPES)}", 2)
+    return found
+
+
+def tensor_formats(recipe: Recipe, config: Config) -> dict[str, tuple[tuple[int, ...], str, int]]:
+    """{GGUF tensor name: (shape, format, bytes)} of the model that config describes, in the order of the file."""
+    found = {}
+    for name, shape in tensor_shapes(config).items():
+        kind = choose_format(recipe, name, shape, config.n_blocks, config.n_routed_experts, config.tie_word_embeddings)
+        found[name] = shape, kind, prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
     return found
 
 

@@ -16,36 +16,14 @@ import numpy as np
 from synthetic_checkpoint import write_checkpoint
 from synthetic_vocabulary import make_vocabulary
 
-from quant.config import Config, tensor_shapes
+from quant.config import FLASH
 from quant.errors import UserError
 from quant.formats import FORMATS, Format
 from quant.gguf_header import TensorEntry, pack_header, padding
 from quant.mapping import metadata
 from quant.publish import publish
-from quant.recipes import choose_format, recipe
+from quant.recipes import recipe, tensor_formats
 
-FLASH = Config(
-    hidden_size=2048,
-    num_hidden_layers=47,
-    num_nextn_predict_layers=1,
-    first_k_dense_replace=1,
-    intermediate_size=10240,
-    moe_intermediate_size=1536,
-    n_routed_experts=64,
-    num_experts_per_tok=4,
-    n_shared_experts=1,
-    num_attention_heads=20,
-    q_lora_rank=768,
-    kv_lora_rank=512,
-    qk_nope_head_dim=192,
-    qk_rope_head_dim=64,
-    v_head_dim=256,
-    max_position_embeddings=202752,
-    vocab_size=154880,
-    rope_theta=1e6,
-    rms_norm_eps=1e-5,
-    routed_scaling_factor=1.8,
-)
 CHAT_TEMPLATE = Path(__file__).parent.parent / "glmrun" / "chat" / "chat_template.jinja"
 _POOL_WEIGHTS = 1 << 20  # encoded once per format and row width; every unit of a row is drawn from them
 _CHUNK_BYTES = 4 << 20
@@ -59,20 +37,15 @@ def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, 
     """
     chosen = recipe(quantization)
     config = replace(FLASH, num_hidden_layers=layers, num_nextn_predict_layers=int(mtp))
-    shapes = tensor_shapes(config)
-    counts = config.n_blocks, config.n_routed_experts
-    formats = {name: FORMATS[choose_format(chosen, name, shape, *counts)] for name, shape in shapes.items()}
-    entries = [
-        TensorEntry(name, shape, formats[name].ggml_type, math.prod(shape[:-1]) * formats[name].row_bytes(shape[-1]))
-        for name, shape in shapes.items()
-    ]
+    planned = tensor_formats(chosen, config)
+    entries = [TensorEntry(name, shape, FORMATS[kind].ggml_type, n_bytes) for name, (shape, kind, n_bytes) in planned.items()]
     header = pack_header(
         metadata(
             config,
             make_vocabulary(),
             name=f"GLM-4.7-Flash-synthetic-{layers}L",
             file_type=chosen.file_type,
-            n_weights=sum(math.prod(shape) for shape in shapes.values()),
+            n_weights=sum(math.prod(entry.shape) for entry in entries),
             license="mit",
             chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
             eos_token_ids=[154820, 154827, 154829],
@@ -86,7 +59,7 @@ def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, 
     with publish(output, size, force) as file:
         file.write(header)
         for entry in entries:
-            for chunk in _random_tensor(rng, pools, entry.name, entry.shape, formats[entry.name]):
+            for chunk in _random_tensor(rng, pools, entry.name, entry.shape, FORMATS[planned[entry.name][1]]):
                 file.write(chunk)
             file.write(bytes(padding(entry.n_bytes)))
     return size

@@ -5,10 +5,11 @@ from math import prod
 
 import pytest
 
-from quant.config import Config, tensor_shapes
+from quant.config import FLASH as FULL_SIZE
+from quant.config import Config, read_per_token, tensor_shapes
 from quant.errors import UserError
 from quant.formats import FORMATS
-from quant.recipes import RECIPES, choose_format, recipe
+from quant.recipes import RECIPES, choose_format, recipe, tensor_formats
 
 FLASH = {
     "hidden_size": 2048,
@@ -117,3 +118,17 @@ def test_names_in_any_case() -> None:
         recipe("q5_k")
     assert error.value.exit_code == 2
     assert {r.name: r.file_type for r in RECIPES.values()} == {"Q4_K_M": 15, "Q6_K": 18, "Q8_0": 7, "F16": 1, "BF16": 32, "F32": 0}
+
+
+def test_bytes_that_a_token_reads() -> None:
+    """All but 60 of 64 experts in 46 layers, all rows of the embedding but one, and the prediction layer."""
+    assert Config(**FLASH, num_nextn_predict_layers=1, routed_scaling_factor=1.8) == FULL_SIZE
+    embedding, experts = 2048 * 34 // 32, 46 * 60 * 3 * 1536 * 2048 * 34 // 32
+    for mtp in (0, 1):
+        config = Config(**FLASH, num_nextn_predict_layers=mtp)
+        sizes = {name: n_bytes for name, (_, _, n_bytes) in tensor_formats(RECIPES["Q8_0"], config).items()}
+        assert read_per_token(config, sizes) == TRUNK["Q8_0"][1] - 154_879 * embedding - experts
+    tied = Config(**FLASH, tie_word_embeddings=True)
+    weights = {name: prod(shape) for name, shape in tensor_shapes(tied).items()}
+    untied = weights | {"output.weight": 154_880 * 2048}
+    assert read_per_token(tied, weights) == read_per_token(Config(**FLASH), untied) - 2048

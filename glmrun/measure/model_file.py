@@ -5,10 +5,10 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from quant.config import Config
+from quant.config import Config, read_per_token
 
 if TYPE_CHECKING:
-    from glmrun.gguf_file import GGUFFile, TensorInfo
+    from glmrun.gguf_file import GGUFFile
 
 
 def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
         "tensor_bytes": tensor_bytes,
         "tensors": len(file.tensors),
         "parameters": parameters,
-        "parameters_active": sum(_active(t, config) for t in tensors),
+        "parameters_active": read_per_token(config, {t.name: prod(t.shape) for t in tensors}),
         "bits_per_weight": round(8 * tensor_bytes / parameters, 3),
         "formats": dict(by_format.most_common()),
         "context_length": config.max_position_embeddings,
@@ -48,15 +48,6 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
         "config": config.asdict(),
     }
-
-
-def _active(tensor: "TensorInfo", config: Config) -> int:
-    count = prod(tensor.shape)
-    if tensor.name.startswith("blk.") and int(tensor.name.split(".")[1]) >= config.num_hidden_layers:
-        return 0
-    if tensor.name == "token_embd.weight" and not config.tie_word_embeddings:
-        return config.hidden_size
-    return count * config.num_experts_per_tok // config.n_routed_experts if "_exps." in tensor.name else count
 
 
 def tensor_rows(file: "GGUFFile") -> list[dict[str, Any]]:
