@@ -11,7 +11,7 @@ answer is written, up to some hundred while a prompt is read.
 from numba import int64, void
 
 from glmrun.kernels import kernel, note_compiled
-from glmrun.kernels.attention import attend, merge
+from glmrun.kernels.attention import attend, merge, round_cache
 from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
@@ -59,8 +59,9 @@ def attention(m, layer, s, i, team, thread, n_threads):
     quantize(s.q, reads_codes(layer.attn_k_b.format), t0 * heads, t1 * heads)
     barrier(team, n_threads)
     matmul_heads(layer.attn_k_b, s.q, s.n_tokens, heads, s.query, heads * m.row * 4, m.row * 4, scratch, thread, n_threads)
+    round_cache(m, s, i, thread, n_threads)
     barrier(team, n_threads)
-    attend(m, s, i, thread, n_threads)
+    attend(m, s, i, team, thread, n_threads)
     barrier(team, n_threads)
     merge(m, s, thread, n_threads)
     barrier(team, n_threads)

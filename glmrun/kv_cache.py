@@ -6,7 +6,10 @@ Memory that no token has reached is reserved, not used.
 
 import numpy as np
 
-from glmrun.kernels.attention import SEGMENT, scores_stride
+from glmrun.kernels.attention import SEGMENTS, TILE, result_bytes, tile_bytes
+from glmrun.kernels.attention import scratch_bytes as attention_scratch_bytes
+from glmrun.kernels.attention_float import SEGMENT
+from glmrun.kernels.lanes import QUERIES
 from glmrun.kernels.layout import ACTIVATION, STEP
 from glmrun.kernels.panel import scratch_bytes
 from glmrun.weights import Weights, round_up
@@ -45,8 +48,12 @@ class State:
         s["q"] = self._rows(t * heads, c.qk_nope_head_dim, stride=c.qk_head_dim * 4)
         s["query"], _ = self._plain(t * heads, row)
         s["context"] = self._rows(t * heads, c.kv_lora_rank, stride=(latent + 16) * 4)
-        s["partial"], _ = self._plain(-(-n_ctx // SEGMENT) * heads, latent + 16)
-        s["scores"] = self._zeros(n_threads * scores_stride(m)).ctypes.data
+        s["scores"] = self._zeros(n_threads * attention_scratch_bytes(m)).ctypes.data
+        if m["wide_cache"]:
+            s["partial"], _ = self._plain(-(-n_ctx // SEGMENT) * heads, latent + 16)
+        else:
+            s["partial"] = self._zeros(SEGMENTS * -(-heads // QUERIES) * result_bytes(m)).ctypes.data
+            s["columns"] = self._zeros(-(-n_ctx // TILE) * tile_bytes(m)).ctypes.data
         widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, heads * c.v_head_dim, c.intermediate_size,
                      c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
         s["scratch_stride"] = round_up(scratch_bytes(widest), LINE)

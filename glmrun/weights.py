@@ -34,7 +34,7 @@ class Weights:
         model["softmax_router"] = c.scoring_func == "softmax"
         model["softmax_scale"] = 1 / math.sqrt(c.qk_head_dim)
         model["latent"] = round_up(c.kv_lora_rank, 64)
-        model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 16)
+        model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 64)
         matrices = (tensor for tensor in file.tensors.values() if len(tensor.shape) > 1)
         model["wide_cache"] = all(FORMATS[tensor.format].block_length == 1 for tensor in matrices)  # as exact as the weights
         model["row_bytes"] = model["row"] * np.where(model["wide_cache"], 4, 2)

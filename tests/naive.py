@@ -49,6 +49,36 @@ def round_activations(x: Array, format_name: str) -> Array:
     return (q.astype(x.dtype) * (top / np.float32(127)).astype(x.dtype)).reshape(x.shape)
 
 
+def round_blocks(x: Array, steps: int = 127, block: int = 64) -> Array:
+    """x rounded along its last axis in blocks, with `steps` steps to the largest magnitude of each: what attention does to rows."""
+    n = x.shape[-1]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % block)])
+    blocks = padded.astype(np.float64).reshape(*x.shape[:-1], -1, block)  # (..., n_blocks, block)
+    scale = np.abs(blocks).max(-1, keepdims=True) / steps  # (..., n_blocks, 1)
+    q = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)) * scale
+    return q.reshape(padded.shape)[..., :n].astype(x.dtype)
+
+
+def attend_rounded(query: Array, rows: Array, latent: int, scale: float, rounded: bool = True) -> Array:
+    """Absorbed attention of the last T of S positions, (T, heads, latent), with the roundings of kernels/attention.py.
+
+    query    (T, heads, row)
+    rows     (S, row): latent values, then the rope key
+    """
+    n, total = len(query), len(rows)
+    values = rows[:, :latent]
+    if rounded:
+        query = np.concatenate([round_blocks(query[..., :latent]), round_blocks(query[..., latent:], 4095)], -1)
+        rows = np.concatenate([round_blocks(values), round_blocks(rows[:, latent:], 4095)], -1)
+        values = round_blocks(values.T).T
+    scores = np.einsum("thr,sr->ths", query, rows) * scale  # (T, heads, S)
+    scores = np.where(np.tri(n, total, total - n, dtype=bool)[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    if rounded:
+        weights = round_blocks(weights, 255)
+    return np.einsum("ths,sl->thl", weights / weights.sum(-1, keepdims=True), values)
+
+
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
@@ -90,8 +120,8 @@ class Naive:
     """A model to compute logits with.
 
     weights     {GGUF tensor name: float array, row-major}
-    formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them, and the rows
-                that the cache keeps are rounded to float16 if any matrix is quantized
+    formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them, and if any
+                matrix is quantized, the rows that the cache keeps are rounded to float16 and attention is rounded as its kernels do
     absorbed    queries meet the latent rows themselves (as the runtime does); otherwise keys and values are expanded per head
     dtype       what everything is computed in
     """
@@ -136,23 +166,18 @@ class Naive:
         k_rope = rope(kv[:, c.kv_lora_rank :], positions, c.rope_theta)  # (T, rope), one for all heads
         latent, k_rope = self.cached(latent), self.cached(k_rope)
 
-        scores = np.einsum("thr,sr->hts", q_rope, k_rope)  # (heads, T queries, T keys)
         k_b, v_b = blk + "attn_k_b.weight", blk + "attn_v_b.weight"  # (heads, latent, nope), (heads, v, latent)
         if self.absorbed:
             q_latent = np.einsum("thn,hln->thl", self.rounded(k_b, q_nope), self.weight(k_b))  # (T, heads, latent)
-            scores += np.einsum("thl,sl->hts", q_latent, latent)
-        else:
-            k_nope = np.einsum("sl,hln->shn", latent, self.weight(k_b))  # (T, heads, nope)
-            scores += np.einsum("thn,shn->hts", q_nope, k_nope)
-
-        scores = np.where(np.tri(n, dtype=bool), scores * c.qk_head_dim**-0.5, -np.inf)
-        p = softmax(scores)
-        if self.absorbed:
-            mixed = np.einsum("hts,sl->thl", p, latent)  # (T, heads, latent)
+            query, rows = np.concatenate([q_latent, q_rope], -1), np.concatenate([latent, k_rope], -1)
+            mixed = attend_rounded(query, rows, c.kv_lora_rank, c.qk_head_dim**-0.5, self.quantized)  # (T, heads, latent)
             out = np.einsum("thl,hvl->thv", self.rounded(v_b, mixed), self.weight(v_b))
         else:
+            k_nope = np.einsum("sl,hln->shn", latent, self.weight(k_b))  # (T, heads, nope)
+            scores = np.einsum("thr,sr->hts", q_rope, k_rope) + np.einsum("thn,shn->hts", q_nope, k_nope)  # (heads, T, T)
+            scores = np.where(np.tri(n, dtype=bool), scores * c.qk_head_dim**-0.5, -np.inf)
             values = np.einsum("sl,hvl->shv", latent, self.weight(v_b))  # (T, heads, v)
-            out = np.einsum("hts,shv->thv", p, values)
+            out = np.einsum("hts,shv->thv", softmax(scores), values)
         return self.linear(blk + "attn_output.weight", out.reshape(n, heads * c.v_head_dim))
 
     def route(self, i: int, x: Array) -> tuple[Array, Array]:
@@ -193,8 +218,12 @@ class Naive:
 
     def cached(self, x: Array) -> Array:
         """x as it comes back from the runtime's cache, if formats are given."""
-        quantized = self.formats is not None and any(name in QUANTIZED for name in self.formats.values())
-        return x.astype(np.float32).astype(np.float16).astype(self.dtype) if quantized else x
+        return x.astype(np.float32).astype(np.float16).astype(self.dtype) if self.quantized else x
+
+    @property
+    def quantized(self) -> bool:
+        """Whether formats are given and one of them is quantized: the cache then keeps float16, and attention computes in int8."""
+        return self.formats is not None and any(name in QUANTIZED for name in self.formats.values())
 
     def weight(self, name: str) -> Array:
         """A tensor, in the type computed in."""

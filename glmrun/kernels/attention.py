@@ -2,217 +2,404 @@
 
     score[p] = query . row[p] / sqrt(qk_head_dim)      out = sum_p softmax(score)[p] latent[p]
 
-Four queries share each pass over a tile of positions, so that a float16 row is widened once for four (a model without quantized
-matrices keeps float32 rows). The softmax is kept
-up to date tile by tile; `largest score` and `sum of weights` stand behind each output row, at latent and latent + 1.
-Source: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018.
+Both products are int8 tiles (lanes.py). 32 neighbouring queries, a head of a token each, form a panel and meet tiles of TILE
+positions in turn, the softmax kept up to date tile by tile. What is rounded, in blocks of 64 that share a scale:
+
+    queries and cached rows   along the row, 127 steps to the largest; 4,095 in the rope part, where int8 costs five times the rest
+    weights e**score          along the positions, 255 steps to the largest of the block: never negative, so no bit for a sign
+    latent values             along the positions, 127 steps, blocks counted from position 0
+
+The sum that divides is that of the rounded weights. Models without quantized matrices take attention_float.py, also the slow twin.
+Sources: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018. What rounding costs: benchmarks/LOG.md.
 """
 
 import math
 
 from numba import float32, int64, types
 
-from glmrun.kernels import kernel
+from glmrun.kernels import attention_float, kernel
+from glmrun.kernels.attention_float import load_cached
+from glmrun.kernels.lanes import (
+    BLOCK,
+    COLUMNS,
+    QUERIES,
+    add_latent_scores,
+    add_rope_scores,
+    add_values,
+    larger_magnitude,
+    largest_of_magnitudes,
+    load_scaled,
+    maximum_or_nan,
+    round_in_order,
+    round_in_turn,
+    round_two_bytes,
+    store,
+    store_i32x16,
+    where_less,
+    zero_i32x16,
+    zeros,
+)
 from glmrun.kernels.layout import model_record, step_record
+from glmrun.kernels.unpack import transpose_words
 from glmrun.simd import (
+    add_dot_u8s8,
+    atomic_load,
+    bytes_of,
     exp,
     f32x16,
     fma,
-    largest,
-    load_f16x16,
-    load_f32,
     load_f32x16,
-    maximum,
+    load_u8x64,
     splat_f32,
     store_f32,
     store_f32x16,
-    total,
+    store_u8x64,
+    to_f32,
     zero_f32x16,
 )
+from glmrun.team import CANCEL
 
-TILE = 64  # positions whose scores are held at once
-SEGMENT = 256  # positions of one piece of work when a single token attends
+TILE = 256  # positions between two updates of the softmax
+SEGMENTS = 16  # at most: pieces of work when a single token attends
+LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
 _void = types.void
-_four = types.UniTuple(int64, 4)
+_LOWEST = float32(-math.inf)
+_VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
 
 
-@kernel(f32x16(int64, int64, int64), inline="always")
-def _load(row, k, wide):
-    """Values k to k + 15 of a cached row, float32 if wide, else float16."""
-    return load_f32x16(row + k * 4) if wide else load_f16x16(row + k * 2)
+# ---- cached rows as columns ------------------------------------------------------------------------------------------
+# A tile of them: TILE key columns, each uint8 (latent,) codes + 128, int16 (rope,) codes and float32 (row / BLOCK,) scales; then
+# `latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales.
 
 
-@kernel(_void(model_record, _four, int64, int64, int64, int64))
-def _scores(m, query, cache, first, end, scores):
-    """scores[i, p - first] = query[i] . row[p] * softmax_scale for four queries and positions first to end - 1."""
-    for p in range(first, end, 2):
-        row0 = cache + p * m.row_bytes
-        row1 = row0 + m.row_bytes if p + 1 < end else row0
-        a0 = a1 = a2 = a3 = zero_f32x16()
-        b0 = b1 = b2 = b3 = zero_f32x16()
-        for k in range(0, m.row, 16):
-            u, v = _load(row0, k, m.wide_cache), _load(row1, k, m.wide_cache)
-            q = load_f32x16(query[0] + k * 4)
-            a0, b0 = fma(u, q, a0), fma(v, q, b0)
-            q = load_f32x16(query[1] + k * 4)
-            a1, b1 = fma(u, q, a1), fma(v, q, b1)
-            q = load_f32x16(query[2] + k * 4)
-            a2, b2 = fma(u, q, a2), fma(v, q, b2)
-            q = load_f32x16(query[3] + k * 4)
-            a3, b3 = fma(u, q, a3), fma(v, q, b3)
-        at, line = scores + (p - first) * 4, TILE * 4
-        store_f32(at, total(a0) * m.softmax_scale)
-        store_f32(at + line, total(a1) * m.softmax_scale)
-        store_f32(at + 2 * line, total(a2) * m.softmax_scale)
-        store_f32(at + 3 * line, total(a3) * m.softmax_scale)
-        if p + 1 < end:
-            store_f32(at + 4, total(b0) * m.softmax_scale)
-            store_f32(at + line + 4, total(b1) * m.softmax_scale)
-            store_f32(at + 2 * line + 4, total(b2) * m.softmax_scale)
-            store_f32(at + 3 * line + 4, total(b3) * m.softmax_scale)
-
-
-@kernel(float32(int64, int64, int64))
-def _weigh(scores, n, state):
-    """Turn a tile's scores (first n of TILE; the rest count as minus infinity) into weights e**(score - largest so far).
-
-    Updates (largest score, sum of weights) at `state`; returns the factor that older sums must shrink by.
-    """
-    for k in range(n, TILE):
-        store_f32(scores + k * 4, float32(-math.inf))
-    top = load_f32x16(scores)
-    for k in range(16, TILE, 16):
-        top = maximum(top, load_f32x16(scores + k * 4))
-    before = load_f32(state)
-    now = max(before, largest(top))
-    if now == float32(-math.inf):  # nothing to see yet: weights of zero, and no NaN from infinity minus infinity
-        for k in range(0, TILE, 16):
-            store_f32x16(scores + k * 4, zero_f32x16())
-        return float32(1.0)
-    weights = zero_f32x16()
-    for k in range(0, TILE, 16):
-        weight = exp(load_f32x16(scores + k * 4) - splat_f32(now))
-        store_f32x16(scores + k * 4, weight)
-        weights = weights + weight
-    shrink = float32(0.0) if before == float32(-math.inf) else float32(math.exp(before - now))
-    store_f32(state, now)
-    store_f32(state + 4, load_f32(state + 4) * shrink + total(weights))
-    return shrink
-
-
-@kernel(_void(model_record, _four, types.UniTuple(float32, 4), int64, int64, int64, int64))
-def _gather(m, out, shrink, cache, first, end, scores):
-    """out[i] = shrink[i] * out[i] + sum_p weights[i, p - first] * latent[p] for four outputs, 64 values at a time."""
-    line = TILE * 4
-    for k in range(0, m.latent, 64):
-        s0, s1, s2, s3 = splat_f32(shrink[0]), splat_f32(shrink[1]), splat_f32(shrink[2]), splat_f32(shrink[3])
-        o0, o1, o2, o3 = out[0] + k * 4, out[1] + k * 4, out[2] + k * 4, out[3] + k * 4
-        a0, a1, a2, a3 = load_f32x16(o0) * s0, load_f32x16(o0 + 64) * s0, load_f32x16(o0 + 128) * s0, load_f32x16(o0 + 192) * s0
-        b0, b1, b2, b3 = load_f32x16(o1) * s1, load_f32x16(o1 + 64) * s1, load_f32x16(o1 + 128) * s1, load_f32x16(o1 + 192) * s1
-        c0, c1, c2, c3 = load_f32x16(o2) * s2, load_f32x16(o2 + 64) * s2, load_f32x16(o2 + 128) * s2, load_f32x16(o2 + 192) * s2
-        d0, d1, d2, d3 = load_f32x16(o3) * s3, load_f32x16(o3 + 64) * s3, load_f32x16(o3 + 128) * s3, load_f32x16(o3 + 192) * s3
-        for p in range(first, end):
-            row, weight = cache + p * m.row_bytes, scores + (p - first) * 4
-            v0, v1 = _load(row, k, m.wide_cache), _load(row, k + 16, m.wide_cache)
-            v2, v3 = _load(row, k + 32, m.wide_cache), _load(row, k + 48, m.wide_cache)
-            w = splat_f32(load_f32(weight))
-            a0, a1, a2, a3 = fma(v0, w, a0), fma(v1, w, a1), fma(v2, w, a2), fma(v3, w, a3)
-            w = splat_f32(load_f32(weight + line))
-            b0, b1, b2, b3 = fma(v0, w, b0), fma(v1, w, b1), fma(v2, w, b2), fma(v3, w, b3)
-            w = splat_f32(load_f32(weight + 2 * line))
-            c0, c1, c2, c3 = fma(v0, w, c0), fma(v1, w, c1), fma(v2, w, c2), fma(v3, w, c3)
-            w = splat_f32(load_f32(weight + 3 * line))
-            d0, d1, d2, d3 = fma(v0, w, d0), fma(v1, w, d1), fma(v2, w, d2), fma(v3, w, d3)
-        store_f32x16(o0, a0), store_f32x16(o0 + 64, a1), store_f32x16(o0 + 128, a2), store_f32x16(o0 + 192, a3)
-        store_f32x16(o1, b0), store_f32x16(o1 + 64, b1), store_f32x16(o1 + 128, b2), store_f32x16(o1 + 192, b3)
-        store_f32x16(o2, c0), store_f32x16(o2 + 64, c1), store_f32x16(o2 + 128, c2), store_f32x16(o2 + 192, c3)
-        store_f32x16(o3, d0), store_f32x16(o3 + 64, d1), store_f32x16(o3 + 128, d2), store_f32x16(o3 + 192, d3)
-
-
-@kernel(_void(model_record, step_record, int64, int64, int64, int64, int64, int64, int64))
-def _attend(m, s, cache, first_query, out, out_stride, first, end, scores):
-    """Queries first_query to first_query + 3 against positions first to end - 1; each sees no further than its own token.
-
-    out     address of the first query's row: latent values and the softmax's state; queries that do not exist leave it alone
-    scores  address of float32 (4, TILE), and behind it one row of `out` for queries that do not exist
-    """
-    queries = s.n_tokens * m.num_attention_heads
-    spare = scores + 4 * TILE * 4
-    last = min(first_query + 3, queries - 1)
-    q0, q1, q2, q3 = first_query, min(first_query + 1, last), min(first_query + 2, last), min(first_query + 3, last)
-    query = (s.query + q0 * m.row * 4, s.query + q1 * m.row * 4, s.query + q2 * m.row * 4, s.query + q3 * m.row * 4)
-    o1 = out + out_stride if first_query + 1 <= last else spare
-    o2 = out + 2 * out_stride if first_query + 2 <= last else spare
-    o3 = out + 3 * out_stride if first_query + 3 <= last else spare
-    rows = (out, o1, o2, o3)
-    for i in range(4):
-        for k in range(0, m.latent + 16, 16):
-            store_f32x16(rows[i] + k * 4, zero_f32x16())
-        store_f32(rows[i] + m.latent * 4, float32(-math.inf))
-    heads = m.num_attention_heads
-    end0, end1 = min(end, s.position + q0 // heads + 1), min(end, s.position + q1 // heads + 1)
-    end2, end3 = min(end, s.position + q2 // heads + 1), min(end, s.position + q3 // heads + 1)
-    for p in range(first, end3, TILE):
-        after = min(p + TILE, end3)
-        _scores(m, query, cache, p, after, scores)
-        f0 = _weigh(scores, max(0, min(after, end0) - p), rows[0] + m.latent * 4)
-        f1 = _weigh(scores + TILE * 4, max(0, min(after, end1) - p), rows[1] + m.latent * 4)
-        f2 = _weigh(scores + 2 * TILE * 4, max(0, min(after, end2) - p), rows[2] + m.latent * 4)
-        f3 = _weigh(scores + 3 * TILE * 4, max(0, min(after, end3) - p), rows[3] + m.latent * 4)
-        _gather(m, rows, (f0, f1, f2, f3), cache, p, after, scores)
+@kernel(int64(model_record), inline="always")
+def _key_stride(m):
+    return 2 * m.row - m.latent + m.row // BLOCK * 4
 
 
 @kernel(int64(model_record))
-def scores_stride(m):
+def tile_bytes(m):
+    """Bytes of a tile of columns."""
+    return TILE * _key_stride(m) + m.latent * _VALUE_STRIDE + TILE // BLOCK * m.latent * 4
+
+
+# Scratch of a thread, in this order (bytes): words 2,048; limits and shrinks, float32 (QUERIES,) each; query panel; scores, float32
+# (TILE, QUERIES); weight panel; result; a tile of columns. A result: float32 (latent, QUERIES) sums of weighted values, then the
+# largest score and the sum of weights, float32 (QUERIES,) each.
+
+
+@kernel(int64(model_record), inline="always")
+def _panel_bytes(m):
+    return QUERIES * (2 * m.row - m.latent) + (m.row + m.latent) // BLOCK * 128
+
+
+@kernel(int64(model_record))
+def result_bytes(m):
+    """Bytes of one panel's result."""
+    return (m.latent + 2) * QUERIES * 4
+
+
+@kernel(int64(model_record))
+def scratch_bytes(m):
     """Bytes of scratch that one thread needs."""
-    return 4 * TILE * 4 + (m.latent + 16) * 4
+    own = 2304 + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128 + result_bytes(m) + tile_bytes(m)
+    return (max(own, attention_float.scratch_bytes(m)) + 63) // 64 * 64
+
+
+@kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
+def _top(a, b, c, d):
+    return largest_of_magnitudes(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d)))
+
+
+@kernel(_void(model_record, int64, int64))
+def _key_column(m, row, out):
+    """Round one cached row."""
+    scales = out + 2 * m.row - m.latent
+    for k in range(0, m.row, BLOCK):
+        a, b = load_cached(row, k, m.wide_cache), load_cached(row, k + 16, m.wide_cache)
+        c, d = load_cached(row, k + 32, m.wide_cache), load_cached(row, k + 48, m.wide_cache)
+        top = _top(a, b, c, d)
+        steps = LATENT_STEPS if k < m.latent else ROPE_STEPS
+        inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
+        if k < m.latent:
+            store_u8x64(out + k, round_in_order(a, b, c, d, inverse, 128))
+        else:
+            store_u8x64(out + 2 * k - m.latent, round_two_bytes(a, b, inverse))
+            store_u8x64(out + 2 * k - m.latent + 64, round_two_bytes(c, d, inverse))
+        store_f32(scales + k // BLOCK * 4, top / steps)
+
+
+@kernel(_void(model_record, int64, int64, int64, int64, int64))
+def _value_columns(m, rows, n, out, scales, words):
+    """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
+
+    words   scratch, 1,024 bytes
+    """
+    last = rows + (n - 1) * m.row_bytes
+    for k in range(0, m.latent, 16):
+        top = zero_f32x16()
+        for p in range(n):
+            top = larger_magnitude(top, load_cached(rows + p * m.row_bytes, k, m.wide_cache))
+        inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
+        for p in range(0, BLOCK, 4):
+            row = rows + p * m.row_bytes
+            x0, x1 = load_cached(min(row, last), k, m.wide_cache), load_cached(min(row + m.row_bytes, last), k, m.wide_cache)
+            x2 = load_cached(min(row + 2 * m.row_bytes, last), k, m.wide_cache)
+            x3 = load_cached(min(row + 3 * m.row_bytes, last), k, m.wide_cache)
+            store_u8x64(words + p * 16, round_in_turn(x0, x1, x2, x3, inverse, 0))
+        transpose_words(words, out + k * _VALUE_STRIDE, _VALUE_STRIDE)
+        store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
+
+
+@kernel(_void(model_record, int64, int64, int64, int64))
+def _round_rows(m, rows, n, out, words):
+    """A tile of columns from n (1 to TILE) cached rows."""
+    keys = _key_stride(m)
+    values = out + TILE * keys
+    scales = values + m.latent * _VALUE_STRIDE
+    for p in range(n):
+        _key_column(m, rows + p * m.row_bytes, out + p * keys)
+    for p in range(0, n, BLOCK):
+        _value_columns(m, rows + p * m.row_bytes, min(BLOCK, n - p), values + p, scales + p // BLOCK * m.latent * 4, words)
 
 
 @kernel(_void(model_record, step_record, int64, int64, int64))
-def attend(m, s, layer, thread, n_threads):
-    """Several tokens: this thread's share of the queries, four at a time, into s.context (float32 form).
-
-    One token: this thread's share of (segment of positions, four heads) into s.partial; merge() finishes.
-    """
-    cache, scores = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scores_stride(m)
-    heads, stride = m.num_attention_heads, (m.latent + 16) * 4
-    if s.n_tokens == 1:
-        groups, end = (heads + 3) // 4, s.position + 1
-        for item in range(thread, (end + SEGMENT - 1) // SEGMENT * groups, n_threads):
-            segment, head = item // groups, item % groups * 4
-            out = s.partial + (segment * heads + head) * stride
-            _attend(m, s, cache, head, out, stride, segment * SEGMENT, min(end, (segment + 1) * SEGMENT), scores)
+def round_cache(m, s, layer, thread, n_threads):
+    """Several tokens: this thread's share of the tiles of columns of all positions so far, for attend()."""
+    if s.n_tokens == 1 or m.wide_cache:
         return
-    queries = s.n_tokens * heads
-    for group in range(thread, (queries + 3) // 4, n_threads):
-        out = s.context.floats + group * 4 * s.context.floats_stride
-        _attend(m, s, cache, group * 4, out, s.context.floats_stride, 0, s.position + s.n_tokens, scores)
-        for i in range(group * 4, min(group * 4 + 4, queries)):
-            row = s.context.floats + i * s.context.floats_stride
-            factor = splat_f32(float32(1.0) / load_f32(row + m.latent * 4 + 4))
-            for k in range(0, m.latent, 16):
-                store_f32x16(row + k * 4, load_f32x16(row + k * 4) * factor)
+    cache, end = s.cache + layer * s.cache_layer_bytes, s.position + s.n_tokens
+    words = s.scores + thread * scratch_bytes(m)
+    for p in range(thread * TILE, end, n_threads * TILE):
+        _round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), s.columns + p // TILE * tile_bytes(m), words)
+
+
+# ---- queries as a panel ----------------------------------------------------------------------------------------------
+
+
+@kernel(_void(model_record, int64, int64, int64, int64))
+def _query_panel(m, queries, n, panel, words):
+    """The panel of n (1 to QUERIES) queries, float32 rows one after another; lanes beyond n repeat the last one."""
+    factors = panel + QUERIES * (2 * m.row - m.latent)
+    starts = factors + m.row // BLOCK * 128
+    for half in range(0, QUERIES * 4, 64):
+        for k in range(0, m.row, BLOCK):
+            factor, steps = factors + k // BLOCK * 128 + half, LATENT_STEPS if k < m.latent else ROPE_STEPS
+            codes = panel + (k if k < m.latent else 2 * k - m.latent) * QUERIES + half
+            for i in range(16):
+                x = queries + (min(half // 4 + i, n - 1) * m.row + k) * 4
+                a, b, c, d = load_f32x16(x), load_f32x16(x + 64), load_f32x16(x + 128), load_f32x16(x + 192)
+                top = _top(a, b, c, d)
+                inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
+                if k < m.latent:
+                    store_u8x64(words + i * 64, round_in_order(a, b, c, d, inverse, 0))
+                else:
+                    store_u8x64(words + i * 64, round_two_bytes(a, b, inverse))
+                    store_u8x64(words + 1024 + i * 64, round_two_bytes(c, d, inverse))
+                store_f32(factor + i * 4, top / steps * m.softmax_scale)
+            transpose_words(words, codes, 128)
+            if k >= m.latent:
+                transpose_words(words + 1024, codes + 2048, 128)
+                continue
+            sums = zero_i32x16()
+            for i in range(16):
+                sums = add_dot_u8s8(sums, bytes_of(128), load_u8x64(codes + i * 128))
+            store_i32x16(starts + k // BLOCK * 128 + half, zero_i32x16() - sums)
+
+
+# ---- a panel meets a tile ---------------------------------------------------------------------------------------------
+
+
+@kernel(_void(model_record, int64, int64, int64, int64))
+def _scores(m, panel, columns, n, scores):
+    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more."""
+    keys, scales = _key_stride(m), 2 * m.row - m.latent
+    factors = panel + QUERIES * scales
+    starts = factors + m.row // BLOCK * 128
+    for p in range(0, n, COLUMNS):
+        column, tile = columns + p * keys, zeros()
+        for k in range(0, m.latent, BLOCK):
+            b = k // BLOCK
+            tile = add_latent_scores(
+                tile, panel + k * QUERIES, factors + b * 128, starts + b * 128, column + k, keys, column + scales + b * 4, keys
+            )
+        for k in range(m.latent, m.row, BLOCK):
+            b, at = k // BLOCK, 2 * k - m.latent
+            tile = add_rope_scores(
+                tile, panel + at * QUERIES, factors + b * 128, 0, column + at, keys, column + scales + b * 4, keys
+            )
+        store(tile, scores + p * QUERIES * 4)
+
+
+@kernel(_void(int64, int64, int64, int64, int64, int64))
+def _softmax(scores, n, limits, state, shrinks, weights):
+    """Scores of n positions into a panel of weights e**(score - largest so far); positions from limits[q] on weigh nothing.
+
+    state    largest score and sum of weights so far, updated
+    shrinks  takes what older sums must be multiplied by
+    """
+    blocks = (n + BLOCK - 1) // BLOCK
+    factors = weights + TILE * QUERIES
+    for half in range(0, QUERIES * 4, 64):
+        limit, before = load_f32x16(limits + half), load_f32x16(state + half)
+        now = before
+        for b in range(blocks):
+            top = splat_f32(_LOWEST)
+            for p in range(b * BLOCK, (b + 1) * BLOCK):
+                at = scores + p * QUERIES * 4 + half
+                score = where_less(splat_f32(float32(p)), limit, load_f32x16(at), splat_f32(_LOWEST))
+                store_f32x16(at, score)
+                top = maximum_or_nan(top, score)
+            store_f32x16(factors + b * 128 + half, top)
+            now = maximum_or_nan(now, top)
+        shrink = exp(before - now)
+        total = load_f32x16(state + 128 + half) * shrink
+        for b in range(blocks):
+            top, sums = load_f32x16(factors + b * 128 + half), zero_i32x16()
+            for p in range(b * BLOCK, (b + 1) * BLOCK, 4):
+                at = scores + p * QUERIES * 4 + half
+                w0, w1 = exp(load_f32x16(at) - top), exp(load_f32x16(at + 128) - top)
+                w2, w3 = exp(load_f32x16(at + 256) - top), exp(load_f32x16(at + 384) - top)
+                codes = round_in_turn(w0, w1, w2, w3, splat_f32(float32(255.0)), 0)
+                store_u8x64(weights + p * QUERIES + half, codes)
+                sums = add_dot_u8s8(sums, codes, bytes_of(1))
+            factor = exp(top - now) * splat_f32(float32(1 / 255))
+            store_f32x16(factors + b * 128 + half, factor)
+            total = fma(to_f32(sums), factor, total)
+        store_f32x16(state + half, now)
+        store_f32x16(state + 128 + half, total)
+        store_f32x16(shrinks + half, shrink)
+
+
+@kernel(_void(model_record, int64, int64, int64, int64, int64))
+def _gather(m, weights, columns, n, shrinks, out):
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
+    values, factors = columns + TILE * _key_stride(m), weights + TILE * QUERIES
+    scales = values + m.latent * _VALUE_STRIDE
+    for k in range(0, m.latent, COLUMNS):
+        tile = load_scaled(out + k * QUERIES * 4, shrinks)
+        for b in range((n + BLOCK - 1) // BLOCK):
+            codes, column = weights + b * BLOCK * QUERIES, values + k * _VALUE_STRIDE + b * BLOCK
+            tile = add_values(tile, codes, factors + b * 128, 0, column, _VALUE_STRIDE, scales + (b * m.latent + k) * 4, 4)
+        store(tile, out + k * QUERIES * 4)
+
+
+@kernel(_void(model_record, int64))
+def _clear(m, out):
+    """An empty result."""
+    for k in range(0, result_bytes(m), 64):
+        store_f32x16(out + k, zero_f32x16())
+    for k in range(0, QUERIES * 4, 64):
+        store_f32x16(out + m.latent * QUERIES * 4 + k, splat_f32(_LOWEST))
+
+
+@kernel(_void(model_record, step_record, int64, int64, int64, int64, int64, int64, int64))
+def _meet(m, s, first_query, panel, columns, first, end, scratch, out):
+    """A panel of queries against positions first to end - 1 (one tile); each query sees no further than its own token."""
+    limits, shrinks = scratch + 2048, scratch + 2176
+    scores = scratch + 2304 + _panel_bytes(m)
+    weights = scores + TILE * QUERIES * 4
+    heads, last = m.num_attention_heads, s.n_tokens * m.num_attention_heads - 1
+    for i in range(QUERIES):
+        own = s.position + min(first_query + i, last) // heads
+        store_f32(limits + i * 4, float32(min(end, own + 1) - first))
+    n = min(end, s.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
+    _scores(m, panel, columns, n, scores)
+    _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
+    _gather(m, weights, columns, n, shrinks, out)
+
+
+@kernel(_void(model_record, step_record, int64, int64, int64, int64))
+def _finish(m, s, first_query, sums, out, words):
+    """Divide a panel's result by its sums of weights, into the rows of s.context (float32 form)."""
+    queries, stride = s.n_tokens * m.num_attention_heads, s.context.floats_stride
+    for half in range(0, min(QUERIES, queries - first_query), 16):
+        factor = splat_f32(float32(1.0)) / load_f32x16(sums + half * 4)
+        for k in range(0, m.latent, 16):
+            for i in range(16):
+                store_f32x16(words + i * 64, load_f32x16(out + ((k + i) * QUERIES + half) * 4) * factor)
+            transpose_words(words, words, 64)
+            for i in range(min(16, queries - first_query - half)):
+                row = s.context.floats + (first_query + half + i) * stride
+                store_f32x16(row + k * 4, load_f32x16(words + i * 64))
+
+
+# ---- the threads' work ------------------------------------------------------------------------------------------------
+
+
+@kernel(int64(int64), inline="always")
+def _segment(end):
+    """Positions of one piece of work when a single token attends: whole blocks, as many for any number of threads."""
+    return ((end + SEGMENTS - 1) // SEGMENTS + BLOCK - 1) // BLOCK * BLOCK
+
+
+@kernel(_void(model_record, step_record, int64, int64, int64, int64))
+def attend(m, s, layer, team, thread, n_threads):
+    """Several tokens: this thread's share of the queries, a panel at a time, into s.context (float32 form).
+
+    One token: this thread's share of the segments of positions into s.partial; merge() finishes.
+    """
+    if m.wide_cache:
+        attention_float.attend(m, s, layer, s.scores + thread * scratch_bytes(m), thread, n_threads)
+        return
+    cache, scratch = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scratch_bytes(m)
+    panel, end, queries = scratch + 2304, s.position + s.n_tokens, s.n_tokens * m.num_attention_heads
+    out = panel + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128
+    columns, panels, heads = out + result_bytes(m), (queries + QUERIES - 1) // QUERIES, m.num_attention_heads
+    if s.n_tokens == 1:
+        for first_query in range(0, queries, QUERIES):
+            query = s.query + first_query * m.row * 4
+            _query_panel(m, query, min(QUERIES, queries - first_query), panel, scratch)
+            for segment in range(thread, (end + _segment(end) - 1) // _segment(end), n_threads):
+                out = s.partial + (segment * panels + first_query // QUERIES) * result_bytes(m)
+                _clear(m, out)
+                segment_end = min(end, (segment + 1) * _segment(end))
+                for p in range(segment * _segment(end), segment_end, TILE):
+                    tile_end = min(segment_end, p + TILE)
+                    _round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
+                    _meet(m, s, first_query, panel, columns, p, tile_end, scratch, out)
+        return
+    for first_query in range(thread * QUERIES, queries, n_threads * QUERIES):
+        if atomic_load(team + CANCEL):
+            return
+        _query_panel(m, s.query + first_query * m.row * 4, min(QUERIES, queries - first_query), panel, scratch)
+        _clear(m, out)
+        seen = min(end, s.position + min(first_query + QUERIES - 1, queries - 1) // heads + 1)
+        for p in range(0, seen, TILE):
+            _meet(m, s, first_query, panel, s.columns + p // TILE * tile_bytes(m), p, min(end, p + TILE), scratch, out)
+        _finish(m, s, first_query, out + (m.latent + 1) * QUERIES * 4, out, scratch)
 
 
 @kernel(_void(model_record, step_record, int64, int64))
 def merge(m, s, thread, n_threads):
-    """One token: join the segments of this thread's share of the heads, in their order, into s.context."""
+    """One token: join the segments of this thread's share of the latent values, in their order, into s.context."""
     if s.n_tokens != 1:
         return
-    heads, stride = m.num_attention_heads, (m.latent + 16) * 4
-    segments = (s.position + SEGMENT) // SEGMENT
-    for h in range(thread, heads, n_threads):
-        row, top, weights = s.context.floats + h * s.context.floats_stride, float32(-math.inf), float32(0.0)
+    if m.wide_cache:
+        attention_float.merge(m, s, thread, n_threads)
+        return
+    heads, end, size = m.num_attention_heads, s.position + 1, result_bytes(m)
+    panels, segments = (heads + QUERIES - 1) // QUERIES, (end + _segment(end) - 1) // _segment(end)
+    words = s.scores + thread * scratch_bytes(m)
+    factors = words + 2304  # float32 (segments, 16)
+    stride = s.context.floats_stride
+    for first in range(0, heads, 16):
+        part, lanes = s.partial + first // QUERIES * size, first % QUERIES * 4
+        state = part + m.latent * QUERIES * 4 + lanes
+        now, sums = splat_f32(_LOWEST), zero_f32x16()
         for g in range(segments):
-            top = max(top, load_f32(s.partial + (g * heads + h) * stride + m.latent * 4))
-        for k in range(0, m.latent, 16):
-            store_f32x16(row + k * 4, zero_f32x16())
+            now = maximum_or_nan(now, load_f32x16(state + g * panels * size))
         for g in range(segments):
-            part = s.partial + (g * heads + h) * stride
-            factor = float32(math.exp(load_f32(part + m.latent * 4) - top))
-            weights += load_f32(part + m.latent * 4 + 4) * factor
-            for k in range(0, m.latent, 16):
-                store_f32x16(row + k * 4, fma(load_f32x16(part + k * 4), splat_f32(factor), load_f32x16(row + k * 4)))
-        factor = float32(1.0) / weights
-        for k in range(0, m.latent, 16):
-            store_f32x16(row + k * 4, load_f32x16(row + k * 4) * splat_f32(factor))
+            factor = exp(load_f32x16(state + g * panels * size) - now)
+            store_f32x16(factors + g * 64, factor)
+            sums = fma(load_f32x16(state + g * panels * size + QUERIES * 4), factor, sums)
+        factor = splat_f32(float32(1.0)) / sums
+        for k in range(thread * 16, m.latent, n_threads * 16):
+            for i in range(16):
+                x = zero_f32x16()
+                for g in range(segments):
+                    x = fma(load_f32x16(part + g * panels * size + (k + i) * QUERIES * 4 + lanes), load_f32x16(factors + g * 64), x)
+                store_f32x16(words + i * 64, x * factor)
+            transpose_words(words, words, 64)
+            for i in range(min(16, heads - first)):
+                store_f32x16(s.context.floats + (first + i) * stride + k * 4, load_f32x16(words + i * 64))

@@ -105,8 +105,9 @@ STEP = np.dtype(
         ("q", ACTIVATION),  # (n_tokens * heads, qk_nope_head_dim), each followed by its rope part
         ("query", np.int64),  # float32 (n_tokens * heads, row): absorbed queries
         ("context", ACTIVATION),  # (n_tokens * heads, kv_lora_rank): what attention gathers; then 16 for its bookkeeping
-        ("partial", np.int64),  # float32 (segments, heads, latent + 16): as context, for one segment of positions
-        ("scores", np.int64),  # float32 (threads, 4, positions of a tile)
+        ("partial", np.int64),  # what one token gathers from each segment of positions, before they are joined
+        ("scores", np.int64),  # attention's scratch, for each thread
+        ("columns", np.int64),  # cached rows of one layer in int8, in tiles: what several tokens attend to
         ("scratch", np.int64),  # one panel and one tile for each thread
         ("scratch_stride", np.int64),
         ("heads", ACTIVATION),  # (n_tokens, heads * v_head_dim)

@@ -1,0 +1,164 @@
+"""Attention's kernels without a model: int8 against NumPy rounding the same way, float32 against NumPy, one thread against two."""
+
+import numpy as np
+import pytest
+from naive import attend_rounded
+
+from glmrun.kernels import attention, attention_float
+from glmrun.kernels.lanes import QUERIES
+from glmrun.kernels.layout import MODEL, STEP
+
+LATENT, ROW = 128, 192
+FLAGS = np.zeros(512, np.uint8)  # uint8: a team's flags, nothing cancelled
+
+
+class Attention:
+    """One layer's cache, queries and buffers, for heads heads and up to n_ctx positions."""
+
+    def __init__(
+        self, heads: int, n_ctx: int, wide: bool = False, latent: int = LATENT, row: int = ROW, n_threads: int = 2
+    ) -> None:
+        self.memory: list[np.ndarray] = []
+        self.model, self.step = m, s = np.zeros(1, MODEL)[0], np.zeros(1, STEP)[0]
+        m["num_attention_heads"], m["latent"], m["row"], m["kv_lora_rank"] = heads, latent, row, latent
+        m["wide_cache"], m["row_bytes"], m["softmax_scale"] = wide, row * (4 if wide else 2), 0.1
+        self.heads, self.n_threads = heads, n_threads
+        self.cache = self.room((n_ctx, row), np.float32 if wide else np.float16)  # (n_ctx, row)
+        self.query = self.room((n_ctx * heads, row))  # float32 (n_ctx * heads, row)
+        self.context = self.room((n_ctx * heads, latent + 16))  # float32
+        s["cache"], s["query"] = self.cache.ctypes.data, self.query.ctypes.data
+        s["context"]["floats"], s["context"]["floats_stride"] = self.context.ctypes.data, self.context.strides[0]
+        s["scores"] = self.room((n_threads * attention.scratch_bytes(m),), np.uint8).ctypes.data
+        s["columns"] = self.room((-(-n_ctx // attention.TILE) * attention.tile_bytes(m),), np.uint8).ctypes.data
+        partial = max(
+            attention.SEGMENTS * -(-heads // QUERIES) * attention.result_bytes(m),
+            -(-n_ctx // attention_float.SEGMENT) * heads * (latent + 16) * 4,
+        )
+        s["partial"] = self.room((partial,), np.uint8).ctypes.data
+
+    def room(self, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+        self.memory.append(np.zeros(int(np.prod(shape)) * np.dtype(dtype).itemsize + 64, np.uint8))
+        start = -self.memory[-1].ctypes.data % 64
+        return self.memory[-1][start : start + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+    def run(self, n_tokens: int, position: int) -> np.ndarray:
+        """float32 (n_tokens * heads, latent), each thread's share after the other's."""
+        m, s, threads = self.model, self.step, range(self.n_threads)
+        s["n_tokens"], s["position"] = n_tokens, position
+        for thread in threads:
+            attention.round_cache(m, s, 0, thread, self.n_threads)
+        for thread in threads:
+            attention.attend(m, s, 0, FLAGS.ctypes.data, thread, self.n_threads)
+        for thread in threads:
+            attention.merge(m, s, thread, self.n_threads)
+        return self.context[: n_tokens * self.heads, : int(m["latent"])].copy()
+
+    def run_float(self, n_tokens: int, position: int) -> np.ndarray:
+        """The same in float32: attention_float.py on the same cache."""
+        m, s = self.model, self.step
+        s["n_tokens"], s["position"] = n_tokens, position
+        attention_float.attend(m, s, 0, int(s["scores"]), 0, 1)
+        attention_float.merge(m, s, 0, 1)
+        return self.context[: n_tokens * self.heads, : int(m["latent"])].copy()
+
+    def fill(self, seed: int, n_tokens: int, position: int, peak: float = 1.0) -> None:
+        """Random rows; behind them rows of NaN that nobody may read. peak: how large queries are."""
+        rng, n = np.random.default_rng(seed), n_tokens * self.heads
+        self.cache[:] = np.nan
+        self.cache[: position + n_tokens] = rng.standard_normal((position + n_tokens, self.cache.shape[1]))
+        self.query[:] = np.nan
+        self.query[:n] = peak * rng.standard_normal((n, self.query.shape[1]))
+
+    def exact(self, n_tokens: int, position: int, rounded: bool) -> np.ndarray:
+        """In float64 by NumPy: plain softmax attention, or with the kernels' roundings."""
+        keys = self.cache[: position + n_tokens].astype(np.float64)  # (positions, row)
+        query = self.query[: n_tokens * self.heads].astype(np.float64).reshape(n_tokens, self.heads, -1)
+        latent, scale = int(self.model["latent"]), float(self.model["softmax_scale"])
+        return attend_rounded(query, keys, latent, scale, rounded).reshape(n_tokens * self.heads, latent)
+
+
+SIZES = [(1, 0), (1, 1), (1, 31), (1, 300), (1, 511), (2, 0), (3, 255), (7, 1), (9, 31), (31, 300), (33, 0), (33, 255), (65, 300)]
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest relative distance of two rows."""
+    return float((np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max())
+
+
+@pytest.mark.parametrize("heads", [1, 3, 20, 33])
+@pytest.mark.parametrize(("n_tokens", "position"), SIZES)
+def test_int8_is_the_rounded_softmax_attention(n_tokens: int, position: int, heads: int) -> None:
+    a = Attention(heads, 400 if position < 400 else 520)
+    a.fill(n_tokens + position, n_tokens, position)
+    got = a.run(n_tokens, position)
+    rounded, exact = a.exact(n_tokens, position, rounded=True), a.exact(n_tokens, position, rounded=False)
+    # here and there a number that float32 rounds to the other side of a half is one step of 127 or 255 off
+    size = 0.25 * np.linalg.norm(rounded - exact) + 1e-6 * np.linalg.norm(exact)
+    assert np.linalg.norm(got - rounded) <= size and distance(got, rounded) <= 1e-2
+    assert distance(got, exact) <= 5e-2
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float16", "float32"])
+@pytest.mark.parametrize(("n_tokens", "position"), SIZES)
+def test_float32_is_the_softmax_attention(n_tokens: int, position: int, wide: bool) -> None:
+    a = Attention(6, 520, wide)
+    a.fill(n_tokens + position, n_tokens, position)
+    expected = a.exact(n_tokens, position, rounded=False)
+    assert distance(a.run_float(n_tokens, position), expected) <= 2e-6
+    if wide:
+        assert distance(a.run(n_tokens, position), expected) <= 2e-6
+
+
+@pytest.mark.parametrize(("n_tokens", "position"), SIZES)
+def test_one_thread_equals_three_bit_for_bit(n_tokens: int, position: int) -> None:
+    one, three = Attention(20, 520, n_threads=1), Attention(20, 520, n_threads=3)
+    for a in (one, three):
+        a.fill(1, n_tokens, position)
+    np.testing.assert_array_equal(one.run(n_tokens, position), three.run(n_tokens, position))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 20])
+def test_scores_with_a_sharp_peak(n_tokens: int) -> None:
+    """Each query is one row's image, so that one position takes nearly all the weight: e**100 times the others'."""
+    a = Attention(4, 600)
+    a.fill(5, n_tokens, 500)
+    targets = np.random.default_rng(0).integers(0, 500, n_tokens * 4)  # int64 (queries,)
+    a.query[: len(targets)] = a.cache[targets].astype(np.float32) * 5
+    got = a.run(n_tokens, 500)
+    assert distance(got, a.cache[targets, :LATENT].astype(np.float64)) <= 1e-2
+
+
+def test_old_rows_behind_the_end_do_not_matter() -> None:
+    a, b = Attention(5, 600), Attention(5, 600)
+    for x in (a, b):
+        x.fill(1, 40, 300)
+    a.run(100, 400), a.run(1, 550)  # NaN everywhere, in columns and scratch
+    np.testing.assert_array_equal(a.run(40, 300), b.run(40, 300))
+    np.testing.assert_array_equal(a.run(1, 339), b.run(1, 339))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 4])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("column", [3, LATENT + 5], ids=["latent", "rope"])
+def test_what_is_not_finite_stays_visible(n_tokens: int, bad: float, column: int) -> None:
+    for where in ("query", "cache"):
+        a = Attention(3, 300)
+        a.fill(2, n_tokens, 200)
+        if where == "query":
+            a.query[:, column] = bad
+        else:
+            a.cache[17, column] = bad
+        rows = np.isfinite(a.run(n_tokens, 200)).all(axis=1)
+        # an infinite rope key may mean a score of minus infinity, which rightly weighs nothing: not for all heads at once
+        assert not (rows.all() if np.isinf(bad) else rows.any())
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_extreme_codes_do_not_overflow(n_tokens: int) -> None:
+    """Every code at its end, of every sign: integer sums as large as they can be."""
+    a = Attention(20, 600, latent=512, row=576)
+    rng = np.random.default_rng(0)
+    for q_sign, k_sign in ((1, 1), (1, -1), (-1, -1), (0, 0)):
+        a.cache[:] = k_sign or rng.choice([-1, 1], a.cache.shape)
+        a.query[:] = q_sign or rng.choice([-1, 1], a.query.shape)
+        assert distance(a.run(n_tokens, 500), a.exact(n_tokens, 500, rounded=True)) <= 1e-3
