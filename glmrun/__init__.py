@@ -17,6 +17,9 @@ def load(path: str | os.PathLike | None = None, n_ctx: int | None = None, n_thre
     n_threads   by default every core that the process may use; never more
     Raises quant.errors.UserError, one line for the user, if there is no such file or it is not a model that glmrun runs.
     """
+    from glmrun.warmup import compile_all
+
+    compile_all()
     from glmrun.engine import Model
 
     if path is None:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import quant
+from glmrun.cache_folder import cache_folder
 
 CHECKPOINT = Path(__file__).parent / "nano"
 QUANTIZATIONS = ("Q4_K_M", "Q6_K", "Q8_0")
@@ -17,9 +18,7 @@ def nano_path(quantization: str = "Q8_0") -> Path:
     The folder is named by a digest of the checkpoint and of the converter, so that neither a new nano nor a new quantizer meets
     an old file. The file appears under its name only when complete; two programs that convert at once both succeed.
     """
-    import platformdirs
-
-    folder = Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun")) / "nano" / _digest()
+    folder = cache_folder() / "nano" / _digest()
     path = folder / f"nano-{quantization}.gguf"
     if not path.exists():
         from quant.checkpoint import Checkpoint

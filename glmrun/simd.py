@@ -26,14 +26,28 @@ V8F, V32B, V16B = ir.VectorType(F32, 8), ir.VectorType(I8, 32), ir.VectorType(I8
 
 
 @cache
-def has_vnni() -> bool:
-    """Whether dot_u8s8 becomes AVX-512 VNNI's vpdpbusd, 512 bits at a time, on the CPU that Numba compiles for."""
+def dot_bits() -> int:
+    """Width of vpdpbusd on the CPU that Numba compiles for: 512, 256 or, where there is none, 0."""
     if os.environ.get("GLMRUN_SIMD") == "portable":
-        return False
+        return 0
     if config.CPU_NAME not in (None, "", "host"):  # NUMBA_CPU_NAME forces another CPU, as tests do
-        return "+avx512vnni" in (config.CPU_FEATURES or "")
-    features = llvm.get_host_cpu_features()
-    return bool(features.get("avx512vnni")) and bool(features.get("avx512bw"))
+        has = (config.CPU_FEATURES or "").replace("+", "").split(",")
+    else:
+        has = [name for name, there in llvm.get_host_cpu_features().items() if there]
+    if "avx512vnni" in has:
+        return 512 if "avx512bw" in has else 256 if "avx512vl" in has else 0
+    return 256 if "avxvnni" in has else 0
+
+
+def has_vnni() -> bool:
+    """Whether dot_u8s8 becomes AVX-512 VNNI's vpdpbusd, 512 bits at a time."""
+    return dot_bits() == 512
+
+
+def distrust_vnni() -> None:
+    """From now on compile portable code: self_test.py found that this CPU's vpdpbusd is wrong."""
+    os.environ["GLMRUN_SIMD"] = "portable"  # for the processes that compile, too
+    dot_bits.cache_clear()
 
 
 class Vector(types.Type):
@@ -390,8 +404,15 @@ def exp(context, x):
 
 def emit_dot(builder, start, unsigned, signed):
     """LLVM code for start + dot_u8s8(unsigned, signed): what larger intrinsics are built from."""
-    if has_vnni():
+    if dot_bits() == 512:
         return call(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, [start, unsigned, signed])
+    if dot_bits() == 256:  # AVX-VNNI has registers of half the size; LLVM chooses between its encoding and AVX-512's
+        halves = []
+        for lanes, numbers in ((range(32), range(8)), (range(32, 64), range(8, 16))):
+            part = [shuffle(builder, start, start, list(numbers))]
+            part += [shuffle(builder, value, value, list(lanes)) for value in (unsigned, signed)]
+            halves.append(call(builder, "llvm.x86.avx512.vpdpbusd.256", part[0].type, part))
+        return shuffle(builder, halves[0], halves[1], list(range(16)))
     wide = ir.VectorType(I32, 64)
     products = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
     parts = [shuffle(builder, products, products, list(range(j, 64, 4))) for j in range(4)]

@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 from tiny_model import ODD, Tiny, write_tiny
 
+from glmrun.warmup import compile_all
 from quant.config import Config
 
 # The checks against transformers and llama.cpp need both installed: `pytest tests/live` asks for them, plain `pytest` does not.
 collect_ignore = ["live"]
+
+
+def pytest_sessionstart() -> None:
+    """The kernels are compiled before a test imports them, on all cores."""
+    compile_all()
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def resolve_model(model: str | None) -> Path:
 
 
 def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -> "Model":
-    """glmrun.load(), after compile_kernels(); a file that is no model is refused before that."""
+    """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are compiled."""
     import glmrun
     from glmrun.kernels import are_compiled
     from glmrun.terminal.progress import waiting
@@ -41,13 +41,16 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -
 
 
 def compile_kernels() -> None:
-    """Import the kernels; where this machine has not compiled them before, say that it does and how long it took."""
+    """Have the kernels ready; where this machine has not compiled them before, a bar or a line says that it does."""
     from glmrun.kernels import are_compiled
-    from glmrun.terminal.progress import waiting
+    from glmrun.terminal.progress import kernels_bar
+    from glmrun.warmup import compile_all
 
     if are_compiled():
+        compile_all()
         return
     began = time.monotonic()
-    with waiting("compiling the kernels, once for this machine"):
-        import glmrun.engine  # noqa: F401
-    note(f"compiled the kernels in {time.monotonic() - began:.0f} s, once for this machine")
+    with kernels_bar() as bar:
+        compile_all(bar.update)
+    if bar.shown:
+        note(f"compiled the kernels in {time.monotonic() - began:.0f} s, once for this machine")

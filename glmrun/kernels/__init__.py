@@ -8,14 +8,17 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-import platformdirs
 
 from glmrun import simd
+from glmrun.cache_folder import cache_folder
+from glmrun.self_test import trusts_dot
 
 
 def _digest() -> str:
@@ -28,7 +31,7 @@ def _digest() -> str:
         sys.version,
         llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
-        f"{simd.has_vnni()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}",
+        f"{simd.dot_bits()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}",
     ):
         digest.update(part.encode())
     for source in sources:
@@ -38,30 +41,65 @@ def _digest() -> str:
 
 def _choose_folder() -> Path | None:
     """Our folder of Numba's cache; None where nothing can be written, and then every start compiles."""
-    folder = Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun")) / "kernels" / _digest()
+    chosen = cache_folder() / "kernels" / _digest()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}"
+        chosen.mkdir(parents=True, exist_ok=True)
+        probe = chosen / f".{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError:
         return None
-    numba.config.CACHE_DIR = str(folder)
-    return folder
+    numba.config.CACHE_DIR = str(chosen)
+    return chosen
 
 
-_folder = _choose_folder()
+folder = _choose_folder()
+if simd.dot_bits() and not trusts_dot(folder):
+    simd.distrust_vnni()
+    folder = _choose_folder()
+registered: "list[Kernel]" = []  # since defer(): all kernels, each behind those that it calls
+_deferred = False
 
 
 def are_compiled() -> bool:
-    """Whether a start on this machine has compiled all kernels before; if not, importing them takes part of a minute."""
-    return _folder is not None and (_folder / "complete").exists()
+    """Whether a start on this machine has compiled all kernels before; if not, it takes part of a minute."""
+    return folder is not None and (folder / "complete").exists()
 
 
 def note_compiled() -> None:
-    """Called when all kernels have been imported."""
-    if _folder is not None:
-        (_folder / "complete").touch()
+    """Called when all kernels have been imported, and so compiled unless that was deferred."""
+    if folder is not None and not _deferred:
+        (folder / "complete").touch()
+
+
+def defer() -> None:
+    """From now on only list the kernels that are imported: warmup.py compiles them, in several processes."""
+    global _deferred
+    _deferred = True
+
+
+@dataclass
+class Kernel:
+    """A function and the one signature that it is compiled for."""
+
+    jitted: Any
+    signature: Any
+    entry: bool
+
+    def compile(self) -> None:
+        """Load the code from the cache, or compile it; what it calls has been compiled."""
+        if not self.jitted.overloads:
+            self.jitted.compile(self.signature)
+            self.jitted.disable_compile()
+
+
+def callees(place: int) -> set[int]:
+    """Places in `registered` of the kernels that one names, itself or as `module.kernel`; they stand before it."""
+    function = registered[place].jitted.py_func
+    names = function.__code__.co_names
+    named = [function.__globals__.get(name) for name in names] + [cell.cell_contents for cell in function.__closure__ or ()]
+    named += [getattr(module, name, None) for module in named if isinstance(module, ModuleType) for name in names]
+    return {i for i, kernel in enumerate(registered[:place]) if any(kernel.jitted is value for value in named)}
 
 
 def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Callable], Callable]:
@@ -72,12 +110,12 @@ def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Cal
     """
 
     def decorate(function: Callable) -> Callable:
-        jitted = numba.njit(
-            nogil=True, cache=_folder is not None, error_model="numpy", fastmath=simd.FAST, **options
-        )(function)  # fmt: skip
-        if entry or not are_compiled():
-            jitted.compile(signature)
-            jitted.disable_compile()
+        jitted = numba.njit(nogil=True, cache=folder is not None, error_model="numpy", fastmath=simd.FAST, **options)(function)
+        made = Kernel(jitted, signature, entry)
+        if _deferred and function.__module__.startswith("glmrun."):
+            registered.append(made)
+        elif entry or not are_compiled():
+            made.compile()
         return jitted
 
     return decorate

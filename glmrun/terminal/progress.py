@@ -33,16 +33,16 @@ class _Bar:
         # Rich would send what is printed to standard output meanwhile to the bar's own stream.
         self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._task = self._progress.add_task("", total=None)
-        self._shown = console.is_terminal and not console.is_dumb_terminal
+        self.shown = console.is_terminal and not console.is_dumb_terminal
 
     def update(self, text: str, completed: int, total: int | None) -> None:
-        if self._shown:
+        if self.shown:
             self._progress.update(self._task, description=one_line(text), completed=completed, total=total)
             self._progress.start()
 
     def clear(self) -> None:
         """Take the bar off the screen; the next update brings it back."""
-        if self._shown:
+        if self.shown:
             self._progress.stop()
 
     def __enter__(self) -> "_Bar":
@@ -61,6 +61,26 @@ def work_bar() -> _Bar:
     return _Bar(
         error_console(), _text("{task.description}"), BarColumn(30), _text("{task.completed}/{task.total}"), TimeElapsedColumn()
     )
+
+
+class _KernelsBar(_Bar):
+    """`compiling kernels ━━━━━ 7/23 0:00:05`; without a terminal one line, when it begins."""
+
+    def __init__(self) -> None:
+        columns = _text("{task.description}"), BarColumn(30), _text("{task.completed}/{task.total}"), TimeElapsedColumn()
+        super().__init__(error_console(), *columns)
+        self._said = ""
+
+    def update(self, text: str, completed: int, total: int | None) -> None:
+        super().update(text, completed, total)
+        if not self.shown and text != self._said:
+            self._said = text
+            note(f"{text}, once for this machine: this takes part of a minute" if total else text)
+
+
+def kernels_bar() -> _KernelsBar:
+    """The bar of warmup.compile_all()."""
+    return _KernelsBar()
 
 
 def bytes_bar() -> _Bar:

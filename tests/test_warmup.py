@@ -1,0 +1,179 @@
+"""Kernels are compiled once, in parallel, by whoever comes first; old folders go; a CPU that multiplies wrongly is found out."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glmrun import self_test, warmup
+from glmrun.cache_folder import cache_folder
+
+CALLEES: list[set[int]] = [set(), set(), {0}, {0, 1}, {2, 3}, set(), {4}]
+
+
+class FakeWorker:
+    """Says that it has compiled a kernel as soon as it is told to; keeps a common record of the order."""
+
+    def __init__(self, events: queue.SimpleQueue, order: list[int], failing: int | None = None) -> None:
+        self.kernel: int | None = None
+        self._events, self._order, self._failing = events, order, failing
+        events.put((self, str(len(CALLEES))))
+
+    def compile(self, kernel: int) -> None:
+        self.kernel = kernel
+        self._order.append(kernel)
+        self._events.put((self, "" if kernel == self._failing else str(kernel)))
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_each_kernel_is_compiled_once_and_after_its_callees(n_workers: int) -> None:
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    order: list[int] = []
+    seen: list[tuple[int, int]] = []
+    for _ in range(n_workers):
+        FakeWorker(events, order)
+    assert warmup._hand_out(CALLEES, events, lambda text, done, total: seen.append((done, total)))
+    assert sorted(order) == list(range(len(CALLEES)))
+    assert all(order.index(callee) < order.index(i) for i, below in enumerate(CALLEES) for callee in below)
+    assert seen == [(done, len(CALLEES)) for done in range(len(CALLEES) + 1)]
+
+
+def test_a_worker_that_dies_ends_the_sharing() -> None:
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    order: list[int] = []
+    FakeWorker(events, order, failing=2)
+    assert not warmup._hand_out(CALLEES, events, lambda *_: None)
+
+
+def _python(code: str, cache: Path, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "GLMRUN_CACHE_DIR": str(cache), "PYTHONPATH": os.getcwd(), **environment}
+    return subprocess.run([sys.executable, "-c", code], input=given, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_a_worker_compiles_into_the_cache(tmp_path: Path) -> None:
+    result = _python("from glmrun.warmup import serve; serve()", tmp_path, "1\n0\n")
+    n, *done = result.stdout.split()
+    assert int(n) > 20 and done == ["1", "0"], result.stderr
+    assert len(list(tmp_path.rglob("*.nbc"))) == 2
+
+
+def test_the_list_of_kernels_is_found_and_its_order_fits() -> None:
+    code = (
+        "from glmrun import kernels; kernels.defer(); import glmrun.forward\n"
+        "names = [k.jitted.py_func.__name__ for k in kernels.registered]\n"
+        "assert not any(k.jitted.overloads for k in kernels.registered)\n"
+        "assert [k.entry for k in kernels.registered][-1] and names[-1] == 'forward'\n"
+        "print(*sorted(names[i] for i in kernels.callees(len(names) - 1)))"
+    )
+    result = _python(code, cache_folder())
+    assert {"attention", "dense_ffn", "logits", "moe_ffn"} <= set(result.stdout.split()), result.stderr
+
+
+def test_without_a_folder_nothing_is_cached(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = _python("from glmrun import kernels; print(kernels.folder, kernels.are_compiled())", tmp_path / "file")
+    assert result.stdout.split() == ["None", "False"], result.stderr
+
+
+def test_the_second_program_waits_for_the_first(tmp_path: Path) -> None:
+    said: queue.SimpleQueue = queue.SimpleQueue()
+    entered = threading.Event()
+
+    def second() -> None:
+        with warmup._alone(tmp_path, lambda text, done, total: said.put(text)):
+            entered.set()
+
+    with warmup._alone(tmp_path, lambda *_: said.put("never")):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert "waiting" in said.get(timeout=60) and not entered.is_set()
+    thread.join(timeout=60)
+    assert entered.is_set() and said.empty()
+
+
+def test_folders_without_use_are_removed(tmp_path: Path) -> None:
+    now = time.time()
+    for name, days, whole in (("ours", 90, True), ("used", 29, True), ("old", 31, True), ("broken", 31, False), ("new", 0, False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "some.nbc").write_text("")
+        if whole:
+            (folder / "complete").touch()
+            os.utime(folder / "complete", (0, now - days * 86400))
+        os.utime(folder, (0, now - (days if not whole else 90) * 86400))
+    warmup._remove_old(tmp_path / "ours", now)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["new", "ours", "used"]
+
+
+def test_use_is_noted_once_a_day(tmp_path: Path) -> None:
+    mark = tmp_path / "complete"
+    mark.touch()
+    os.utime(mark, (0, time.time() - 3600))
+    before = mark.stat().st_mtime
+    warmup._note_use(tmp_path)
+    assert mark.stat().st_mtime == before
+    os.utime(mark, (0, time.time() - 90000))
+    warmup._note_use(tmp_path)
+    assert mark.stat().st_mtime > before
+
+
+def _dots(unsigned: int, signed: int, n: int, once: int, twice: int, spoil: bool = False) -> None:
+    """self_test.compiled() in NumPy; `spoil` saturates sums of products to 16 bits, as the older instruction does."""
+
+    def at(address: int, dtype: type, columns: int) -> np.ndarray:
+        import ctypes
+
+        raw = (ctypes.c_char * (n * columns * np.dtype(dtype).itemsize)).from_address(address)
+        return np.frombuffer(raw, dtype).reshape(n, columns)
+
+    products = at(unsigned, np.uint8, 64).astype(np.int64) * at(signed, np.int8, 64)
+    pairs = products.reshape(n, 16, 2, 2).sum(-1)
+    sums = (pairs.clip(-32768, 32767) if spoil else pairs).sum(-1)
+    at(once, np.float32, 16)[:] = sums
+    at(twice, np.float32, 16)[:] = 2 * sums
+
+
+def test_the_compiled_dot_is_right() -> None:
+    assert self_test.is_right(self_test.compiled()) and self_test.is_right(_dots)
+
+
+def test_a_wrong_dot_is_found_said_once_and_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = lambda *arguments: _dots(*arguments, spoil=True)  # noqa: E731
+    assert not self_test.trusts_dot(tmp_path, wrong)
+    assert "portable code is used" in capsys.readouterr().err
+    assert not self_test.trusts_dot(tmp_path, _dots) and capsys.readouterr().err == ""
+    assert self_test.trusts_dot(None, _dots) and not self_test.trusts_dot(None, lambda *_: None)
+
+
+def test_a_distrusted_instruction_is_not_compiled(tmp_path: Path) -> None:
+    code = (
+        "from glmrun import self_test, simd\n"
+        "self_test.is_right = lambda dots: False\n"
+        "simd.dot_bits() or exit()\n"
+        "import glmrun.kernels as k\n"
+        "assert simd.dot_bits() == 0 and not simd.has_vnni()\n"
+        "print(k.folder.name, len(list(k.folder.parent.iterdir())))"
+    )
+    first, second = (_python(code, tmp_path) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert first.stdout == second.stdout and second.stderr == ""
+    assert not first.stdout or ("wrong results" in first.stderr and first.stdout.split()[1] == "2")
+
+
+def test_half_width_instruction_where_the_cpu_has_only_that(tmp_path: Path) -> None:
+    """Alder Lake's AVX-VNNI: compiled here, not run."""
+    code = (
+        "from glmrun import self_test, simd\n"
+        "code = ' '.join(self_test.compiled().inspect_asm().values())\n"
+        "print(simd.dot_bits(), 'vpdpbusd' in code and 'ymm' in code and 'zmm' not in code)"
+    )
+    if not sys.platform.startswith("linux") or os.uname().machine != "x86_64":
+        pytest.skip("an x86-64 target")
+    target = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avxvnni", "GLMRUN_SIMD": ""}
+    assert _python(code, tmp_path, **target).stdout.split() == ["256", "True"]
