@@ -207,9 +207,10 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[float
 
 def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
     """Medians, ratios and the machine's limits, as they go into the JSON file."""
-    from machine import int8_peak, read_bandwidth
+    from machine import int8_peak
 
     from glmrun.engine import Model
+    from glmrun.measure.machine import read_bandwidth
     from glmrun.team import Team
 
     team, model = Team(options.threads), Model(options.model, 64, 1)

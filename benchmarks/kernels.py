@@ -10,7 +10,7 @@ import argparse
 import time
 
 import numpy as np
-from machine import int8_peak, read_bandwidth
+from machine import int8_peak
 from numba import int64
 
 from glmrun.kernels import kernel
@@ -18,6 +18,7 @@ from glmrun.kernels.elementwise import quantize, reads_codes
 from glmrun.kernels.layout import ACTIVATION, WEIGHT, activation_record, weight_record
 from glmrun.kernels.matmul import STORE, matmul
 from glmrun.kernels.panel import scratch_bytes
+from glmrun.measure.machine import read_bandwidth
 from glmrun.team import Team, barrier
 from quant.formats import FORMATS
 

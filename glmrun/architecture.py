@@ -10,6 +10,7 @@ from quant.config import Config, tensor_shapes
 from quant.errors import UserError
 
 ARCHITECTURE = "deepseek2"  # what GGUF files call this family
+DEFAULT_CONTEXT = 32_768  # tokens, where the model takes that many
 _GATING = {1: "softmax", 2: "sigmoid"}
 
 # config.json's name -> (GGUF key below the architecture, type)

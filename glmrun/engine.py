@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from glmrun.architecture import config_from_gguf
+from glmrun.architecture import DEFAULT_CONTEXT, config_from_gguf
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 from glmrun.forward import CANCELLED, forward
@@ -25,7 +25,6 @@ from glmrun.tokenizer import Tokenizer
 from glmrun.weights import Weights
 from quant.errors import UserError
 
-DEFAULT_CONTEXT = 32_768
 MAX_TOKENS = 512  # of one step while a prompt is read
 
 

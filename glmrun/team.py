@@ -4,7 +4,6 @@ Each thread calls the same function with its own number; inside, barrier() holds
 thread does not compute: it waits where a signal can reach it, so Ctrl-C sets the cancel flag even in a long step.
 """
 
-import os
 import queue
 import threading
 import weakref
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import int32, int64, types
 
+from glmrun.cores import available_cores
 from glmrun.kernels import kernel
 from glmrun.simd import atomic_add, atomic_load, atomic_store, pause
 
@@ -39,11 +39,6 @@ def barrier(flags, n_threads):
             _sched_yield()
         else:
             pause()
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Team:

@@ -24,7 +24,7 @@ from glmrun.cli.bench import parse_counts
 from glmrun.cli.options import parse_size
 
 SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
-COMMANDS = ["run", "chat", "convert", "bench", "inspect", "demo"]
+COMMANDS = ["run", "chat", "convert", "bench", "inspect", "plan", "demo"]
 
 
 def glmrun(*arguments: str, stdin: bytes = b"", scripted: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -94,6 +94,9 @@ def test_without_a_command_the_help_is_printed() -> None:
         (["inspect", "nosuch.gguf"], 3, "no such file"),
         (["inspect", "."], 3, "is a folder"),
         (["inspect", "x.gguf", "--match", "("], 2, "regular expression"),
+        (["plan", "nosuch.gguf"], 3, "no such file"),
+        (["plan", "-c", "300k"], 2, "at most 202,752"),
+        (["plan", "--kv-type", "q3"], 2, "f32, f16, q8_0"),
         (["convert", "nosuch"], 3, "does not exist"),
         (["convert", "."], 3, "config.json"),
         (["convert", ".", "-q", "Q9_9"], 2, "Q4_K_M, Q6_K, Q8_0"),

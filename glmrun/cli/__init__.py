@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glmrun.cli import bench, chat, convert, demo, inspect, run, warmup
+from glmrun.cli import bench, chat, convert, demo, inspect, plan, run, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -38,6 +38,8 @@ app.command("bench", short_help="Measure tokens per second.")(bench.bench)
 app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
 app.command("show", hidden=True)(inspect.inspect)
 app.command("warmup", short_help="Compile the kernels ahead of the first start.")(warmup.warmup)
+app.command("plan", short_help="Tell whether a model fits and how fast it can be (also: fit).")(plan.plan)
+app.command("fit", hidden=True)(plan.plan)
 app.command("demo", short_help="See all of it once, on a small model.")(demo.demo)
 
 

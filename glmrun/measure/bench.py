@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glmrun.measure.machine import cpu_name
+
 if TYPE_CHECKING:
     from glmrun.engine import Model
 
@@ -173,16 +175,3 @@ def facts(model: "Model") -> dict[str, Any]:
 def model_type(n_layers: int, file_type: int | None) -> str:
     """llama.cpp's description of a model: architecture, size, quantization; ?B for a size that has no name."""
     return f"deepseek2 {_SIZES.get(n_layers, '?B')} {_FILE_TYPES.get(file_type, 'unknown')}"  # type: ignore[arg-type]
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()

@@ -5,6 +5,7 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from glmrun.measure.plan import cache_type, kv_bytes
 from quant.config import Config, read_per_token
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
     """General facts of a model file; sizes in bytes, counts of weights.
 
     parameters_active counts what one token is multiplied with: the chosen experts only, one row of the embedding, and not the
-    next-token-prediction layer. kv_bytes_per_position is glmrun's own cache, latent and rotary part in float16.
+    next-token-prediction layer. kv_bytes_per_position is glmrun's own cache.
     """
     tensors = file.tensors.values()
     parameters = sum(prod(t.shape) for t in tensors)
@@ -37,7 +38,7 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
         "bits_per_weight": round(8 * tensor_bytes / parameters, 3),
         "formats": dict(by_format.most_common()),
         "context_length": config.max_position_embeddings,
-        "kv_bytes_per_position": 2 * config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim),
+        "kv_bytes_per_position": kv_bytes(config, cache_type({t.format for t in tensors if len(t.shape) > 1})),
         "layers": config.num_hidden_layers,
         "mtp_layers": config.num_nextn_predict_layers,
         "experts": config.n_routed_experts,

@@ -1,0 +1,218 @@
+"""`glmrun plan`: does it fit, and how fast can it be."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmrun.cli import loading, options
+
+_SHOWN = ("Q4_K_M", "Q6_K", "Q8_0", "BF16")  # F16 is as large as BF16, F32 is for comparisons
+
+if TYPE_CHECKING:
+    from glmrun.measure.machine import Bandwidth, Memory
+    from glmrun.measure.plan import Demand
+
+
+def plan(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|QUANT]",
+            help="A GGUF file, or a quantization of GLM-4.7-Flash that need not exist yet. Left out: Q4_K_M.",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: options.Ctx = None,
+    threads: options.Threads = None,
+    kv_type: Annotated[
+        str | None,
+        typer.Option("--kv-type", metavar="NAME", help="Type of cached values: f16, q8_0 or f32. Left out: as glmrun runs it."),
+    ] = None,
+    devices: Annotated[bool, typer.Option("--devices", help="Add a table of well-known CPUs, Macs and GPUs.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the memory's speed again, about a second.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell whether a model fits into this machine and how fast it can be here, before anything is downloaded.
+
+    Exit code 0: it fits, 1: it does not, 2: wrong usage. The speed is a ceiling: the memory's measured speed divided by the
+    bytes that one token reads. Nothing that reads each weight once per token is faster; real programs are slower.
+
+    \b
+    Examples:
+      glmrun plan
+      glmrun plan Q6_K -c 64K
+      glmrun plan model.gguf -c 200k --json
+      glmrun plan --devices
+    """
+    from glmrun.architecture import DEFAULT_CONTEXT
+    from glmrun.measure.machine import memory, memory_bandwidth
+    from glmrun.measure.plan import CACHE_BITS, demand_of_recipe
+    from quant.recipes import RECIPES
+
+    if kv_type is not None and kv_type not in CACHE_BITS:
+        raise typer.BadParameter(f"--kv-type: {kv_type!r} is not one of {', '.join(CACHE_BITS)}")
+    demand, name, exists = _demand(what, kv_type)
+    limit = demand.config.max_position_embeddings
+    n_ctx = ctx if ctx is not None else min(DEFAULT_CONTEXT, limit)
+    if n_ctx > limit:
+        raise typer.BadParameter(f"-c: a context of {n_ctx:,} tokens; this model takes at most {limit:,}")
+    others = [demand_of_recipe(demand.config, RECIPES[name], kv_type) for name in _SHOWN]
+    speed = memory_bandwidth(threads, measure)
+    found = memory()
+    folder, free = _disk()
+    fits_memory, fits_disk = demand.needed(n_ctx) <= found.available, exists or demand.file_bytes <= free
+    if as_json:
+        disk = {"needed": 0 if exists else demand.file_bytes, "free": free, "folder": str(folder)}
+        print(
+            json.dumps(
+                _as_json(name, demand, others, n_ctx, speed, found, devices) | {"disk": disk, "fits": fits_memory and fits_disk},
+                indent=2,
+            )
+        )
+    else:
+        _print_plan(name, demand, n_ctx, speed, found, None if exists else (folder, free))
+        print(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
+        print("\n" + _quantizations(others, n_ctx, speed, found))
+        if devices:
+            print("\n" + _devices(others, n_ctx))
+    if not (fits_memory and fits_disk):
+        raise typer.Exit(1)
+
+
+def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]":
+    """(demand, what to call it, does the file exist)."""
+    from glmrun.measure.plan import demand_of_file, demand_of_recipe
+    from quant.config import FLASH
+    from quant.recipes import RECIPES
+
+    recipe = RECIPES.get((what or "Q4_K_M").upper())
+    if recipe is not None:
+        return demand_of_recipe(FLASH, recipe, kv_type), f"GLM-4.7-Flash as {recipe.name}", False
+
+    from glmrun.architecture import config_from_gguf
+    from glmrun.gguf_file import open_gguf
+
+    file = open_gguf(loading.resolve_model(what))
+    demand = demand_of_file(file, config_from_gguf(file), kv_type)
+    return demand, demand.name, True
+
+
+def _disk() -> tuple[Path, int]:
+    """Where a model would be put, the hub's cache, and the bytes that are free there."""
+    from glmrun.hub import cache_folder
+
+    folder = cache_folder()
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    return folder, shutil.disk_usage(there).free
+
+
+def _print_plan(
+    name: str, demand: "Demand", n_ctx: int, speed: "Bandwidth", found: "Memory", disk: tuple[Path, int] | None
+) -> None:
+    from glmrun.measure.plan import WORKING_BYTES
+    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.tables import bytes_text, columns
+
+    why = "the limit of this control group" if found.limited else "this machine's memory"
+    per_token = f"{demand.per_token / 1e9:.2f}" if demand.per_token >= 10_000_000 else f"{demand.per_token / 1e9:.4f}"
+    rows = [
+        ("weights", bytes_text(demand.weights), ""),
+        ("cache", bytes_text(n_ctx * demand.per_position), f"{n_ctx:,} positions of {demand.per_position:,} bytes, {demand.cache}"),
+        ("working memory", bytes_text(WORKING_BYTES), "interpreter, kernels, buffers"),
+        ("needed", bytes_text(demand.needed(n_ctx)), ""),
+        ("available", bytes_text(found.available), f"of {bytes_text(found.total)}, {why}"),
+    ]
+    if disk is not None:
+        folder, free = disk
+        rows.append(("disk", bytes_text(demand.file_bytes), f"for the file; {bytes_text(free)} are free in {folder}"))
+    measured = f"{speed.bytes_per_second / 1e9:.1f} GB/s read by {speed.n_threads} threads ({speed.measured[:10]})"
+    rows.append(("speed", f"{demand.ceiling(speed.bytes_per_second):.1f}", f"tokens/s at most: {measured}, {per_token} GB a token"))
+    rows.append(("", f"{demand.ceiling(speed.bytes_per_second, n_ctx):.1f}", "tokens/s at most with the context full"))
+    if speed.busy:
+        rows.append(("", "", "measured while other programs were computing: too low, and not remembered"))
+    print(f"{one_line(name)}\n")
+    print(columns([("", "", ""), *rows], right=[1]).lstrip("\n"))
+
+
+def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, fits_disk: bool) -> str:
+    from glmrun.terminal.tables import bytes_text
+
+    if fits_memory and fits_disk:
+        return "\nIt fits."
+    if not fits_disk:
+        return "\nIt does not fit: the disk is too full for the file."
+    missing = bytes_text(demand.needed(n_ctx) - found.available)
+    largest = demand.largest_context(found.available)
+    if largest:
+        return f"\nIt does not fit: {missing} are missing; a context of {largest:,} tokens fits (-c {largest})."
+    if demand.needed(n_ctx) <= found.total:
+        return f"\nIt does not fit now: {missing} are missing. Close other programs, or choose a smaller quantization."
+    return f"\nIt does not fit: {missing} are missing. Choose a smaller quantization or a machine with more memory."
+
+
+def _quantizations(others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory") -> str:
+    from glmrun.terminal.tables import bytes_text, columns
+
+    rows = [["quantization", "file", "needed", "largest context", "tokens/s <=", "when full"]]
+    for d in others:
+        largest = d.largest_context(found.available)
+        ceilings = [f"{d.ceiling(speed.bytes_per_second, at):.1f}" for at in (0, n_ctx)]
+        fits = f"{largest:,}" if largest else "does not fit"
+        rows.append([d.name, bytes_text(d.file_bytes), bytes_text(d.needed(n_ctx)), fits, *ceilings])
+    return columns(rows, right=[1, 2, 3, 4, 5])
+
+
+def _devices(others: "list[Demand]", n_ctx: int) -> str:
+    from glmrun.measure.plan import devices, fits_device
+    from glmrun.terminal.tables import columns
+
+    rows = [["machine", "memory GB", "GB/s", *(d.name for d in others)]]
+    for device in devices():
+        cells = [f"{d.ceiling(device.bandwidth):.0f}" if fits_device(d, device, n_ctx) else "-" for d in others]
+        rows.append([device.name, f"{device.memory / 2**30:.0f}", f"{device.bandwidth / 1e9:.0f}", *cells])
+    table = columns(rows, right=range(1, len(rows[0])))
+    return (
+        f"{table}\n\nTokens a second at most, with an empty context; - where {n_ctx:,} positions do not fit. From the makers' peak"
+        " bandwidths,\nwhich no program reaches. glmrun computes on CPUs (a Mac's too); GPUs are here to compare other programs."
+    )
+
+
+def _as_json(
+    name: str, demand: "Demand", others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory", with_devices: bool
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from glmrun.measure.plan import WORKING_BYTES, devices, fits_device
+
+    def described(d: "Demand") -> dict[str, Any]:
+        return {
+            "name": d.name,
+            "file_bytes": d.file_bytes,
+            "weight_bytes": d.weights,
+            "cache_type": d.cache,
+            "cache_bytes": n_ctx * d.per_position,
+            "cache_bytes_per_position": d.per_position,
+            "working_bytes": WORKING_BYTES,
+            "needed_bytes": d.needed(n_ctx),
+            "bytes_per_token": d.per_token,
+            "largest_context": d.largest_context(found.available),
+            "ceiling_tokens_per_second": round(d.ceiling(speed.bytes_per_second), 2),
+            "ceiling_tokens_per_second_full": round(d.ceiling(speed.bytes_per_second, n_ctx), 2),
+        }
+
+    plan: dict[str, Any] = {
+        "model": name, "context": n_ctx, **described(demand), "memory": asdict(found), "bandwidth": asdict(speed),
+        "quantizations": [described(d) for d in others],
+    }  # fmt: skip
+    if with_devices:
+        plan["devices"] = [
+            {
+                **asdict(device),
+                "ceilings": {d.name: round(d.ceiling(device.bandwidth), 2) for d in others if fits_device(d, device, n_ctx)},
+            }
+            for device in devices()
+        ]
+    return plan

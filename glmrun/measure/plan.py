@@ -1,0 +1,107 @@
+"""Whether a model fits into a machine and how fast it can be there, from sizes alone.
+
+    needed memory   weights + cache of all positions + working memory
+    tokens/s        <= bandwidth / bytes that one token reads: its weights once, and the cache of all positions before it
+
+The speed is a ceiling, not a forecast: nothing that reads every weight once per token is faster, real programs are slower.
+"""
+
+import csv
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quant.config import Config, read_per_token
+from quant.formats import FORMATS
+from quant.recipes import Recipe, tensor_formats
+
+if TYPE_CHECKING:
+    from glmrun.gguf_file import GGUFFile
+
+WORKING_BYTES = 600_000_000  # interpreter, compiled kernels and a step's buffers: 340 MB measured, 370 at 131,072 positions
+DEVICE_BYTES = 2 << 30  # what the system of another machine keeps for itself
+# Bits of one cached value; q8_0 has a float16 scale for each 32 values.
+CACHE_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one file of a model asks of a machine; bytes."""
+
+    name: str
+    config: Config
+    file_bytes: int  # of tensor data; for a file that exists, of the file
+    weights: int  # that stay in memory: all but the next-token-prediction layer
+    per_token: int  # weights that one token reads
+    cache: str  # type of the cached values
+    per_position: int  # of the cache
+
+    def needed(self, n_ctx: int) -> int:
+        """Bytes of memory for a context of n_ctx positions."""
+        return self.weights + n_ctx * self.per_position + WORKING_BYTES
+
+    def largest_context(self, available: int) -> int:
+        """Positions for which `available` bytes are enough, at most what the model takes; 0 if not even the weights fit."""
+        room = (available - self.needed(0)) // self.per_position
+        return max(0, min(room, self.config.max_position_embeddings))
+
+    def ceiling(self, bytes_per_second: float, position: int = 0) -> float:
+        """Tokens a second that no program exceeds, with `position` positions in the cache."""
+        return bytes_per_second / (self.per_token + position * self.per_position)
+
+
+def cache_type(formats: Collection[str], wanted: str | None = None) -> str:
+    """The type of the cache beside matrices in these formats: as exact as the weights where none is quantized."""
+    return wanted or ("f32" if all(FORMATS[name].block_length == 1 for name in formats) else "f16")
+
+
+def kv_bytes(config: Config, cache: str) -> int:
+    """Bytes of the cache for one position: in every layer a latent row and a rotary key, each in whole vectors."""
+    row = -(-config.kv_lora_rank // 64) * 64 + -(-config.qk_rope_head_dim // 64) * 64
+    return int(config.num_hidden_layers * row * CACHE_BITS[cache] / 8)
+
+
+def demand_of_recipe(config: Config, recipe: Recipe, wanted_cache: str | None = None) -> Demand:
+    """The demand of a file that need not exist: config's model in that quantization, without the prediction layer."""
+    config = replace(config, num_nextn_predict_layers=0)
+    planned = tensor_formats(recipe, config)
+    sizes = {name: n_bytes for name, (_, _, n_bytes) in planned.items()}
+    cache = cache_type({kind for shape, kind, _ in planned.values() if len(shape) > 1}, wanted_cache)
+    total = sum(sizes.values())
+    return Demand(recipe.name, config, total, total, read_per_token(config, sizes), cache, kv_bytes(config, cache))
+
+
+def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:
+    """The demand of a file that is there."""
+    used = {t.name: t for t in file.tensors.values() if not _is_prediction(t.name, config)}
+    sizes = {name: t.n_bytes for name, t in used.items()}
+    cache = cache_type({t.format for t in used.values() if len(t.shape) > 1}, wanted_cache)
+    per_token = read_per_token(config, sizes)
+    return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, kv_bytes(config, cache))
+
+
+def _is_prediction(name: str, config: Config) -> bool:
+    return name.startswith("blk.") and int(name.split(".")[1]) >= config.num_hidden_layers
+
+
+@dataclass(frozen=True)
+class Device:
+    """A well-known machine; bytes and bytes a second as its maker tells them."""
+
+    kind: str  # cpu, mac or gpu
+    name: str
+    memory: int
+    bandwidth: float
+
+
+def devices() -> list[Device]:
+    """The rows of devices.csv."""
+    text = Path(__file__).with_name("devices.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return [Device(r["kind"], r["device"], int(float(r["memory_gb"]) * 2**30), float(r["bandwidth_gb_s"]) * 1e9) for r in rows]
+
+
+def fits_device(demand: Demand, device: Device, n_ctx: int) -> bool:
+    """Whether a machine with nothing else to do has the memory."""
+    return demand.needed(n_ctx) <= device.memory - DEVICE_BYTES

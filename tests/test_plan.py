@@ -1,0 +1,199 @@
+"""`glmrun plan`: sizes against the published ones, control groups of both versions, the remembered bandwidth, the command."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_cli import glmrun
+from tiny_model import ODD, Tiny
+
+from glmrun.architecture import config_from_gguf
+from glmrun.cli import plan as command
+from glmrun.gguf_file import open_gguf
+from glmrun.measure import machine
+from glmrun.measure.machine import Bandwidth, Memory, group_memory, memory, memory_bandwidth
+from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, devices, fits_device
+from quant.config import FLASH
+from quant.recipes import RECIPES
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def q4() -> Demand:
+    return demand_of_recipe(FLASH, RECIPES["Q4_K_M"])
+
+
+def test_full_size_model(q4: Demand) -> None:
+    """The file without the prediction layer as llama-quantize writes it; 54,144 bytes a position as llama.cpp logs it."""
+    assert (q4.file_bytes, q4.weights, q4.cache, q4.per_position) == (18_123_246_080, 18_123_246_080, "f16", 54_144)
+    assert q4.needed(65_536) == 18_123_246_080 + 3384 * (1 << 20) + WORKING_BYTES
+    assert demand_of_recipe(FLASH, RECIPES["Q4_K_M"], "q8_0").per_position == 28_764
+    assert demand_of_recipe(FLASH, RECIPES["BF16"]).per_position == 2 * 54_144  # no matrix is quantized: a float32 cache
+    assert demand_of_recipe(FLASH, RECIPES["BF16"], "f16").per_position == 54_144
+
+
+def test_largest_context_is_the_last_that_fits(q4: Demand) -> None:
+    for available in (q4.needed(1), 19 * GIB, 20 * GIB + 12345):
+        n = q4.largest_context(available)
+        assert q4.needed(n) <= available < q4.needed(n + 1)
+    assert q4.largest_context(q4.needed(0) - 1) == q4.largest_context(0) == 0
+    assert q4.largest_context(1000 * GIB) == 202_752
+
+
+def test_ceiling_is_bandwidth_over_bytes(q4: Demand) -> None:
+    assert abs(q4.per_token / 2.22e9 - 1) <= 0.01
+    assert q4.ceiling(q4.per_token * 10.0) == 10.0
+    assert q4.ceiling(1e9 * (q4.per_token + 1000 * 54_144), 1000) == 1e9
+
+
+def test_a_file_asks_for_what_its_tensors_are(tiny_gguf: Callable[..., Tiny]) -> None:
+    tiny = tiny_gguf("Q8_0", config=replace(ODD, num_nextn_predict_layers=1))
+    file = open_gguf(tiny.path)
+    demand = demand_of_file(file, config_from_gguf(file))
+    prediction = sum(t.n_bytes for t in file.tensors.values() if t.name.startswith(f"blk.{ODD.num_hidden_layers}."))
+    assert prediction > 0 and demand.weights == sum(t.n_bytes for t in file.tensors.values()) - prediction
+    assert demand.file_bytes == file.size and demand.cache == "f16"
+
+
+def test_the_file_and_the_recipe_agree(tiny_gguf: Callable[..., Tiny]) -> None:
+    from glmrun.weights import Weights
+
+    file = open_gguf(tiny_gguf("Q8_0").path)
+    config = config_from_gguf(file)
+    demand, planned = demand_of_file(file, config), demand_of_recipe(config, RECIPES["Q8_0"])
+    weights = Weights(file, config)
+    assert (demand.per_token, demand.per_position) == (planned.per_token, planned.per_position)
+    assert demand.per_token == weights.bytes_per_token
+    assert demand.per_position == config.num_hidden_layers * int(weights.model["row_bytes"])
+
+
+def test_devices(q4: Demand) -> None:
+    listed = devices()
+    assert len(listed) >= 60 and {d.kind for d in listed} == {"cpu", "mac", "gpu"}
+    assert len({d.name for d in listed}) == len(listed) and all(d.memory >= 8 * GIB and d.bandwidth >= 1e10 for d in listed)
+    card = next(d for d in listed if d.name == "NVIDIA RTX 4090")
+    assert (card.memory, card.bandwidth) == (24 * GIB, 1008e9)
+    assert fits_device(q4, card, 32_768) and not fits_device(demand_of_recipe(FLASH, RECIPES["Q6_K"]), card, 32_768)
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def group(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / f"memory.{name}").write_text(f"{content}\n")
+
+
+def test_control_groups_version_2(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/outer/inner\n")
+    group(tmp_path / "fs" / "outer", max=8 * GIB, current=6 * GIB, stat="anon 5\ninactive_file 1024\nactive_file 2048")
+    group(tmp_path / "fs" / "outer" / "inner", max="max", current=GIB)
+    assert group_memory(tmp_path / "cgroup", tmp_path / "fs") == (8 * GIB, 2 * GIB + 3072)
+    group(tmp_path / "fs" / "outer" / "inner", max=4 * GIB, current=GIB)
+    assert group_memory(tmp_path / "cgroup", tmp_path / "fs") == (4 * GIB, 2 * GIB + 3072)
+
+
+def test_control_groups_version_1(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/jobs/7\n0::/\n")
+    group(tmp_path / "memory", limit_in_bytes=2**63 - 4096, usage_in_bytes=GIB)
+    group(tmp_path / "memory" / "jobs" / "7", limit_in_bytes=2 * GIB, usage_in_bytes=3 * GIB, stat="total_inactive_file 512")
+    assert group_memory(tmp_path / "cgroup", tmp_path) == (2 * GIB, 0)
+    (tmp_path / "cgroup").write_text("4:memory:/not/visible/in/here\n")
+    assert group_memory(tmp_path / "cgroup", tmp_path) == (2**63 - 4096, 2**63 - 4096 - GIB)
+
+
+def test_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert group_memory(tmp_path / "nothing", tmp_path) is None
+    (tmp_path / "cgroup").write_text("0::/../..\nnonsense\n")
+    assert group_memory(tmp_path / "cgroup", tmp_path) is None
+    monkeypatch.setattr(machine, "group_memory", lambda: (GIB, GIB // 2))
+    assert memory() == Memory(GIB, GIB // 2, True)
+    monkeypatch.setattr(machine, "group_memory", lambda: (1 << 62, 1 << 61))
+    assert not memory().limited and memory().total > GIB
+
+
+def test_bandwidth_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([1e9, 2e9, 3e9, 4e9])
+    monkeypatch.setenv("GLMRUN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(machine, "read_bandwidth", lambda team, n_bytes, rounds: next(speeds))
+    assert machine._others_compute(1.0, 0.5) and not machine._others_compute(1.0, 0.9)
+    monkeypatch.setattr(machine, "_others_compute", lambda seconds, processor_seconds: False)
+    assert [memory_bandwidth(1).bytes_per_second for _ in range(2)] == [1e9, 1e9]
+    assert memory_bandwidth(1, again=True).bytes_per_second == memory_bandwidth(1).bytes_per_second == 2e9
+    monkeypatch.setattr(machine, "_others_compute", lambda seconds, processor_seconds: True)
+    assert memory_bandwidth(1, again=True) != memory_bandwidth(1) and memory_bandwidth(1).bytes_per_second == 2e9
+    for damage in (
+        "",
+        "[{]",
+        '[{"cpu": 1}]',
+        "[7]",
+        '{"a": 1}',
+        '[{"bytes_per_second": "1", "n_threads": 1, "cpu": "", "measured": ""}]',
+    ):
+        (tmp_path / "bandwidth.json").write_text(damage)
+        assert machine._read_known(tmp_path / "bandwidth.json") == []
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def made(available: int, disk: int = 1000 * GIB) -> None:
+        monkeypatch.setattr(machine, "memory", lambda: Memory(32 * GIB, available, False))
+        monkeypatch.setattr(machine, "memory_bandwidth", lambda threads, again: Bandwidth(44.46e9, 2, "x", "2026-01-02T00:00:00Z"))
+        monkeypatch.setattr(command, "_disk", lambda: (Path("/models"), disk))
+
+    return made
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    from glmrun.cli import _run
+
+    code = _run(["plan", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_the_command_says_whether_it_fits(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    machine_of(24 * GIB)
+    code, out = run(capsys, "Q4_K_M", "-c", "32k")
+    assert code == 0 and "It fits." in out and "32,000 positions of 54,144 bytes, f16" in out and "20.0  tokens/s at most" in out
+    assert out.splitlines()[0] == "GLM-4.7-Flash as Q4_K_M" and "16.88 GiB  for the file; 1000.00 GiB are free in /models" in out
+    code, out = run(capsys, "-c", "200k")
+    assert code == 1 and "a context of" in out and "-c " in out
+    largest = int(out.rpartition("(-c ")[2].partition(")")[0])
+    assert run(capsys, "-c", str(largest))[0] == 0 and run(capsys, "-c", str(largest + 1))[0] == 1
+    machine_of(8 * GIB)
+    code, out = run(capsys)
+    assert code == 1 and "does not fit now" in out and "Close other programs" in out
+    assert run(capsys, "nano")[0] == 0
+
+
+def test_the_disk_counts_for_a_file_that_is_not_there(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    machine_of(24 * GIB, disk=GIB)
+    code, out = run(capsys, "q4_k_m")
+    assert code == 1 and "the disk is too full" in out
+    assert run(capsys, "nano")[0] == 0
+
+
+def test_the_command_in_json(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    machine_of(24 * GIB)
+    code, out = run(capsys, "Q6_K", "-c", "64K", "--json", "--devices")
+    plan = json.loads(out)
+    assert code == 1 and not plan["fits"] and plan["context"] == 65_536 and plan["largest_context"] == 10_425
+    assert [q["name"] for q in plan["quantizations"]] == ["Q4_K_M", "Q6_K", "Q8_0", "BF16"]
+    assert plan["bandwidth"]["bytes_per_second"] == 44.46e9 and plan["memory"]["available"] == 24 * GIB
+    best = next(d for d in plan["devices"] if d["name"] == "NVIDIA RTX 4090")
+    assert list(best["ceilings"]) == ["Q4_K_M"] and abs(best["ceilings"]["Q4_K_M"] - 1008e9 / 2_223_066_752) <= 0.01
+    assert "NVIDIA RTX 4090" in run(capsys, "nano", "--devices")[1]
+
+
+def test_the_program(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:
+    """With nothing replaced: a first measurement, and the same figure again."""
+    path = tiny_gguf("Q8_0").path
+    done = glmrun("plan", str(path), "--json", "-t", "1")
+    assert done.returncode == 0 and json.loads(done.stdout)["bandwidth"]["bytes_per_second"] > 1e8
