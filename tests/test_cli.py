@@ -24,7 +24,7 @@ from glmrun.cli.bench import parse_counts
 from glmrun.cli.options import parse_size
 
 SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
-COMMANDS = ["run", "chat", "convert", "bench", "inspect", "plan", "demo"]
+COMMANDS = ["run", "chat", "convert", "bench", "inspect", "plan", "doctor", "demo"]
 
 
 def glmrun(*arguments: str, stdin: bytes = b"", scripted: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glmrun.cli import bench, chat, convert, demo, inspect, plan, run, warmup
+from glmrun.cli import bench, chat, convert, demo, doctor, inspect, plan, run, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -40,6 +40,7 @@ app.command("show", hidden=True)(inspect.inspect)
 app.command("warmup", short_help="Compile the kernels ahead of the first start.")(warmup.warmup)
 app.command("plan", short_help="Tell whether a model fits and how fast it can be (also: fit).")(plan.plan)
 app.command("fit", hidden=True)(plan.plan)
+app.command("doctor", short_help="Examine this machine and the installation.")(doctor.doctor)
 app.command("demo", short_help="See all of it once, on a small model.")(demo.demo)
 
 

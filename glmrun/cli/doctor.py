@@ -1,0 +1,68 @@
+"""`glmrun doctor`: what glmrun finds on this machine, and what to do about what is wrong."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from glmrun.measure.doctor import Report
+
+
+def doctor(
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the memory's speed again, about a second.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Examine this machine: processor, kernels, threads, memory and its speed, folders, versions.
+
+    Each problem comes with what to do about it. Exit code 0: no problem, 1: at least one. Add the output to a bug report.
+
+    \b
+    Examples:
+      glmrun doctor
+      glmrun doctor --json > doctor.json
+    """
+    from dataclasses import asdict
+
+    from glmrun.measure.doctor import examine
+
+    report = examine(measure)
+    if as_json:
+        found = asdict(report)
+        for kind in ("problems", "hints"):
+            found[kind] = [{"found": what, "advice": advice} for what, advice in found[kind]]
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print(_text(report))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _text(report: "Report") -> str:
+    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.tables import columns
+
+    lines = []
+    for section, facts in report.facts.items():
+        rows = [[key.replace("_", " "), _value(key, value)] for key, value in facts.items()] or [["-", ""]]
+        lines += [section, *(f"  {line}" for line in columns(rows).splitlines()), ""]
+    for kind, found in (("problem", report.problems), ("hint", report.hints)):
+        lines += [f"{kind}: {one_line(what)}\n  -> {one_line(advice)}" for what, advice in found]
+    return "\n".join([*lines, *([] if report.problems else ["No problem found."])])
+
+
+def _value(key: str, value: Any) -> str:
+    from glmrun.terminal.tables import bytes_text
+
+    if isinstance(value, dict):  # a folder
+        size = bytes_text(value["bytes"]) if value["exists"] else "not there yet"
+        return f"{value['path']} ({size}, {bytes_text(value['free'])} free)"
+    if key in ("total", "available", "bytes"):
+        return bytes_text(value)
+    if key == "bytes_per_second":
+        return f"{value / 1e9:.1f} GB/s"
+    if isinstance(value, list):
+        return " ".join(value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
