@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from quant.blocks.floats import half_from_single, single_from_half
-from quant.blocks.lanes import load, maximum, splat, store
+from quant.blocks.lanes import load, maximum, splat, store, where_less
 
 
 def column_weights(weights: np.ndarray | None, n_columns: int) -> np.ndarray:
@@ -54,3 +54,10 @@ def as_half(d, up, down):
     if bits & 0x7FFF == 0 and d != 0:
         bits = bits | 1
     return bits, single_from_half(bits) * down
+
+
+@njit(cache=True, forceinline=True, error_model="numpy")
+def reciprocal(step):
+    """1 / step, or 0 where step is 0: then every code is the same, and any will do."""
+    zero = splat(np.float32(0))
+    return where_less(zero, maximum(step, zero - step), splat(np.float32(1)) / step, zero)
