@@ -19,6 +19,7 @@ from glmrun.chat.template import ChatFormat
 from glmrun.forward import CANCELLED, forward
 from glmrun.gguf_file import open_gguf
 from glmrun.kv_cache import State
+from glmrun.prefault import Prefault
 from glmrun.sampling import Sampler
 from glmrun.team import Team
 from glmrun.tokenizer import Tokenizer
@@ -60,6 +61,7 @@ class Model:
         self.file = open_gguf(path)
         self.path = self.file.path
         self.config = config_from_gguf(self.file)
+        self.prefault = Prefault(self.file, self.config)  # goes on beside what follows
         self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
         if self.tokenizer.n_vocab != self.config.vocab_size:
             raise UserError(

@@ -58,7 +58,7 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
 
 def _compile_here(todo: "list[kernels.Kernel]", progress: Progress) -> None:
     for done, kernel in enumerate(todo):
-        progress("compiling kernels", done, len(todo))
+        progress("compiling kernels, once for this machine", done, len(todo))
         kernel.compile()
 
 
@@ -81,14 +81,14 @@ def _hand_out(callees: list[set[int]], events: queue.SimpleQueue, progress: Prog
     """Give each worker one kernel after another; events are (worker, line), first the number of kernels that it found."""
     height, done, idle, n = _heights(callees), set[int](), [], len(callees)
     left = sorted(range(n), key=lambda i: -height[i])  # first what most others wait for, one after another
-    progress("compiling kernels", 0, n)
+    progress("compiling kernels, once for this machine", 0, n)
     while len(done) < n:
         worker, said = events.get()
         if said != str(n if worker.kernel is None else worker.kernel):
             return False
         if worker.kernel is not None:
             done.add(worker.kernel)
-            progress("compiling kernels", len(done), n)
+            progress("compiling kernels, once for this machine", len(done), n)
         idle.append(worker)
         for i in [i for i in left if callees[i] <= done][: len(idle)]:
             left.remove(i)

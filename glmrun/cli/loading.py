@@ -29,7 +29,7 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -
     """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are compiled."""
     import glmrun
     from glmrun.kernels import are_compiled
-    from glmrun.terminal.progress import waiting
+    from glmrun.terminal.progress import reading_bar, waiting
 
     if not are_compiled():
         from glmrun.gguf_file import open_gguf
@@ -37,7 +37,14 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -
         open_gguf(path)
     compile_kernels()
     with waiting(f"opening {path.name}"):
-        return glmrun.load(path, n_ctx=ctx, n_threads=threads)
+        model = glmrun.load(path, n_ctx=ctx, n_threads=threads)
+    if model.prefault.partial:
+        note(model.prefault.partial)
+    if model.prefault.is_waiting_for_disk():
+        with reading_bar() as bar:
+            while not model.prefault.wait(0.1):
+                bar.update(f"reading {path.name} into memory", model.prefault.n_done, model.prefault.n_bytes)
+    return model
 
 
 def compile_kernels() -> None:

@@ -63,24 +63,28 @@ def work_bar() -> _Bar:
     )
 
 
-class _KernelsBar(_Bar):
-    """`compiling kernels ━━━━━ 7/23 0:00:05`; without a terminal one line, when it begins."""
+class _SpokenBar(_Bar):
+    """A bar that says its text once where there is no terminal."""
 
-    def __init__(self) -> None:
-        columns = _text("{task.description}"), BarColumn(30), _text("{task.completed}/{task.total}"), TimeElapsedColumn()
-        super().__init__(error_console(), *columns)
-        self._said = ""
+    _said = ""
 
     def update(self, text: str, completed: int, total: int | None) -> None:
         super().update(text, completed, total)
         if not self.shown and text != self._said:
             self._said = text
-            note(f"{text}, once for this machine: this takes part of a minute" if total else text)
+            note(f"{text} ...")
 
 
-def kernels_bar() -> _KernelsBar:
-    """The bar of warmup.compile_all()."""
-    return _KernelsBar()
+def kernels_bar() -> _SpokenBar:
+    """`compiling kernels ━━━━━ 7/23 0:00:05`."""
+    count = _text("{task.completed}/{task.total}")
+    return _SpokenBar(error_console(), _text("{task.description}"), BarColumn(30), count, TimeElapsedColumn())
+
+
+def reading_bar() -> _SpokenBar:
+    """`reading model.gguf into memory ━━━━━ 4.1/18.1 GB 1.2 GB/s 0:00:12`: a file that is not in memory yet."""
+    name = _text("{task.description}", ratio=1, overflow="ellipsis")
+    return _SpokenBar(error_console(), name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
 def bytes_bar() -> _Bar:
@@ -109,10 +113,10 @@ def waiting(text: str, patience: float = 1.5) -> Iterator[None]:
 
 
 class PromptProgress:
-    """`reading the prompt ━━━━ 512/2,048 tokens`, from the moment that it takes noticeable time until the answer begins."""
+    """`reading the prompt, 512 of 2,048 tokens, 87 a second ━━━━ 0:00:18`: from when it takes time until the answer."""
 
     def __init__(self, patience: float = 0.5) -> None:
-        self._bar = _Bar(error_console(), _text("{task.description}"), BarColumn(30))
+        self._bar = _Bar(error_console(), _text("{task.description}"), BarColumn(30), TimeRemainingColumn())
         self._timer = threading.Timer(patience, self._bar.update, ("reading the prompt", 0, None))
         self._timer.daemon = True
 
@@ -125,8 +129,10 @@ class PromptProgress:
         if chunk.token is not None or chunk.finish_reason is not None:
             self.__exit__()
         elif not self._timer.is_alive():
-            done, total = chunk.stats.n_prefilled, chunk.stats.n_prompt
-            self._bar.update(f"reading the prompt, {done:,} of {total:,} tokens", done, total)
+            stats = chunk.stats
+            done, read = stats.n_prefilled, stats.n_prefilled - stats.n_cached
+            rate = f", {read / stats.prompt_seconds:,.0f} a second" if stats.prompt_seconds > 0 else ""
+            self._bar.update(f"reading the prompt, {done:,} of {stats.n_prompt:,} tokens{rate}", done, stats.n_prompt)
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
