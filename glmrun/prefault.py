@@ -17,7 +17,7 @@ from glmrun.gguf_file import GGUFFile
 from quant.config import Config
 
 SLICE = 64 << 20  # bytes of one request: an answer to Ctrl-C and a step of the bar
-ROOM = 2 << 30  # bytes that must stay free beside the file
+ROOM = 512 << 20  # bytes that must stay free beside the file
 WARM = 4e9  # bytes a second: faster than disks, so what comes at this rate is in the page cache
 PAGE = mmap.PAGESIZE
 _POPULATE_READ = 22
@@ -36,11 +36,12 @@ class Prefault:
         self._mapping, self.n_done = file.mapping, 0
         self.partial: str | None = None
         used = [t for t in file.tensors.values() if not _is_unused(t.name, config)]
+        needed = sum(t.n_bytes for t in used) + ROOM
         available = available_memory() if available is None else available
-        if sum(t.n_bytes for t in used) + ROOM > available:
+        if needed > available:
             self.partial = (
-                f"the model ({sum(t.n_bytes for t in used) / 1e9:.1f} GB) does not fit into the free memory "
-                f"({available / 1e9:.1f} GB): experts are read from the disk again and again"
+                f"the model needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free: "
+                "its experts are read from the disk again and again"
             )
             used = [t for t in used if "_exps." not in t.name]
             if sum(t.n_bytes for t in used) + ROOM > available:
