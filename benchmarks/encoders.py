@@ -21,7 +21,7 @@ from make_golden_blocks import KINDS, ggml_encode, mean_squared_error, sample_ro
 
 from quant.formats import FORMATS  # noqa: E402
 
-SEARCHED, EXACT = ("Q4_K", "Q6_K"), ("Q8_0", "Q5_0", "F16", "BF16")
+SEARCHED, EXACT = ("Q4_K", "Q6_K", "Q5_0", "Q8_0"), ("F16", "BF16")
 ROWS, COLUMNS, REPEATS = 256, 2048, 5
 
 

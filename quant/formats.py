@@ -43,8 +43,8 @@ class Format:
     def encode(self, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Blocks of rows of finite values: float32 (n, columns) -> uint8 (n, row_bytes(columns)).
 
-        weights  float32 (columns,), importance of each column, not negative, the same for all rows: Q4_K and Q6_K minimize
-                 sum(weights * (x - y)**2). Formats that do not search ignore it, as GGML does. None = all columns alike.
+        weights  float32 (columns,), importance of each column, not negative, the same for all rows: the block formats search for
+                 the least sum(weights * (x - y)**2); F32, F16 and BF16 have nothing to search. None = all columns alike.
         Releases the GIL while it works; columns must be a multiple of block_length (UserError).
         """
         rows = _plain(rows)  # (n, columns)

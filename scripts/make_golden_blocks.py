@@ -4,7 +4,7 @@ python scripts/make_golden_blocks.py     # needs llama-cpp-python, whose package
 
 blocks.npz   rows: float32 (n, 256) that are hard to encode; Q8_0, Q5_0, F16, BF16: GGML's bytes for them;
              patterns: float32 (m, 256) of all signs and exponents, NaNs and infinities too; F16_patterns, BF16_patterns: the same
-blocks.json  how it was made; mean squared errors of GGML's Q4_K and Q6_K on sample_rows(), plain and weighted by sample_weights()
+blocks.json  how it was made; mean squared errors of GGML's quantizers on sample_rows(), plain and weighted by sample_weights()
 """
 
 import ctypes
@@ -47,7 +47,7 @@ def sample_weights(columns: int = 1024) -> np.ndarray:
 
 
 def hard_rows() -> np.ndarray:
-    """Finite rows for the encoders that must agree with GGML byte for byte: float32 (48, 256)."""
+    """Finite rows that are hard to encode: float32 (48, 256)."""
     rng = np.random.RandomState(200)
     n = 4
     zeros = rng.standard_normal((n, 256))
@@ -115,7 +115,7 @@ def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN / "blocks.npz", **arrays)  # type: ignore[arg-type]
     error: dict[str, dict[str, dict[str, float]]] = {}
-    for name in ("Q4_K", "Q6_K"):
+    for name in ("Q4_K", "Q6_K", "Q5_0", "Q8_0"):
         error[name] = {}
         for kind in KINDS:
             rows, weights = sample_rows(kind), sample_weights()

@@ -137,7 +137,7 @@ def transpose(typingctx, source, source_index, source_step, target, target_index
 
 @intrinsic
 def store_bytes(typingctx, array, index, value):
-    """array[index : index + 16] = value cut to whole numbers 0 .. 255; a contiguous 1-D uint8 array."""
+    """array[index : index + 16] = value, whole numbers -128 .. 255, two's complement; a contiguous 1-D uint8 array."""
 
     def generate(context, builder, signature, arguments):
         array, index, value = arguments
@@ -171,6 +171,18 @@ def lane(typingctx, a, i):
         return builder.extract_element(*arguments)
 
     return types.float32(lanes, types.intp), generate
+
+
+@intrinsic
+def power_of_two(typingctx, a):
+    """The power of two at or below the magnitude of each lane; 0 where that is subnormal."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.VectorType(_INT, WIDTH)
+        exponent = builder.and_(builder.bitcast(arguments[0], kind), ir.Constant(kind, [0x7F800000] * WIDTH))
+        return builder.bitcast(exponent, _VECTOR)
+
+    return lanes(lanes), generate
 
 
 @intrinsic

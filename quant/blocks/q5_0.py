@@ -2,7 +2,7 @@
 
 byte  0   2        6                        22
       | d | high   | low0 low1 ...   low15 |
-d     float16, the value of largest magnitude / -16, so that this value is hit exactly by q = 0
+d     float16, of either sign
 high  uint32, bit i is bit 4 of q[i]
 low   bits 0-3: lower nibble of byte i is q[i], upper nibble is q[i + 16]
 """
@@ -11,6 +11,12 @@ import numpy as np
 from numba import njit
 
 from quant.blocks.floats import half_from_single
+from quant.blocks.lanes import lane, load, nearest, splat, store_bytes, total_of_all
+from quant.blocks.one_scale import encode_sixteen, weights_by_lane
+
+# The codes (q - 16) tried for the value of largest magnitude: GGML's -16, somewhat beyond (it is cut), and closer.
+_LEVELS = np.concatenate([[-16], np.linspace(-17.5, -13.5, 23)]).astype(np.float32)  # (24,)
+_BITS = (2.0 ** np.arange(16)).astype(np.float32)  # (16,)
 
 
 def decode_q5_0(blocks: np.ndarray) -> np.ndarray:
@@ -25,41 +31,34 @@ def decode_q5_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def encode_q5_0(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """float32 (n, columns) -> uint8 (n, columns / 32 * 22): d = (largest magnitude, signed) / -16, q = floor(x / d + 16.5) <= 31.
+    """float32 (n, columns) -> uint8 (n, columns / 32 * 22), d searched for the least sum(weights * (x - y)**2) of each block.
 
-    Byte-identical to GGML's quantize_row_q5_0_ref; there is no search, so weights change nothing.
+    Deterministic, and independent of which rows share a call.
     """
     out = np.empty((len(rows), rows.shape[1] // 32 * 22), np.uint8)  # (n, columns / 32 * 22)
-    _encode(rows.reshape(-1, 32), rows.view(np.int32).reshape(-1, 32), out.reshape(-1, 22))
+    by_lane = weights_by_lane(weights, rows.shape[1])
+    _encode(rows.reshape(-1), by_lane, rows.shape[1] // 32, _LEVELS, _BITS, out.reshape(-1))
     return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _encode(x, bits, out):
-    """out[b] = block of x[b]; x float32 (n, 32), bits the same memory as int32, out uint8 (n, 22)."""
-    q = np.empty(32, np.int32)  # (32,)
-    for b in range(len(x)):
-        largest = np.int32(0)
-        for i in range(32):  # magnitudes compare like integers, which LLVM vectorizes
-            largest = max(largest, np.int32(bits[b, i] & 0x7FFFFFFF))
-        first = 0
-        while (bits[b, first] & 0x7FFFFFFF) != largest:
-            first += 1
-        extreme = x[b, first] if largest else np.float32(0)  # for zeros of either sign GGML's d is -0.0
-        d = extreme / np.float32(-16)
-        inverse = np.float32(1) / d if d != 0 else np.float32(0)
-        if not np.isfinite(inverse):  # |d| below 2**-128: its float16 is zero, and GGML's codes happen to be zero too
-            q[:] = 0
-        else:
-            for i in range(32):
-                q[i] = min(np.int32(x[b, i] * inverse + np.float32(16.5)), np.int32(31))
-        half = half_from_single(d)
-        out[b, 0] = half & 255
-        out[b, 1] = half >> 8
-        for byte in range(4):
-            high = 0
-            for i in range(8):
-                high |= (q[8 * byte + i] >> 4) << i
-            out[b, 2 + byte] = high
-        for i in range(16):
-            out[b, 6 + i] = q[i] & 15 | (q[i + 16] & 15) << 4
+def _encode(rows, weights, blocks_per_row, levels, bits, out):
+    """out[22 b :] = block of rows[32 b :]; weights of one_scale.weights_by_lane() or None, levels float32 (4 n,)."""
+    codes = np.empty(512, np.float32)  # (block, value)
+    scales = np.empty(16, np.float32)  # (block,)
+    n = len(rows) // 32
+    for first in range(0, n, 16):
+        k = 512 * (first % blocks_per_row)
+        encode_sixteen(rows, 32 * first, weights, k, levels, np.float32(-16), np.float32(15), codes, scales)
+        for b in range(min(16, n - first)):
+            at = 22 * (first + b)
+            half = half_from_single(scales[b])
+            out[at], out[at + 1] = half & 255, half >> 8
+            low, high = splat(np.float32(0)), splat(np.float32(0))
+            for part in range(2):
+                q = load(codes, 32 * b + 16 * part) + splat(np.float32(16))
+                high = nearest(q * splat(np.float32(1 / 16)) - splat(np.float32(15 / 32)))  # q / 16, rounded down
+                low = low + (q - splat(np.float32(16)) * high) * splat(np.float32(1 + 15 * part))
+                word = int(lane(total_of_all(high * load(bits, 0)), 0))
+                out[at + 2 + 2 * part], out[at + 3 + 2 * part] = word & 255, word >> 8
+            store_bytes(out, at + 6, low)

@@ -217,5 +217,5 @@ def _pack(codes, bits, s, out, at):
                 a, c = load(codes, 128 * half + 32 * k + i), load(codes, 128 * half + 32 * k + 64 + i)
                 store_bytes(out, low + 32 * k, a + sixteen * c)
             store_bytes(out, at + 128 + 32 * half + i, high)
-    store_bytes(out, at + 192, where_less(s, splat(np.float32(0)), s + splat(np.float32(256)), s))
+    store_bytes(out, at + 192, s)
     out[at + 208], out[at + 209] = bits & 255, bits >> 8

@@ -2,13 +2,18 @@
 
 byte  0   2                               34
       | d | q0 q1 q2 ...             q31 |
-d  float16, the largest magnitude / 127; q  int8, -127 .. 127 as encoded (-128 is legal when read)
+d  float16; q  int8, -127 .. 127 as encoded (-128 is legal when read)
 """
 
 import numpy as np
 from numba import njit
 
 from quant.blocks.floats import half_from_single
+from quant.blocks.lanes import load, store_bytes
+from quant.blocks.one_scale import encode_sixteen, weights_by_lane
+
+# The codes tried for the largest magnitude: GGML's 127, a little above (it is cut), and below.
+_LEVELS = np.concatenate([[127], np.linspace(127.4, 119.4, 23)]).astype(np.float32)  # (24,)
 
 
 def decode_q8_0(blocks: np.ndarray) -> np.ndarray:
@@ -21,31 +26,28 @@ def decode_q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def encode_q8_0(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """float32 (n, columns) -> uint8 (n, columns / 32 * 34): d = max|x| / 127, q = x / d rounded, halves away from zero.
+    """float32 (n, columns) -> uint8 (n, columns / 32 * 34), d searched for the least sum(weights * (x - y)**2) of each block.
 
-    Byte-identical to GGML's quantize_row_q8_0_ref; there is no search, so weights change nothing.
+    Deterministic, and independent of which rows share a call.
     """
     out = np.empty((len(rows), rows.shape[1] // 32 * 34), np.uint8)  # (n, columns / 32 * 34)
-    _encode(rows.reshape(-1, 32), rows.view(np.int32).reshape(-1, 32), out.reshape(-1, 34))
+    by_lane = weights_by_lane(weights, rows.shape[1])
+    _encode(rows.reshape(-1), by_lane, rows.shape[1] // 32, _LEVELS, out.reshape(-1))
     return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _encode(x, bits, out):
-    """out[b] = block of x[b]; x float32 (n, 32), bits the same memory as int32, out uint8 (n, 34)."""
-    for b in range(len(x)):
-        largest = np.int32(0)
-        for i in range(32):  # magnitudes compare like integers, which LLVM vectorizes
-            largest = max(largest, np.int32(bits[b, i] & 0x7FFFFFFF))
-        d = np.int32(largest).view(np.float32) / np.float32(127)
-        half = half_from_single(d)
-        out[b, 0] = half & 255
-        out[b, 1] = half >> 8
-        inverse = np.float32(1) / d if d > 0 else np.float32(0)
-        if not np.isfinite(inverse):  # d below 2**-128: its float16 is zero, and GGML's codes happen to be zero too
-            inverse = np.float32(0)
-        for i in range(32):
-            scaled = x[b, i] * inverse
-            whole = np.int32(scaled)  # toward zero
-            rest = scaled - np.float32(whole)  # exact
-            out[b, 2 + i] = whole + np.int32(rest >= np.float32(0.5)) - np.int32(rest <= np.float32(-0.5))
+def _encode(rows, weights, blocks_per_row, levels, out):
+    """out[34 b :] = block of rows[32 b :]; weights of one_scale.weights_by_lane() or None, levels float32 (4 n,)."""
+    codes = np.empty(512, np.float32)  # (block, value)
+    scales = np.empty(16, np.float32)  # (block,)
+    n = len(rows) // 32
+    for first in range(0, n, 16):
+        k = 512 * (first % blocks_per_row)
+        encode_sixteen(rows, 32 * first, weights, k, levels, np.float32(-127), np.float32(127), codes, scales)
+        for b in range(min(16, n - first)):
+            at = 34 * (first + b)
+            half = half_from_single(scales[b])
+            out[at], out[at + 1] = half & 255, half >> 8
+            store_bytes(out, at + 2, load(codes, 32 * b))
+            store_bytes(out, at + 18, load(codes, 32 * b + 16))
