@@ -6,6 +6,7 @@ Memory that no token has reached is reserved, not used.
 
 import numpy as np
 
+from glmrun.kernels.activations import row_bytes
 from glmrun.kernels.attention import SEGMENTS, TILE, result_bytes, tile_bytes
 from glmrun.kernels.attention import scratch_bytes as attention_scratch_bytes
 from glmrun.kernels.attention_float import SEGMENT
@@ -86,7 +87,7 @@ class State:
         record["columns"], record["floats_stride"] = columns, stride or round_up(columns * 4, LINE)
         record["floats"] = self._zeros(rows * int(record["floats_stride"])).ctypes.data
         if columns % 32 == 0:
-            record["codes_stride"] = round_up(columns * 2, LINE)  # see quantize_row: 60 bytes for 32 values
+            record["codes_stride"] = round_up(row_bytes(columns), LINE)
             record["codes"] = self._zeros(rows * int(record["codes_stride"])).ctypes.data
         return tuple(record)
 

@@ -16,13 +16,15 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-# Flags for kernels: NaN and infinity stay detectable, sums may be regrouped, a product and a sum may fuse.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+# Flags for kernels: NaN and infinity stay detectable, a product and a sum may fuse, sums keep their order: a row's product is the
+# same number whatever else is computed beside it.
+FAST = {"contract", "nsz", "arcp"}
 
 I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
 V16F, V16I, V64B = ir.VectorType(F32, 16), ir.VectorType(I32, 16), ir.VectorType(I8, 64)
 V8F, V32B, V16B = ir.VectorType(F32, 8), ir.VectorType(I8, 32), ir.VectorType(I8, 16)
+V8I, V16H, V32H = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I16, 32)
 
 
 @cache
@@ -65,6 +67,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 f32x16, i32x16, u8x64, f32x8 = Vector("f32x16", V16F), Vector("i32x16", V16I), Vector("u8x64", V64B), Vector("f32x8", V8F)
+i32x8, i16x16, i16x32 = Vector("i32x8", V8I), Vector("i16x16", V16H), Vector("i16x32", V32H)
 
 
 def pointer(builder, address, llvm_type):
@@ -211,6 +214,29 @@ def store_u8x64(context, address, value):
 
 
 @intrinsic
+def load_i32x16(context, address):
+    """16 int32 at the address."""
+    return i32x16(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V16I), align=4)
+
+
+@intrinsic
+def load_i16x16(context, address):
+    """16 int16 at the address."""
+    return i16x16(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V16H), align=2)
+
+
+@intrinsic
+def store_i32x16(context, address, value):
+    """Write 16 int32."""
+
+    def generate(c, b, s, a):
+        b.store(a[1], pointer(b, a[0], V16I), align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, i32x16), generate
+
+
+@intrinsic
 def store_i8x16(context, address, value):
     """Write the low bytes of 16 int32."""
 
@@ -243,7 +269,7 @@ def _scalar_store(numba_type, llvm_type, align):
 
 load_f32, store_f32 = _scalar_load(types.float32, F32, 4), _scalar_store(types.float32, F32, 4)
 load_i64, store_i64 = _scalar_load(types.int64, I64, 8), _scalar_store(types.int64, I64, 8)
-store_i32 = _scalar_store(types.int32, I32, 4)
+store_i32, store_i16 = _scalar_store(types.int32, I32, 4), _scalar_store(types.int16, I16, 2)
 load_u32 = _scalar_load(types.uint32, I32, 1)
 
 
@@ -288,19 +314,6 @@ def zero_f32x16(context):
     return f32x16(), lambda c, b, s, a: constant(V16F, 0.0)
 
 
-@intrinsic
-def two_f32(context, low, high):
-    """Lanes 0 to 7 hold the first value, lanes 8 to 15 the second: the scales of two neighbouring blocks of 32."""
-
-    def generate(c, b, s, a):
-        pair = ir.Constant(ir.VectorType(F32, 2), ir.Undefined)
-        for lane, value in enumerate(a):
-            pair = b.insert_element(pair, value, ir.Constant(I32, lane))
-        return shuffle(b, pair, pair, [0] * 8 + [1] * 8)
-
-    return f32x16(types.float32, types.float32), generate
-
-
 # ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 
@@ -339,15 +352,45 @@ def total(context, x):
 
 
 @intrinsic
+def add_halves(context, x):
+    """Lane i = x[i] + x[i + 8] of 16 float32."""
+
+    def generate(c, b, s, a):
+        return b.fadd(shuffle(b, a[0], a[0], list(range(8))), shuffle(b, a[0], a[0], list(range(8, 16))))
+
+    return f32x8(f32x16), generate
+
+
+@intrinsic
 def largest(context, x):
     """The largest of the 16 lanes; NaN is ignored."""
     return types.float32(f32x16), lambda c, b, s, a: call(b, "llvm.vector.reduce.fmax.v16f32", F32, [a[0]])
 
 
 @intrinsic
+def zero_i32x16(context):
+    """16 zeros."""
+    return i32x16(), lambda c, b, s, a: constant(V16I, 0)
+
+
+@intrinsic
+def zero_i32x8(context):
+    """8 zeros."""
+    return i32x8(), lambda c, b, s, a: constant(V8I, 0)
+
+
+@intrinsic(prefer_literal=True)
+def shift_left(context, x, bits):
+    """x * 2**bits in every lane of 16 int32."""
+    n = bits.literal_value
+    return i32x16(i32x16, bits), lambda c, b, s, a: b.shl(a[0], constant(V16I, n))
+
+
+@intrinsic
 def to_f32(context, x):
-    """16 int32 as float32."""
-    return f32x16(i32x16), lambda c, b, s, a: b.sitofp(a[0], V16F)
+    """16 or 8 int32 as float32."""
+    wide = f32x16 if x == i32x16 else f32x8
+    return wide(x), lambda c, b, s, a: b.sitofp(a[0], wide.llvm_type)
 
 
 @intrinsic
@@ -429,6 +472,37 @@ def dot_u8s8(context, unsigned, signed):
 def add_dot_u8s8(context, start, unsigned, signed):
     """start + dot_u8s8(unsigned, signed) in one instruction, where there is one."""
     return i32x16(i32x16, u8x64, u8x64), lambda c, b, s, a: emit_dot(b, *a)
+
+
+@intrinsic
+def narrow(context, x, y):
+    """32 int16 of the 16 int32 in x and in y, which must fit: four of x, four of y, the next four of x, ..."""
+
+    def generate(c, b, s, a):
+        if has_vnni():
+            return call(b, "llvm.x86.avx512.packssdw.512", V32H, list(a))
+        lanes = [first + i for i in range(0, 16, 4) for first in (i, i + 16)]
+        return b.trunc(shuffle(b, *a, [lane + i for lane in lanes for i in range(4)]), V32H)
+
+    return i16x32(i32x16, i32x16), generate
+
+
+@intrinsic
+def add_dot_i16(context, start, x, y):
+    """Lane i = start[i] + x[2 i] * y[2 i] + x[2 i + 1] * y[2 i + 1], exact in int32: 32 or 16 int16 each."""
+    wide = start.llvm_type
+    n = wide.count
+
+    def generate(c, b, s, a):
+        if has_vnni():
+            parts = [b.bitcast(value, wide) for value in a[1:]]
+            return call(b, f"llvm.x86.avx512.vpdpwssd.{n * 32}", wide, [a[0], *parts])
+        both = ir.VectorType(I32, 2 * n)
+        products = b.mul(b.sext(a[1], both), b.sext(a[2], both))
+        even, odd = (shuffle(b, products, products, list(range(j, 2 * n, 2))) for j in range(2))
+        return b.add(a[0], b.add(even, odd))
+
+    return start(start, x, y), generate
 
 
 @intrinsic(prefer_literal=True)

@@ -19,7 +19,7 @@ from quant.config import Config
 
 Array = np.ndarray
 
-# What the kernels do to an activation vector before they meet a quantized row: int8 values with one scale for each 32.
+# Rows that meet activation vectors rounded to int8, with one scale for each 32.
 QUANTIZED = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")
 
 
@@ -38,15 +38,21 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str,
 def round_activations(x: Array, format_name: str) -> Array:
     """x as the kernels see it beside a row of this format; the float formats leave it alone.
 
-    scale = largest magnitude of 32 neighbours / 127; q = x / scale, rounded half to even.
+    The scale of 32 neighbours is largest magnitude / 127, rounded up to a multiple of what 256 (or the row's last) share:
+    their largest magnitude / 127**2; q = x / scale, rounded half to even.
     """
     if format_name not in QUANTIZED:
         return x
     blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)  # (..., n_blocks, 32)
-    top = np.abs(blocks).max(-1, keepdims=True)  # (..., n_blocks, 1)
-    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top != 0)
-    q = np.rint(blocks * inverse)  # whole numbers, still float32
-    return (q.astype(x.dtype) * (top / np.float32(127)).astype(x.dtype)).reshape(x.shape)
+    top = np.abs(blocks).max(-1)  # (..., n_blocks)
+    groups = np.maximum.reduceat(top, np.arange(0, top.shape[-1], 8), -1)  # (..., groups)
+    highest = np.repeat(groups, 8, -1)[..., : top.shape[-1]]  # (..., n_blocks)
+    highest = np.where(highest < np.float32(1e-30), np.float32(0), highest)
+    ratio = np.divide(np.float32(127), highest, out=np.zeros_like(highest), where=highest != 0)
+    scale = highest / np.float32(127**2) * np.minimum(np.ceil(top * ratio), np.float32(127))  # (..., n_blocks)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    q = np.rint(blocks * inverse[..., None])  # whole numbers, still float32
+    return (q.astype(x.dtype) * scale[..., None].astype(x.dtype)).reshape(x.shape)
 
 
 def round_blocks(x: Array, steps: int = 127, block: int = 64) -> Array:

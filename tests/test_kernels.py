@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from glmrun.kernels.elementwise import quantize_row, reads_codes, rms_norm, silu_multiply
+from glmrun.kernels.activations import quantize_row, row_bytes
+from glmrun.kernels.elementwise import reads_codes, rms_norm, silu_multiply
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply
 from glmrun.kernels.panel import scratch_bytes
@@ -34,7 +35,7 @@ def rounded(x: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     if not reads_codes(FORMATS[name].ggml_type):
         return x, x
     n, columns = x.shape
-    out = np.zeros((n, columns * 2), np.uint8)  # uint8 (n, more than enough)
+    out = np.full((n, row_bytes(columns)), 0x77, np.uint8)  # uint8 (n, row_bytes)
     for i in range(n):
         quantize_row(x[i].ctypes.data, columns, out[i].ctypes.data)
     codes = out[:, :columns].view(np.int8).astype(np.float64)
@@ -93,6 +94,29 @@ def test_extreme_blocks_do_not_overflow(name: str, fill: int) -> None:
             assert (error <= 5e-6 * size + 1e-30).all()  # 320 float32 additions, all rounding the same way
 
 
+@pytest.mark.parametrize("scale", [0x7F, 0x80])
+def test_the_largest_sums_of_q6_k_fit(scale: int) -> None:
+    """Every code 63 and every scale at its end: 127 * 63 * 4 * 127 * 128 * 4, three percent below what an int32 holds."""
+    blocks = random_rows("Q6_K", 33, 2048, 0xFF)
+    blocks.reshape(-1, 210)[:, 192:208] = scale
+    for sign in (1, -1):
+        for n in (1, 4):
+            rows, values = rounded(np.full((n, 2048), sign, np.float32), "Q6_K")
+            expected = values @ FORMATS["Q6_K"].decode(blocks).astype(np.float64).T
+            error = np.abs(product("Q6_K", blocks, rows, 2048) - expected).max()
+            assert error <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_gives_the_same_number_beside_others(name: str) -> None:
+    """One activation alone and four at once: prompts and answers, drafts and plain writing agree to the last bit."""
+    blocks = random_rows(name, 33, 768)
+    rows, _ = rounded(np.random.default_rng(0).standard_normal((4, 768)).astype(np.float32), name)
+    together = product(name, blocks, rows, 768)
+    for i in range(4):
+        assert (product(name, blocks, rows[i : i + 1], 768)[0] == together[i]).all()
+
+
 def test_all_byte_values_of_q8_0_are_exact() -> None:
     blocks = np.zeros((256, 34), np.uint8)  # uint8 (rows, one block)
     blocks[:, :2] = np.float16(1).tobytes()[0], np.float16(1).tobytes()[1]
@@ -119,7 +143,8 @@ def test_rounding_of_activations() -> None:
     x = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
     x[1, :32], x[2, 3], x[2, 5], x[3] = 0, 7.5, -7.5, 1e-42  # zeros, a tie of magnitudes, denormals
     rows, values = rounded(x, "Q8_0")
-    scale = np.abs(x).reshape(4, -1, 32).max(-1) / 127  # float32 (4, blocks)
+    top = np.abs(x).reshape(4, 2, 8, 32).max(-1)  # float32 (4, groups, blocks)
+    scale = (top / 127 + top.max(-1, keepdims=True) / 127**2).reshape(4, -1)  # float32 (4, blocks): as large as one may become
     error = np.abs(values - x).reshape(4, -1, 32).max(-1)
     assert (error[:3] <= 0.5001 * scale[:3]).all()
     assert np.isfinite(values).all()

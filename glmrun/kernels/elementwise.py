@@ -3,29 +3,21 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
+from glmrun.kernels.activations import quantize_row
 from glmrun.kernels.layout import BF16, F16, F32, activation_record, model_record, step_record
 from glmrun.kernels.unpack import (
     load_i8x16_as_f32,
 )
 from glmrun.simd import (
-    absolute,
     exp,
-    f32x16,
     fma,
-    i32x16,
-    largest,
     load_f32,
     load_f32x16,
-    maximum,
-    round_to_i32,
     splat_f32,
     store_f16x16,
     store_f32,
     store_f32x16,
-    store_i8x16,
-    store_i32,
     total,
-    total_i32,
     zero_f32x16,
 )
 
@@ -66,41 +58,6 @@ def silu_multiply(gate, up, n):
     for k in range(0, n, 16):
         g = load_f32x16(gate + k * 4)
         store_f32x16(gate + k * 4, g * load_f32x16(up + k * 4) / (one + exp(zero - g)))
-
-
-@kernel(i32x16(f32x16, float32, int64), inline="always")
-def _store_rounded(x, inverse_scale, out):
-    """16 values times inverse_scale, rounded half to even, stored as int8."""
-    q = round_to_i32(x * splat_f32(inverse_scale))
-    store_i8x16(out, q)
-    return q
-
-
-@kernel(_void(int64, int64, int64))
-def quantize_row(x, n, out):
-    """Round float32 (n,) to int8 with a scale for each 32, n a multiple of 32: what meets quantized rows.
-
-    out     int8 (n,) codes; float32 (n / 32,) scales = largest magnitude / 127; float32 (n / 32,) sums of 32 rounded values;
-            float32 (n / 16,) sums of 16; int32 (n / 32,) -128 times the sums of 32 codes; int32 (n / 16,) -32 times the sums of 16
-    A value that is not finite makes its scale not finite, so it reaches the logits, where it is found.
-    A scale for each 256, which llama.cpp uses beside K-quants, leaves twice the noise (benchmarks/LOG.md).
-    """
-    scales, sums_32, sums_16 = out + n, out + n + n // 8, out + n + n // 4
-    starts_128, starts_32 = out + n + n // 2, out + n + n // 2 + n // 8
-    for k in range(0, n, 32):
-        a, b = load_f32x16(x + k * 4), load_f32x16(x + k * 4 + 64)
-        top = largest(maximum(absolute(a), absolute(b)))
-        inverse = float32(0.0) if top == 0 else float32(127.0) / top
-        first = total_i32(_store_rounded(a, inverse, out + k))
-        second = total_i32(_store_rounded(b, inverse, out + k + 16))
-        scale = top / float32(127.0) + total(a + b) * float32(0.0)
-        store_f32(scales + k // 8, scale)
-        store_f32(sums_32 + k // 8, scale * float32(first + second))
-        store_f32(sums_16 + k // 4, scale * float32(first))
-        store_f32(sums_16 + k // 4 + 4, scale * float32(second))
-        store_i32(starts_128 + k // 8, -128 * (first + second))
-        store_i32(starts_32 + k // 4, -32 * first)
-        store_i32(starts_32 + k // 4 + 4, -32 * second)
 
 
 @kernel(boolean(int64))

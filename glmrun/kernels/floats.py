@@ -11,12 +11,14 @@ from glmrun.simd import (
     load_f16x16,
     load_f32,
     load_f32x16,
+    store_f32,
     total,
     zero_f32x16,
 )
 
 _four = types.UniTuple(types.float32, 4)
 _dot = types.float32(types.int64, types.int64, types.int64)
+_rows = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
 _dot4 = _four(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
 
 
@@ -105,3 +107,24 @@ def dot4_bf16(row, n, x0, x1, x2, x3):
         t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
         t2, t3 = t2 + w * load_f32(x2 + k * 4), t3 + w * load_f32(x3 + k * 4)
     return t0, t1, t2, t3
+
+
+@kernel(_rows)
+def dot_rows_f32(rows, row_bytes, n_rows, n, x, out):
+    """out[r] = row r . x, float32 (n_rows,); rows are row_bytes apart."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot_f32(rows + r * row_bytes, n, x))
+
+
+@kernel(_rows)
+def dot_rows_f16(rows, row_bytes, n_rows, n, x, out):
+    """dot_rows_f32() for float16 rows."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot_f16(rows + r * row_bytes, n, x))
+
+
+@kernel(_rows)
+def dot_rows_bf16(rows, row_bytes, n_rows, n, x, out):
+    """dot_rows_f32() for bfloat16 rows."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot_bf16(rows + r * row_bytes, n, x))

@@ -11,32 +11,33 @@ from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_r
 from glmrun.kernels.panel import unpack_panel
 from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16
 
-ROWS, TOKENS = 32, 16  # a tile: its activations stay in the first-level cache while its rows pass
+ROWS = 32  # at a time
 FEW = 5  # from this many activations on a panel pays
 STORE, ADD = 0, 1
 
 
-@kernel(float32(int64, int64, int64, int64))
-def dot(weight_format, row, columns, x):
-    """dequantize(row) . x; x float32, or as quantize_row leaves it where reads_codes(weight_format)."""
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); x in the form that reads_codes(weight_format) tells."""
     if weight_format == Q4_K:
-        return q4_k.dot(row, columns // 256, x)
-    if weight_format == Q6_K:
-        return q6_k.dot(row, columns // 256, x)
-    if weight_format == Q8_0:
-        return q8_0.dot(row, columns // 32, x)
-    if weight_format == BF16:
-        return floats.dot_bf16(row, columns, x)
-    if weight_format == F16:
-        return floats.dot_f16(row, columns, x)
-    if weight_format == F32:
-        return floats.dot_f32(row, columns, x)
-    return q5_0.dot(row, columns // 32, x)
+        q4_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == Q6_K:
+        q6_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == Q8_0:
+        q8_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+    elif weight_format == BF16:
+        floats.dot_rows_bf16(rows, row_bytes, n_rows, columns, x, out)
+    elif weight_format == F16:
+        floats.dot_rows_f16(rows, row_bytes, n_rows, columns, x, out)
+    elif weight_format == F32:
+        floats.dot_rows_f32(rows, row_bytes, n_rows, columns, x, out)
+    else:
+        q5_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
 
 
 @kernel(types.UniTuple(float32, 4)(int64, int64, int64, int64, int64, int64, int64))
 def dot4(weight_format, row, columns, x0, x1, x2, x3):
-    """dot() with four activation vectors at once."""
+    """One row times four activation vectors at once; each number is what dot_rows() computes for it."""
     if weight_format == Q4_K:
         return q4_k.dot4(row, columns // 256, x0, x1, x2, x3)
     if weight_format == Q6_K:
@@ -65,31 +66,6 @@ def _write(address, value, mode, weight):
     store_f32(address, load_f32(address) + value if mode == ADD else value)
 
 
-@kernel(types.void(weight_record, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64))
-def _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode):
-    """multiply() row by row."""
-    rows = w.address + matrix * w.rows * w.row_bytes
-    for block in range(first, end, ROWS):
-        block_end = min(block + ROWS, end)
-        for group in range(0, n, TOKENS):
-            group_end = min(group + TOKENS, n)
-            for r in range(block, block_end):
-                row, i = rows + r * w.row_bytes, group
-                while i + 4 <= group_end:
-                    x0, x1 = x + _entry(x_index, i) * x_stride, x + _entry(x_index, i + 1) * x_stride
-                    x2, x3 = x + _entry(x_index, i + 2) * x_stride, x + _entry(x_index, i + 3) * x_stride
-                    y = dot4(w.format, row, w.columns, x0, x1, x2, x3)
-                    for j in range(4):
-                        target = out + _entry(out_index, i + j) * out_stride + r * 4
-                        _write(target, y[j], mode, weights + (i + j) * 4 if weights else 0)
-                    i += 4
-                while i < group_end:
-                    y1 = dot(w.format, row, w.columns, x + _entry(x_index, i) * x_stride)
-                    target = out + _entry(out_index, i) * out_stride + r * 4
-                    _write(target, y1, mode, weights + i * 4 if weights else 0)
-                    i += 1
-
-
 @kernel(types.void(int64, int64, int64, int64, int64))
 def _write_run(values, n, address, mode, weight):
     """_write() for n neighbouring values."""
@@ -102,6 +78,29 @@ def _write_run(values, n, address, mode, weight):
 
 
 _wide = types.void(weight_record, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)
+
+
+@kernel(_wide)
+def _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch):
+    """multiply() for few x: 32 rows stay in the first-level cache while all x pass."""
+    rows = w.address + matrix * w.rows * w.row_bytes
+    for block in range(first, end, ROWS):
+        n_rows, i = min(ROWS, end - block), 0
+        while i + 4 <= n:
+            x0, x1 = x + _entry(x_index, i) * x_stride, x + _entry(x_index, i + 1) * x_stride
+            x2, x3 = x + _entry(x_index, i + 2) * x_stride, x + _entry(x_index, i + 3) * x_stride
+            for r in range(block, block + n_rows):
+                y = dot4(w.format, rows + r * w.row_bytes, w.columns, x0, x1, x2, x3)
+                for j in range(4):
+                    target = out + _entry(out_index, i + j) * out_stride + r * 4
+                    _write(target, y[j], mode, weights + (i + j) * 4 if weights else 0)
+            i += 4
+        while i < n:
+            x0 = x + _entry(x_index, i) * x_stride
+            dot_rows(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, x0, scratch)
+            target = out + _entry(out_index, i) * out_stride + block * 4
+            _write_run(scratch, n_rows, target, mode, weights + i * 4 if weights else 0)
+            i += 1
 
 
 @kernel(_wide)
@@ -147,7 +146,7 @@ def multiply(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, ou
     if n >= FEW and reads_codes(w.format):
         _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch)
     else:
-        _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode)
+        _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch)
 
 
 @kernel(types.UniTuple(int64, 2)(activation_record, int64))

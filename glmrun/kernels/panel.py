@@ -12,7 +12,6 @@ from glmrun.kernels.unpack import (
     transpose_words,
 )
 from glmrun.simd import (
-    bytes_of,
     flip_sign_bit,
     load_f16,
     load_half_u8x64,
@@ -79,7 +78,7 @@ def _unpack_q8_0(rows, row_bytes, n_rows, n, panel, five):
             for r in range(16):
                 block = rows + min(half * 16 + r, n_rows - 1) * row_bytes + b * size
                 if five:
-                    codes = five_bits(block + 2, block + 24 if pair else block + 2) + bytes_of(112)
+                    codes = five_bits(block + 2, block + 24 if pair else block + 2)
                 elif pair:
                     codes = flip_sign_bit(load_two_u8x32(block + 2, block + 36))
                 else:

@@ -1,38 +1,53 @@
 """Q4_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q4_k.py).
 
-row . x = sum over sub-blocks j of 32:  (d s_j) dx_j (q_j . x_j)  -  (dmin m_j) (sum of x_j),   8 sub-blocks in a block
+    row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) (q_j . x_j)  -  dmin D sum_j (m_j k_j) (sum of x_j)
+
+over 8 sub-blocks j of 32; D k_j is the scale of the activations' codes x_j (quantize_row). All but d D and dmin D are integers.
 """
 
-from numba import types
+from numba import float32, int64, types
 
 from glmrun.kernels import kernel
+from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.unpack import (
     bytes_to_f32x8,
-    nibbles_low_high,
-    pick_two,
+    four_f16_times,
+    fours,
+    nibbles,
+    packed_scales,
+    splat_lane,
+    splat_lane_x8,
 )
 from glmrun.simd import (
+    add_dot_i16,
+    add_halves,
     dot_u8s8,
     f32x8,
     f32x16,
     fma,
+    i16x16,
     load_f16,
-    load_f32x8,
+    load_f32,
+    load_i16x16,
     load_u8x64,
     load_u32,
+    narrow,
     prefetch,
     splat_f32x8,
+    store_f32,
     to_f32,
     total,
     u8x64,
     zero_f32x8,
     zero_f32x16,
+    zero_i32x8,
+    zero_i32x16,
 )
 
 BLOCK = 144  # bytes
 AHEAD = 4096  # bytes: far enough for memory to answer, across the pages at which the hardware's own prefetching stops
 _pair = types.UniTuple(f32x8, 2)
-_four, _sums = types.UniTuple(types.float32, 4), types.UniTuple(f32x16, 2)
+_four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
 
 
 @kernel(_pair(types.int64))
@@ -44,48 +59,59 @@ def scales_and_minimums(block):
     return scales * splat_f32x8(load_f16(block)), minimums * splat_f32x8(load_f16(block + 2))
 
 
-@kernel(_sums(u8x64, u8x64, u8x64, u8x64, f32x8, types.int64, f32x16, f32x16), inline="always")
-def _add_block(c0, c1, c2, c3, scales, x, a, b):
-    """Two sums of lanes, a and b, with sum_j scales_j (q_j . x_j) of one block added: two, so that additions wait less."""
-    a = fma(to_f32(dot_u8s8(c0, load_u8x64(x))), pick_two(scales, 0, 1), a)
-    b = fma(to_f32(dot_u8s8(c1, load_u8x64(x + 64))), pick_two(scales, 2, 3), b)
-    a = fma(to_f32(dot_u8s8(c2, load_u8x64(x + 128))), pick_two(scales, 4, 5), a)
-    b = fma(to_f32(dot_u8s8(c3, load_u8x64(x + 192))), pick_two(scales, 6, 7), b)
-    return a, b
+@kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
+def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
+    """The sums of lanes, plus of the scales' part and minus of the minimums', with block i and what x holds for it added.
+
+    c0 to c3   codes of sub-blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7
+    scales     s_j and m_j in the order of packed_scales()
+    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in `narrow`, of an int32 4 * 7620 * 8001.
+    """
+    codes = x + k_quant_codes(n_blocks * 256)
+    behind = codes + n_blocks * 256
+    products = scales * load_i16x16(behind + i * 32)
+    codes += i * 256
+    dots = narrow(dot_u8s8(c0, load_u8x64(codes)), dot_u8s8(c1, load_u8x64(codes + 64)))
+    sums = add_dot_i16(zero_i32x16(), dots, fours(products, 0, 1, 0, 1, 2, 3, 2, 3))
+    dots = narrow(dot_u8s8(c2, load_u8x64(codes + 128)), dot_u8s8(c3, load_u8x64(codes + 192)))
+    sums = add_dot_i16(sums, dots, fours(products, 8, 9, 8, 9, 10, 11, 10, 11))
+    minimums = add_dot_i16(zero_i32x8(), products, load_i16x16(behind + n_blocks * 32 + i * 32))
+    factors = four_f16_times(block, load_f32(behind + n_blocks * 64 + i * 4))
+    return fma(to_f32(sums), splat_lane(factors, 0), plus), fma(to_f32(minimums), splat_lane_x8(factors, 1), minus)
 
 
-@kernel(types.float32(types.int64, types.int64, types.int64))
+@kernel(float32(int64, int64, int64), inline="always")
 def dot(row, n_blocks, x):
     """dequantize(row) . x for one Q4_K row; x as laid out by quantize_row."""
-    scales, sums = x + n_blocks * 256, x + n_blocks * 288
-    a, b, minus = zero_f32x16(), zero_f32x16(), zero_f32x8()
+    plus, minus = zero_f32x16(), zero_f32x8()
     for i in range(n_blocks):
         block = row + i * BLOCK
         prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-        s, m = scales_and_minimums(block)
-        a, b = _add_block(
-            nibbles_low_high(block + 16), nibbles_low_high(block + 48), nibbles_low_high(block + 80), nibbles_low_high(block + 112),
-            s * load_f32x8(scales + i * 32), x + i * 256, a, b,
+        plus, minus = _add_block(
+            block, nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1),
+            packed_scales(block), x, i, n_blocks, plus, minus,
         )  # fmt: skip
-        minus = fma(m, load_f32x8(sums + i * 32), minus)
-    return total(a + b) - total(minus)
+    return total(add_halves(plus) - minus)
 
 
-@kernel(_four(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
+@kernel(types.void(int64, int64, int64, int64, int64, int64))
+def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+
+
+@kernel(_four(int64, int64, int64, int64, int64, int64))
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero_f32x16()
-    n0 = n1 = n2 = n3 = zero_f32x8()
+    p0 = p1 = p2 = p3 = zero_f32x16()
+    m0 = m1 = m2 = m3 = zero_f32x8()
     for i in range(n_blocks):
         block = row + i * BLOCK
-        s, m = scales_and_minimums(block)
-        c0, c1 = nibbles_low_high(block + 16), nibbles_low_high(block + 48)
-        c2, c3 = nibbles_low_high(block + 80), nibbles_low_high(block + 112)
-        k, scale, sums = i * 256, n_blocks * 256 + i * 32, n_blocks * 288 + i * 32
-        a0, b0 = _add_block(c0, c1, c2, c3, s * load_f32x8(x0 + scale), x0 + k, a0, b0)
-        a1, b1 = _add_block(c0, c1, c2, c3, s * load_f32x8(x1 + scale), x1 + k, a1, b1)
-        a2, b2 = _add_block(c0, c1, c2, c3, s * load_f32x8(x2 + scale), x2 + k, a2, b2)
-        a3, b3 = _add_block(c0, c1, c2, c3, s * load_f32x8(x3 + scale), x3 + k, a3, b3)
-        n0, n1 = fma(m, load_f32x8(x0 + sums), n0), fma(m, load_f32x8(x1 + sums), n1)
-        n2, n3 = fma(m, load_f32x8(x2 + sums), n2), fma(m, load_f32x8(x3 + sums), n3)
-    return total(a0 + b0) - total(n0), total(a1 + b1) - total(n1), total(a2 + b2) - total(n2), total(a3 + b3) - total(n3)
+        c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
+        scales = packed_scales(block)
+        p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
+        p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
+        p2, m2 = _add_block(block, c0, c1, c2, c3, scales, x2, i, n_blocks, p2, m2)
+        p3, m3 = _add_block(block, c0, c1, c2, c3, scales, x3, i, n_blocks, p3, m3)
+    return total(add_halves(p0) - m0), total(add_halves(p1) - m1), total(add_halves(p2) - m2), total(add_halves(p3) - m3)

@@ -1,36 +1,52 @@
 """Q6_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q6_k.py).
 
-row . x = sum over sub-blocks j of 16:  (d s_j) (dx_j (q_j . x_j) - 32 (sum of x_j)),   16 sub-blocks in a block, q from 0 to 63
+    row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) ((q_j . x_j) - 32 (sum of x_j)),   q from 0 to 63
+
+over 16 sub-blocks j of 16; D k_j is the scale of the activations' codes x_j (quantize_row). All but d D are integers.
 """
 
-from numba import float32, types
+from numba import float32, int64, types
 
 from glmrun.kernels import kernel
+from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.q4_k import AHEAD
 from glmrun.kernels.unpack import (
-    double_lanes,
+    four_f16_times,
+    fours,
     load_i8x16_as_f32,
-    pick_four,
+    load_i8x16_as_i16,
     six_bits,
+    splat_lane,
+    splat_lane_x8,
 )
 from glmrun.simd import (
+    add_dot_i16,
+    add_halves,
     dot_u8s8,
+    f32x8,
     f32x16,
     fma,
+    i16x16,
     load_f16,
-    load_f32x8,
-    load_f32x16,
+    load_f32,
+    load_i16x16,
     load_u8x64,
+    narrow,
     prefetch,
     splat_f32,
+    splat_f32x8,
+    store_f32,
     to_f32,
     total,
     u8x64,
+    zero_f32x8,
     zero_f32x16,
+    zero_i32x8,
+    zero_i32x16,
 )
 
 BLOCK = 210  # bytes
-_four, _sums = types.UniTuple(types.float32, 4), types.UniTuple(f32x16, 2)
+_four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
 
 
 @kernel(f32x16(types.int64))
@@ -39,53 +55,63 @@ def scales_of(block):
     return load_i8x16_as_f32(block + 192) * splat_f32(load_f16(block + 208))
 
 
-@kernel(_sums(u8x64, u8x64, u8x64, u8x64, f32x16, types.int64, f32x16, f32x16), inline="always")
-def _add_block(c0, c1, c2, c3, scales, x, a, b):
-    """Two sums of lanes, a and b, with sum_j scales_j (q_j . x_j) of one block added: two, so that additions wait less."""
-    a = fma(to_f32(dot_u8s8(c0, load_u8x64(x))), pick_four(scales, 0), a)
-    b = fma(to_f32(dot_u8s8(c1, load_u8x64(x + 64))), pick_four(scales, 4), b)
-    a = fma(to_f32(dot_u8s8(c2, load_u8x64(x + 128))), pick_four(scales, 8), a)
-    b = fma(to_f32(dot_u8s8(c3, load_u8x64(x + 192))), pick_four(scales, 12), b)
-    return a, b
+@kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
+def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
+    """The sums of lanes, plus of q . x and minus of the sums of x, with block i and what x holds for it added.
+
+    c0 to c3   64 codes each
+    The largest magnitude of an int16 is 128 * 127 in `products` and 4 * 63 * 127 in `narrow`, of an int32 4 * 32004 * 16256.
+    """
+    multiples = x + n_blocks * 320 + i * 32
+    products = scales * load_i16x16(multiples)
+    codes = x + i * 256
+    dots = narrow(dot_u8s8(c0, load_u8x64(codes)), dot_u8s8(c1, load_u8x64(codes + 64)))
+    sums = add_dot_i16(zero_i32x16(), dots, fours(products, 0, 4, 1, 5, 2, 6, 3, 7))
+    dots = narrow(dot_u8s8(c2, load_u8x64(codes + 128)), dot_u8s8(c3, load_u8x64(codes + 192)))
+    sums = add_dot_i16(sums, dots, fours(products, 8, 12, 9, 13, 10, 14, 11, 15))
+    offsets = add_dot_i16(zero_i32x8(), products, load_i16x16(multiples + n_blocks * 32))
+    factors = four_f16_times(block + 202, load_f32(x + k_quant_codes(n_blocks * 256) + n_blocks * 320 + i * 4))  # lane 3: d D
+    return fma(to_f32(sums), splat_lane(factors, 3), plus), fma(to_f32(offsets), splat_lane_x8(factors, 3), minus)
 
 
-@kernel(types.float32(types.int64, types.int64, types.int64))
+@kernel(float32(f32x16, f32x8), inline="always")
+def _difference(plus, minus):
+    return total(add_halves(plus) - splat_f32x8(float32(32.0)) * minus)
+
+
+@kernel(float32(int64, int64, int64), inline="always")
 def dot(row, n_blocks, x):
     """dequantize(row) . x for one Q6_K row; x as laid out by quantize_row."""
-    scales, sums = x + n_blocks * 256, x + n_blocks * 320
-    a, b, minus = zero_f32x16(), zero_f32x16(), zero_f32x16()
+    plus, minus = zero_f32x16(), zero_f32x8()
     for i in range(n_blocks):
         block = row + i * BLOCK
         prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128), prefetch(block + AHEAD + 192)
-        s = scales_of(block)
-        a, b = _add_block(
-            six_bits(block, block + 128, 0), six_bits(block, block + 128, 1), six_bits(block + 64, block + 160, 0),
-            six_bits(block + 64, block + 160, 1), s * double_lanes(load_f32x8(scales + i * 32)), x + i * 256, a, b,
+        plus, minus = _add_block(
+            block, six_bits(block, block + 128, 0), six_bits(block, block + 128, 1), six_bits(block + 64, block + 160, 0),
+            six_bits(block + 64, block + 160, 1), load_i8x16_as_i16(block + 192), x, i, n_blocks, plus, minus,
         )  # fmt: skip
-        minus = fma(s, load_f32x16(sums + i * 64), minus)
-    return total(a + b) - float32(32.0) * total(minus)
+    return _difference(plus, minus)
 
 
-@kernel(_four(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
+@kernel(types.void(int64, int64, int64, int64, int64, int64))
+def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+
+
+@kernel(_four(int64, int64, int64, int64, int64, int64))
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero_f32x16()
-    n0 = n1 = n2 = n3 = zero_f32x16()
+    p0 = p1 = p2 = p3 = zero_f32x16()
+    m0 = m1 = m2 = m3 = zero_f32x8()
     for i in range(n_blocks):
         block = row + i * BLOCK
         c0, c1 = six_bits(block, block + 128, 0), six_bits(block, block + 128, 1)
         c2, c3 = six_bits(block + 64, block + 160, 0), six_bits(block + 64, block + 160, 1)
-        s, k, scale, sums = scales_of(block), i * 256, n_blocks * 256 + i * 32, n_blocks * 320 + i * 64
-        a0, b0 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x0 + scale)), x0 + k, a0, b0)
-        a1, b1 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x1 + scale)), x1 + k, a1, b1)
-        a2, b2 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x2 + scale)), x2 + k, a2, b2)
-        a3, b3 = _add_block(c0, c1, c2, c3, s * double_lanes(load_f32x8(x3 + scale)), x3 + k, a3, b3)
-        n0, n1 = fma(s, load_f32x16(x0 + sums), n0), fma(s, load_f32x16(x1 + sums), n1)
-        n2, n3 = fma(s, load_f32x16(x2 + sums), n2), fma(s, load_f32x16(x3 + sums), n3)
-    t = float32(32.0)
-    return (
-        total(a0 + b0) - t * total(n0),
-        total(a1 + b1) - t * total(n1),
-        total(a2 + b2) - t * total(n2),
-        total(a3 + b3) - t * total(n3),
-    )
+        scales = load_i8x16_as_i16(block + 192)
+        p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
+        p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
+        p2, m2 = _add_block(block, c0, c1, c2, c3, scales, x2, i, n_blocks, p2, m2)
+        p3, m3 = _add_block(block, c0, c1, c2, c3, scales, x3, i, n_blocks, p3, m3)
+    return _difference(p0, m0), _difference(p1, m1), _difference(p2, m2), _difference(p3, m3)
