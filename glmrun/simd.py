@@ -482,7 +482,7 @@ def narrow(context, x, y):
         if has_vnni():
             return call(b, "llvm.x86.avx512.packssdw.512", V32H, list(a))
         lanes = [first + i for i in range(0, 16, 4) for first in (i, i + 16)]
-        return b.trunc(shuffle(b, *a, [lane + i for lane in lanes for i in range(4)]), V32H)
+        return b.trunc(shuffle(b, a[0], a[1], [lane + i for lane in lanes for i in range(4)]), V32H)
 
     return i16x32(i32x16, i32x16), generate
 
