@@ -445,17 +445,22 @@ def exp(context, x):
     return f32x16(f32x16), generate
 
 
+def _in_halves(builder, name, arguments):
+    """The call for the lower and the upper halves: AVX-VNNI's registers; LLVM chooses between its encoding and AVX-512's."""
+    results = []
+    for half in range(2):
+        lanes = [range(half * n // 2, (half + 1) * n // 2) for n in (value.type.count for value in arguments)]
+        parts = [shuffle(builder, value, value, list(picked)) for value, picked in zip(arguments, lanes, strict=True)]
+        results.append(call(builder, name, parts[0].type if "dp" in name else V16H, parts))
+    return shuffle(builder, results[0], results[1], list(range(2 * results[0].type.count)))
+
+
 def emit_dot(builder, start, unsigned, signed):
     """LLVM code for start + dot_u8s8(unsigned, signed): what larger intrinsics are built from."""
     if dot_bits() == 512:
         return call(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, [start, unsigned, signed])
-    if dot_bits() == 256:  # AVX-VNNI has registers of half the size; LLVM chooses between its encoding and AVX-512's
-        halves = []
-        for lanes, numbers in ((range(32), range(8)), (range(32, 64), range(8, 16))):
-            part = [shuffle(builder, start, start, list(numbers))]
-            part += [shuffle(builder, value, value, list(lanes)) for value in (unsigned, signed)]
-            halves.append(call(builder, "llvm.x86.avx512.vpdpbusd.256", part[0].type, part))
-        return shuffle(builder, halves[0], halves[1], list(range(16)))
+    if dot_bits() == 256:
+        return _in_halves(builder, "llvm.x86.avx512.vpdpbusd.256", [start, unsigned, signed])
     wide = ir.VectorType(I32, 64)
     products = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
     parts = [shuffle(builder, products, products, list(range(j, 64, 4))) for j in range(4)]
@@ -481,7 +486,9 @@ def narrow(context, x, y):
     def generate(c, b, s, a):
         if has_vnni():
             return call(b, "llvm.x86.avx512.packssdw.512", V32H, list(a))
-        lanes = [first + i for i in range(0, 16, 4) for first in (i, i + 16)]
+        if dot_bits() == 256:
+            return _in_halves(b, "llvm.x86.avx2.packssdw", list(a))
+        lanes = [first for i in range(0, 16, 4) for first in (i, i + 16)]
         return b.trunc(shuffle(b, a[0], a[1], [lane + i for lane in lanes for i in range(4)]), V32H)
 
     return i16x32(i32x16, i32x16), generate
@@ -494,9 +501,11 @@ def add_dot_i16(context, start, x, y):
     n = wide.count
 
     def generate(c, b, s, a):
-        if has_vnni():
-            parts = [b.bitcast(value, wide) for value in a[1:]]
-            return call(b, f"llvm.x86.avx512.vpdpwssd.{n * 32}", wide, [a[0], *parts])
+        words = [a[0], *(b.bitcast(value, wide) for value in a[1:])]
+        if dot_bits() >= n * 32:
+            return call(b, f"llvm.x86.avx512.vpdpwssd.{n * 32}", wide, words)
+        if dot_bits() == 256:
+            return _in_halves(b, "llvm.x86.avx512.vpdpwssd.256", words)
         both = ir.VectorType(I32, 2 * n)
         products = b.mul(b.sext(a[1], both), b.sext(a[2], both))
         even, odd = (shuffle(b, products, products, list(range(j, 2 * n, 2))) for j in range(2))
