@@ -364,7 +364,15 @@ def add_halves(context, x):
 @intrinsic
 def largest(context, x):
     """The largest of the 16 lanes; NaN is ignored."""
-    return types.float32(f32x16), lambda c, b, s, a: call(b, "llvm.vector.reduce.fmax.v16f32", F32, [a[0]])
+
+    def generate(c, b, s, a):  # LLVM's own reduction heeds NaN at every step, one lane at a time
+        x = b.select(b.fcmp_ordered("ord", a[0], a[0]), a[0], constant(V16F, float("-inf")))
+        for half in (8, 4, 2, 1):
+            low, high = (shuffle(b, x, x, list(range(first, first + half))) for first in (0, half))
+            x = b.select(b.fcmp_ordered(">", low, high), low, high)
+        return b.extract_element(x, ir.Constant(I32, 0))
+
+    return types.float32(f32x16), generate
 
 
 @intrinsic
@@ -395,11 +403,13 @@ def to_f32(context, x):
 
 @intrinsic
 def round_to_i32(context, x):
-    """16 float32 rounded to int32, halves to even; NaN becomes some number, never a trap."""
+    """16 float32 rounded to int32, halves to even; what int32 cannot hold becomes its largest or smallest, NaN the smallest."""
 
     def generate(c, b, s, a):
-        rounded = call(b, "llvm.rint.v16f32", V16F, [a[0]])
-        return call(b, "llvm.fptosi.sat.v16i32.v16f32", V16I, [rounded])
+        x = call(b, "llvm.rint.v16f32", V16F, [a[0]])  # the two bounds are what int32 holds: LLVM's saturation goes lane by lane
+        x = b.select(b.fcmp_ordered(">", x, constant(V16F, -2147483648.0)), x, constant(V16F, -2147483648.0))
+        x = b.select(b.fcmp_ordered("<", x, constant(V16F, 2147483520.0)), x, constant(V16F, 2147483520.0))
+        return b.fptosi(x, V16I)
 
     return i32x16(f32x16), generate
 
