@@ -52,8 +52,9 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The model's name: the folder's."""
-        return self.folder.resolve().name
+        """The model's name: the folder's; in a hub's cache (models--USER--NAME/snapshots/COMMIT) the repository's."""
+        folder = self.folder.resolve()
+        return folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
 
     @property
     def files(self) -> list[Path]:

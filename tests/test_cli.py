@@ -24,7 +24,7 @@ from glmrun.cli.bench import parse_counts
 from glmrun.cli.options import parse_size
 
 SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
-COMMANDS = ["run", "chat", "convert", "bench", "inspect", "plan", "doctor", "demo"]
+COMMANDS = ["run", "chat", "convert", "bench", "inspect", "pull", "list", "rm", "plan", "doctor", "demo"]
 
 
 def glmrun(*arguments: str, stdin: bytes = b"", scripted: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -56,6 +56,7 @@ def test_help_loads_nothing_heavy() -> None:
         "safetensors",
         "psutil",
         "platformdirs",
+        "huggingface_hub",
     }
     code = f"import sys; sys.argv = ['glmrun', '--help']; import glmrun.cli as c; c._run(None); print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -94,6 +95,8 @@ def test_without_a_command_the_help_is_printed() -> None:
         (["inspect", "nosuch.gguf"], 3, "no such file"),
         (["inspect", "."], 3, "is a folder"),
         (["inspect", "x.gguf", "--match", "("], 2, "regular expression"),
+        (["pull", "flash"], 2, "names no model"),
+        (["rm", "nosuch"], 3, "no model is called nosuch"),
         (["plan", "nosuch.gguf"], 3, "no such file"),
         (["plan", "-c", "300k"], 2, "at most 202,752"),
         (["plan", "--kv-type", "q3"], 2, "f32, f16, q8_0"),
@@ -329,6 +332,6 @@ def test_the_demo_goes_through() -> None:
     done = glmrun("demo")
     shown = done.stdout.decode()
     assert done.returncode == 0 and "\x1b" not in shown
-    assert all(words in shown for words in (" MiB ", ">>> What is", "thinking", "hf download zai-org/GLM-4.7-Flash"))
+    assert all(words in shown for words in (" MiB ", ">>> What is", "thinking", "glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M"))
     tests = [line.split("|")[6].strip() for line in shown.splitlines() if line.startswith("| deepseek2")]
     assert tests == ["pp512", "tg64"] * 3

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glmrun.cli import bench, chat, convert, demo, doctor, inspect, plan, run, warmup
+from glmrun.cli import bench, chat, convert, demo, doctor, inspect, models, plan, pull, run, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -38,6 +38,10 @@ app.command("bench", short_help="Measure tokens per second.")(bench.bench)
 app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
 app.command("show", hidden=True)(inspect.inspect)
 app.command("warmup", short_help="Compile the kernels ahead of the first start.")(warmup.warmup)
+app.command("pull", short_help="Download a model from a hub.")(pull.pull)
+app.command("list", short_help="List the models on this machine (also: ls).")(models.list_models)
+app.command("ls", hidden=True)(models.list_models)
+app.command("rm", short_help="Delete a model from this machine.")(models.remove_model)
 app.command("plan", short_help="Tell whether a model fits and how fast it can be (also: fit).")(plan.plan)
 app.command("fit", hidden=True)(plan.plan)
 app.command("doctor", short_help="Examine this machine and the installation.")(doctor.doctor)

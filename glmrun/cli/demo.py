@@ -9,14 +9,14 @@ from glmrun.cli import loading, options
 
 _QUESTION = "What is 17 + 25?"
 _REAL_MODEL = """\
-It has 31 billion parameters. Download it (62 GB) with Hugging Face's own tool,
-`pip install huggingface_hub`, and convert it (18 GB as Q4_K_M):
+It has 31 billion parameters. See whether it fits into this machine, download it (18 GB as
+Q4_K_M) and chat with it:
 
-    hf download zai-org/GLM-4.7-Flash --local-dir GLM-4.7-Flash
-    glmrun convert GLM-4.7-Flash -q Q4_K_M
-    glmrun chat GLM-4.7-Flash-Q4_K_M.gguf
+    glmrun plan Q4_K_M
+    glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M
+    glmrun chat flash
 
-Or download any published Q4_K_M GGUF of it and chat with that.
+`glmrun pull zai-org/GLM-4.7-Flash -q Q4_K_M` makes the file from the checkpoint instead (62 GB).
 Nano is ready now: glmrun chat"""
 
 

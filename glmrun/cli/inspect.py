@@ -2,19 +2,17 @@
 
 import json
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from glmrun.gguf_file import GGUFFile
+from glmrun.cli import loading
 
 _LONGEST_LIST = 5  # elements of a metadata list that are shown
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or nano.")],
+    file: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, the name of a model on this machine, or nano.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors: name, shape, format, bytes.")] = False,
     match: Annotated[str | None, typer.Option("--match", metavar="REGEX", help="Only tensors or keys whose name matches.")] = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="List the metadata; of long lists the first elements.")] = False,
@@ -34,11 +32,12 @@ def inspect(
         pattern = re.compile(match or "")
     except re.error as why:
         raise typer.BadParameter(f"--match: {match!r} is not a regular expression: {why}") from None
-    opened = _open(file)
 
     from glmrun.architecture import config_from_gguf
+    from glmrun.gguf_file import open_gguf
     from glmrun.measure.model_file import model_facts, plain_metadata, tensor_rows
 
+    opened = open_gguf(loading.resolve_model(file))
     facts = model_facts(opened, config_from_gguf(opened))
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
@@ -58,16 +57,6 @@ def inspect(
     if tensors:
         lines = [[row["name"], " x ".join(map(str, row["shape"])), row["format"], f"{row['bytes']:,}"] for row in rows]
         print(columns([["tensor", "shape", "format", "bytes"], *lines], right=[3]))
-
-
-def _open(name: str) -> "GGUFFile":
-    from glmrun.gguf_file import open_gguf
-
-    if name == "nano" and not Path(name).exists():
-        from glmrun.builtin import nano_path
-
-        return open_gguf(nano_path())
-    return open_gguf(name)
 
 
 def _summary(facts: dict[str, Any]) -> str:

@@ -10,19 +10,40 @@ from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.engine import Model
+    from glmrun.local_models import LocalModel
 
 
 def resolve_model(model: str | None) -> Path:
-    """The file that a MODEL argument means; left out it is nano, the small model that comes with glmrun, and a line says so."""
+    """The file that a MODEL argument means: a path, nano, or the name of a pulled or converted model or a part of it.
+
+    Left out it is nano, the small model that comes with glmrun, and a line says so. Raises UserError for a name that means
+    nothing or several models.
+    """
     if model is None or model == "nano":
         from glmrun.builtin import nano_path
 
         if model is None:
             note("no model given: using nano, the small model that comes with glmrun")
         return nano_path()
-    if not os.path.exists(model):
-        raise UserError(f"{model}: no such file", 3)
-    return Path(model)
+    if os.path.exists(model):
+        return Path(model)
+
+    from glmrun.local_models import local_models, matching
+
+    found = [known for known in matching(model, local_models()) if known.kind != "checkpoint"]
+    if not found:
+        raise UserError(f"{model}: no such file, and no model on this machine is called so (glmrun list, glmrun pull)", 3)
+    chosen = only_one(model, found)
+    if model.casefold() != chosen.name.casefold():
+        note(f"using {chosen.name}")
+    return chosen.path
+
+
+def only_one(name: str, found: "list[LocalModel]") -> "LocalModel":
+    """The one model that a name means; raises UserError that lists the candidates if there are several."""
+    if len(found) > 1:
+        raise UserError(f"{name} can mean {', '.join(model.name for model in found)}; write more of the name", 2)
+    return found[0]
 
 
 def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -> "Model":

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def run(
     first: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A GGUF file, or nano. Left out: nano.", show_default=False)
+        str | None,
+        typer.Argument(metavar="MODEL", help="A GGUF file, a name from glmrun list, or nano. Left out: nano.", show_default=False),
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The question.", show_default=False)] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,
@@ -40,7 +41,8 @@ def run(
 ) -> None:
     """Ask one question and print the answer.
 
-    A single argument is the model if it is nano, ends in .gguf or names an existing file; otherwise it is the question.
+    A single argument is the model if it is nano, ends in .gguf, names an existing file or is the whole name of a pulled model;
+    otherwise it is the question.
     Text on standard input is added to the question. The answer goes to standard output; thinking, progress and statistics
     go to standard error. In a pipe or a file the answer is the model's text exactly; a terminal sees control characters
     spelled out. Ctrl-C stops the answer and keeps what was printed.
@@ -96,7 +98,13 @@ def _split_arguments(first: str | None, second: str | None, prompt: str | None) 
 
 
 def _names_a_model(text: str) -> bool:
-    return text == "nano" or text.endswith(".gguf") or os.path.exists(text)
+    if text == "nano" or text.endswith(".gguf") or os.path.exists(text):
+        return True
+    if "/" not in text or " " in text:
+        return False
+    from glmrun.local_models import local_models
+
+    return any(text.casefold() == model.name.casefold() for model in local_models())
 
 
 def _with_stdin(question: str | None) -> str:

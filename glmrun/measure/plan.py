@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant.config import Config, read_per_token
+from quant.config import FLASH, Config, read_per_token
 from quant.formats import FORMATS
 from quant.recipes import Recipe, tensor_formats
 
@@ -79,6 +79,12 @@ def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = 
     cache = cache_type({t.format for t in used.values() if len(t.shape) > 1}, wanted_cache)
     per_token = read_per_token(config, sizes)
     return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, kv_bytes(config, cache))
+
+
+def demand_of_download(name: str, n_bytes: int) -> Demand:
+    """The demand of a file of the full-size model of which only the size is known."""
+    cache = cache_type({"Q4_K"})
+    return Demand(name, FLASH, n_bytes, n_bytes, n_bytes, cache, kv_bytes(FLASH, cache))
 
 
 def _is_prediction(name: str, config: Config) -> bool:

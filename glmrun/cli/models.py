@@ -1,0 +1,79 @@
+"""`glmrun list` and `glmrun rm`: the models that are on this machine."""
+
+import json
+import sys
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from quant.errors import UserError
+
+
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the models that were pulled into the hub's cache or converted into the models folder.
+
+    Any part of a name that means only one of them can stand for MODEL in every command.
+
+    \b
+    Examples:
+      glmrun list
+      glmrun list --json
+    """
+    from glmrun.local_models import local_models, models_folder
+    from glmrun.terminal.console import note
+    from glmrun.terminal.tables import bytes_text, columns
+
+    models = local_models()
+    if as_json:
+        rows = [
+            {
+                "name": m.name, "kind": m.kind, "quantization": m.quantization, "bytes": m.n_bytes, "path": str(m.path),
+                "modified": datetime.fromtimestamp(m.modified).astimezone().isoformat(timespec="seconds"),
+            }
+            for m in models
+        ]  # fmt: skip
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif not models:
+        note(f"no models yet; glmrun pull fetches one, and converted ones are looked for in {models_folder()}")
+    else:
+        lines = [
+            [m.name, m.quantization or "-", bytes_text(m.n_bytes), m.kind, f"{datetime.fromtimestamp(m.modified):%Y-%m-%d %H:%M}"]
+            for m in models
+        ]
+        print(columns([["name", "quant", "size", "kind", "when"], *lines], right=[2]))
+
+
+def remove_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that glmrun list shows, or a part that means only one.")],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a pulled or converted model from the disk.
+
+    Files in the hub's cache are shared: other programs that use them have to fetch them again.
+
+    \b
+    Examples:
+      glmrun rm ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M
+      glmrun rm q8_0 --yes
+    """
+    from glmrun.cli.loading import only_one
+    from glmrun.local_models import local_models, matching, remove
+    from glmrun.terminal.console import note
+    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.tables import bytes_text
+
+    found = matching(name, local_models())
+    if not found:
+        raise UserError(f"no model is called {name}; glmrun list shows what there is", 3)
+    model = only_one(name, found)
+    what = f"{model.name} ({bytes_text(model.n_bytes)} in {model.path.parent})"
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UserError(f"delete {what}? Nobody can be asked here; --yes says yes")
+        if not typer.confirm(f"delete {one_line(what)}?", err=True):
+            raise typer.Abort
+    remove(model)
+    note(f"deleted {what}")
