@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from glmrun.architecture import DEFAULT_CONTEXT, config_from_gguf
+from glmrun.architecture import DEFAULT_CONTEXT, config_from_gguf, whole_vocabulary
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 from glmrun.forward import CANCELLED, forward
@@ -62,7 +62,7 @@ class Model:
         self.path = self.file.path
         self.config = config_from_gguf(self.file)
         self.prefault = Prefault(self.file, self.config)  # goes on beside what follows
-        self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        self.tokenizer = Tokenizer.from_metadata(whole_vocabulary(self.file.metadata, self.config.vocab_size))
         if self.tokenizer.n_vocab != self.config.vocab_size:
             raise UserError(
                 f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows"

@@ -12,15 +12,16 @@ import mmap
 import os
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glmrun.split_file import join, other_parts
 from quant.errors import UserError
-from quant.formats import FORMATS, by_ggml_type, ggml_type_name
+from quant.formats import READABLE, by_ggml_type, ggml_type_name
 
 _U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
 _SCALARS: dict[int, np.dtype] = {
@@ -48,36 +49,39 @@ MAX_ALIGNMENT = 1 << 20
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One row of the tensor table; `shape` is row-major, `offset` counts from the start of the file."""
+    """One row of the tensor table; `shape` is row-major."""
 
     name: str
     shape: tuple[int, ...]
     format: str
-    offset: int
-    n_bytes: int
+    data: np.ndarray = field(repr=False, compare=False)  # uint8 (n_bytes,), in place
+    offset: int = 0  # from the start of its file
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its blocks."""
+        return self.data.nbytes
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
+        return self.data.reshape(prod(self.shape[:-1]), -1)
+
+    def floats(self) -> np.ndarray:
+        """The values, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
+        return READABLE[self.format].decode(self.rows).reshape(self.shape)  # float32 (shape)
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """A validated, read-only mapping of one file."""
+    """A validated, read-only mapping of one file, or of all parts of a split one."""
 
-    path: Path
+    path: Path  # the first part's
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
     size: int
-    mapping: np.ndarray  # uint8 (size,)
-
-    def rows(self, name: str) -> np.ndarray:
-        """The tensor's blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
-        tensor = self.tensors[name]
-        flat = self.mapping[tensor.offset : tensor.offset + tensor.n_bytes]  # uint8 (n_bytes,)
-        return flat.reshape(prod(tensor.shape[:-1]), -1)
-
-    def floats(self, name: str) -> np.ndarray:
-        """The tensor's values as a copy, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
-        tensor = self.tensors[name]
-        return FORMATS[tensor.format].decode(self.rows(name)).reshape(tensor.shape)  # float32 (shape)
+    mappings: list[np.ndarray]  # uint8 (size of the part,) each
 
 
 class _Cursor:
@@ -168,11 +172,16 @@ class _Cursor:
 
 
 def open_gguf(path: str | os.PathLike) -> GGUFFile:
-    """Open, validate and map the file at `path`.
+    """Open, validate and map the file at `path`; if it is one part of a split file, all its parts.
 
-    Raises UserError: exit code 3 if there is no such file, 1 if it is not a whole, valid GGUF file that glmrun can run.
+    Raises UserError: exit code 3 if a file is missing, 1 if it is not a whole, valid GGUF file that glmrun can run.
     """
-    path = Path(path)
+    file = _open_part(Path(path))
+    paths = other_parts(file)
+    return join([file if part == file.path else _open_part(part) for part in paths]) if paths else file
+
+
+def _open_part(path: Path) -> GGUFFile:
     data = _map(path)
     cursor = _Cursor(path, data)
     _check_magic(path, data)
@@ -187,9 +196,9 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
         announced = f"{n_tensors:,} tensors and {n_keys:,} metadata keys"
         raise UserError(f"{path}: the header announces {announced}; a file of {cursor.size:,} bytes can't hold them")
     metadata = _read_metadata(cursor, n_keys)
-    tensors = _read_tensors(cursor, n_tensors, metadata)
     mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
-    return GGUFFile(path, version, metadata, tensors, cursor.size, mapping)
+    tensors = _read_tensors(cursor, n_tensors, metadata, mapping)
+    return GGUFFile(path, version, metadata, tensors, cursor.size, [mapping])
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -244,7 +253,7 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
     return metadata
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any], mapping: np.ndarray) -> dict[str, TensorInfo]:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise UserError(
@@ -263,12 +272,11 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any]) -> 
             )
         table[name] = (shape, format_name, n_bytes)
         total += -(-n_bytes // alignment) * alignment
-    data_offset = -(-cursor.at // alignment) * alignment
-    tensors, at = {}, data_offset
+    tensors, at, end = {}, -(-cursor.at // alignment) * alignment, 0
     for name, (shape, format_name, n_bytes) in table.items():
-        tensors[name] = TensorInfo(name, shape, format_name, at, n_bytes)
+        end = at + n_bytes
+        tensors[name] = TensorInfo(name, shape, format_name, mapping[at:end], at)
         at += -(-n_bytes // alignment) * alignment
-    end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=data_offset)
     if end > cursor.size:
         there = f"{cursor.size:,} of {end:,} bytes are there ({100 * cursor.size / end:.1f} %)"
         raise UserError(f"{cursor.path}: {there}: an incomplete download or copy; fetch it again")
@@ -291,7 +299,7 @@ def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, in
         known = ggml_type_name(ggml_type)
         if known is None:
             raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged or newer than glmrun")
-        raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(FORMATS)}")
+        raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(READABLE)}")
     if shape[-1] % form.block_length:
         raise cursor.error(
             f"shape of {name}", f"rows of {shape[-1]} values are no whole number of {form.name} blocks of {form.block_length}"

@@ -11,9 +11,10 @@ import mmap
 import sys
 import threading
 import time
-from pathlib import Path
 
+from glmrun.conversion import forms_to_run, tensors_in_place
 from glmrun.gguf_file import GGUFFile
+from glmrun.memory import available_memory
 from quant.config import Config
 
 SLICE = 64 << 20  # bytes of one request: an answer to Ctrl-C and a step of the bar
@@ -33,10 +34,10 @@ class Prefault:
 
     def __init__(self, file: GGUFFile, config: Config, available: int | None = None) -> None:
         """available   bytes of memory that may be filled; by default as the system says"""
-        self._mapping, self.n_done = file.mapping, 0
+        self._file, self.n_done = file, 0  # while the thread runs, so does the mapping
         self.partial: str | None = None
-        used = [t for t in file.tensors.values() if not _is_unused(t.name, config)]
-        needed = sum(t.n_bytes for t in used) + ROOM
+        used = tensors_in_place(file, config)
+        needed = sum(n_bytes for _, _, n_bytes in forms_to_run(file, config).values()) + ROOM
         available = available_memory() if available is None else available
         if needed > available:
             self.partial = (
@@ -46,7 +47,8 @@ class Prefault:
             used = [t for t in used if "_exps." not in t.name]
             if sum(t.n_bytes for t in used) + ROOM > available:
                 used = []
-        self._ranges = _slices(sorted((t.offset, t.offset + t.n_bytes) for t in used))
+        addresses = ((t.data.ctypes.data, t.n_bytes) for t in used)
+        self._ranges = _slices(sorted((address, address + n_bytes) for address, n_bytes in addresses))
         self.n_bytes = sum(end - start for start, end in self._ranges)
         self._began = time.monotonic()
         self._ended = threading.Event()
@@ -71,39 +73,16 @@ class Prefault:
             if sys.platform != "linux":
                 return
             madvise = ctypes.CDLL(None).madvise
-            address = self._mapping.ctypes.data
             for start, end in self._ranges:
-                if self._stop or madvise(ctypes.c_void_p(address + start), ctypes.c_size_t(end - start), _POPULATE_READ):
+                if self._stop or madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _POPULATE_READ):
                     return  # an older system, or a file that cannot be read here: tokens will find out
                 self.n_done += end - start
         finally:
             self._ended.set()
 
 
-def available_memory() -> int:
-    """Bytes that this process could still fill, caches of files counted as free; without a number, a very large one."""
-    found = [1 << 60]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's own, versions 2, 1
-        try:
-            text = Path(limit).read_text().strip()
-        except OSError:
-            continue
-        found += [int(text)] if text.isdigit() else []
-    return min(found)
-
-
-def _is_unused(name: str, config: Config) -> bool:
-    """Layers for next-token prediction are carried along only."""
-    return name.startswith("blk.") and int(name.split(".")[1]) >= config.num_hidden_layers
-
-
 def _slices(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted extents in bytes as whole pages, neighbours joined, cut into pieces of at most SLICE."""
+    """Sorted extents, in addresses, as whole pages, neighbours joined, cut into pieces of at most SLICE."""
     joined: list[tuple[int, int]] = []
     for start, end in extents:
         start, end = start // PAGE * PAGE, -(-end // PAGE) * PAGE

@@ -1,13 +1,14 @@
-"""From a validated GGUF file to the table of addresses that the kernels read; the weights themselves stay where they are mapped."""
+"""From a validated GGUF file to the table of addresses that the kernels read; what they can read stays where it is mapped."""
 
 import math
 
 import numpy as np
 
+from glmrun.conversion import tensors_to_run
 from glmrun.gguf_file import GGUFFile
 from glmrun.kernels.layout import LAYER, MODEL, WEIGHT
 from quant.config import Config, read_per_token
-from quant.formats import FORMATS
+from quant.formats import FORMATS, READABLE
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -20,10 +21,13 @@ class Weights:
 
     model    record MODEL, sizes and the output matrix
     layers   records LAYER (num_hidden_layers,)
+    tensors  {name: tensor as the kernels read it}
+    notes    lines that tell the user what was converted
     """
 
     def __init__(self, file: GGUFFile, config: Config) -> None:
-        self.file, self.config = file, config
+        self.config = config
+        self.tensors, self.notes = tensors_to_run(file, config)
         self._vectors: list[np.ndarray] = []
         c = config
         model = np.zeros(1, MODEL)  # MODEL (1,)
@@ -35,8 +39,8 @@ class Weights:
         model["softmax_scale"] = 1 / math.sqrt(c.qk_head_dim)
         model["latent"] = round_up(c.kv_lora_rank, 64)
         model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 64)
-        matrices = (tensor for tensor in file.tensors.values() if len(tensor.shape) > 1)
-        model["wide_cache"] = all(FORMATS[tensor.format].block_length == 1 for tensor in matrices)  # as exact as the weights
+        matrices = (tensor for tensor in self.tensors.values() if len(tensor.shape) > 1)
+        model["wide_cache"] = all(READABLE[tensor.format].block_length == 1 for tensor in matrices)  # as exact as the weights
         model["row_bytes"] = model["row"] * np.where(model["wide_cache"], 4, 2)
         model["output_norm"] = self._vector("output_norm.weight")
         model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")
@@ -44,28 +48,27 @@ class Weights:
         for i, layer in enumerate(self.layers):
             for field in LAYER.names or ():
                 name = f"blk.{i}.{field}." + ("bias" if field == "exp_probs_b" else "weight")
-                if name in file.tensors:
+                if name in self.tensors:
                     layer[field] = self._matrix(name) if LAYER[field] == WEIGHT else self._vector(name)
         self.model = model[0]
 
     def _vector(self, name: str) -> int:
         """Address of a float32 copy: vectors are small, and kernels then know one type."""
-        vector = np.ascontiguousarray(self.file.floats(name), np.float32)  # float32 (n,)
+        vector = np.ascontiguousarray(self.tensors[name].floats(), np.float32)  # float32 (n,)
         self._vectors.append(vector)
         return vector.ctypes.data
 
     def _matrix(self, name: str) -> tuple[int, int, int, int, int]:
-        tensor = self.file.tensors[name]
+        tensor = self.tensors[name]
         form = FORMATS[tensor.format]
-        address = self.file.mapping.ctypes.data + tensor.offset
-        return address, form.ggml_type, tensor.shape[-2], tensor.shape[-1], form.row_bytes(tensor.shape[-1])
+        return tensor.data.ctypes.data, form.ggml_type, tensor.shape[-2], tensor.shape[-1], form.row_bytes(tensor.shape[-1])
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """The embeddings of token ids, float32 (len(tokens), hidden_size); ids have been checked."""
-        tensor = self.file.tensors["token_embd.weight"]
-        return FORMATS[tensor.format].decode(self.file.rows("token_embd.weight")[tokens])  # float32 (tokens, hidden_size)
+        tensor = self.tensors["token_embd.weight"]
+        return READABLE[tensor.format].decode(tensor.rows[tokens])  # float32 (tokens, hidden_size)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decoded token reads."""
-        return read_per_token(self.config, {tensor.name: tensor.n_bytes for tensor in self.file.tensors.values()})
+        return read_per_token(self.config, {tensor.name: tensor.n_bytes for tensor in self.tensors.values()})

@@ -195,7 +195,7 @@ def read_per_token(config: Config, sizes: Mapping[str, int]) -> int:
     """
     total = 0
     for name, size in sizes.items():
-        if name.startswith("blk.") and int(name.split(".")[1]) >= config.num_hidden_layers:
+        if name.startswith(f"blk.{config.num_hidden_layers}."):  # the prediction layer
             continue
         if name == "token_embd.weight" and not config.tie_word_embeddings:
             size //= config.vocab_size

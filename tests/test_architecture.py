@@ -47,7 +47,6 @@ def test_a_trunk_that_still_counts_its_prediction_layer(file: GGUFFile) -> None:
     [
         ({"general__architecture": "llama"}, "llama"),
         ({"general__architecture": None}, "None"),
-        ({"split__count": 3}, "3 files"),
         ({"embedding_length": None}, "embedding_length is missing"),
         ({"embedding_length": "512"}, "expects int"),
         ({"embedding_length": True}, "expects int"),

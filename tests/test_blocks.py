@@ -11,7 +11,7 @@ import pytest
 from make_golden_blocks import KINDS, mean_squared_error, sample_rows, sample_weights
 
 from quant.errors import UserError
-from quant.formats import FORMATS, by_ggml_type, ggml_type_name
+from quant.formats import FORMATS, READABLE, by_ggml_type, ggml_type_name
 
 GOLDEN = Path(__file__).parent / "golden"
 SEARCHED = ("Q4_K", "Q6_K", "Q5_0", "Q8_0")
@@ -43,13 +43,13 @@ def normal(n: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def test_table_agrees_with_gguf() -> None:
     known = {t.value: (t.name, *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
-    for f in FORMATS.values():
+    for f in READABLE.values():
         assert known[f.ggml_type] == (f.name, f.block_length, f.block_bytes)
         assert by_ggml_type(f.ggml_type) is f
     ours = {n: ggml_type_name(n) for n in known if n <= 41}
     assert ours == {n: known[n][0] for n in ours}
     assert len(FORMATS) == 7
-    assert by_ggml_type(13) is None  # Q5_K
+    assert by_ggml_type(16) is None  # IQ2_XXS
     assert by_ggml_type(-1) is None
     assert ggml_type_name(-1) is None
     assert ggml_type_name(1000) is None

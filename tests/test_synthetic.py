@@ -63,11 +63,11 @@ def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
         assert (file.tensors[name].shape, file.tensors[name].format) == (shape, kind)
     for name in ("output.weight", "blk.1.attn_k_b.weight", "blk.1.ffn_down_exps.weight", "blk.0.attn_q_b.weight"):
         tensor = file.tensors[name]
-        rows = FORMATS[tensor.format].decode(file.rows(name)[:1000])  # (rows, columns)
+        rows = FORMATS[tensor.format].decode(file.tensors[name].rows[:1000])  # (rows, columns)
         spread = rows.std() * np.sqrt(tensor.shape[-1])
         assert abs(spread - 1) <= 0.05 and abs(rows.mean()) <= 0.1 * rows.std()
         assert len(np.unique(rows, axis=0)) == len(rows)
-    norm = FORMATS["F32"].decode(file.rows("blk.1.attn_norm.weight"))
+    norm = FORMATS["F32"].decode(file.tensors["blk.1.attn_norm.weight"].rows)
     assert abs(norm.mean() - 1) <= 0.05 and np.ptp(norm) >= 0.01
 
 

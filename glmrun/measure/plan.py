@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmrun.conversion import forms_to_run
 from quant.config import FLASH, Config, read_per_token
-from quant.formats import FORMATS
+from quant.formats import READABLE
 from quant.recipes import Recipe, tensor_formats
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Demand:
 
 def cache_type(formats: Collection[str], wanted: str | None = None) -> str:
     """The type of the cache beside matrices in these formats: as exact as the weights where none is quantized."""
-    return wanted or ("f32" if all(FORMATS[name].block_length == 1 for name in formats) else "f16")
+    return wanted or ("f32" if all(READABLE[name].block_length == 1 for name in formats) else "f16")
 
 
 def kv_bytes(config: Config, cache: str) -> int:
@@ -73,10 +74,10 @@ def demand_of_recipe(config: Config, recipe: Recipe, wanted_cache: str | None = 
 
 
 def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:
-    """The demand of a file that is there."""
-    used = {t.name: t for t in file.tensors.values() if not _is_prediction(t.name, config)}
-    sizes = {name: t.n_bytes for name, t in used.items()}
-    cache = cache_type({t.format for t in used.values() if len(t.shape) > 1}, wanted_cache)
+    """The demand of a file that is there; what has to be converted counts as what it becomes."""
+    forms = forms_to_run(file, config)
+    sizes = {name: n_bytes for name, (_, _, n_bytes) in forms.items()}
+    cache = cache_type({form for shape, form, _ in forms.values() if len(shape) > 1}, wanted_cache)
     per_token = read_per_token(config, sizes)
     return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, kv_bytes(config, cache))
 
@@ -85,10 +86,6 @@ def demand_of_download(name: str, n_bytes: int) -> Demand:
     """The demand of a file of the full-size model of which only the size is known."""
     cache = cache_type({"Q4_K"})
     return Demand(name, FLASH, n_bytes, n_bytes, n_bytes, cache, kv_bytes(FLASH, cache))
-
-
-def _is_prediction(name: str, config: Config) -> bool:
-    return name.startswith("blk.") and int(name.split(".")[1]) >= config.num_hidden_layers
 
 
 @dataclass(frozen=True)

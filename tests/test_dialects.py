@@ -1,0 +1,288 @@
+"""Files as others publish them: other keys, other formats, matrices in one tensor, several parts. Each runs like ours."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparison import errors
+from foreign_file import Parts, random_blocks
+from naive import Naive
+from tiny_model import ODD, ODDER, Tiny
+
+import glmrun
+from glmrun import conversion
+from glmrun.gguf_file import open_gguf
+from quant.errors import UserError
+from quant.formats import FOREIGN
+
+TOKENS = np.random.default_rng(5).integers(0, 950, 21).tolist()
+SMALL = replace(ODD, num_hidden_layers=2, hidden_size=256, intermediate_size=512, n_routed_experts=4, num_experts_per_tok=2)
+
+
+def logits(path: Path) -> np.ndarray:
+    return glmrun.load(path, n_ctx=64, n_threads=2).logits(TOKENS)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_gguf: Callable[..., Tiny]) -> Tiny:
+    return tiny_gguf("Q8_0", SMALL)
+
+
+@pytest.fixture(scope="module")
+def ours(tiny: Tiny) -> np.ndarray:
+    return logits(tiny.path)
+
+
+def ollama(parts: Parts, split_kv_b: bool = True) -> None:
+    """Metadata as Ollama's own converter wrote it: another prefix, head widths and row widths the other way round."""
+    c = SMALL
+    keys = {k.replace("deepseek2.", "glm4moelite."): v for k, v in parts.metadata.items()}
+    keys["general.architecture"] = "glm4moelite"
+    for key in ("eot_token_id", "eom_token_id", "eos_token_id"):
+        keys.pop(f"tokenizer.ggml.{key}")
+    keys["tokenizer.ggml.eos_token_ids"] = [parts.metadata[f"tokenizer.ggml.{k}_token_id"] for k in ("eos", "eot", "eom")]
+    a = "glm4moelite.attention."
+    keys |= {f"{a}head_count_kv": c.num_attention_heads, f"{a}key_length": c.qk_head_dim, f"{a}value_length": c.v_head_dim}
+    if split_kv_b:
+        keys |= {f"{a}key_length_mla": c.kv_lora_rank + c.qk_rope_head_dim, f"{a}value_length_mla": c.kv_lora_rank}
+    else:
+        del keys[f"{a}key_length_mla"], keys[f"{a}value_length_mla"]
+    parts.metadata = keys
+
+
+def unsplit_kv_b(parts: Parts, format_name: str) -> None:
+    """attn_k_b and attn_v_b as the one matrix of the checkpoint."""
+    for i in range(SMALL.num_hidden_layers):
+        k, v = parts.take(f"blk.{i}.attn_k_b.weight"), parts.take(f"blk.{i}.attn_v_b.weight")
+        both = np.concatenate([k.transpose(0, 2, 1), v], axis=1)  # (heads, nope + v, latent)
+        parts.put(f"blk.{i}.attn_kv_b.weight", both.reshape(-1, both.shape[-1]), format_name)
+
+
+def test_ollamas_keys(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    parts = Parts.read(tiny.path)
+    ollama(parts)
+    path = parts.write(tmp_path / "ollama.gguf")
+    assert np.array_equal(logits(path), ours)
+    model = glmrun.load(path, n_ctx=64)
+    ends = {model.tokenizer.id_of(text) for text in ("<|endoftext|>", "<|user|>", "<|observation|>")}
+    assert model.tokenizer.eog_ids == ends
+    assert replace(model.config, rms_norm_eps=1e-5, routed_scaling_factor=1.8) == SMALL
+
+
+@pytest.mark.parametrize("architecture", ["deepseek2", "glm4moelite"])
+@pytest.mark.parametrize("name", ["F32", "BF16", "F16", "Q8_0", "Q4_K"])
+def test_unsplit_attn_kv_b(tiny_gguf: Callable[..., Tiny], tmp_path: Path, architecture: str, name: str) -> None:
+    """The other matrices are F32, so that the two can be compared closely (tests/test_forward.py)."""
+    parts = Parts.read(tiny_gguf("F32", SMALL).path)
+    formats = dict(parts.formats)
+    unsplit_kv_b(parts, name)
+    ollama(parts, split_kv_b=False)
+    if architecture == "deepseek2":
+        renamed = {k.replace("glm4moelite.", "deepseek2."): v for k, v in parts.metadata.items()}
+        parts.metadata = renamed | {"general.architecture": "deepseek2"}
+    model = glmrun.load(parts.write(tmp_path / "unsplit.gguf"), n_ctx=64)
+    assert len(model.weights.notes) >= 1 and all("attn_kv_b" in line for line in model.weights.notes)
+
+    weights = parts.weights()
+    heads, nope = SMALL.num_attention_heads, SMALL.qk_nope_head_dim
+    for i in range(SMALL.num_hidden_layers):
+        both = weights.pop(f"blk.{i}.attn_kv_b.weight").reshape(heads, -1, SMALL.kv_lora_rank)
+        weights[f"blk.{i}.attn_k_b.weight"] = k = np.ascontiguousarray(both[:, :nope].transpose(0, 2, 1))
+        weights[f"blk.{i}.attn_v_b.weight"] = v = both[:, nope:]
+        k_b, v_b = (model.weights.tensors[f"blk.{i}.attn_{part}_b.weight"] for part in "kv")
+        assert np.array_equal(v_b.floats(), v)
+        assert (np.abs(k_b.floats() - k) <= np.abs(k) * (2.0**-11 if name in ("Q8_0", "Q4_K") else 0) + 2.0**-25).all()
+        formats[k_b.name], formats[v_b.name] = k_b.format, v_b.format
+    exact, rounded = (Naive(weights, SMALL, f, absorbed=True).logits(TOKENS) for f in (None, formats))
+    noise = np.median(errors(rounded, exact))
+    assert np.median(errors(model.logits(TOKENS), rounded)) <= 0.5 * noise + 1e-10
+
+
+def test_fused_gate_and_up(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    parts = Parts.read(tiny.path)
+    for name in [name for name in parts.blocks if "ffn_gate_exps" in name]:
+        gate, up = parts.take(name), parts.take(name.replace("gate", "up"))
+        parts.put(name.replace("gate", "gate_up"), np.concatenate([gate, up], axis=1), "Q8_0")
+    path = parts.write(tmp_path / "fused.gguf")
+    model = glmrun.load(path, n_ctx=64)
+    assert np.array_equal(model.logits(TOKENS), ours)  # Q8_0 of Q8_0's values is the same blocks, or these would differ
+    assert "ffn_gate_up_exps" in model.weights.notes[0] and "MiB" in model.weights.notes[0]
+    assert model.weights.bytes_per_token == glmrun.load(tiny.path, n_ctx=64).weights.bytes_per_token
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_formats(tiny_gguf: Callable[..., Tiny], tmp_path: Path, name: str) -> None:
+    """Every matrix whose rows fit in the format, held to the size of the rounding noise (tests/test_forward.py)."""
+    parts = Parts.read(tiny_gguf("F32", SMALL).path)
+    ran = dict(parts.formats)
+    for tensor, shape in list(parts.shapes.items()):
+        if len(shape) < 2 or shape[-1] % FOREIGN[name].block_length or "ffn_gate_inp" in tensor:
+            continue
+        spread = 1.0 if "token_embd" in tensor else 1 / np.sqrt(shape[-2 if "attn_k_b" in tensor else -1])
+        n_rows = int(np.prod(shape[:-1]))
+        parts.blocks[tensor] = random_blocks(name, n_rows, shape[-1], spread, seed=n_rows)
+        parts.formats[tensor], ran[tensor] = name, FOREIGN[name].runs_as
+    path = parts.write(tmp_path / "foreign.gguf")
+    model = glmrun.load(path, n_ctx=64)
+    note = model.weights.notes[0]
+    assert len(model.weights.notes) == 1 and f"{name} as {FOREIGN[name].runs_as}" in note and "MiB" in note
+    exact, rounded = (Naive(parts.weights(), SMALL, f, absorbed=True).logits(TOKENS) for f in (None, ran))
+    noise = np.median(errors(rounded, exact))
+    assert np.median(errors(model.logits(TOKENS), exact)) <= 3 * noise
+    assert noise <= 1e-3
+
+
+def test_foreign_fused_and_unsplit(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> None:
+    """Both at once: rows are selected, then converted."""
+    parts = Parts.read(tiny_gguf("F32", SMALL).path)
+    name = "blk.1.ffn_gate_exps.weight"
+    shape = (SMALL.n_routed_experts, 2 * SMALL.moe_intermediate_size, SMALL.hidden_size)
+    parts.take(name), parts.take(name.replace("gate", "up"))
+    fused = name.replace("gate", "gate_up")
+    parts.shapes[fused], parts.formats[fused] = shape, "Q5_K"
+    parts.blocks[fused] = random_blocks("Q5_K", shape[0] * shape[1], shape[2], 1 / 16)
+    heads, nope, v = SMALL.num_attention_heads, SMALL.qk_nope_head_dim, SMALL.v_head_dim
+    parts.take("blk.1.attn_k_b.weight"), parts.take("blk.1.attn_v_b.weight")
+    both = "blk.1.attn_kv_b.weight"
+    parts.shapes[both], parts.formats[both] = (heads * (nope + v), SMALL.kv_lora_rank), "Q4_0"
+    parts.blocks[both] = random_blocks("Q4_0", heads * (nope + v), SMALL.kv_lora_rank, 1 / 16)
+    values = parts.weights()
+    tensors = glmrun.load(parts.write(tmp_path / "both.gguf"), n_ctx=64).weights.tensors
+    halves = values[fused].reshape(shape[0], 2, -1, shape[2])
+    for i, part in enumerate(("gate", "up")):
+        got = tensors[name.replace("gate", part)].floats()
+        assert np.abs(got - halves[:, i]).max() <= np.abs(halves).max() / 250
+    kv = values[both].reshape(heads, nope + v, -1)
+    assert np.array_equal(tensors["blk.1.attn_v_b.weight"].floats(), kv[:, nope:])
+    assert np.abs(tensors["blk.1.attn_k_b.weight"].floats() - kv[:, :nope].transpose(0, 2, 1)).max() <= 2.0**-11
+    assert {tensors[f"blk.1.attn_{part}_b.weight"].format for part in "kv"} == {"F16", "Q8_0"}
+
+
+def test_a_conversion_that_does_not_fit_is_refused(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts.read(tiny.path)
+    unsplit_kv_b(parts, "Q8_0")
+    path = parts.write(tmp_path / "large.gguf")
+    monkeypatch.setattr(conversion, "available_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"Q8_0 tensors take .* GiB .* memory are free"):
+        glmrun.load(path, n_ctx=64)
+    assert glmrun.load(tiny.path, n_ctx=64).weights.notes == []
+
+
+def test_a_foreign_embedding_is_read_row_by_row(tmp_path: Path, tiny: Tiny) -> None:
+    parts = Parts.read(tiny.path)
+    parts.blocks["token_embd.weight"] = random_blocks("Q5_K", SMALL.vocab_size, SMALL.hidden_size, 1.0)
+    parts.formats["token_embd.weight"] = "Q5_K"
+    model = glmrun.load(parts.write(tmp_path / "embedding.gguf"), n_ctx=64)
+    assert model.weights.notes == []
+    assert np.array_equal(model.weights.embed(np.array([7, 3])), parts.weights()["token_embd.weight"][[7, 3]])
+
+
+def test_a_vocabulary_shorter_than_the_embedding(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    parts = Parts.read(tiny.path)
+    for key in ("tokens", "token_type"):
+        parts.metadata[f"tokenizer.ggml.{key}"] = parts.metadata[f"tokenizer.ggml.{key}"][:-8]
+    model = glmrun.load(parts.write(tmp_path / "short.gguf"), n_ctx=64)
+    assert np.array_equal(model.logits(TOKENS), ours)
+    assert set(range(SMALL.vocab_size - 8, SMALL.vocab_size)) <= set(model.tokenizer.undefined_ids.tolist())
+    assert model.tokenizer.decode([SMALL.vocab_size - 1]) == ""
+
+
+def test_what_early_files_leave_out(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    """No gating function, no end-of-turn ids, and a prediction layer that is counted but not there."""
+    parts = Parts.read(tiny.path)
+    for key in ("deepseek2.expert_gating_func", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
+        del parts.metadata[key]
+    parts.metadata |= {"deepseek2.nextn_predict_layers": 1, "deepseek2.block_count": SMALL.num_hidden_layers + 1}
+    path = parts.write(tmp_path / "early.gguf")
+    model = glmrun.load(path, n_ctx=64)
+    assert np.array_equal(model.logits(TOKENS), ours)
+    assert len(model.tokenizer.eog_ids) == 3
+
+
+def test_a_file_of_the_prediction_layer_alone(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> None:
+    parts = Parts.read(tiny_gguf("F32", ODDER).path)
+    names = [n for n in parts.blocks if not n.startswith(tuple(f"blk.{i}." for i in range(ODDER.num_hidden_layers)))]
+    with pytest.raises(UserError, match="no whole model"):
+        glmrun.load(parts.write(tmp_path / "mtp.gguf", names))
+
+
+# ---- split files -----------------------------------------------------------------------------------------------------
+
+
+def split(parts: Parts, folder: Path, count: int = 3, stem: str = "model") -> list[Path]:
+    """The parts as llama-gguf-split writes them: the metadata in the first, the tensors in order."""
+    names = list(parts.blocks)
+    paths = []
+    for i in range(count):
+        own = {"split.no": i, "split.count": count, "split.tensors.count": len(names)}
+        part = names[len(names) * i // count : len(names) * (i + 1) // count]
+        path = folder / f"{stem}-{i + 1:05}-of-{count:05}.gguf"
+        paths.append(parts.write(path, part, own | parts.metadata if i == 0 else own))
+    return paths
+
+
+def test_any_part_opens_all(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    paths = split(Parts.read(tiny.path), tmp_path)
+    for path in paths:
+        file = open_gguf(path)
+        assert file.path == paths[0] and len(file.mappings) == 3
+        assert file.size == sum(p.stat().st_size for p in paths)
+    assert np.array_equal(logits(paths[1]), ours)
+
+
+def test_one_part_of_one_is_a_file(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    parts = Parts.read(tiny.path)
+    parts.metadata |= {"split.no": 0, "split.count": 1}
+    assert np.array_equal(logits(parts.write(tmp_path / "whole.gguf")), ours)
+
+
+def test_missing_parts_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    paths = split(Parts.read(tiny.path), tmp_path, 4)
+    paths[1].unlink()
+    paths[3].unlink()
+    with pytest.raises(
+        UserError, match=r"2 of 4 parts are missing: model-00002-of-00004.gguf, model-00004-of-00004.gguf"
+    ) as caught:
+        open_gguf(paths[2])
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda parts, paths: paths[0].rename(paths[0].with_name("model.gguf")), "its name must be"),
+        (lambda parts, paths: parts.write(paths[1], [], {"split.no": 2, "split.count": 3}), "part 3 of 3, by its name it is 2"),
+        (lambda parts, paths: parts.write(paths[1], [], {"split.no": 1, "split.count": 4}), "part 2 of 4, by its name"),
+        (lambda parts, paths: parts.write(paths[1], [], {"split.no": 1}), "part 2 of 1"),
+        (lambda parts, paths: parts.write(paths[1], [], {"split.no": 1, "split.count": 3}), "tensors"),
+        (
+            lambda parts, paths: parts.write(paths[1], ["token_embd.weight"], {"split.no": 1, "split.count": 3}),
+            "stands in two parts",
+        ),
+        (
+            lambda parts, paths: parts.write(
+                paths[2], None, {"split.no": 2, "split.count": 3, "general.architecture": "llama"}
+            ),
+            "different models",
+        ),
+        (lambda parts, paths: paths[2].write_bytes(paths[2].read_bytes()[:-1000]), "incomplete"),
+        (lambda parts, paths: paths[1].write_bytes(b"GGUF"), "4 bytes"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_belong_together(tiny: Tiny, tmp_path: Path, spoil: Callable, said: str) -> None:
+    parts = Parts.read(tiny.path)
+    paths = split(parts, tmp_path)
+    spoil(parts, paths)
+    opened = paths[0] if paths[0].exists() else tmp_path / "model.gguf"
+    with pytest.raises(UserError, match=said):
+        open_gguf(opened)
+
+
+def test_split_count_is_checked(tiny: Tiny, tmp_path: Path) -> None:
+    parts = Parts.read(tiny.path)
+    for value in ("3", -1, [1, 2], 1000, 2**32 - 1):
+        parts.metadata["split.count"] = np.int32(value) if value == -1 else value
+        with pytest.raises(UserError, match=r"split|model"):
+            open_gguf(parts.write(tmp_path / "m-00001-of-01000.gguf"))

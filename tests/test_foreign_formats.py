@@ -1,0 +1,76 @@
+"""Formats that are only read: decoding against gguf-py bit for bit, and what their conversion into ours keeps."""
+
+import gguf
+import numpy as np
+import pytest
+
+from quant.formats import FOREIGN, FORMATS
+
+SCALES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_1": (0, 2),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q5_K": (0, 2),
+}
+EXACT = ("Q4_0", "Q3_K", "IQ4_NL")
+
+
+def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.ndarray:
+    """Random rows, uint8 (n_rows, n_blocks blocks); float16 fields are normal numbers of that size."""
+    rng, f = np.random.default_rng(n_rows * n_blocks), FOREIGN[name]
+    blocks = rng.integers(0, 256, (n_rows * n_blocks, f.block_bytes), dtype=np.uint8)
+    for field in SCALES[name]:
+        numbers = (size * rng.standard_normal((len(blocks), 1))).astype("<f2")
+        blocks[:, field : field + 2] = numbers.view(np.uint8)
+    return blocks.reshape(n_rows, -1)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_decode_is_bit_identical_for_every_scale(name: str) -> None:
+    f, patterns = FOREIGN[name], np.arange(1 << 16, dtype="<u2")
+    for field in SCALES[name]:
+        blocks = np.random.default_rng(field).integers(0, 256, (1 << 16, f.block_bytes), dtype=np.uint8)
+        blocks[:, field : field + 2] = patterns.view(np.uint8).reshape(-1, 2)
+        with np.errstate(invalid="ignore"):
+            expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+        decoded = f.decode(blocks)
+        assert decoded.dtype == np.float32
+        assert np.array_equal(decoded.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_decode_keeps_leading_axes(name: str) -> None:
+    f = FOREIGN[name]
+    blocks = blocks_of(name, 6, 3).reshape(2, 3, -1)
+    assert f.decode(blocks).shape == (2, 3, 3 * f.block_length)
+    assert np.array_equal(f.decode(blocks)[1, 2], f.decode(blocks[1, 2]))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_conversion_keeps(name: str) -> None:
+    f = FOREIGN[name]
+    for n_rows, n_blocks in ((1, 8), (5, 16), (33, 8)):
+        blocks = blocks_of(name, n_rows, n_blocks)
+        values = f.decode(blocks)
+        repacked = f.repack(blocks)
+        assert repacked.shape == (n_rows, FORMATS[f.runs_as].row_bytes(values.shape[1]))
+        got = FORMATS[f.runs_as].decode(repacked)
+        assert (f.loss == "") == (name in EXACT)
+        if name in EXACT:
+            assert np.array_equal(got, values)
+            continue
+        if name == "IQ4_XS":
+            allowed = np.abs(values) * 2.0**-11
+        else:
+            allowed = np.abs(values).reshape(n_rows, -1, 32).max(-1).repeat(32, -1) / 254 * 1.1  # and the rounding of the scale
+        assert (np.abs(got - values) <= allowed).all()
+
+
+def test_small_scales_of_iq4_xs_stay_exact() -> None:
+    """d below float16's normal numbers, as in most real weights: its multiples are float16 numbers until they are large."""
+    blocks = blocks_of("IQ4_XS", 4, 8, size=2.0**-19)
+    assert np.array_equal(FORMATS["Q8_0"].decode(FOREIGN["IQ4_XS"].repack(blocks)), FOREIGN["IQ4_XS"].decode(blocks))
