@@ -27,7 +27,7 @@ def nano_path(quantization: str = "Q8_0") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f"{quantization}.{os.getpid()}.gguf"
         try:
-            for _ in convert(plan(Checkpoint.open(CHECKPOINT), quantization), unfinished):
+            for _ in convert(plan(Checkpoint.open(CHECKPOINT), quantization), unfinished, resumable=False):
                 pass
             os.replace(unfinished, path)
         finally:

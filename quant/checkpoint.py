@@ -7,7 +7,8 @@ from typing import Any
 
 from quant.config import Config
 from quant.errors import UserError
-from quant.mapping import pieces
+from quant.gguf_header import MetadataValue
+from quant.mapping import Piece, metadata, pieces
 from quant.shards import INDEX, WEIGHT_DTYPES, SourceTensor, open_shards, some
 from quant.strict_json import read_json_object
 from quant.vocabulary import Vocabulary, read_vocabulary
@@ -61,6 +62,25 @@ class Checkpoint:
         """Every file that the conversion reads."""
         others = (self.folder / name for name in (INDEX, *_SMALL_FILES))
         return sorted({tensor.shard.path for tensor in self.tensors.values()}) + [path for path in others if path.is_file()]
+
+    def pieces(self, config: Config) -> dict[str, list[Piece]]:
+        """{GGUF tensor: the source rows it is made of}."""
+        return pieces(config, self.tensors)
+
+    def metadata(self, config: Config, file_type: int, n_weights: int) -> dict[str, MetadataValue]:
+        """Every key of the file."""
+        return metadata(
+            config,
+            self.vocabulary,
+            name=self.name,
+            file_type=file_type,
+            n_weights=n_weights,
+            license=self.license,
+            chat_template=self.chat_template,
+            sampling=self.generation_config,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self.pad_token_id,
+        )
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":

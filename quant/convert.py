@@ -1,7 +1,6 @@
-"""Convert a checkpoint to a GGUF file: plan -> stream -> publish, yielding progress.
+"""Convert a model to a GGUF file: plan -> stream -> publish, yielding progress.
 
-    checkpoint = Checkpoint.open("GLM-4.7-Flash")
-    for progress in convert(plan(checkpoint, "Q4_K_M"), "GLM-4.7-Flash-Q4_K_M.gguf"):
+    for progress in convert(plan(Checkpoint.open("GLM-4.7-Flash"), "Q4_K_M"), "GLM-4.7-Flash-Q4_K_M.gguf"):
         print(progress.bytes_done, "of", progress.n_bytes)
 
 Weights pass through in chunks of whole rows whose borders do not depend on the number of threads, so neither do the bytes.
@@ -9,165 +8,194 @@ Weights pass through in chunks of whole rows whose borders do not depend on the 
 
 import collections
 import contextlib
+import hashlib
 import math
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from quant.checkpoint import Checkpoint
-from quant.config import Config
 from quant.errors import UserError
 from quant.formats import FORMATS
-from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
-from quant.mapping import Piece, metadata, pieces
-from quant.publish import publish
-from quant.recipes import Recipe, recipe, tensor_formats
+from quant.gguf_header import padding
+from quant.mapping import Piece
+from quant.plan import Plan, Row, plan
+from quant.publish import Output, publish
 from quant.shards import SourceTensor
 
+__all__ = ["Done", "Plan", "Progress", "Row", "convert", "plan"]
+
 _CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
+_AHEAD_BYTES = 64 << 20  # the system is asked to read so far ahead of the encoders
+_SAMPLE = 16  # the error of large tensors is measured on one row in so many
 _F16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
-class Row:
-    """What happens to one tensor."""
+class Done:
+    """What is known of a finished tensor; the journal keeps it."""
 
-    name: str
-    shape: tuple[int, ...]  # row-major
-    source: str  # the type in the checkpoint: BF16, F16 or F32 ("mixed" if its experts differ)
-    format: str  # the type in the file
-    n_bytes: int
-    pieces: list[Piece]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What convert() will write."""
-
-    checkpoint: Checkpoint
-    config: Config  # of the file: without the next-token-prediction layer if that is left out
-    recipe: Recipe
-    rows: list[Row]
-    metadata: dict[str, MetadataValue]
+    checksum: str  # SHA-256 of its bytes in the file
+    squared_error: float  # sum((weight - stored)**2) and sum(weight**2), over the rows that were measured
+    squared_weight: float
 
     @property
-    def tensor_bytes(self) -> int:
-        """Bytes of tensor data."""
-        return sum(row.n_bytes for row in self.rows)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Average over all tensors."""
-        return 8 * self.tensor_bytes / sum(math.prod(row.shape) for row in self.rows)
-
-    @cached_property
-    def header(self) -> bytes:
-        """The front of the file, up to the first tensor's data."""
-        return pack_header(self.metadata, [TensorEntry(r.name, r.shape, FORMATS[r.format].ggml_type, r.n_bytes) for r in self.rows])
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the file."""
-        return len(self.header) + sum(row.n_bytes + padding(row.n_bytes) for row in self.rows)
+    def relative_error(self) -> float:
+        """Squared error relative to the squared weights."""
+        return self.squared_error / self.squared_weight if self.squared_weight else 0.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far convert() is; bytes count the file as written, header and padding included."""
+    """How far convert() is; bytes count the files as written, headers and padding included."""
 
     tensor: str
     tensors_done: int
     n_tensors: int
     bytes_done: int
     n_bytes: int
+    done: Done | None = None  # of `tensor`, when it has just been finished (also by an earlier run)
+    note: str | None = None  # a line the user should see
+    resumed: bool = False  # an earlier run wrote these bytes
 
 
-def plan(checkpoint: Checkpoint, quantization: str | Recipe, mtp: bool = True) -> Plan:
-    """The plan to convert checkpoint: which tensor becomes what, and how many bytes that makes. Reads no weights.
-
-    quantization   a recipe or its name in any case; raises UserError (usage) for an unknown one
-    mtp            keep the next-token-prediction layer, if the checkpoint has one
-    """
-    chosen = recipe(quantization) if isinstance(quantization, str) else quantization
-    config = checkpoint.config if mtp else replace(checkpoint.config, num_nextn_predict_layers=0)
-    parts, rows = pieces(config, checkpoint.tensors), []
-    for name, (shape, kind, n_bytes) in tensor_formats(chosen, config).items():
-        sources = {checkpoint.tensors[piece.source].dtype for piece in parts[name]}
-        rows.append(Row(name, shape, sources.pop() if len(sources) == 1 else "mixed", kind, n_bytes, parts[name]))
-    described = metadata(
-        config,
-        checkpoint.vocabulary,
-        name=checkpoint.name,
-        file_type=chosen.file_type,
-        n_weights=sum(math.prod(row.shape) for row in rows),
-        license=checkpoint.license,
-        chat_template=checkpoint.chat_template,
-        sampling=checkpoint.generation_config,
-        eos_token_ids=checkpoint.eos_token_ids,
-        pad_token_id=checkpoint.pad_token_id,
-    )
-    return Plan(checkpoint, config, chosen, rows, described)
-
-
-def convert(plan: Plan, output: str | Path, force: bool = False, n_threads: int | None = None) -> Generator[Progress, None, None]:
+def convert(
+    plan: Plan,
+    output: str | Path,
+    force: bool = False,
+    n_threads: int | None = None,
+    restart: bool = False,
+    resumable: bool = True,
+) -> Generator[Progress, None, None]:
     """Write plan's file to output, yielding after every chunk; the file is there when the iteration has ended.
 
     force       replace an output that exists
     n_threads   threads that encode; None = all cores this process may use
-    Closing the generator early (contextlib.closing) leaves nothing behind, and so does every error.
+    restart     discard what an interrupted conversion to the same output left
+    resumable   leave the finished part behind when interrupted; the same call then goes on from there
     Raises UserError when the output is taken or the disk too small, when a weight is not a finite number or does not fit its
-    format, and when the checkpoint changes or cannot be read while it works.
+    format, and when the source changes; Interrupted (a UserError) when source or output cannot be read or written.
     """
-    n_threads = n_threads or _usable_cores()
-    size, done = plan.file_bytes, len(plan.header)
-    with ThreadPoolExecutor(n_threads) as pool, publish(Path(output), size, force, plan.checkpoint.files) as file:
-        file.write(plan.header)
-        with contextlib.closing(_chunks(plan, pool, n_threads)) as chunks:
-            n_bad = n_done = 0
-            for row, chunk, is_last in chunks:
-                file.write(chunk.blocks.data)
-                done += chunk.blocks.nbytes
-                n_bad += chunk.n_bad
-                if is_last:
-                    if n_bad:
-                        n = math.prod(row.shape)
-                        raise UserError(f"{row.name}: {n_bad:,} of {n:,} weights are not finite numbers; the checkpoint is damaged")
-                    file.write(bytes(padding(row.n_bytes)))
-                    done += padding(row.n_bytes)
-                    n_done += 1
-                yield Progress(row.name, n_done, len(plan.rows), done, size)
+    output, n_threads = Path(output), n_threads or _usable_cores()
+    files = {part.path(output): part for part in plan.parts}
+    sizes = {path: part.n_bytes for path, part in files.items()}
+    identity = plan.identity() if resumable else None
+    with publish(output, sizes, force, plan.source.files, identity, restart) as out:
+        pool = ThreadPoolExecutor(n_threads)
+        try:
+            yield from _Conversion(plan, output, out, pool, n_threads).run()
+        finally:
+            # What is under way is small, or Numba compiling: nobody needs it, and an interrupt must not wait for it.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    blocks: np.ndarray  # uint8 (rows, bytes)
-    n_bad: int  # NaN and infinite weights
+class _Place(NamedTuple):
+    path: Path
+    offset: int
 
 
-def _chunks(plan: Plan, pool: ThreadPoolExecutor, n_threads: int) -> Generator[tuple[Row, _Chunk, bool], None, None]:
-    """(tensor, chunk, is it the tensor's last) in the file's order, encoded by the pool.
+class _Conversion:
+    """One run of convert(): what its steps share."""
 
-    Only as many chunks are under way as keep the threads busy: they are the memory that a conversion takes.
-    """
-    ahead: collections.deque[tuple[Row, Future[_Chunk], bool]] = collections.deque()
-    try:
-        for row, piece, is_last in _cut(plan.rows):
-            ahead.append((row, pool.submit(_encode, row, plan.checkpoint.tensors[piece.source], piece), is_last))
-            if len(ahead) > n_threads:
+    def __init__(self, plan: Plan, output: Path, out: Output, pool: ThreadPoolExecutor, n_threads: int) -> None:
+        self.plan, self.output, self.out, self.pool, self.n_threads = plan, output, out, pool, n_threads
+        self.n_bytes = plan.file_bytes
+        self.bytes_done = sum(part.header_bytes for part in plan.parts)
+        self.n_done = 0
+        self.places: list[_Place] = []
+        for part in plan.parts:
+            offset = part.header_bytes
+            for row in part.rows:
+                self.places.append(_Place(part.path(output), offset))
+                offset += row.n_bytes + padding(row.n_bytes)
+
+    def run(self) -> Iterator[Progress]:
+        """All steps; the files are whole when it ends."""
+        rows, out = self.plan.rows, self.out
+        if out.note:
+            yield self._progress("", note=out.note)
+        if out.complete or out.records:
+            yield self._progress("", note=f"going on after {len(out.records):,} of {len(rows):,} tensors")
+        yield from self._check_finished()
+        if out.complete:
+            return
+        with contextlib.closing(self._chunks(rows[self.n_done :])) as chunks:
+            yield from self._write(chunks)
+        records = iter(out.records)
+        for part in self.plan.parts:
+            out.write(part.path(self.output), 0, part.header([next(records)["checksum"] for _ in part.rows]))
+
+    def _progress(self, tensor: str, done: Done | None = None, note: str | None = None, resumed: bool = False) -> Progress:
+        return Progress(tensor, self.n_done, len(self.plan.rows), self.bytes_done, self.n_bytes, done, note, resumed)
+
+    def _check_finished(self) -> Iterator[Progress]:
+        """Hold what an earlier run finished against its checksums; the first tensor that was torn is where to go on."""
+        rows, out = self.plan.rows, self.out
+        n = len(out.records)
+        if out.complete:  # all was durable before it got its name
+            sums: Iterable[str] = [record["checksum"] for record in out.records]
+        else:
+            sums = self.pool.map(self._checksum, range(n))
+        for i, found in zip(range(n), sums, strict=True):
+            if found != out.records[i]["checksum"]:
+                out.forget(i)
+                yield self._progress(rows[i].name, note=f"{rows[i].name} is damaged in the partial file; going on from there")
+                return
+            self.n_done += 1
+            self.bytes_done += rows[i].n_bytes + padding(rows[i].n_bytes)
+            yield self._progress(rows[i].name, Done(**out.records[i]), resumed=True)
+
+    def _checksum(self, i: int) -> str:
+        """The checksum of tensor i as it is on the disk. Runs in the pool."""
+        digest, place, left = hashlib.sha256(), self.places[i], self.plan.rows[i].n_bytes
+        while left:
+            data = self.out.read(place.path, place.offset + self.plan.rows[i].n_bytes - left, min(left, 4 << 20))
+            digest.update(data)
+            left -= len(data)
+            if not data:
+                break
+        return digest.hexdigest()
+
+    def _write(self, chunks: "Iterator[tuple[Row, _Chunk, bool]]") -> Iterator[Progress]:
+        """Chunks to their places; a tensor is finished with its last one."""
+        digest, at, n_bad, error, weight = hashlib.sha256(), 0, 0, 0.0, 0.0
+        for row, chunk, is_last in chunks:
+            place = self.places[self.n_done]
+            self.out.write(place.path, place.offset + at, chunk.blocks.data)
+            digest.update(chunk.blocks.data)
+            at, n_bad = at + chunk.blocks.nbytes, n_bad + chunk.n_bad
+            error, weight = error + chunk.squared_error, weight + chunk.squared_weight
+            self.bytes_done += chunk.blocks.nbytes
+            done = None
+            if is_last:
+                if n_bad:
+                    n = row.n_weights
+                    raise UserError(f"{row.name}: {n_bad:,} of {n:,} weights are not finite numbers; the checkpoint is damaged")
+                done = Done(digest.hexdigest(), error, weight)
+                self.out.finish(asdict(done))
+                self.n_done += 1
+                self.bytes_done += padding(row.n_bytes)
+                digest, at, error, weight = hashlib.sha256(), 0, 0.0, 0.0
+            yield self._progress(row.name, done)
+
+    def _chunks(self, rows: list[Row]) -> "Generator[tuple[Row, _Chunk, bool], None, None]":
+        """(tensor, chunk, is it the tensor's last) in the file's order, encoded by the pool.
+
+        Only as many chunks are under way as keep the threads busy: they are the memory that a conversion takes.
+        """
+        ahead: collections.deque[tuple[Row, Future[_Chunk], bool]] = collections.deque()
+        for row, piece, is_last in _read_ahead(_cut(rows), self.plan.source.tensors):
+            ahead.append((row, self.pool.submit(_encode, row, self.plan.source.tensors[piece.source], piece), is_last))
+            if len(ahead) > 2 * self.n_threads:
                 row, chunk, is_last = ahead.popleft()
                 yield row, chunk.result(), is_last
         while ahead:
             row, chunk, is_last = ahead.popleft()
             yield row, chunk.result(), is_last
-    finally:
-        # An early end must not wait for work that nobody needs any more.
-        for _, chunk, _ in ahead:
-            chunk.cancel()
 
 
 def _cut(rows: list[Row]) -> Iterator[tuple[Row, Piece, bool]]:
@@ -180,23 +208,73 @@ def _cut(rows: list[Row]) -> Iterator[tuple[Row, Piece, bool]]:
                 yield row, replace(piece, first_row=piece.first_row + first, n_rows=min(step, piece.n_rows - first)), is_last
 
 
+def _read_ahead(cut: Iterator[tuple[Row, Piece, bool]], tensors: Mapping[str, SourceTensor]) -> Iterator[tuple[Row, Piece, bool]]:
+    """The same pieces, the system being asked for those to come, so that no encoder waits for the disk."""
+    waiting: collections.deque[tuple[tuple[Row, Piece, bool], int]] = collections.deque()
+    asked = 0
+    for entry in cut:
+        piece = entry[1]
+        n = tensors[piece.source].will_need(piece.first_row, piece.n_rows)
+        waiting.append((entry, n))
+        asked += n
+        while asked > _AHEAD_BYTES:
+            entry, n = waiting.popleft()
+            asked -= n
+            yield entry
+    for entry, _ in waiting:
+        yield entry
+
+
+class _Chunk(NamedTuple):
+    blocks: np.ndarray  # uint8 (rows, bytes)
+    n_bad: int = 0  # NaN and infinite weights
+    squared_error: float = 0.0
+    squared_weight: float = 0.0
+
+
 def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
     """Read a piece and encode it. Runs in the pool."""
     kind = FORMATS[row.format]
-    stored = tensor.read_rows(piece.first_row, piece.n_rows)  # (n, columns)
+    stored = tensor.read_rows(piece.first_row, piece.n_rows)  # uint8 (n, bytes)
     if piece.transposed:
-        stored = np.ascontiguousarray(stored.T)  # (columns, n)
-    rows = FORMATS[tensor.dtype].decode(stored.view(np.uint8))  # float32 (rows, columns)
-    n_bad = rows.size - int(np.count_nonzero(np.isfinite(rows)))
-    if n_bad:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
+        stored = _turned(stored, FORMATS[tensor.dtype].block_bytes)
+    rows = FORMATS[tensor.dtype].decode(stored)  # float32 (rows, columns)
+    largest = _largest(rows)
+    if not largest < math.inf:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
+        n_bad = rows.size - int(np.count_nonzero(np.isfinite(rows)))
         return _Chunk(np.zeros((len(rows), kind.row_bytes(rows.shape[1])), np.uint8), n_bad)
     if tensor.dtype == kind.name:
-        return _Chunk(stored.view(np.uint8), 0)
-    if kind.name not in ("F32", "BF16") and rows.size and (largest := float(np.abs(rows).max())) > _F16_MAX:
+        return _Chunk(stored)
+    if kind.name not in ("F32", "BF16") and largest > _F16_MAX:
         raise UserError(
             f"{row.name} has a weight of {largest:.3g}, {kind.name} holds {_F16_MAX:.0f} at most; convert to BF16 or F32"
         )
-    return _Chunk(kind.encode(rows), 0)
+    blocks = kind.encode(rows)
+    sample = slice(None, None, _SAMPLE if row.n_weights > _CHUNK_WEIGHTS else 1)
+    measured = rows[sample].astype(np.float64)  # (rows / _SAMPLE, columns)
+    difference = measured - kind.decode(blocks[sample])
+    return _Chunk(blocks, 0, float(np.vdot(difference, difference)), float(np.vdot(measured, measured)))
+
+
+def _turned(stored: np.ndarray, item: int) -> np.ndarray:
+    """uint8 (n, columns * item) -> uint8 (columns, n * item)."""
+    n = len(stored)
+    return np.ascontiguousarray(stored.reshape(n, -1, item).transpose(1, 0, 2)).reshape(-1, n * item)
+
+
+def _largest(rows: np.ndarray) -> float:
+    """The largest magnitude in rows, NaN and infinities included: magnitudes compare like the integers of the same bits."""
+    if not rows.size:
+        return 0.0
+    bits = rows.view(np.int32)
+    # An integer minimum and maximum, which NumPy vectorizes; of negative numbers the largest magnitude has the largest pattern.
+    highest, lowest = int(bits.max()), int(bits.view(np.uint32).max())
+    return max(_float(highest & 0x7FFFFFFF) if highest >= 0 else 0.0, _float(lowest & 0x7FFFFFFF))
+
+
+def _float(bits: int) -> float:
+    x = float(np.array(bits, np.int32).view(np.float32))
+    return math.inf if math.isnan(x) else x
 
 
 def _usable_cores() -> int:

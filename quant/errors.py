@@ -10,3 +10,7 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Interrupted(UserError):
+    """A UserError after which the same command goes on where it stopped: a full disk, a file that cannot be read just now."""

@@ -152,14 +152,15 @@ def metadata(
     if license:
         found["general.license"] = license
     found |= dict(_sampling(sampling or {}))
-    found |= {f"{ARCHITECTURE}.{key}": value for key, value in _hyper_parameters(config).items()}
+    found |= hyper_parameters(config)
     found |= {f"tokenizer.{key}": value for key, value in _tokenizer(vocabulary, list(eos_token_ids), pad_token_id).items()}
     if chat_template:
         found["tokenizer.chat_template"] = chat_template
     return found
 
 
-def _hyper_parameters(c: Config) -> dict[str, MetadataValue]:
+def hyper_parameters(c: Config) -> dict[str, MetadataValue]:
+    """The keys that say what the model computes."""
     found: dict[str, MetadataValue] = {
         "block_count": c.n_blocks,
         "context_length": c.max_position_embeddings,
@@ -190,7 +191,7 @@ def _hyper_parameters(c: Config) -> dict[str, MetadataValue]:
     }
     if c.num_nextn_predict_layers:
         found["nextn_predict_layers"] = c.num_nextn_predict_layers
-    return found
+    return {f"{ARCHITECTURE}.{key}": value for key, value in found.items()}
 
 
 def _tokenizer(v: Vocabulary, eos: list[int], pad: int | None) -> dict[str, MetadataValue]:

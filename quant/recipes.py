@@ -35,6 +35,17 @@ RECIPES = {
     )
 }
 
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user chooses instead of the recipe's formats, with llama-quantize's meaning."""
+
+    tensors: tuple[tuple[re.Pattern[str], str], ...] = ()  # (searched in the tensor's name, format); the first match decides
+    output: str | None = None
+    token_embedding: str | None = None
+    pure: bool = False  # every matrix gets the recipe's default format
+
+
 # What a format gives way to when a row is not whole blocks of it.
 _FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q8_0": "F16"}
 
@@ -47,17 +58,30 @@ def recipe(name: str) -> Recipe:
     return found
 
 
-def tensor_formats(recipe: Recipe, config: Config) -> dict[str, tuple[tuple[int, ...], str, int]]:
+def tensor_formats(recipe: Recipe, config: Config, choice: Choice | None = None) -> dict[str, tuple[tuple[int, ...], str, int]]:
     """{GGUF tensor name: (shape, format, bytes)} of the model that config describes, in the order of the file."""
     found = {}
     for name, shape in tensor_shapes(config).items():
-        kind = choose_format(recipe, name, shape, config.n_blocks, config.n_routed_experts, config.tie_word_embeddings)
+        kind = choose_format(recipe, name, shape, config.n_blocks, config.n_routed_experts, config.tie_word_embeddings, choice)
         found[name] = shape, kind, prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
     return found
 
 
+def format_name(name: str) -> str:
+    """The format of that name, in any case; raises UserError (usage) listing the choices."""
+    if name.upper() not in FORMATS:
+        raise UserError(f"unknown tensor type {name!r}; choose one of {', '.join(FORMATS)}", 2)
+    return name.upper()
+
+
 def choose_format(
-    recipe: Recipe, tensor_name: str, shape: tuple[int, ...], n_blocks: int, n_experts: int, tied: bool = False
+    recipe: Recipe,
+    tensor_name: str,
+    shape: tuple[int, ...],
+    n_blocks: int,
+    n_experts: int,
+    tied: bool = False,
+    choice: Choice | None = None,
 ) -> str:
     """The name of the format that recipe gives one tensor.
 
@@ -65,12 +89,15 @@ def choose_format(
     n_blocks             all decoder blocks in the file, the MTP layer included when it is kept: Q4_K_M counts from both ends
     n_experts            routed experts of the model
     tied                 the file has no output.weight, so token_embd.weight does its work
+    choice               the user's own formats; they too give way where a row is not whole blocks of them
     """
     if not _is_matrix(tensor_name, shape):
         return "F32"
-    chosen = recipe.default
-    if recipe.name == "Q4_K_M" and _wants_more_bits(tensor_name, n_blocks, n_experts, tied):
-        chosen = "Q6_K"
+    choice = choice or Choice()
+    named = {"output.weight": choice.output, "token_embd.weight": choice.token_embedding}.get(tensor_name)
+    matched = next((kind for pattern, kind in choice.tensors if pattern.search(tensor_name)), None)
+    more_bits = not choice.pure and recipe.name == "Q4_K_M" and _wants_more_bits(tensor_name, n_blocks, n_experts, tied)
+    chosen = named or matched or ("Q6_K" if more_bits else recipe.default)
     while shape[-1] % FORMATS[chosen].block_length:
         chosen = _FALLBACK[chosen]
     return chosen

@@ -4,6 +4,7 @@ Tensors stay on disk; rows are read into fresh arrays with plain reads, so a fil
 and not the end of the process.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from quant.errors import UserError
+from quant.errors import Interrupted, UserError
+from quant.formats import FORMATS
 from quant.strict_json import parse_json_object, read_json_object
 
 INDEX = "model.safetensors.index.json"
@@ -25,8 +27,7 @@ _ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-_ARRAY_DTYPES: dict[str, np.dtype] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-WEIGHT_DTYPES = frozenset(_ARRAY_DTYPES)
+WEIGHT_DTYPES = frozenset(("BF16", "F16", "F32"))
 # What the first bytes say when a file is not safetensors at all.
 _DISGUISES = (
     (b"<", "a web page (a failed download?)"),
@@ -52,26 +53,30 @@ class SourceTensor:
     """One tensor on disk."""
 
     name: str
-    dtype: str  # safetensors' name: BF16, F16, F32, ...
+    dtype: str  # BF16, F16, F32, ...; of a GGUF file also a quantized format
     shape: tuple[int, ...]
     shard: Shard
     begin: int  # byte in the file
 
-    def read_rows(self, first: int, n: int) -> np.ndarray:
-        """Rows first .. first + n - 1, all leading dimensions counted as rows: (n, columns) uint16 bit patterns for BF16,
-        float16 or float32.
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return FORMATS[self.dtype].row_bytes(self.shape[-1])
 
-        A one-dimensional tensor is one row. Raises UserError when the file cannot be read or has changed since it was checked.
+    def read_rows(self, first: int, n: int) -> np.ndarray:
+        """Rows first .. first + n - 1 as they are stored, all leading dimensions counted as rows: uint8 (n, row_bytes).
+
+        A one-dimensional tensor is one row. Raises UserError when the file has changed since it was checked, Interrupted when
+        it cannot be read.
         """
-        columns, dtype = self.shape[-1], _ARRAY_DTYPES[self.dtype]
-        rows = np.empty((n, columns), dtype)
+        rows = np.empty((n, self.row_bytes), np.uint8)
         buffer = rows.data.cast("B")
         try:
             with open(self.shard.path, "rb", buffering=0) as file:
                 found = os.fstat(file.fileno())
                 if (found.st_size, found.st_mtime_ns) != (self.shard.size, self.shard.mtime_ns):
                     raise UserError(f"{self.shard.path} changed while it was being read; wait until it is complete and start again")
-                file.seek(self.begin + first * columns * dtype.itemsize)
+                file.seek(self.begin + first * self.row_bytes)
                 done = 0
                 while done < len(buffer):
                     got = file.readinto(buffer[done:])
@@ -79,8 +84,16 @@ class SourceTensor:
                         raise UserError(f"{self.shard.path} ended while {self.name} was being read")
                     done += got
         except OSError as error:
-            raise UserError(f"cannot read {self.shard.path}: {error.strerror}") from None
+            raise Interrupted(f"cannot read {self.shard.path}: {error.strerror}") from None
         return rows
+
+    def will_need(self, first: int, n: int) -> int:
+        """Let the system begin to read these rows; returns their bytes."""
+        if hasattr(os, "posix_fadvise"):  # missing on macOS
+            with contextlib.suppress(OSError), open(self.shard.path, "rb", buffering=0) as file:
+                begin, n_bytes = self.begin + first * self.row_bytes, n * self.row_bytes
+                os.posix_fadvise(file.fileno(), begin, n_bytes, os.POSIX_FADV_WILLNEED)
+        return n * self.row_bytes
 
 
 def open_shards(folder: Path) -> dict[str, SourceTensor]:

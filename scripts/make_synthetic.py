@@ -3,6 +3,7 @@
 make_synthetic.py --layers 4 -q Q4_K_M -o F       a GGUF file, cut to 4 of 47 layers
 make_synthetic.py --layers 47 --mtp -q Q8_0 -o F  all layers and the MTP layer
 make_synthetic.py --checkpoint DIR                a Hugging Face folder of 48 shards, all zeros, sparse on disk
+make_synthetic.py --checkpoint DIR --layers 10    the same with 10 layers
 """
 
 import argparse
@@ -56,12 +57,14 @@ def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, 
     size = len(header) + sum(entry.n_bytes + padding(entry.n_bytes) for entry in entries)
     rng = np.random.Generator(np.random.SFC64(seed))
     pools: dict[tuple[str, int], np.ndarray] = {}
-    with publish(output, size, force) as file:
-        file.write(header)
+    with publish(output, {output: size}, force) as file:
+        file.write(output, 0, header)
+        at = len(header)
         for entry in entries:
             for chunk in _random_tensor(rng, pools, entry.name, entry.shape, FORMATS[planned[entry.name][1]]):
-                file.write(chunk)
-            file.write(bytes(padding(entry.n_bytes)))
+                file.write(output, at, chunk)
+                at += len(memoryview(chunk).cast("B"))
+            at += padding(entry.n_bytes)
     return size
 
 
@@ -102,8 +105,9 @@ def main() -> None:
         parser.error("give either -o FILE or --checkpoint DIR")
     try:
         if args.checkpoint:
-            write_checkpoint(args.checkpoint, FLASH)
-            print(f"{args.checkpoint}: config.json, tokenizer.json and 48 sparse shards")
+            config = replace(FLASH, num_hidden_layers=args.layers, num_nextn_predict_layers=int(args.mtp or args.layers == 47))
+            write_checkpoint(args.checkpoint, config)
+            print(f"{args.checkpoint}: config.json, tokenizer.json and {config.n_blocks} sparse shards")
         else:
             size = write_gguf(args.output, args.layers, args.quant, args.mtp, args.seed, args.force)
             print(f"{args.output}: {size:,} bytes")

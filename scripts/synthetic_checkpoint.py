@@ -12,8 +12,6 @@ from synthetic_vocabulary import make_vocabulary, tokenizer_json
 from quant.config import Config
 from quant.mapping import pieces
 
-N_SHARDS = 48
-
 
 def write_checkpoint(folder: Path, config: Config) -> None:
     """Write config.json, generation_config.json, tokenizer files, index and shards into folder, which may exist."""
@@ -23,7 +21,7 @@ def write_checkpoint(folder: Path, config: Config) -> None:
     _write_json(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": eos[0], "temperature": 1.0, "top_p": 0.95})
     _write_json(folder / "tokenizer.json", tokenizer_json(make_vocabulary()))
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>"})
-    write_sparse_shards(folder, source_shapes(config), N_SHARDS)
+    write_sparse_shards(folder, source_shapes(config), config.n_blocks)
 
 
 def config_json(config: Config, eos: list[int]) -> dict:

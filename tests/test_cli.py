@@ -4,11 +4,13 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +24,10 @@ from typer import BadParameter
 
 from glmrun.cli.bench import parse_counts
 from glmrun.cli.options import parse_size
+from quant.config import FLASH
 
 SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
-COMMANDS = ["run", "chat", "convert", "bench", "inspect", "pull", "list", "rm", "plan", "doctor", "demo"]
+COMMANDS = ["run", "chat", "convert", "verify", "bench", "inspect", "pull", "list", "rm", "plan", "doctor", "demo"]
 
 
 def glmrun(*arguments: str, stdin: bytes = b"", scripted: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -279,7 +282,7 @@ def test_the_plan_for_the_real_model_has_llama_quantizes_totals(tmp_path: Path) 
     assert "844 tensors" in planned and "18,123,246,080 bytes of tensor data" in planned
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_at_once_leaves_nothing_behind(tmp_path: Path) -> None:
     folder, out = write_folder(tmp_path / "model"), tmp_path / "out"
     out.mkdir()
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))  # the same as a full disk: a write that fails
@@ -287,17 +290,37 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "x.gguf" in error and list(out.iterdir()) == []
 
 
-def test_interrupting_a_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "big", make_synthetic.FLASH)  # sparse: much to do, no room on the disk
+def test_an_interrupted_conversion_says_how_to_go_on(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "big", replace(FLASH, num_hidden_layers=2, num_nextn_predict_layers=0))
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-m", "glmrun", "convert", str(tmp_path / "big"), "-o", str(out / "x.gguf")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while process.poll() is None and not any(path.stat().st_size > 1 << 20 for path in out.iterdir()):
+    arguments = ["convert", str(tmp_path / "big"), "-o", str(out / "x.gguf"), "-q", "q8_0", "--tensor-type", "ffn_=f16"]
+    process = subprocess.Popen([sys.executable, "-m", "glmrun", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and b'"at"' not in (b"".join(path.read_bytes() for path in out.glob(".*.journal"))):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (130, b"", b"") and list(out.iterdir()) == []
+    said = stderr.decode().splitlines()[-1]
+    assert (process.returncode, stdout) == (130, b"") and "The same command goes on: glmrun convert" in said
+    assert sorted(path.name for path in out.iterdir()) == [".x.gguf.journal", ".x.gguf.partial"]
+    assert shlex.split(said[said.index("glmrun convert") :])[1:] == arguments
+
+
+def test_verify(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:
+    folder = write_folder(tmp_path / "Tiny-1")
+    assert glmrun("convert", str(folder), "-q", "f32", "--report", "r.json", cwd=tmp_path).returncode == 0
+    file = tmp_path / "Tiny-1-F32.gguf"
+    done = glmrun("verify", str(file))
+    assert (done.returncode, done.stdout) == (0, b"") and b": intact, " in done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["file_bytes"] == file.stat().st_size and report["tensors"][0]["relative_error"] == 0
+    data = bytearray(file.read_bytes())
+    data[-10_000] ^= 4
+    file.write_bytes(data)
+    done = glmrun("verify", str(file))
+    assert (done.returncode, done.stdout) == (1, b"damaged: output.weight\n")
+    assert "carries no checksums" in refused("verify", str(tiny_gguf().path), code=1)
+    assert "no such file" in refused("verify", str(tmp_path / "none.gguf"), code=3)
 
 
 def test_nano_answers_a_question() -> None:

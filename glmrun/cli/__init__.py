@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glmrun.cli import bench, chat, convert, demo, doctor, inspect, models, plan, pull, run, warmup
+from glmrun.cli import bench, chat, convert, demo, doctor, inspect, models, plan, pull, run, verify, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("run", short_help="Ask one question, print the answer.")(run.run)
 app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
 app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
+app.command("verify", short_help="Prove a GGUF file intact.")(verify.verify)
 app.command("bench", short_help="Measure tokens per second.")(bench.bench)
 app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
 app.command("show", hidden=True)(inspect.inspect)

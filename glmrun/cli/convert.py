@@ -1,6 +1,10 @@
-"""`glmrun convert`: a Hugging Face folder becomes one GGUF file."""
+"""`glmrun convert`: a Hugging Face folder, or a GGUF file, becomes a GGUF file."""
 
-import math
+import json
+import os
+import re
+import shlex
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -9,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmrun.cli import options
+from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from quant.convert import Plan
+    from quant.convert import Done, Plan
+    from quant.gguf_header import MetadataValue
+    from quant.recipes import Choice
 
 
 def _list_quantizations(wanted: bool) -> None:
@@ -26,7 +33,11 @@ def _list_quantizations(wanted: bool) -> None:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A Hugging Face model folder: config.json, tokenizer.json, *.safetensors.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A Hugging Face model folder (config.json, tokenizer.json, *.safetensors), or a GGUF file of the model.",
+        ),
     ],
     quantization: Annotated[
         str,
@@ -36,8 +47,36 @@ def convert(
         str | None, typer.Option("-o", "--output", "--outfile", metavar="FILE", help="Left out: <folder's name>-<NAME>.gguf, here.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what an interrupted conversion has finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which tensor becomes what, and the total.")] = False,
     no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Leave the next-token-prediction layer out.")] = False,
+    pure: Annotated[bool, typer.Option("--pure", help="The same type for all matrices, no mixture.")] = False,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose name matches; the first match decides."
+        ),
+    ] = None,
+    output_tensor_type: Annotated[
+        str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Accept weights that are quantized already; they lose once more.")
+    ] = False,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", metavar="KEY=[TYPE:]VALUE", help="Set a key of the file; TYPE is int, float, bool or str."),
+    ] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", metavar="N(M|G)", help="Several files of at most that much tensor data each.")
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option("--report", metavar="FILE", help="Write sizes, types, errors and checksums of all tensors as JSON."),
+    ] = None,
     threads: options.Threads = None,
     list_quants: Annotated[
         bool, typer.Option("--list-quants", callback=_list_quantizations, is_eager=True, help="List the quantizations.")
@@ -45,44 +84,128 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a GGUF file, in one step and with little memory.
 
-    The file appears under its name only when it is complete. Ctrl-C or an error leaves nothing behind.
+    The file appears under its name only when it is complete. After Ctrl-C, a crash or a full disk, the same command goes on
+    where it stopped, and the result is the same.
 
     \b
     Examples:
       glmrun convert GLM-4.7-Flash -q Q4_K_M
       glmrun convert GLM-4.7-Flash -q q6_k -o /models/glm-q6.gguf --dry-run
+      glmrun convert GLM-4.7-Flash --tensor-type attn_=q8_0 --tensor-type shexp=q8_0
+      glmrun convert GLM-4.7-Flash-BF16.gguf -q Q4_K_M --split-max-size 4G
     """
     from quant.recipes import recipe
 
     chosen = recipe(quantization)  # an unknown name is told before the folder is read
+    choice = _choice(tensor_type or [], output_tensor_type, token_embedding_type, pure)
+    overrides = dict(map(_override, metadata or []))
+    split_bytes = _parse_bytes(split_max_size) if split_max_size else None
+    if report and not Path(report).parent.is_dir():
+        raise UserError(f"--report: the folder {Path(report).parent} does not exist", 2)
 
     from glmrun.terminal.console import note
     from quant.checkpoint import Checkpoint
     from quant.convert import plan
 
-    checkpoint = Checkpoint.open(source)
-    for line in checkpoint.notes:
+    if Path(source).is_file():
+        from glmrun.gguf_source import GGUFSource
+
+        model: Checkpoint | GGUFSource = GGUFSource.open(source)
+    else:
+        model = Checkpoint.open(source)
+    for line in model.notes:
         note(line)
-    planned = plan(checkpoint, chosen, mtp=not no_mtp)
+    planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize)
     if dry_run:
         _print_plan(planned)
         return
-    _write(planned, Path(output) if output is not None else Path(f"{checkpoint.name}-{chosen.name}.gguf"), force, threads)
+    path = Path(output) if output is not None else Path(f"{model.name}-{chosen.name}.gguf")
+    _write(planned, path, force, restart, threads, Path(report) if report else None)
 
 
-def _write(planned: "Plan", path: Path, force: bool, threads: int | None) -> None:
+def _choice(tensor_types: list[str], output: str | None, embedding: str | None, pure: bool) -> "Choice":
+    from quant.recipes import Choice, format_name
+
+    patterns = []
+    for text in tensor_types:
+        pattern, equals, kind = text.rpartition("=")
+        try:
+            if not equals:
+                raise typer.BadParameter(f"--tensor-type: {text!r} is not REGEX=TYPE, for example ffn_down=q6_k")
+            patterns.append((re.compile(pattern), format_name(kind)))
+        except re.error as why:
+            raise typer.BadParameter(f"--tensor-type: {pattern!r} is not a regular expression: {why}") from None
+    return Choice(tuple(patterns), format_name(output) if output else None, format_name(embedding) if embedding else None, pure)
+
+
+def _override(text: str) -> "tuple[str, MetadataValue]":
+    """`general.name=str:My model` as (key, value); numbers become GGUF's int32, uint32 or float32."""
+    key, equals, value = text.partition("=")
+    kind, colon, rest = value.partition(":")
+    if not colon or kind not in ("int", "float", "bool", "str"):
+        kind, rest = "str", value
+    if not equals or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_-]+)+", key):
+        raise typer.BadParameter(f"--metadata: {text!r} is not KEY=TYPE:VALUE, for example general.author=str:Me")
+    if key.startswith(("split.", "glmrun.checksum.")) or key in ("general.alignment", "general.architecture"):
+        raise typer.BadParameter(f"--metadata: {key} says how the file is built; it can't be set")
+    if kind == "str":
+        return key, options.text_argument(rest, "--metadata")
+    if kind == "bool" and rest in ("true", "false"):
+        return key, rest == "true"
+    try:
+        if kind == "int" and -(1 << 31) <= int(rest) < 1 << 32:
+            import numpy as np
+
+            return key, int(rest) if int(rest) >= 0 else np.int32(int(rest))
+        if kind == "float":
+            return key, float(rest)
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"--metadata: {rest!r} is no value of type {kind} (int of 32 bits, float, bool: true or false, str)")
+
+
+def _parse_bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,9})([MG])", text.strip())
+    if found is None or int(found[1]) == 0:
+        raise typer.BadParameter(f"--split-max-size: {text!r} is not a size; write it like 500M or 4G")
+    return int(found[1]) * (10**9 if found[2] == "G" else 10**6)
+
+
+def _write(planned: "Plan", path: Path, force: bool, restart: bool, threads: int | None, report_path: Path | None) -> None:
     from glmrun.terminal.console import note
-    from glmrun.terminal.progress import bytes_bar
-    from glmrun.terminal.tables import bytes_text
+    from glmrun.terminal.progress import BytesProgress
     from quant.convert import convert as write
+    from quant.publish import journal_path
 
-    began = time.monotonic()
-    with bytes_bar() as bar, closing(write(planned, path, force, threads)) as steps:
-        for step in steps:
-            bar.update(f"{step.tensors_done}/{step.n_tensors} {step.tensor}", step.bytes_done, step.n_bytes)
+    began, done, n_resumed, checking = time.monotonic(), list["Done"](), 0, False
+    try:
+        with BytesProgress() as bar, closing(write(planned, path, force, threads, restart)) as steps:
+            for step in steps:
+                if step.note:
+                    bar.clear()
+                    note(step.note)
+                if step.done:
+                    done.append(step.done)
+                n_resumed += bool(step.done and step.resumed)
+                if checking != step.resumed:
+                    bar.restart()
+                    checking = step.resumed
+                what = "checking what is there" if checking else f"{step.tensors_done}/{step.n_tensors} {step.tensor}"
+                bar.update(what, step.bytes_done, step.n_bytes)
+    except KeyboardInterrupt:
+        if journal_path(path).exists():
+            command = shlex.join(["glmrun", *(word for word in sys.argv[1:] if word != "--restart")])
+            note(f"interrupted; what is finished is kept in {path.parent}. The same command goes on: {command}")
+        # Threads may still be reading or compiling; nothing of it matters any more, and waiting for them would take long.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
     seconds = time.monotonic() - began
-    size = planned.file_bytes
-    note(f"{path}: {bytes_text(size)} ({size:,} bytes), {planned.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
+    _print_summary(planned, path, done, seconds)
+    if report_path:
+        from quant.report import report
+
+        report_path.write_text(json.dumps(report(planned, done, path, seconds, n_resumed), indent=1) + "\n", encoding="utf-8")
 
 
 def _print_plan(planned: "Plan") -> None:
@@ -90,6 +213,21 @@ def _print_plan(planned: "Plan") -> None:
 
     rows = [[r.name, " x ".join(map(str, r.shape)), r.source, r.format, f"{r.n_bytes:,}"] for r in planned.rows]
     print(columns([["tensor", "shape", "from", "to", "bytes"], *rows], right=[4]))
-    weights = sum(math.prod(r.shape) for r in planned.rows)
-    print(f"\n{len(rows)} tensors, {weights:,} weights, {planned.tensor_bytes:,} bytes of tensor data")
-    print(f"the file: {planned.file_bytes:,} bytes, {planned.bits_per_weight:.2f} bits per weight")
+    print(f"\n{len(rows)} tensors, {planned.n_weights:,} weights, {planned.tensor_bytes:,} bytes of tensor data")
+    files = "the file" if len(planned.parts) == 1 else f"{len(planned.parts)} files"
+    print(f"{files}: {planned.file_bytes:,} bytes, {planned.bits_per_weight:.2f} bits per weight")
+
+
+def _print_summary(planned: "Plan", path: Path, done: "list[Done]", seconds: float) -> None:
+    from glmrun.terminal.console import note
+    from glmrun.terminal.tables import bytes_text, columns
+    from quant.report import tensor_classes
+
+    classes = [c for c in tensor_classes(planned.rows, done) if c.squared_error]
+    rows = [[c.name, " ".join(c.formats), str(c.tensors), bytes_text(c.bytes), f"{c.relative_error:.2e}"] for c in classes]
+    if rows:
+        table = columns([["tensors", "types", "number", "size", "squared error"], *rows], right=[2, 3, 4])
+        print(table, file=sys.stderr)
+    size = planned.file_bytes
+    files = f"{path}" if len(planned.parts) == 1 else f"{planned.parts[0].path(path)} and {len(planned.parts) - 1} more"
+    note(f"{files}: {bytes_text(size)} ({size:,} bytes), {planned.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")

@@ -1,6 +1,7 @@
 """Progress on standard error: bars in a terminal, nothing in a pipe."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -87,10 +89,50 @@ def reading_bar() -> _SpokenBar:
     return _SpokenBar(error_console(), name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
-def bytes_bar() -> _Bar:
-    """`12/844 blk.3.attn_q_b.weight ━━━━━ 0.4/18.1 GB 210 MB/s 0:01:24`: bytes of a file being written."""
-    name = _text("{task.description}", ratio=1, overflow="ellipsis")
-    return _Bar(error_console(), name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+class BytesProgress:
+    """`12/844 blk.3.attn_q_b.weight ━━━━━ 0.4/18.1 GB 210 MB/s 0:01:24`; where there is no terminal, such a line now and then."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        console = error_console()
+        name = _text("{task.description}", ratio=1, overflow="ellipsis")
+        columns = (name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._shown, self._interval = console.is_terminal and not console.is_dumb_terminal, interval
+        self._task: TaskID | None = None
+        self._told = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure the rate anew from the next update: what came before was another kind of work."""
+        self._first: tuple[int, float] | None = None
+
+    def update(self, text: str, done: int, total: int) -> None:
+        """done of total bytes; text says what they are."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._told = (done, now), now
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task("", total=total, completed=done)
+        if self._shown:
+            self._bar.update(self._task or TaskID(0), description=one_line(text), completed=done)
+            self._bar.start()
+        elif now - self._told >= self._interval:
+            self._told = now
+            rate = (done - self._first[0]) / (now - self._first[1])
+            left = f"{(total - done) / rate:,.0f} s left" if rate else "stalled"
+            note(f"{text}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e6:,.0f} MB/s, {left}")
+
+    def clear(self) -> None:
+        """Take the bar off the screen; the next update brings it back."""
+        if self._shown:
+            self._bar.stop()
+
+    def __enter__(self) -> "BytesProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
 
 @contextmanager

@@ -1,0 +1,44 @@
+"""`glmrun verify`: is a file the one that was written?"""
+
+import time
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from glmrun.cli import options
+
+
+def verify(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file that glmrun convert wrote.")],
+    threads: options.Threads = None,
+) -> None:
+    """Prove a model file intact: every byte against the checksums that glmrun convert stores in it.
+
+    Prints one line for each damaged tensor. Exit code 0: intact; 1: damaged, or there are no checksums; 3: no such file.
+
+    \b
+    Example:
+      glmrun verify GLM-4.7-Flash-Q4_K_M.gguf
+    """
+    from glmrun.terminal.console import note
+    from glmrun.terminal.progress import BytesProgress
+    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.tables import bytes_text
+    from glmrun.verify import verify as check
+
+    began, damaged, checked = time.monotonic(), 0, 0
+    with BytesProgress() as bar, closing(check(file, threads)) as steps:
+        for step in steps:
+            checked += 1
+            bar.update(step.name, step.bytes_done, step.n_bytes)
+            if not step.intact:
+                damaged += 1
+                bar.clear()
+                print(f"damaged: {one_line(step.name)}", flush=True)
+    size, seconds = step.n_bytes, time.monotonic() - began
+    speed = f"{bytes_text(size)} in {seconds:.1f} s"
+    if damaged:
+        note(f"{file}: {damaged} of {checked} checksums differ ({speed}); the file was damaged, or rewritten by another program")
+        raise typer.Exit(1)
+    note(f"{file}: intact, {checked - 1} tensors and the header ({speed})")

@@ -1,0 +1,204 @@
+"""What a conversion will write, known before it reads a single weight: which tensor becomes what, and how large it is.
+
+plan(Checkpoint.open("GLM-4.7-Flash"), "Q4_K_M").file_bytes
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from quant.checksums import ZEROS, checksum_metadata, seal
+from quant.config import Config
+from quant.errors import UserError
+from quant.formats import FORMATS
+from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
+from quant.mapping import Piece
+from quant.recipes import Choice, Recipe, recipe, tensor_formats
+from quant.shards import SourceTensor
+
+
+class Source(Protocol):
+    """What a plan needs of a model: quant.checkpoint.Checkpoint, or a GGUF file."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]: ...
+    @property
+    def files(self) -> list[Path]: ...
+    def pieces(self, config: Config) -> dict[str, list[Piece]]: ...
+    def metadata(self, config: Config, file_type: int, n_weights: int) -> dict[str, MetadataValue]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to one tensor."""
+
+    name: str
+    shape: tuple[int, ...]  # row-major
+    source: str  # the type in the source ("mixed" if its experts differ)
+    format: str  # the type in the file
+    n_bytes: int
+    pieces: list[Piece]
+
+    @property
+    def n_weights(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the output; there are several if it is split."""
+
+    suffix: str  # "-00001-of-00003" or nothing
+    rows: list[Row]
+    metadata: dict[str, MetadataValue]
+
+    def header(self, checksums: list[str]) -> bytes:
+        """The front of the file, up to the first tensor's data, with the checksums of its tensors."""
+        described = self.metadata | checksum_metadata(checksums)
+        return seal(
+            pack_header(described, [TensorEntry(r.name, r.shape, FORMATS[r.format].ggml_type, r.n_bytes) for r in self.rows])
+        )
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """Size of the header."""
+        return len(self.header([ZEROS] * len(self.rows)))
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return self.header_bytes + sum(row.n_bytes + padding(row.n_bytes) for row in self.rows)
+
+    def path(self, output: Path) -> Path:
+        """The file's name: x.gguf, or x-00001-of-00003.gguf, as llama.cpp finds the parts of a split."""
+        stem, dot_suffix = (
+            (output.stem, output.suffix) if output.suffix == ".gguf" else (output.name, ".gguf" if self.suffix else "")
+        )
+        return output.with_name(f"{stem}{self.suffix}{dot_suffix}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What convert() will write."""
+
+    source: Source
+    config: Config  # of the file: without the next-token-prediction layer if that is left out
+    recipe: Recipe
+    rows: list[Row]
+    metadata: dict[str, MetadataValue]
+    split_bytes: int | None
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of tensor data."""
+        return sum(row.n_bytes for row in self.rows)
+
+    @property
+    def n_weights(self) -> int:
+        """Values in all tensors."""
+        return sum(row.n_weights for row in self.rows)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average over all tensors."""
+        return 8 * self.tensor_bytes / self.n_weights
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The files: one, or as many as split_bytes of tensor data each make necessary; the first has the metadata.
+
+        Source: llama.cpp's gguf-split.
+        """
+        groups: list[list[Row]] = [[]]
+        for row in self.rows:
+            if self.split_bytes and groups[-1] and sum(r.n_bytes for r in groups[-1]) + row.n_bytes > self.split_bytes:
+                groups.append([])
+            groups[-1].append(row)
+        if len(groups) == 1:
+            return [Part("", self.rows, self.metadata)]
+        parts = []
+        for i, rows in enumerate(groups):
+            count: dict[str, MetadataValue] = {
+                "split.count": np.uint16(len(groups)),
+                "split.tensors.count": np.int32(len(self.rows)),
+            }
+            described = (self.metadata if i == 0 else {}) | {"split.no": np.uint16(i)} | count
+            parts.append(Part(f"-{i + 1:05}-of-{len(groups):05}", rows, described))
+        return parts
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file or files."""
+        return sum(part.n_bytes for part in self.parts)
+
+    def identity(self) -> dict[str, str]:
+        """What the bytes depend on, digested, by the name a user knows it by: runs that agree in all of it write the same bytes."""
+        return {
+            "the source": _digest(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in self.source.files),
+            "the options": _digest(
+                [part.header([ZEROS] * len(part.rows)) for part in self.parts] + [repr(row).encode() for row in self.rows]
+            ),
+            "glmrun": _digest(_program()),
+        }
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _program() -> Iterable[bytes]:
+    """All that computes the bytes: this package, what compiles it, and the CPU, whose fused products round once."""
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        yield path.read_bytes()
+    for package in ("numpy", "numba", "llvmlite"):
+        yield packages.version(package).encode()
+    from llvmlite import binding
+
+    yield binding.get_host_cpu_name().encode()
+
+
+def plan(
+    source: Source,
+    quantization: str | Recipe,
+    mtp: bool = True,
+    choice: Choice | None = None,
+    split_bytes: int | None = None,
+    overrides: Mapping[str, MetadataValue] | None = None,
+    requantize: bool = False,
+) -> Plan:
+    """The plan to convert source: which tensor becomes what, and how many bytes that makes. Reads no weights.
+
+    quantization   a recipe or its name in any case; raises UserError (usage) for an unknown one
+    mtp            keep the next-token-prediction layer, if the source has one
+    choice         the user's own formats for some tensors
+    split_bytes    tensor data of one file at most; None: one file
+    overrides      metadata to set in the file
+    requantize     accept weights that lost precision already
+    """
+    chosen = recipe(quantization) if isinstance(quantization, str) else quantization
+    config = source.config if mtp else replace(source.config, num_nextn_predict_layers=0)
+    parts, rows = source.pieces(config), []
+    for name, (shape, kind, n_bytes) in tensor_formats(chosen, config, choice).items():
+        stored = {source.tensors[piece.source].dtype for piece in parts[name]}
+        if not requantize and (lossy := stored - {"F32", "F16", "BF16", kind}):
+            raise UserError(
+                f"{name} is stored as {min(lossy)} already, and quantizing it once more loses more than quantizing the original "
+                "does; convert the BF16 model, or give --allow-requantize"
+            )
+        rows.append(Row(name, shape, stored.pop() if len(stored) == 1 else "mixed", kind, n_bytes, parts[name]))
+    described = source.metadata(config, chosen.file_type, sum(row.n_weights for row in rows)) | dict(overrides or {})
+    return Plan(source, config, chosen, rows, described, split_bytes)

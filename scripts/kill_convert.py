@@ -1,0 +1,148 @@
+"""Kill a conversion again and again: its output's name is absent or the file verifies, and the same call goes on to the same bytes.
+
+kill_convert.py random SRC -n 200      SIGKILL after a random time
+kill_convert.py syscalls SRC           SIGKILL at every system call on the output's files, one after the other (needs strace)
+
+SRC is a model folder; the tensors enter the journal one by one here, so that there are many states to be killed in.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import quant.publish
+from glmrun.verify import verify
+from quant.checkpoint import Checkpoint
+from quant.convert import convert, plan
+from quant.publish import journal_path, partial_path
+
+
+def run(source: Path, output: Path, quantization: str) -> int:
+    """One conversion; returns how many tensors an earlier one had finished."""
+    quant.publish._SYNC_BYTES = 0
+    return sum(
+        bool(step.done and step.resumed) for step in convert(plan(Checkpoint.open(source), quantization), output, n_threads=2)
+    )
+
+
+class Trial:
+    """Kills and what they showed."""
+
+    def __init__(self, source: Path, quantization: str, folder: Path) -> None:
+        self.source, self.quantization, self.output = source, quantization, folder / "x.gguf"
+        run(source, self.output, quantization)
+        self.wanted = _digest(self.output)
+        self.counts: Counter[str] = Counter()
+        self.resumed: list[int] = []
+        self._clean()
+
+    def command(self) -> list[str]:
+        """What is killed."""
+        return [sys.executable, __file__, "child", str(self.source), "-o", str(self.output), "-q", self.quantization]
+
+    def check(self, killed: bool) -> None:
+        """After a kill: look at what is there, go on, look again."""
+        self.counts["kills" if killed else "ended before the kill"] += 1
+        if self.output.exists():
+            self.counts["final name there after the kill"] += 1
+            if not all(step.intact for step in verify(self.output)) or _digest(self.output) != self.wanted:
+                raise SystemExit("a damaged file has the final name")
+        if not self.output.exists() or journal_path(self.output).exists():
+            self.resumed.append(run(self.source, self.output, self.quantization))
+        if _digest(self.output) != self.wanted or not all(step.intact for step in verify(self.output)):
+            raise SystemExit("the resumed file is another one")
+        if sorted(self.output.parent.iterdir()) != [self.output]:
+            raise SystemExit(f"left behind: {sorted(self.output.parent.iterdir())}")
+        self._clean()
+
+    def _clean(self) -> None:
+        for path in (self.output, journal_path(self.output), partial_path(self.output)):
+            path.unlink(missing_ok=True)
+
+    def result(self) -> dict[str, Any]:
+        """Totals."""
+        went_on = sum(n > 0 for n in self.resumed)
+        return dict(self.counts) | {"reruns that went on from finished tensors": went_on, "reruns": len(self.resumed), "damaged": 0}
+
+
+def kill_at_random(trial: Trial, n: int, seed: int) -> dict[str, Any]:
+    """n kills at times spread evenly over the length of a run, start of the interpreter left out."""
+    began = time.monotonic()
+    subprocess.run(trial.command(), check=True)
+    length, rng = time.monotonic() - began, random.Random(seed)
+    trial.check(killed=False)
+    while trial.counts["kills"] < n:
+        child = subprocess.Popen(trial.command())
+        while child.poll() is None and not journal_path(trial.output).exists():
+            time.sleep(0.001)
+        try:
+            child.wait(rng.uniform(0, length / 2))
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+        trial.check(killed=child.wait() == -signal.SIGKILL)
+    return trial.result()
+
+
+def kill_at_every_system_call(trial: Trial) -> dict[str, Any]:
+    """A kill at the 1st, 2nd, 3rd ... system call that touches the output's folder or files.
+
+    strace counts the calls of each thread by itself, so those of the thread that syncs have a pass of their own.
+    """
+    paths = [trial.output.parent, trial.output, journal_path(trial.output), partial_path(trial.output)]
+    strace = ["strace", "-f", "-qq", "-o", os.devnull, *(word for path in paths for word in ("-P", str(path)))]
+    calls = 0
+    for kinds in ("fdatasync,write", "!fdatasync,write"):
+        killed, n = True, 0
+        while killed:
+            n += 1
+            inject = f"inject={kinds}:signal=KILL:when={n}"
+            done = subprocess.run([*strace, "-e", inject, *trial.command()], stderr=subprocess.DEVNULL)
+            killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+            if not killed and done.returncode:
+                raise SystemExit(f"the conversion failed under strace: {done.returncode}")
+            trial.check(killed)
+        calls += n - 1
+    return trial.result() | {"system calls": calls}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Parse, kill, print totals as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=("random", "syscalls", "child"))
+    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("-q", "--quant", default="Q4_K_M")
+    parser.add_argument("-n", type=int, default=200, help="random kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, help="child: the file to write; otherwise a JSON file for the totals")
+    args = parser.parse_args()
+    if args.mode == "child":
+        run(args.source, args.output, args.quant)
+        return
+    if args.mode == "syscalls" and not shutil.which("strace"):
+        parser.error("strace is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(args.source, args.quant, Path(folder))
+        totals = kill_at_random(trial, args.n, args.seed) if args.mode == "random" else kill_at_every_system_call(trial)
+    text = json.dumps({"mode": args.mode, "source": args.source.name, "quantization": args.quant} | totals, indent=1)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
