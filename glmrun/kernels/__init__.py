@@ -80,7 +80,7 @@ def defer() -> None:
 
 @dataclass
 class Kernel:
-    """A function and the one signature that it is compiled for."""
+    """A function and the signature, or the list of them, that it is compiled for."""
 
     jitted: Any
     signature: Any
@@ -89,7 +89,8 @@ class Kernel:
     def compile(self) -> None:
         """Load the code from the cache, or compile it; what it calls has been compiled."""
         if not self.jitted.overloads:
-            self.jitted.compile(self.signature)
+            for signature in self.signature if isinstance(self.signature, list) else [self.signature]:
+                self.jitted.compile(signature)
             self.jitted.disable_compile()
 
 
@@ -103,7 +104,7 @@ def callees(place: int) -> set[int]:
 
 
 def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Callable], Callable]:
-    """Decorator: compile a function for one signature, without checks and without holding the interpreter's lock.
+    """Decorator: compile a function for one signature or each of a list, without checks and without holding the interpreter's lock.
 
     entry   called from Python at run time. Only these are loaded once all kernels have been compiled: an entry's cached code
             holds everything that it calls.

@@ -8,8 +8,8 @@ from numba import float32, int64, types
 from glmrun.kernels import floats, kernel, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.elementwise import reads_codes
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, weight_record
-from glmrun.kernels.panel import unpack_panel
-from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16
+from glmrun.kernels.panel import TABLE, unpack_panel
+from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
 
 ROWS = 32  # at a time
 FEW = 5  # from this many activations on a panel pays
@@ -105,32 +105,26 @@ def _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stri
 
 @kernel(_wide)
 def _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch):
-    """multiply() in tiles of 32 rows and 8 activations."""
-    rows, panel = w.address + matrix * w.rows * w.row_bytes, scratch + tile.ROWS * tile.COLUMNS * 4
+    """multiply() in tiles of 32 rows and 6 or 4 activations."""
+    rows, table = w.address + matrix * w.rows * w.row_bytes, scratch + tile.ROWS * tile.COLUMNS * 4
+    panel = table + TABLE
     for block in range(first, end, tile.ROWS):
         n_rows = min(tile.ROWS, end - block)
         unpack_panel(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, panel)
-        for i in range(0, n, tile.COLUMNS):
-            last = n - 1  # columns that do not exist repeat the last one and are not written
-            columns = (
-                x + _entry(x_index, i) * x_stride,
-                x + _entry(x_index, min(i + 1, last)) * x_stride,
-                x + _entry(x_index, min(i + 2, last)) * x_stride,
-                x + _entry(x_index, min(i + 3, last)) * x_stride,
-                x + _entry(x_index, min(i + 4, last)) * x_stride,
-                x + _entry(x_index, min(i + 5, last)) * x_stride,
-                x + _entry(x_index, min(i + 6, last)) * x_stride,
-                x + _entry(x_index, min(i + 7, last)) * x_stride,
-            )
-            if w.format == Q4_K:
-                tile.q4_k(panel, w.columns, columns, scratch)
-            elif w.format == Q6_K:
-                tile.q6_k(panel, w.columns, columns, scratch)
-            else:
-                tile.q8_0(panel, w.columns, columns, scratch)
-            for j in range(min(tile.COLUMNS, n - i)):
+        ahead = rows + (block + n_rows) * w.row_bytes  # the next panel's rows: each tile asks memory for its part of them
+        ahead_end = ahead + min(tile.ROWS, end - block - n_rows) * w.row_bytes
+        step = (tile.ROWS * w.row_bytes * tile.COLUMNS // n + 127) // 128 * 128
+        i = 0
+        while i < n:
+            width = tile.width_for(n - i)
+            for j in range(width):  # columns that do not exist repeat the last one and are not written
+                store_i64(table + j * 8, x + _entry(x_index, min(i + j, n - 1)) * x_stride)
+            tile.multiply_tile(w.format, panel, w.columns, table, width, scratch, ahead, min(ahead + step, ahead_end))
+            for j in range(min(width, n - i)):
                 target = out + _entry(out_index, i + j) * out_stride + block * 4
                 _write_run(scratch + j * tile.ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
+            i += width
+            ahead += step
 
 
 @kernel(_wide)

@@ -10,7 +10,6 @@ from numba import float32, int64, types
 from glmrun.kernels import kernel
 from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.unpack import (
-    bytes_to_f32x8,
     four_f16_times,
     fours,
     nibbles,
@@ -26,14 +25,11 @@ from glmrun.simd import (
     f32x16,
     fma,
     i16x16,
-    load_f16,
     load_f32,
     load_i16x16,
     load_u8x64,
-    load_u32,
     narrow,
     prefetch,
-    splat_f32x8,
     store_f32,
     to_f32,
     total,
@@ -46,17 +42,7 @@ from glmrun.simd import (
 
 BLOCK = 144  # bytes
 AHEAD = 4096  # bytes: far enough for memory to answer, across the pages at which the hardware's own prefetching stops
-_pair = types.UniTuple(f32x8, 2)
 _four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
-
-
-@kernel(_pair(types.int64))
-def scales_and_minimums(block):
-    """(d s_j, dmin m_j) of the block's eight sub-blocks; bytes 4 to 15 hold the 6-bit s and m in a packed order."""
-    a, b, c = load_u32(block + 4), load_u32(block + 8), load_u32(block + 12)
-    scales = bytes_to_f32x8(a & 0x3F3F3F3F, (c & 0x0F0F0F0F) | ((a >> 2) & 0x30303030))
-    minimums = bytes_to_f32x8(b & 0x3F3F3F3F, ((c >> 4) & 0x0F0F0F0F) | ((b >> 2) & 0x30303030))
-    return scales * splat_f32x8(load_f16(block)), minimums * splat_f32x8(load_f16(block + 2))
 
 
 @kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")

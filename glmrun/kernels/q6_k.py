@@ -13,7 +13,6 @@ from glmrun.kernels.q4_k import AHEAD
 from glmrun.kernels.unpack import (
     four_f16_times,
     fours,
-    load_i8x16_as_f32,
     load_i8x16_as_i16,
     six_bits,
     splat_lane,
@@ -27,13 +26,11 @@ from glmrun.simd import (
     f32x16,
     fma,
     i16x16,
-    load_f16,
     load_f32,
     load_i16x16,
     load_u8x64,
     narrow,
     prefetch,
-    splat_f32,
     splat_f32x8,
     store_f32,
     to_f32,
@@ -47,12 +44,6 @@ from glmrun.simd import (
 
 BLOCK = 210  # bytes
 _four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
-
-
-@kernel(f32x16(types.int64))
-def scales_of(block):
-    """d s_j of the block's sixteen sub-blocks."""
-    return load_i8x16_as_f32(block + 192) * splat_f32(load_f16(block + 208))
 
 
 @kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")

@@ -1,4 +1,4 @@
-"""The heart of reading a prompt: 32 rows of a matrix times 8 activation vectors, all in registers.
+"""The heart of reading a prompt: 32 rows of a matrix times 6 or 4 activation vectors, all in registers.
 
 A panel holds 32 rows unpacked to one byte a weight, so that one instruction multiplies 16 rows by 4 columns:
 
@@ -6,6 +6,7 @@ A panel holds 32 rows unpacked to one byte a weight, so that one instruction mul
     factors  float32 (sub-blocks, 2, 16)       what a sub-block's dot product is worth in each row; of a Q4_K block first its
                                                eight scales, then its eight minimums, negative
 
+Two widths, so that an expert with 27 tokens computes 28 columns and not 32. What a column holds does not depend on the width.
 Codes are unsigned: those of Q6_K carry +32, those of Q8_0 and Q5_0 +128. The sums that this adds are taken off where the
 dot products start, from what quantize_row puts beside the activations.
 """
@@ -15,11 +16,16 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels import kernel
-from glmrun.simd import F32, I32, I64, V16F, V16I, V64B, call, constant, emit_dot, f32x16, pointer, splat
+from glmrun.kernels.layout import Q4_K, Q6_K
+from glmrun.simd import F32, I32, I64, V16F, V16I, V64B, call, constant, emit_dot, f32x16, pointer, prefetch, splat
 
-ROWS, COLUMNS = 32, 8  # of a tile: 2 x 8 vectors of 16 results
-_CELLS = 2 * COLUMNS
-_floats, _columns = types.UniTuple(f32x16, _CELLS), types.UniTuple(int64, COLUMNS)
+ROWS, COLUMNS = 32, 6  # of the larger tile: 2 x 6 vectors of 16 results, as many again for a sub-block, and room for operands
+_WIDTHS = (6, 4)
+
+
+def _cells(columns):
+    """Numba's type of a tile with as many columns as there are addresses in this tuple."""
+    return types.UniTuple(f32x16, 2 * columns.count)
 
 
 def _unpack(builder, value, n):
@@ -39,54 +45,77 @@ def _broadcast(builder, address, llvm_type):
     return splat(builder, _load(builder, address, llvm_type), 16)
 
 
+def _fused(builder, x, y, z):
+    return call(builder, "llvm.fma.v16f32", V16F, [x, y, z])
+
+
 def _dots(builder, codes, columns, starts, groups):
-    """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c]; cells in the order r * COLUMNS + c."""
+    """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c], as float32; cells in the order r * len(columns) + c."""
     dots = list(starts)
     for group in range(groups):
         rows = [_load(builder, _offset(builder, codes, (group * 2 + r) * 64), V64B, 64) for r in range(2)]
-        for c in range(COLUMNS):
-            x = builder.bitcast(_broadcast(builder, _offset(builder, columns[c], group * 4), I32), V64B)
+        for c, column in enumerate(columns):
+            x = builder.bitcast(_broadcast(builder, _offset(builder, column, group * 4), I32), V64B)
             for r in range(2):
-                dots[r * COLUMNS + c] = emit_dot(builder, dots[r * COLUMNS + c], rows[r], x)
-    return dots
+                cell = r * len(columns) + c
+                dots[cell] = emit_dot(builder, dots[cell], rows[r], x)
+    return [builder.sitofp(dot, V16F) for dot in dots]
 
 
 @intrinsic
-def zeros(context):
+def zeros(context, columns):
     """A tile of float32 zeros."""
-    return _floats(), lambda c, b, s, a: c.make_tuple(b, _floats, [constant(V16F, 0.0)] * _CELLS)
+    cells = _cells(columns)
+    return cells(columns), lambda c, b, s, a: c.make_tuple(b, cells, [constant(V16F, 0.0)] * cells.count)
 
 
-def _sub_block(groups, has_starts):
+def _add_32(has_starts):
     @intrinsic
     def add(context, tile, codes, columns, at, factors, scale, start):
-        """tile[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 4 * groups columns.
+        """tile[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 32 columns.
 
         at, scale, start   how far behind a column's address its codes, its scale and the dot product's first value stand
         """
 
         def generate(c, b, s, a):
-            cells, code, column = _unpack(b, a[0], _CELLS), a[1], _unpack(b, a[2], COLUMNS)
-            begin, factor_at, scale_at, start_at = a[3:]
-            starts = [constant(V16I, 0)] * _CELLS
+            cells, column = _unpack(b, a[0], tile.count), _unpack(b, a[2], columns.count)
+            starts = [constant(V16I, 0)] * tile.count
             if has_starts:
-                starts = [_broadcast(b, b.add(x, start_at), I32) for x in column] * 2
-            dots = _dots(b, code, [b.add(x, begin) for x in column], starts, groups)
+                starts = [_broadcast(b, b.add(x, a[6]), I32) for x in column] * 2
+            dots = _dots(b, a[1], [b.add(x, a[3]) for x in column], starts, 8)
+            factor = [_load(b, _offset(b, a[4], r * 64), V16F, 64) for r in range(2)]
             out = []
-            for r in range(2):
-                factor = _load(b, _offset(b, factor_at, r * 64), V16F, 64)
-                for i in range(COLUMNS):
-                    both = b.fmul(factor, _broadcast(b, b.add(column[i], scale_at), F32))
-                    cell = r * COLUMNS + i
-                    out.append(call(b, "llvm.fma.v16f32", V16F, [b.sitofp(dots[cell], V16F), both, cells[cell]]))
-            return c.make_tuple(b, _floats, out)
+            for i, cell in enumerate(cells):
+                r, k = divmod(i, len(column))
+                both = b.fmul(factor[r], _broadcast(b, b.add(column[k], a[5]), F32))
+                out.append(_fused(b, dots[i], both, cell))
+            return c.make_tuple(b, tile, out)
 
-        return _floats(_floats, int64, _columns, int64, int64, int64, int64), generate
+        return tile(tile, codes, columns, at, factors, scale, start), generate
 
     return add
 
 
-add_32, add_32_from, add_16_from = _sub_block(8, False), _sub_block(8, True), _sub_block(4, True)
+add_32, add_32_from = _add_32(False), _add_32(True)
+
+
+@intrinsic
+def add_two_16(context, tile, codes, columns, at, factors, scale, start):
+    """As add_32_from, of two sub-blocks of 16 columns with one scale: their sum is formed first, one multiplication less."""
+
+    def generate(c, b, s, a):
+        cells, column = _unpack(b, a[0], tile.count), _unpack(b, a[2], columns.count)
+        sums = [None] * tile.count
+        for half in range(2):
+            starts = [_broadcast(b, _offset(b, b.add(x, a[6]), half * 4), I32) for x in column] * 2
+            dots = _dots(b, _offset(b, a[1], half * 512), [_offset(b, b.add(x, a[3]), half * 16) for x in column], starts, 4)
+            for i, dot in enumerate(dots):
+                factor = _load(b, _offset(b, a[4], half * 128 + i // len(column) * 64), V16F, 64)
+                sums[i] = _fused(b, dot, factor, sums[i]) if half else b.fmul(dot, factor)
+        scales = [_broadcast(b, b.add(x, a[5]), F32) for x in column] * 2
+        return c.make_tuple(b, tile, [_fused(b, *three) for three in zip(sums, scales, cells, strict=True)])
+
+    return tile(tile, codes, columns, at, factors, scale, start), generate
 
 
 @intrinsic
@@ -94,58 +123,108 @@ def add_sums(context, tile, factors, columns, sums):
     """tile[r, c] += factors[r] * sum[c]: the minimums of one sub-block; sums: how far behind a column's address its sum stands."""
 
     def generate(c, b, s, a):
-        cells, factor_at, column, sum_at = _unpack(b, a[0], _CELLS), a[1], _unpack(b, a[2], COLUMNS), a[3]
-        out = []
-        for r in range(2):
-            factor = _load(b, _offset(b, factor_at, r * 64), V16F, 64)
-            for i in range(COLUMNS):
-                total = _broadcast(b, b.add(column[i], sum_at), F32)
-                out.append(call(b, "llvm.fma.v16f32", V16F, [factor, total, cells[r * COLUMNS + i]]))
-        return c.make_tuple(b, _floats, out)
+        out, column = [], _unpack(b, a[2], columns.count)
+        for i, cell in enumerate(_unpack(b, a[0], tile.count)):
+            factor = _load(b, _offset(b, a[1], i // len(column) * 64), V16F, 64)
+            out.append(_fused(b, factor, _broadcast(b, b.add(column[i % len(column)], a[3]), F32), cell))
+        return c.make_tuple(b, tile, out)
 
-    return _floats(_floats, int64, _columns, int64), generate
+    return tile(tile, factors, columns, sums), generate
 
 
 @intrinsic
 def store(context, tile, out):
-    """Write float32 (COLUMNS, 32)."""
+    """Write float32 (columns, 32)."""
 
     def generate(c, b, s, a):
-        for i, cell in enumerate(_unpack(b, a[0], _CELLS)):
-            r, column = divmod(i, COLUMNS)
+        for i, cell in enumerate(_unpack(b, a[0], tile.count)):
+            r, column = divmod(i, tile.count // 2)
             b.store(cell, pointer(b, _offset(b, a[1], column * ROWS * 4 + r * 64), V16F), align=4)
         return c.get_dummy_value()
 
-    return types.void(_floats, int64), generate
+    return types.void(tile, out), generate
 
 
-@kernel(types.void(int64, int64, _columns, int64))
-def q4_k(panel, n, columns, out):
-    """out float32 (COLUMNS, 32) = panel of Q4_K rows of n columns times activations as quantize_row lays them out."""
+@intrinsic(prefer_literal=True)
+def load_addresses(context, table, n):
+    """The first n of a table of int64, as a tuple."""
+    columns = types.UniTuple(int64, n.literal_value)
+
+    def generate(c, b, s, a):
+        return c.make_tuple(b, columns, [_load(b, _offset(b, a[0], i * 8), I64, 8) for i in range(columns.count)])
+
+    return columns(int64, n), generate
+
+
+_each_width = [types.void(int64, int64, types.UniTuple(int64, width), int64, int64, int64) for width in _WIDTHS]
+
+
+@kernel(types.void(int64, int64), inline="always")
+def _ask(ahead, end):
+    """Ask memory for two lines of what is unpacked next, if any is left."""
+    if ahead < end:
+        prefetch(ahead), prefetch(ahead + 64)
+
+
+@kernel(_each_width)
+def q4_k(panel, n, columns, out, ahead, end):
+    """out float32 (columns, 32) = panel of Q4_K rows of n columns times activations as quantize_row lays them out.
+
+    Bytes from `ahead` to `end` are asked from memory on the way.
+    """
     factors, scales, sums = panel + n * 32, n, n + n // 8
-    tile = zeros()
+    tile = zeros(columns)
     for j in range(n // 32):
+        _ask(ahead + j * 128, end)
         scale = factors + (j // 8 * 16 + j % 8) * 128
         tile = add_32(tile, panel + j * 1024, columns, j * 32, scale, scales + j * 4, 0)
         tile = add_sums(tile, scale + 1024, columns, sums + j * 4)
     store(tile, out)
 
 
-@kernel(types.void(int64, int64, _columns, int64))
-def q6_k(panel, n, columns, out):
-    """out float32 (COLUMNS, 32) = panel of Q6_K rows of n columns times activations as quantize_row lays them out."""
+@kernel(_each_width)
+def q6_k(panel, n, columns, out, ahead, end):
+    """q4_k() for Q6_K rows."""
     factors, scales, starts = panel + n * 32, n, n + n // 2 + n // 8
-    tile = zeros()
-    for j in range(n // 16):
-        tile = add_16_from(tile, panel + j * 512, columns, j * 16, factors + j * 128, scales + j // 2 * 4, starts + j * 4)
+    tile = zeros(columns)
+    for j in range(n // 32):
+        _ask(ahead + j * 128, end)
+        tile = add_two_16(tile, panel + j * 1024, columns, j * 32, factors + j * 256, scales + j * 4, starts + j * 8)
     store(tile, out)
 
 
-@kernel(types.void(int64, int64, _columns, int64))
-def q8_0(panel, n, columns, out):
-    """out float32 (COLUMNS, 32) = panel of Q8_0 or Q5_0 rows of n columns times activations as quantize_row lays them out."""
+@kernel(_each_width)
+def q8_0(panel, n, columns, out, ahead, end):
+    """q4_k() for Q8_0 and Q5_0 rows."""
     factors, scales, starts = panel + n * 32, n, n + n // 2
-    tile = zeros()
+    tile = zeros(columns)
     for j in range(n // 32):
+        _ask(ahead + j * 128, end)
         tile = add_32_from(tile, panel + j * 1024, columns, j * 32, factors + j * 128, scales + j * 4, starts + j * 4)
     store(tile, out)
+
+
+@kernel([types.void(int64, *signature.args) for signature in _each_width])
+def _of_format(weight_format, panel, n, columns, out, ahead, end):
+    if weight_format == Q4_K:
+        q4_k(panel, n, columns, out, ahead, end)
+    elif weight_format == Q6_K:
+        q6_k(panel, n, columns, out, ahead, end)
+    else:
+        q8_0(panel, n, columns, out, ahead, end)
+
+
+@kernel(int64(int64))
+def width_for(n):
+    """How many columns the next tile has if n are left: all together no more than n rounded up to 2, and to 4 if n is 1 or 2."""
+    even = (n + 1) // 2 * 2
+    return 6 if even == 6 or even > 8 else 4
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64))
+def multiply_tile(weight_format, panel, n, table, width, out, ahead, end):
+    """q4_k() and so on for a panel of this format and the first `width` activations of a table of addresses."""
+    if width == 6:
+        _of_format(weight_format, panel, n, load_addresses(table, 6), out, ahead, end)
+    else:
+        _of_format(weight_format, panel, n, load_addresses(table, 4), out, ahead, end)

@@ -8,7 +8,6 @@ from glmrun.simd import (
     F16,
     F32,
     I1,
-    I8,
     I16,
     I32,
     I64,
@@ -41,17 +40,6 @@ def _shift(builder, vector, instruction, low, high):
     """Shift bytes by `low` bits in the low half and `high` bits in the high half; the caller masks what crosses a byte."""
     words = builder.bitcast(vector, V32H)
     return builder.bitcast(getattr(builder, instruction)(words, constant(V32H, low, high)), V64B)
-
-
-@intrinsic
-def nibbles_low_high(context, address):
-    """32 bytes at the address -> their 32 low nibbles, then their 32 high nibbles (the order of two Q4_K sub-blocks)."""
-
-    def generate(c, b, s, a):
-        both = _twice(b, b.load(pointer(b, a[0], V32B), align=1))
-        return b.and_(_shift(b, both, "lshr", 0, 4), constant(V64B, 15))
-
-    return u8x64(types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -183,30 +171,11 @@ def five_bits(context, first, second):
     return u8x64(types.int64, types.int64), generate
 
 
-@intrinsic
-def bytes_to_f32x8(context, low, high):
-    """Four bytes in each of two uint32 -> 8 float32."""
-
-    def generate(c, b, s, a):
-        pair = ir.Constant(ir.VectorType(I32, 2), ir.Undefined)
-        for lane, value in enumerate(a):
-            pair = b.insert_element(pair, value, ir.Constant(I32, lane))
-        return b.uitofp(b.bitcast(pair, ir.VectorType(I8, 8)), V8F)
-
-    return f32x8(types.uint32, types.uint32), generate
-
-
 @intrinsic(prefer_literal=True)
 def pick_two(context, x, low, high):
     """Lanes 0 to 7 = x[low], lanes 8 to 15 = x[high], of 8 float32."""
     lanes = [low.literal_value] * 8 + [high.literal_value] * 8
     return f32x16(f32x8, low, high), lambda c, b, s, a: shuffle(b, a[0], a[0], lanes)
-
-
-@intrinsic
-def join(context, low, high):
-    """8 float32, then 8 more."""
-    return f32x16(f32x8, f32x8), lambda c, b, s, a: shuffle(b, a[0], a[1], list(range(16)))
 
 
 @intrinsic
