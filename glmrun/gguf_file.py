@@ -176,9 +176,14 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
 
     Raises UserError: exit code 3 if a file is missing, 1 if it is not a whole, valid GGUF file that glmrun can run.
     """
+    parts = open_parts(path)
+    return join(parts) if len(parts) > 1 else parts[0]
+
+
+def open_parts(path: str | os.PathLike) -> list[GGUFFile]:
+    """The same, each part by itself."""
     file = _open_part(Path(path))
-    paths = other_parts(file)
-    return join([file if part == file.path else _open_part(part) for part in paths]) if paths else file
+    return [file if part == file.path else _open_part(part) for part in other_parts(file) or [file.path]]
 
 
 def _open_part(path: Path) -> GGUFFile:

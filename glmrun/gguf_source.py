@@ -1,7 +1,6 @@
 """A GGUF file as the source of a conversion (quant.plan.Source): the same tensors in other formats, everything else kept."""
 
 import re
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from glmrun.architecture import config_from_gguf
-from glmrun.gguf_file import GGUFFile, open_gguf
+from glmrun.conversion import fused
+from glmrun.gguf_file import GGUFFile, open_parts
+from glmrun.split_file import join
 from quant.config import Config, tensor_shapes
-from quant.errors import UserError
 from quant.gguf_header import MetadataValue
 from quant.mapping import ARCHITECTURE, Piece, hyper_parameters
 from quant.recipes import RECIPES
@@ -24,34 +24,38 @@ _DROPPED = ("glmrun.checksum.", "split.", "quantize.", "general.alignment")
 class GGUFSource:
     """An opened GGUF file; no weight has been read."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.file, self.config, self.notes = file, config_from_gguf(file), list[str]()
-        self.files = [file.path]
-        status = file.path.stat()
-        shard = Shard(file.path, status.st_size, status.st_mtime_ns)
-        self.tensors: Mapping[str, SourceTensor] = {
-            name: SourceTensor(name, tensor.format, tensor.shape, shard, tensor.offset) for name, tensor in file.tensors.items()
-        }
+    def __init__(self, parts: list[GGUFFile]) -> None:
+        self.file = join(parts) if len(parts) > 1 else parts[0]
+        self.config, self.notes, self.files = config_from_gguf(self.file), list[str](), [part.path for part in parts]
+        self.tensors: dict[str, SourceTensor] = {}
+        for part in parts:
+            status = part.path.stat()
+            shard = Shard(part.path, status.st_size, status.st_mtime_ns)
+            for name, tensor in part.tensors.items():
+                self.tensors[name] = SourceTensor(name, tensor.format, tensor.shape, shard, tensor.offset)
 
     @classmethod
     def open(cls, path: str | Path) -> "GGUFSource":
-        """Open a file; raises UserError with exit code 3 for one that is missing, 1 for one that is no whole model."""
-        return cls(open_gguf(path))
+        """Open a file, or all parts of a split one; UserError with exit code 3 if it is missing, 1 if it is no whole model."""
+        return cls(open_parts(path))
 
     @property
     def name(self) -> str:
         """The file's name without the quantization at its end."""
-        return re.sub(rf"(?i)[-.]({'|'.join(RECIPES)})$", "", self.file.path.stem)
+        return re.sub(rf"(?i)([-.]({'|'.join(RECIPES)}))?(-\d{{5}}-of-\d{{5}})?$", "", self.file.path.stem)
 
     def pieces(self, config: Config) -> dict[str, list[Piece]]:
-        """{tensor: itself}."""
+        """{tensor: itself, or its rows of the one that holds it among others}."""
         found = {}
         for name, shape in tensor_shapes(config).items():
-            if name not in self.tensors:
-                raise UserError(
-                    f"{self.file.path}: {name} is stored in another form; glmrun converts files as llama.cpp writes them"
-                )
-            found[name] = [Piece(name, shape, 0, prod(shape[:-1]))]
+            other = None if name in self.tensors else fused(config, name)
+            if other is None:
+                found[name] = [Piece(name, shape, 0, prod(shape[:-1]))]
+            else:
+                source, whole, period, first, count = other
+                turned = ".attn_k_b." in name
+                groups = range(0, prod(whole[:-1]), period)
+                found[name] = [Piece(source, whole, start + first, count, turned) for start in groups]
         return found
 
     def metadata(self, config: Config, file_type: int, n_weights: int) -> dict[str, MetadataValue]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glmrun.gguf_file import GGUFFile
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
-_OWN_KEYS = {"split.no", "split.count", "split.tensors.count"}
+_OWN_KEYS = ("split.", "glmrun.checksum.")  # each part has its own values
 
 
 def other_parts(file: "GGUFFile") -> list[Path]:
@@ -44,7 +44,7 @@ def join(parts: list["GGUFFile"]) -> "GGUFFile":
         if part is first:
             continue
         for key, value in part.metadata.items():
-            if key not in _OWN_KEYS and key in first.metadata and not _same(value, first.metadata[key]):
+            if not key.startswith(_OWN_KEYS) and key in first.metadata and not _same(value, first.metadata[key]):
                 raise UserError(f"{part.path}: its {key} is not that of {first.path.name}: parts of different models")
         twice = next((name for name in part.tensors if name in tensors), None)
         if twice is not None:

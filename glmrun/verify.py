@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmrun.gguf_file import GGUFFile, open_gguf
+from glmrun.gguf_file import GGUFFile, open_parts
 from quant.checksums import ALGORITHM, HEADER, TENSORS, is_sealed
 from quant.errors import UserError
 from quant.gguf_header import padding
@@ -19,40 +19,53 @@ _STEP = 4 << 20  # bytes read at a time
 class Checked:
     """One thing that was held against its checksum; bytes count the file so far."""
 
-    name: str  # a tensor, or "the header"
+    name: str  # a tensor, or "the header of x.gguf"
     intact: bool
     bytes_done: int
     n_bytes: int
 
 
 def verify(path: str | Path, n_threads: int | None = None) -> Generator[Checked, None, None]:
-    """Check every byte of a file, yielding what was checked, the header first.
+    """Check every byte of a file, or of all parts of a split one, yielding what was checked.
 
     Raises UserError for a file that is missing (3) or no whole GGUF file, and for one without checksums.
     """
-    file = open_gguf(path)
-    sums = file.metadata.get(TENSORS)
-    if file.metadata.get(ALGORITHM) != "sha256" or not isinstance(sums, list) or not isinstance(file.metadata.get(HEADER), str):
-        raise UserError(
-            f"{file.path} carries no checksums, so its {len(file.tensors):,} tensors cannot be verified; its structure is whole "
-            f"({file.size:,} bytes, every tensor in its place). glmrun convert writes checksums"
-        )
-    tensors = list(file.tensors.values())
-    if len(sums) != len(tensors):
-        raise UserError(f"{file.path} has {len(tensors):,} tensors and {len(sums):,} checksums: another program rewrote it")
-    start = min(tensor.offset for tensor in tensors)
-    ends = [tensor.offset for tensor in tensors[1:]] + [file.size]
+    parts = open_parts(path)
+    total, done = sum(part.size for part in parts), 0
+    for part in parts:
+        if not _has_checksums(part):
+            n_tensors = sum(len(part.tensors) for part in parts)
+            raise UserError(
+                f"{part.path} carries no checksums, so its data cannot be verified; its structure is whole: {n_tensors:,} tensors, "
+                f"{total:,} bytes, everything in its place. Files that glmrun convert writes have checksums"
+            )
     with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
-        yield Checked("the header", _header_is_intact(file, start), start, file.size)
-        jobs = [
-            pool.submit(_is_intact, file.path, tensor.offset, tensor.n_bytes, end, wanted)
-            for tensor, end, wanted in zip(tensors, ends, sums, strict=True)
-        ]
         try:
-            for tensor, end, job in zip(tensors, ends, jobs, strict=True):
-                yield Checked(tensor.name, job.result(), end, file.size)
+            for part in parts:
+                for name, job, end in [*_jobs(part, pool)]:
+                    yield Checked(name, job.result(), done + end, total)
+                done += part.size
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _has_checksums(part: GGUFFile) -> bool:
+    sums, header = part.metadata.get(TENSORS), part.metadata.get(HEADER)
+    if part.metadata.get(ALGORITHM) != "sha256" or not isinstance(sums, list) or not isinstance(header, str):
+        return False
+    if len(sums) != len(part.tensors):
+        raise UserError(f"{part.path} has {len(part.tensors):,} tensors and {len(sums):,} checksums: another program rewrote it")
+    return True
+
+
+def _jobs(part: GGUFFile, pool: ThreadPoolExecutor) -> Iterator[tuple[str, "Future[bool]", int]]:
+    """(what, is it intact, where it ends in the file) of the header and of every tensor."""
+    tensors = list(part.tensors.values())
+    start = min((tensor.offset for tensor in tensors), default=part.size)
+    yield f"the header of {part.path.name}", pool.submit(_header_is_intact, part, start), start
+    ends = [*(tensor.offset for tensor in tensors[1:]), part.size]
+    for tensor, end, wanted in zip(tensors, ends, part.metadata[TENSORS], strict=True):
+        yield tensor.name, pool.submit(_is_intact, part.path, tensor.offset, tensor.n_bytes, end, wanted), end
 
 
 def _header_is_intact(file: GGUFFile, n_bytes: int) -> bool:

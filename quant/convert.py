@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quant.errors import UserError
-from quant.formats import FORMATS
+from quant.formats import FORMATS, READABLE
 from quant.gguf_header import padding
 from quant.mapping import Piece
 from quant.plan import Plan, Row, plan
@@ -236,14 +236,14 @@ def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
     """Read a piece and encode it. Runs in the pool."""
     kind = FORMATS[row.format]
     stored = tensor.read_rows(piece.first_row, piece.n_rows)  # uint8 (n, bytes)
+    rows = READABLE[tensor.dtype].decode(stored)  # float32 (rows, columns)
     if piece.transposed:
-        stored = _turned(stored, FORMATS[tensor.dtype].block_bytes)
-    rows = FORMATS[tensor.dtype].decode(stored)  # float32 (rows, columns)
+        rows = np.ascontiguousarray(rows.T)  # float32 (columns, rows)
     largest = _largest(rows)
     if not largest < math.inf:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
         n_bad = rows.size - int(np.count_nonzero(np.isfinite(rows)))
         return _Chunk(np.zeros((len(rows), kind.row_bytes(rows.shape[1])), np.uint8), n_bad)
-    if tensor.dtype == kind.name:
+    if tensor.dtype == kind.name and not piece.transposed:
         return _Chunk(stored)
     if kind.name not in ("F32", "BF16") and largest > _F16_MAX:
         raise UserError(
@@ -254,12 +254,6 @@ def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
     measured = rows[sample].astype(np.float64)  # (rows / _SAMPLE, columns)
     difference = measured - kind.decode(blocks[sample])
     return _Chunk(blocks, 0, float(np.vdot(difference, difference)), float(np.vdot(measured, measured)))
-
-
-def _turned(stored: np.ndarray, item: int) -> np.ndarray:
-    """uint8 (n, columns * item) -> uint8 (columns, n * item)."""
-    n = len(stored)
-    return np.ascontiguousarray(stored.reshape(n, -1, item).transpose(1, 0, 2)).reshape(-1, n * item)
 
 
 def _largest(rows: np.ndarray) -> float:

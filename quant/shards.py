@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quant.errors import Interrupted, UserError
-from quant.formats import FORMATS
+from quant.formats import READABLE
 from quant.strict_json import parse_json_object, read_json_object
 
 INDEX = "model.safetensors.index.json"
@@ -61,7 +61,7 @@ class SourceTensor:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return FORMATS[self.dtype].row_bytes(self.shape[-1])
+        return READABLE[self.dtype].row_bytes(self.shape[-1])
 
     def read_rows(self, first: int, n: int) -> np.ndarray:
         """Rows first .. first + n - 1 as they are stored, all leading dimensions counted as rows: uint8 (n, row_bytes).

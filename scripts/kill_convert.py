@@ -14,7 +14,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -47,9 +46,19 @@ class Trial:
         self.resumed: list[int] = []
         self._clean()
 
-    def command(self) -> list[str]:
-        """What is killed."""
-        return [sys.executable, __file__, "child", str(self.source), "-o", str(self.output), "-q", self.quantization]
+    def start(self, stopped: bool = False) -> int:
+        """Convert in a forked process, which has nothing to import; returns its id."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                if stopped:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                run(self.source, self.output, self.quantization)
+                code = 0
+            finally:
+                os._exit(code)
+        return pid
 
     def check(self, killed: bool) -> None:
         """After a kill: look at what is there, go on, look again."""
@@ -77,20 +86,17 @@ class Trial:
 
 
 def kill_at_random(trial: Trial, n: int, seed: int) -> dict[str, Any]:
-    """n kills at times spread evenly over the length of a run, start of the interpreter left out."""
-    began = time.monotonic()
-    subprocess.run(trial.command(), check=True)
-    length, rng = time.monotonic() - began, random.Random(seed)
-    trial.check(killed=False)
+    """n kills at times spread evenly over the length of a run."""
+    rng, length = random.Random(seed), 0.0
     while trial.counts["kills"] < n:
-        child = subprocess.Popen(trial.command())
-        while child.poll() is None and not journal_path(trial.output).exists():
-            time.sleep(0.001)
-        try:
-            child.wait(rng.uniform(0, length / 2))
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-        trial.check(killed=child.wait() == -signal.SIGKILL)
+        began = time.monotonic()
+        pid = trial.start()
+        if length:
+            time.sleep(rng.uniform(0, length))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        length = length or time.monotonic() - began
+        trial.check(os.WIFSIGNALED(status))
     return trial.result()
 
 
@@ -106,11 +112,17 @@ def kill_at_every_system_call(trial: Trial) -> dict[str, Any]:
         killed, n = True, 0
         while killed:
             n += 1
-            inject = f"inject={kinds}:signal=KILL:when={n}"
-            done = subprocess.run([*strace, "-e", inject, *trial.command()], stderr=subprocess.DEVNULL)
-            killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
-            if not killed and done.returncode:
-                raise SystemExit(f"the conversion failed under strace: {done.returncode}")
+            pid = trial.start(stopped=True)
+            os.waitpid(pid, os.WUNTRACED)
+            tracer = subprocess.Popen([*strace, "-e", f"inject={kinds}:signal=KILL:when={n}", "-p", str(pid)])
+            while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGCONT)
+            status = os.waitpid(pid, 0)[1]
+            tracer.wait()
+            killed = os.WIFSIGNALED(status)
+            if not killed and status:
+                raise SystemExit(f"the conversion failed under strace: {status}")
             trial.check(killed)
         calls += n - 1
     return trial.result() | {"system calls": calls}
@@ -123,16 +135,13 @@ def _digest(path: Path) -> str:
 def main() -> None:
     """Parse, kill, print totals as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=("random", "syscalls", "child"))
+    parser.add_argument("mode", choices=("random", "syscalls"))
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("-q", "--quant", default="Q4_K_M")
     parser.add_argument("-n", type=int, default=200, help="random kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, help="child: the file to write; otherwise a JSON file for the totals")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the totals")
     args = parser.parse_args()
-    if args.mode == "child":
-        run(args.source, args.output, args.quant)
-        return
     if args.mode == "syscalls" and not shutil.which("strace"):
         parser.error("strace is not installed")
     with tempfile.TemporaryDirectory() as folder:

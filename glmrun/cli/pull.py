@@ -88,9 +88,9 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
 def _fetch(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
     """Download the files; the first one's place."""
     from glmrun import hub
-    from glmrun.terminal.progress import bytes_bar
+    from glmrun.terminal.progress import BytesProgress
 
-    with bytes_bar() as bar:
+    with BytesProgress() as bar:
         return hub.download(reference, files, bar.update)[0]
 
 
