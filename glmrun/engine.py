@@ -16,6 +16,7 @@ import numpy as np
 from glmrun.architecture import DEFAULT_CONTEXT, config_from_gguf, whole_vocabulary
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
+from glmrun.finite import FiniteCheck
 from glmrun.forward import CANCELLED, forward
 from glmrun.gguf_file import open_gguf
 from glmrun.kv_cache import State
@@ -75,9 +76,13 @@ class Model:
         if n_threads is not None and n_threads < 1:
             raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", 2)
         self.weights = Weights(self.file, self.config)
+        self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
-        self._state = State(self.weights, self.n_ctx, min(MAX_TOKENS, self.n_ctx), self.n_threads)
+        try:
+            self._state = State(self.weights, self.n_ctx, min(MAX_TOKENS, self.n_ctx), self.n_threads)
+        except MemoryError:
+            raise UserError(f"{path}: no memory for a context of {self.n_ctx:,} tokens; ask for a smaller one (-c)") from None
         self._last_logits = np.empty((1, self.config.vocab_size), np.float32)  # float32 (1, n_vocab)
         self._cached: list[int] = []  # the tokens whose rows stand in the cache, in order
         self._cancelled = False
@@ -87,7 +92,8 @@ class Model:
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after every token, float32 (len(tokens), n_vocab), in one pass from an empty cache.
 
-        Raises UserError if there are no tokens, more than the context holds, or one outside the vocabulary.
+        Raises UserError if there are no tokens, more than the context holds, or one outside the vocabulary, and if the file has
+        been changed or holds weights that are not finite.
         """
         ids = self._checked(tokens)
         self.reset()
@@ -96,6 +102,7 @@ class Model:
         for start in range(0, len(ids), self._state.max_tokens):
             chunk = ids[start : start + self._state.max_tokens]
             self._step(chunk, out[start : start + len(chunk)])
+        self._finite.wait()
         return out
 
     def reset(self) -> None:
@@ -120,6 +127,7 @@ class Model:
         """Append tokens to the cache, computing the last one's logits; returns the seconds it took. For measurements."""
         ids = self._checked(tokens, room=self.n_ctx - len(self._cached))
         self._begin()
+        self._finite.wait()
         start = time.perf_counter()
         for at in range(0, len(ids), self._state.max_tokens):
             self._step(ids[at : at + self._state.max_tokens], self._last_logits)
@@ -162,6 +170,8 @@ class Model:
 
         Returns False, with the cache as it was, if cancelled.
         """
+        for watched in self.file.watched:
+            watched.check()
         state, step = self._state, self._state.step
         state.x[: len(ids)] = self.weights.embed(ids)
         step["n_tokens"], step["position"], step["n_logits"] = len(ids), len(self._cached), len(out)
@@ -186,6 +196,8 @@ class Model:
                 return
             stats = replace(stats, n_prefilled=self.n_cached, prompt_seconds=time.perf_counter() - start)
             yield Chunk(stats=stats)
+        while not self._finite.wait(0.1) and not self._cancelled:
+            pass  # no token is shown before the weights have been looked at
         start, history = time.perf_counter(), ids.tolist()
         while True:
             if self._cancelled:

@@ -10,6 +10,7 @@ answer is written, up to some hundred while a prompt is read.
 
 from numba import int64, void
 
+import glmrun.kernels.scales  # noqa: F401  # no part of a step, but what is below this page is compiled before the first start
 from glmrun.kernels import kernel, note_compiled
 from glmrun.kernels.attention import attend, merge, round_cache
 from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents

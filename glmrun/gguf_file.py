@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from glmrun.split_file import join, other_parts
+from glmrun.watch import Watched
 from quant.errors import UserError
 from quant.formats import READABLE, by_ggml_type, ggml_type_name
 
@@ -42,7 +43,8 @@ MAX_KEY = 65_535  # bytes, the format's own limit
 MAX_STRING = 16 << 20  # bytes of one value
 MAX_ELEMENTS = 16 << 20  # of one array
 MAX_KEYS = 65_536
-MAX_TENSORS = 131_072
+MAX_TEXTS = 4 << 20  # in all arrays together
+MAX_TENSORS = 32_768
 MAX_NAME = 63  # bytes of a tensor name
 MAX_ALIGNMENT = 1 << 20
 
@@ -82,13 +84,14 @@ class GGUFFile:
     tensors: dict[str, TensorInfo]
     size: int
     mappings: list[np.ndarray]  # uint8 (size of the part,) each
+    watched: list[Watched]  # one for each mapping
 
 
 class _Cursor:
     """Reads little-endian fields from the front of the mapping and knows what it is reading when the bytes run out."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size, self.at = path, data, len(data), 0
+        self.path, self.data, self.size, self.at, self.n_texts = path, data, len(data), 0, 0
 
     def error(self, field: str, found: str) -> UserError:
         return UserError(f"{self.path}: {field} at byte {self.at}: {found}")
@@ -126,6 +129,9 @@ class _Cursor:
     def strings(self, count: int, field: str) -> list[str]:
         """The same as `count` calls of string(), in a third of the time: vocabularies are long."""
         self.need(8 * count, field)
+        self.n_texts += count
+        if self.n_texts > MAX_TEXTS:
+            raise self.error(field, f"more than {MAX_TEXTS:,} texts in the file's lists")
         data, at, size, out = self.data, self.at, self.size, []
         unpack = struct.Struct("<Q").unpack_from
         try:
@@ -187,7 +193,7 @@ def open_parts(path: str | os.PathLike) -> list[GGUFFile]:
 
 
 def _open_part(path: Path) -> GGUFFile:
-    data = _map(path)
+    data, watched = _map(path)
     cursor = _Cursor(path, data)
     _check_magic(path, data)
     cursor.at = 4
@@ -203,18 +209,19 @@ def _open_part(path: Path) -> GGUFFile:
     metadata = _read_metadata(cursor, n_keys)
     mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
     tensors = _read_tensors(cursor, n_tensors, metadata, mapping)
-    return GGUFFile(path, version, metadata, tensors, cursor.size, [mapping])
+    return GGUFFile(path, version, metadata, tensors, cursor.size, [mapping], [watched])
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> tuple[mmap.mmap, Watched]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", 3) from None
-    except OSError as why:
-        raise UserError(f"{path}: can't be opened: {why.strerror}", 3) from None
+    except (OSError, ValueError) as why:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: can't be opened: {getattr(why, 'strerror', why)}", 3) from None
+    watched = Watched(path, descriptor)
     try:
-        status = os.fstat(descriptor)
+        status = watched.status()
         if stat.S_ISDIR(status.st_mode):
             raise UserError(
                 f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)", 3
@@ -223,11 +230,9 @@ def _map(path: Path) -> mmap.mmap:
             raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", 3)
         if status.st_size < 24:
             raise UserError(f"{path}: not a GGUF file: it has {status.st_size} bytes, a header alone has 24")
-        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-    except OSError as why:
-        raise UserError(f"{path}: can't be mapped: {why.strerror}") from None
-    finally:
-        os.close(descriptor)
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), watched
+    except (OSError, OverflowError) as why:
+        raise UserError(f"{path}: can't be mapped: {getattr(why, 'strerror', why)}") from None
 
 
 def _check_magic(path: Path, data: mmap.mmap) -> None:
@@ -239,6 +244,7 @@ def _check_magic(path: Path, data: mmap.mmap) -> None:
     looks_like = (
         "a safetensors file (make a GGUF file of it with `glmrun convert FOLDER`)" if head[8:9] == b"{"
         else "a web page, perhaps an error message saved by a download" if head.lstrip()[:1] == b"<"
+        else "a JSON text, perhaps an error message saved by a download" if head.lstrip()[:1] == b"{"
         else "a zip archive or a PyTorch checkpoint" if head.startswith(b"PK")
         else "zeros, as an interrupted conversion leaves" if not any(head)
         else f"a file that begins with {head[:4]!r}"

@@ -54,7 +54,11 @@ def join(parts: list["GGUFFile"]) -> "GGUFFile":
     if total != len(tensors):
         raise UserError(f"{first.path}: its parts hold {len(tensors):,} tensors, {total:,} were split")
     return replace(
-        first, tensors=tensors, size=sum(part.size for part in parts), mappings=[m for part in parts for m in part.mappings]
+        first,
+        tensors=tensors,
+        size=sum(part.size for part in parts),
+        mappings=[m for part in parts for m in part.mappings],
+        watched=[w for part in parts for w in part.watched],
     )
 
 

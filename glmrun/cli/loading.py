@@ -59,6 +59,8 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -
     compile_kernels()
     with waiting(f"opening {path.name}"):
         model = glmrun.load(path, n_ctx=ctx, n_threads=threads)
+    for watched in model.file.watched:
+        watched.lease()
     for line in model.weights.notes:
         note(line)
     if model.prefault.partial:
