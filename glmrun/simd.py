@@ -565,10 +565,10 @@ def atomic_store(context, address, value):
 
 @intrinsic
 def prefetch(context, address):
-    """Ask for the 64 bytes at the address; no fault if there is nothing."""
+    """Ask for the 64 bytes at the address, into the second-level cache; no fault if there is nothing."""
 
     def generate(c, b, s, a):
-        numbers = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to read, keep, data
+        numbers = [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, into the second-level cache, data
         _prefetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         b.call(cgutils.get_or_insert_function(b.module, _prefetch, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
         return c.get_dummy_value()

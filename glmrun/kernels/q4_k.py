@@ -41,7 +41,7 @@ from glmrun.simd import (
 )
 
 BLOCK = 144  # bytes
-AHEAD = 4096  # bytes: far enough for memory to answer, across the pages at which the hardware's own prefetching stops
+AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
 _four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
 
 

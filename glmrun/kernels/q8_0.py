@@ -33,7 +33,7 @@ from glmrun.simd import (
 )
 
 BLOCK = 34  # bytes
-AHEAD = 4096  # bytes, as beside Q4_K
+AHEAD = 8192  # bytes, as beside Q4_K
 _four, _sums = types.UniTuple(types.float32, 4), types.UniTuple(f32x16, 2)
 
 
