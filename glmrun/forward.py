@@ -16,11 +16,10 @@ from glmrun.kernels.attention import attend, merge, round_cache
 from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
-from glmrun.kernels.matmul import ADD, STORE, form_of, matmul, matmul_heads, multiply, share
+from glmrun.kernels.matmul import ADD, STORE, matmul, matmul_heads, matmul_twice
 from glmrun.team import CANCEL, STOP, atomic_load, atomic_store, barrier
 
 DONE, CANCELLED = 0, 1
-CHUNK = 128  # rows of the output matrix that stay in the second-level cache
 
 
 @kernel(void(model_record, int64, int64, int64, activation_record, int64, int64))
@@ -35,6 +34,7 @@ def attention(m, layer, s, i, team, thread, n_threads):
     """x += attn_output(v_b(attend(...))): multi-head latent attention, absorbed (DeepSeek-V2, section 2.1)."""
     t0, t1, scratch = s.n_tokens * thread // n_threads, s.n_tokens * (thread + 1) // n_threads, scratch_of(s, thread)
     heads = m.num_attention_heads
+    h0, h1 = s.n_tokens * heads * thread // n_threads, s.n_tokens * heads * (thread + 1) // n_threads
 
     norm_rows(m, s.x, s.x_stride, layer.attn_norm, s.normed, t0, t1)
     q_codes, kv_codes = reads_codes(layer.attn_q_a.format), reads_codes(layer.attn_kv_a_mqa.format)
@@ -42,12 +42,8 @@ def attention(m, layer, s, i, team, thread, n_threads):
     if q_codes or kv_codes:  # two int8 terms: these small matrices decide where every head looks
         quantize_rest(s.normed, s.rest, t0, t1)
     barrier(team, n_threads)
-    matmul(layer.attn_q_a, s.normed, s.n_tokens, s.q_a, s.q_a_stride, STORE, scratch, thread, n_threads)
-    if q_codes:
-        matmul(layer.attn_q_a, s.rest, s.n_tokens, s.q_a, s.q_a_stride, ADD, scratch, thread, n_threads)
-    matmul(layer.attn_kv_a_mqa, s.normed, s.n_tokens, s.kv_a, s.kv_a_stride, STORE, scratch, thread, n_threads)
-    if kv_codes:
-        matmul(layer.attn_kv_a_mqa, s.rest, s.n_tokens, s.kv_a, s.kv_a_stride, ADD, scratch, thread, n_threads)
+    matmul_twice(layer.attn_q_a, s.normed, s.rest, 0, s.n_tokens, s.q_a, s.q_a_stride, scratch, thread, n_threads)
+    matmul_twice(layer.attn_kv_a_mqa, s.normed, s.rest, 0, s.n_tokens, s.kv_a, s.kv_a_stride, scratch, thread, n_threads)
     barrier(team, n_threads)
     norm_rows(m, s.q_a, s.q_a_stride, layer.attn_q_a_norm, s.q_normed, t0, t1)
     quantize(s.q_normed, reads_codes(layer.attn_q_b.format), t0, t1)
@@ -57,7 +53,7 @@ def attention(m, layer, s, i, team, thread, n_threads):
     matmul(layer.attn_q_b, s.q_normed, s.n_tokens, s.q.floats, heads * q_stride, STORE, scratch, thread, n_threads)
     barrier(team, n_threads)
     place_rope(m, s, t0, t1)
-    quantize(s.q, reads_codes(layer.attn_k_b.format), t0 * heads, t1 * heads)
+    quantize(s.q, reads_codes(layer.attn_k_b.format), h0, h1)
     barrier(team, n_threads)
     matmul_heads(layer.attn_k_b, s.q, s.n_tokens, heads, s.query, heads * m.row * 4, m.row * 4, scratch, thread, n_threads)
     round_cache(m, s, i, thread, n_threads)
@@ -66,7 +62,7 @@ def attention(m, layer, s, i, team, thread, n_threads):
     barrier(team, n_threads)
     merge(m, s, thread, n_threads)
     barrier(team, n_threads)
-    quantize(s.context, reads_codes(layer.attn_v_b.format), t0 * heads, t1 * heads)
+    quantize(s.context, reads_codes(layer.attn_v_b.format), h0, h1)
     barrier(team, n_threads)
     v_stride = m.v_head_dim * 4
     matmul_heads(
@@ -113,8 +109,8 @@ def moe_ffn(m, layer, s, team, thread, n_threads):
     experts_gated(m, s, layer.ffn_gate_exps, layer.ffn_up_exps, thread, n_threads)
     gated(layer.ffn_gate_shexp, layer.ffn_up_shexp, 0, s.normed, 0, s.n_tokens, s.shared, s.dense_up, 0, scratch, thread, n_threads)
     barrier(team, n_threads)
-    k = m.num_experts_per_tok
-    quantize(s.routed, reads_codes(layer.ffn_down_exps.format), t0 * k, t1 * k)
+    pairs = s.n_tokens * m.num_experts_per_tok
+    quantize(s.routed, reads_codes(layer.ffn_down_exps.format), pairs * thread // n_threads, pairs * (thread + 1) // n_threads)
     quantize(s.shared, reads_codes(layer.ffn_down_shexp.format), t0, t1)
     barrier(team, n_threads)
     experts_down(m, s, layer.ffn_down_exps, thread, n_threads)
@@ -126,26 +122,18 @@ def moe_ffn(m, layer, s, team, thread, n_threads):
 def logits(m, s, team, thread, n_threads):
     """logits (n_logits, vocab_size) = output(RMSNorm(x)) of the last n_logits tokens.
 
-    No later layer averages out what is rounded here, so a quantized output matrix reads x in two int8 terms, the second from
-    the cache: a chunk of its rows at a time.
+    No later layer averages out what is rounded here, so a quantized output matrix reads x in two int8 terms.
     """
     first = s.n_tokens - s.n_logits
     t0, t1 = first + s.n_logits * thread // n_threads, first + s.n_logits * (thread + 1) // n_threads
-    twice, scratch = reads_codes(m.output.format), scratch_of(s, thread)
+    twice = reads_codes(m.output.format)
     norm_rows(m, s.x, s.x_stride, m.output_norm, s.normed, t0, t1)
     quantize(s.normed, twice, t0, t1)
     if twice:
         quantize_rest(s.normed, s.rest, t0, t1)
     barrier(team, n_threads)
-    x, stride = form_of(s.normed, m.output.format)
-    rest, rest_stride = s.rest.codes + first * s.rest.codes_stride, s.rest.codes_stride
-    x += first * stride
-    r0, r1 = share(m.output.rows, thread, n_threads)
-    for r in range(r0, r1, CHUNK):
-        end = min(r + CHUNK, r1)
-        multiply(m.output, 0, r, end, x, stride, 0, s.n_logits, s.logits, s.logits_stride, 0, 0, STORE, scratch)
-        if twice:
-            multiply(m.output, 0, r, end, rest, rest_stride, 0, s.n_logits, s.logits, s.logits_stride, 0, 0, ADD, scratch)
+    scratch = scratch_of(s, thread)
+    matmul_twice(m.output, s.normed, s.rest, first, s.n_logits, s.logits, s.logits_stride, scratch, thread, n_threads)
     barrier(team, n_threads)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from glmrun.kernels import q4_k, q6_k
 from glmrun.kernels.activations import quantize_row, row_bytes
 from glmrun.kernels.elementwise import reads_codes, rms_norm, silu_multiply
 from glmrun.kernels.layout import WEIGHT
@@ -185,3 +186,13 @@ def test_rope_angles_are_exact_far_out(position: int) -> None:
     angle = np.longdouble(position) * np.longdouble(1e6) ** (-2 * i / 64)
     assert np.abs(table[position, :, 0] - np.cos(angle)).max() <= 1e-6
     assert np.abs(table[position, :, 1] - np.sin(angle)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_two_terms_at_once_are_the_sum_of_both(name: str) -> None:
+    blocks, (x, rest) = random_rows(name, 33, 512), np.random.default_rng(3).standard_normal((2, 1, 512)).astype(np.float32)
+    (rows, values), (more, rounded_rest) = rounded(x, name), rounded(rest / 127, name)
+    kernel, out = (q4_k if name == "Q4_K" else q6_k).dot_rows_twice, np.zeros(33, np.float32)
+    kernel(blocks.ctypes.data, blocks.shape[1], 33, 2, rows.ctypes.data, more.ctypes.data, out.ctypes.data)
+    expected = ((values + rounded_rest) @ FORMATS[name].decode(blocks).astype(np.float64).T)[0]  # float64 (33,)
+    assert np.abs(out - expected).max() <= 2e-6 * np.abs(expected).max()

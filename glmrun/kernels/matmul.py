@@ -13,6 +13,7 @@ from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, s
 
 ROWS = 32  # at a time
 FEW = 5  # from this many activations on a panel pays
+NEAR = 128  # rows of a matrix that stay in the second-level cache
 STORE, ADD = 0, 1
 
 
@@ -164,6 +165,29 @@ def matmul(w, x, n, out, out_stride, mode, scratch, thread, n_threads):
     address, stride = form_of(x, w.format)
     first, end = share(w.rows, thread, n_threads)
     multiply(w, 0, first, end, address, stride, 0, n, out, out_stride, 0, 0, mode, scratch)
+
+
+@kernel(types.void(weight_record, activation_record, activation_record, int64, int64, int64, int64, int64, int64, int64))
+def matmul_twice(w, x, rest, t0, n, out, out_stride, scratch, thread, n_threads):
+    """out (n, rows) = x[t0:t0 + n] W^T: this thread's share of the rows; where W is quantized, x in two int8 terms.
+
+    rest    what rounding took from x, see quantize_rest(); rows of W are still in the cache when they meet it
+    """
+    address, stride = form_of(x, w.format)
+    address, second = address + t0 * stride, rest.codes + t0 * rest.codes_stride
+    first, end = share(w.rows, thread, n_threads)
+    rows, together = w.address + first * w.row_bytes, out + first * 4
+    if n == 1 and w.format == Q4_K:
+        q4_k.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 256, address, second, together)
+        return
+    if n == 1 and w.format == Q6_K:
+        q6_k.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 256, address, second, together)
+        return
+    for r in range(first, end, NEAR):
+        after = min(r + NEAR, end)
+        multiply(w, 0, r, after, address, stride, 0, n, out, out_stride, 0, 0, STORE, scratch)
+        if reads_codes(w.format):
+            multiply(w, 0, r, after, second, rest.codes_stride, 0, n, out, out_stride, 0, 0, ADD, scratch)
 
 
 @kernel(types.void(weight_record, activation_record, int64, int64, int64, int64, int64, int64, int64, int64))

@@ -87,6 +87,21 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
+    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is unpacked once."""
+    for r in range(n_rows):
+        row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
+        for i in range(n_blocks):
+            block = row + i * BLOCK
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+            c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
+            scales = packed_scales(block)
+            plus, minus = _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus)
+            plus, minus = _add_block(block, c0, c1, c2, c3, scales, rest, i, n_blocks, plus, minus)
+        store_f32(out + r * 4, total(add_halves(plus) - minus))
+
+
 @kernel(_four(int64, int64, int64, int64, int64, int64))
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
