@@ -69,12 +69,14 @@ class GGUFSource:
             if key in anew:
                 found[key] = anew[key]
             elif not gone and not key.startswith(_DROPPED):
-                found[key] = _value(value)
+                found[key] = _value(key, value)
         return found | anew
 
 
-def _value(value: Any) -> MetadataValue:
+def _value(key: str, value: Any) -> MetadataValue:
     """What the reader made of a value, as the writer takes it."""
+    if type(value) is int and key.startswith("general.sampling."):  # the reader tells no widths; llama.cpp's are signed here
+        return np.int32(value)
     if type(value) is int and not 0 <= value < 1 << 32:
         return np.int64(value) if value < 1 << 63 else np.uint64(value)
     if type(value) is float:

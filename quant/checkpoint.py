@@ -33,6 +33,15 @@ _FIXED = {
     "topk_method": "noaux_tc",
     "moe_layer_freq": 1,
 }
+_QUANTIZED = (
+    ".qweight",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_packed",
+    ".absmax",
+    ".quant_map",
+    ".SCB",
+)  # tensor names' ends
 _OPTIONAL = {"norm_topk_prob", "scoring_func", "n_group", "topk_group", "tie_word_embeddings", "num_nextn_predict_layers"}
 
 
@@ -122,7 +131,7 @@ def config_from_json(source: dict[str, Any]) -> Config:
         raise UserError(f"the model is {found!r}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
     if quantized := source.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise UserError(f"the checkpoint is quantized already ({method}); glmrun converts the original BF16, F16 or F32 weights")
+        raise UserError(f"the checkpoint is quantized already ({method}); download the original: glmrun converts BF16, F16 or F32")
     for key, implemented in _FIXED.items():
         if source.get(key) is not None and source[key] != implemented:
             raise UserError(f"{key} is {source[key]!r}; glmrun implements {implemented!r} only")
@@ -202,8 +211,11 @@ def _needed_tensors(folder: Path, config: Config, tensors: dict[str, SourceTenso
     """The tensors that the model consists of; each is there, in its shape and in a type that can be read, and no other is."""
     needed = {piece.source: piece.shape for parts in pieces(config, tensors).values() for piece in parts}
     unknown = [name for name in tensors if name not in needed and not _is_ignored(name, config)]
-    if any(name.endswith((".qweight", ".weight_scale", ".weight_scale_inv", ".weight_packed")) for name in unknown):
-        raise UserError(f"{folder} holds weights that are quantized already (FP8, GPTQ or AWQ); glmrun converts BF16, F16 or F32")
+    if any(name.endswith(_QUANTIZED) for name in unknown):
+        raise UserError(
+            f"{folder} holds weights that are quantized already (FP8, GPTQ, AWQ or bitsandbytes); "
+            "download the original model: glmrun converts BF16, F16 or F32"
+        )
     missing = [name for name in needed if name not in tensors]
     if missing:
         raise UserError(f"{folder}: {len(missing)} of {len(needed)} tensors are missing from the weights: {some(missing)}")
