@@ -57,8 +57,10 @@ class Chunk:
 class Model:
     """An open model and one conversation's cache. Not for use by two threads at once, but cancel() may come from anywhere."""
 
-    def __init__(self, path: str | os.PathLike, n_ctx: int | None = None, n_threads: int | None = None) -> None:
-        """Open and validate the file. Raises UserError."""
+    def __init__(
+        self, path: str | os.PathLike, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str | None = None
+    ) -> None:
+        """Open and validate the file; arguments as in glmrun.load(). Raises UserError."""
         self.file = open_gguf(path)
         self.path = self.file.path
         self.config = config_from_gguf(self.file)
@@ -75,7 +77,7 @@ class Model:
             raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", 2)
         if n_threads is not None and n_threads < 1:
             raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", 2)
-        self.weights = Weights(self.file, self.config)
+        self.weights = Weights(self.file, self.config, kv_type)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
@@ -176,6 +178,7 @@ class Model:
         state.x[: len(ids)] = self.weights.embed(ids)
         step["n_tokens"], step["position"], step["n_logits"] = len(ids), len(self._cached), len(out)
         step["logits"], step["logits_stride"] = out.ctypes.data, out.strides[0]
+        self._state.reach(len(self._cached) + len(ids))
         if self._team.run(forward, self.weights.model, self.weights.layers, step) == CANCELLED:
             return False
         self._cached.extend(ids.tolist())

@@ -1,8 +1,11 @@
 """The memory of one conversation: the cached rows of every layer and the buffers of a step, allocated once.
 
-A cached row is [latent | rope key] for all heads together, in float16; in float32 where no matrix of the model is quantized.
-Memory that no token has reached is reserved, not used.
+A cached row is [latent | rope key] for all heads together (kernels/cached_row.py). What grows with the context is reserved as
+address space only: memory is used where tokens have been, so a context may be larger than the machine's memory.
 """
+
+import mmap
+import sys
 
 import numpy as np
 
@@ -11,10 +14,13 @@ from glmrun.kernels.attention import SEGMENTS, TILE, result_bytes, tile_bytes
 from glmrun.kernels.attention import scratch_bytes as attention_scratch_bytes
 from glmrun.kernels.attention_float import SEGMENT
 from glmrun.kernels.lanes import QUERIES
-from glmrun.kernels.layout import ACTIVATION, STEP
+from glmrun.kernels.layout import ACTIVATION, F32, STEP
 from glmrun.kernels.panel import scratch_bytes
 from glmrun.weights import Weights, round_up
+from quant.errors import UserError
 
+ANGLES = 4096  # positions whose angles are computed at once
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40 if sys.platform == "darwin" else 0  # Python names it from 3.13 on
 LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
 
 
@@ -31,13 +37,15 @@ class State:
         self._memory: list[np.ndarray] = []
         row, latent, heads, t = int(m["row"]), int(m["latent"]), c.num_attention_heads, max_tokens
         layer_bytes = n_ctx * int(m["row_bytes"])
-        values = np.float32 if m["wide_cache"] else np.float16
-        self.cache = self._zeros(c.num_hidden_layers * layer_bytes).view(values).reshape(-1, n_ctx, row)  # (layers, n_ctx, row)
+        cache = self._reserved(c.num_hidden_layers * layer_bytes, "cache")
+        self.cache = cache.reshape(-1, n_ctx, int(m["row_bytes"]))  # uint8 (layers, n_ctx, row_bytes)
         records = np.zeros(1, STEP)  # STEP (1,)
         self.step = s = records[0]
         s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, layer_bytes
-        self._rope = rope_table(n_ctx, c.qk_rope_head_dim, c.rope_theta)
-        s["rope"] = self._rope.ctypes.data
+        rope = self._reserved(n_ctx * c.qk_rope_head_dim * 4, "table of angles")
+        self._rope = rope.view(np.float32).reshape(n_ctx, -1, 2)  # float32 (n_ctx, qk_rope_head_dim / 2, 2), as far as reached
+        self._reached, self._theta = 0, c.rope_theta
+        s["rope"] = rope.ctypes.data
         x_columns = round_up(c.hidden_size, LINE // 4)
         x = self._zeros(t * x_columns * 4)
         self.x = x.view(np.float32).reshape(t, x_columns)[:, : c.hidden_size]  # float32 (max_tokens, hidden_size)
@@ -50,11 +58,11 @@ class State:
         s["query"], _ = self._plain(t * heads, row)
         s["context"] = self._rows(t * heads, c.kv_lora_rank, stride=(latent + 16) * 4)
         s["scores"] = self._zeros(n_threads * attention_scratch_bytes(m)).ctypes.data
-        if m["wide_cache"]:
-            s["partial"], _ = self._plain(-(-n_ctx // SEGMENT) * heads, latent + 16)
+        if m["cache_type"] == F32:
+            s["partial"] = self._reserved(-(-n_ctx // SEGMENT) * heads * (latent + 16) * 4, "scratch").ctypes.data
         else:
             s["partial"] = self._zeros(SEGMENTS * -(-heads // QUERIES) * result_bytes(m)).ctypes.data
-            s["columns"] = self._zeros(-(-n_ctx // TILE) * tile_bytes(m)).ctypes.data
+            s["columns"] = self._reserved(-(-n_ctx // TILE) * tile_bytes(m), "scratch").ctypes.data
         widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, heads * c.v_head_dim, c.intermediate_size,
                      c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
         s["scratch_stride"] = round_up(scratch_bytes(widest), LINE)
@@ -70,6 +78,26 @@ class State:
         shared = c.n_shared_experts * c.moe_intermediate_size
         s["dense"], s["shared"] = self._rows(t, c.intermediate_size), self._rows(t, shared)
         s["dense_up"], _ = self._plain(t, max(c.intermediate_size, shared))
+
+    def reach(self, n_positions: int) -> None:
+        """Have the angles of the first n_positions positions ready."""
+        if n_positions > self._reached:
+            end = min(self.n_ctx, round_up(n_positions, ANGLES))
+            self._rope[self._reached : end] = rope_table(self._reached, end, 2 * self._rope.shape[1], self._theta)
+            self._reached = end
+
+    def _reserved(self, n_bytes: int, what: str) -> np.ndarray:
+        """uint8 (n_bytes,) of zeros that take up memory page by page, when they are first written."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        try:
+            memory = np.frombuffer(mmap.mmap(-1, n_bytes, flags), np.uint8)  # uint8 (n_bytes,)
+        except (OSError, OverflowError, ValueError) as why:
+            raise UserError(
+                f"the system refuses {n_bytes / 2**30:,.1f} GiB of address space for the {what} of {self.n_ctx:,} positions; "
+                "ask for a smaller context (-c)"
+            ) from why
+        self._memory.append(memory)
+        return memory
 
     def _zeros(self, n_bytes: int) -> np.ndarray:
         memory = np.zeros(n_bytes + LINE, np.uint8)  # uint8 (n_bytes and room to align)
@@ -92,8 +120,8 @@ class State:
         return tuple(record)
 
 
-def rope_table(n_positions: int, dim: int, theta: float) -> np.ndarray:
-    """Cosine and sine of position * theta**(-2 i / dim), computed in float64, float32 (n_positions, dim / 2, 2)."""
+def rope_table(first: int, end: int, dim: int, theta: float) -> np.ndarray:
+    """Cosine and sine of position * theta**(-2 i / dim), computed in float64, float32 (end - first, dim / 2, 2)."""
     frequencies = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)  # float64 (dim / 2,)
-    angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies  # float64 (n_positions, dim / 2)
-    return np.stack((np.cos(angles), np.sin(angles)), -1).astype(np.float32)  # float32 (n_positions, dim / 2, 2)
+    angles = np.arange(first, end, dtype=np.float64)[:, None] * frequencies  # float64 (end - first, dim / 2)
+    return np.stack((np.cos(angles), np.sin(angles)), -1).astype(np.float32)  # float32 (end - first, dim / 2, 2)

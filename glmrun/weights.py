@@ -6,9 +6,13 @@ import numpy as np
 
 from glmrun.conversion import tensors_to_run
 from glmrun.gguf_file import GGUFFile
-from glmrun.kernels.layout import LAYER, MODEL, WEIGHT
+from glmrun.kernels.cached_row import row_bytes
+from glmrun.kernels.layout import F16, F32, LAYER, MODEL, Q8_0, WEIGHT
 from quant.config import Config, read_per_token
+from quant.errors import UserError
 from quant.formats import FORMATS, READABLE
+
+KV_TYPES = {"f16": F16, "q8_0": Q8_0, "f32": F32}  # of cached rows
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -25,7 +29,10 @@ class Weights:
     notes    lines that tell the user what was converted
     """
 
-    def __init__(self, file: GGUFFile, config: Config) -> None:
+    def __init__(self, file: GGUFFile, config: Config, kv_type: str | None = None) -> None:
+        """kv_type: of the cached rows, a name in KV_TYPES; left out as exact as the weights. Raises UserError for another."""
+        if kv_type is not None and kv_type not in KV_TYPES:
+            raise UserError(f"a cache of type {kv_type!r} was asked for; there are {', '.join(KV_TYPES)}", 2)
         self.config = config
         self.tensors, self.notes = tensors_to_run(file, config)
         self._vectors: list[np.ndarray] = []
@@ -40,8 +47,9 @@ class Weights:
         model["latent"] = round_up(c.kv_lora_rank, 64)
         model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 64)
         matrices = (tensor for tensor in self.tensors.values() if len(tensor.shape) > 1)
-        model["wide_cache"] = all(READABLE[tensor.format].block_length == 1 for tensor in matrices)  # as exact as the weights
-        model["row_bytes"] = model["row"] * np.where(model["wide_cache"], 4, 2)
+        exact = all(READABLE[tensor.format].block_length == 1 for tensor in matrices)
+        model["cache_type"] = KV_TYPES[kv_type or ("f32" if exact else "f16")]
+        model["row_bytes"] = row_bytes(int(model["row"][0]), int(model["cache_type"][0]))
         model["output_norm"] = self._vector("output_norm.weight")
         model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")
         self.layers = np.zeros(c.num_hidden_layers, LAYER)  # LAYER (num_hidden_layers,)

@@ -5,8 +5,10 @@ import pytest
 from naive import attend_rounded
 
 from glmrun.kernels import attention, attention_float
+from glmrun.kernels.cached_row import row_bytes, store_cached
 from glmrun.kernels.lanes import QUERIES
-from glmrun.kernels.layout import MODEL, STEP
+from glmrun.kernels.layout import F16, F32, MODEL, Q8_0, STEP
+from quant.formats import FORMATS
 
 LATENT, ROW = 128, 192
 FLAGS = np.zeros(512, np.uint8)  # uint8: a team's flags, nothing cancelled
@@ -15,18 +17,19 @@ FLAGS = np.zeros(512, np.uint8)  # uint8: a team's flags, nothing cancelled
 class Attention:
     """One layer's cache, queries and buffers, for heads heads and up to n_ctx positions."""
 
-    def __init__(
-        self, heads: int, n_ctx: int, wide: bool = False, latent: int = LATENT, row: int = ROW, n_threads: int = 2
-    ) -> None:
+    def __init__(self, heads: int, n_ctx: int, kind: int = F16, latent: int = LATENT, row: int = ROW, n_threads: int = 2) -> None:
         self.memory: list[np.ndarray] = []
         self.model, self.step = m, s = np.zeros(1, MODEL)[0], np.zeros(1, STEP)[0]
         m["num_attention_heads"], m["latent"], m["row"], m["kv_lora_rank"] = heads, latent, row, latent
-        m["wide_cache"], m["row_bytes"], m["softmax_scale"] = wide, row * (4 if wide else 2), 0.1
+        m["cache_type"], m["row_bytes"], m["softmax_scale"] = kind, row_bytes(row, kind), 0.1
         self.heads, self.n_threads = heads, n_threads
-        self.cache = self.room((n_ctx, row), np.float32 if wide else np.float16)  # (n_ctx, row)
+        cache = self.room((n_ctx, int(m["row_bytes"])), np.uint8)  # uint8 (n_ctx, row_bytes)
+        self.stored = cache
+        if kind != Q8_0:
+            self.cache = cache.view(np.float32 if kind == F32 else np.float16)  # (n_ctx, row)
         self.query = self.room((n_ctx * heads, row))  # float32 (n_ctx * heads, row)
         self.context = self.room((n_ctx * heads, latent + 16))  # float32
-        s["cache"], s["query"] = self.cache.ctypes.data, self.query.ctypes.data
+        s["cache"], s["query"] = cache.ctypes.data, self.query.ctypes.data
         s["context"]["floats"], s["context"]["floats_stride"] = self.context.ctypes.data, self.context.strides[0]
         s["scores"] = self.room((n_threads * attention.scratch_bytes(m),), np.uint8).ctypes.data
         s["columns"] = self.room((-(-n_ctx // attention.TILE) * attention.tile_bytes(m),), np.uint8).ctypes.data
@@ -98,15 +101,30 @@ def test_int8_is_the_rounded_softmax_attention(n_tokens: int, position: int, hea
     assert distance(got, exact) <= 5e-2
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["float16", "float32"])
+@pytest.mark.parametrize("kind", [F16, F32], ids=["float16", "float32"])
 @pytest.mark.parametrize(("n_tokens", "position"), SIZES)
-def test_float32_is_the_softmax_attention(n_tokens: int, position: int, wide: bool) -> None:
-    a = Attention(6, 520, wide)
+def test_float32_is_the_softmax_attention(n_tokens: int, position: int, kind: int) -> None:
+    a = Attention(6, 520, kind)
     a.fill(n_tokens + position, n_tokens, position)
     expected = a.exact(n_tokens, position, rounded=False)
     assert distance(a.run_float(n_tokens, position), expected) <= 2e-6
-    if wide:
+    if kind == F32:
         assert distance(a.run(n_tokens, position), expected) <= 2e-6
+
+
+@pytest.mark.parametrize(("n_tokens", "position"), SIZES)
+def test_rows_of_q8_0(n_tokens: int, position: int) -> None:
+    """As if the numbers that GGML's Q8_0 keeps had been cached."""
+    a, b = Attention(5, 520, F32), Attention(5, 520, Q8_0)
+    a.fill(3, n_tokens, position)
+    b.query[:] = a.query
+    for p in range(position + n_tokens):
+        store_cached(b.model, a.cache[p].ctypes.data, b.stored[p].ctypes.data)
+    b.stored[position + n_tokens :] = 0xFF  # the scales are NaN
+    a.cache[:] = FORMATS["Q8_0"].decode(FORMATS["Q8_0"].encode(a.cache))
+    expected = a.exact(n_tokens, position, rounded=False)
+    assert distance(b.run_float(n_tokens, position), expected) <= 1e-3  # GGML rounds halves up, and by a float16 scale
+    assert distance(b.run(n_tokens, position), expected) <= 5e-2
 
 
 @pytest.mark.parametrize(("n_tokens", "position"), SIZES)

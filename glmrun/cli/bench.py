@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmrun.cli import loading
+from glmrun.cli import loading, options
 
 if TYPE_CHECKING:
     from glmrun.measure.bench import Result
@@ -51,6 +51,7 @@ def bench(
     threads: Annotated[
         str | None, typer.Option("-t", "--threads", metavar="N,...", help="Threads; left out: one per physical core.")
     ] = None,
+    kv_type: options.KvType = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, metavar="N", help="Measured runs of each test.")] = 5,
     warmup: Annotated[bool, typer.Option("--warmup/--no-warmup", help="One unmeasured run of each test first.")] = True,
     output: Annotated[Output, typer.Option("-o", "--output", help="Markdown table, JSON, JSON lines or CSV.")] = Output.md,
@@ -83,7 +84,7 @@ def bench(
     table = BenchTable()
     results: list[Result] = []
     with work_bar() as bar:
-        for case, taken, result in measure(todo, repetitions, warmup):
+        for case, taken, result in measure(todo, repetitions, warmup, kv_type):
             if result is None:
                 bar.update(f"{case.path.name} {case.name}", len(results) * repetitions + taken, len(todo) * repetitions)
                 continue

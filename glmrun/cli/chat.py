@@ -24,6 +24,7 @@ def chat(
     think: options.Think = True,
     ctx: options.Ctx = None,
     threads: options.Threads = None,
+    kv_type: options.KvType = None,
 ) -> None:
     """Chat with a model; /help lists the commands inside.
 
@@ -38,7 +39,7 @@ def chat(
     """
     if system is not None:
         options.text_argument(system, "the system prompt")
-    loaded = loading.load_model(loading.resolve_model(model), ctx, threads)
+    loaded = loading.load_model(loading.resolve_model(model), ctx, threads, kv_type)
 
     from glmrun.terminal.console import note
     from glmrun.terminal.conversation import Conversation

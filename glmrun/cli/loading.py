@@ -46,7 +46,7 @@ def only_one(name: str, found: "list[LocalModel]") -> "LocalModel":
     return found[0]
 
 
-def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -> "Model":
+def load_model(path: Path, ctx: int | None = None, threads: int | None = None, kv_type: str | None = None) -> "Model":
     """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are compiled."""
     import glmrun
     from glmrun.kernels import are_compiled
@@ -58,7 +58,7 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None) -
         open_gguf(path)
     compile_kernels()
     with waiting(f"opening {path.name}"):
-        model = glmrun.load(path, n_ctx=ctx, n_threads=threads)
+        model = glmrun.load(path, n_ctx=ctx, n_threads=threads, kv_type=kv_type)
     for watched in model.file.watched:
         watched.lease()
     for line in model.weights.notes:

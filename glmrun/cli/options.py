@@ -17,6 +17,15 @@ def parse_size(text: str) -> int:
     return int(found[1]) * {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}[found[2]]
 
 
+def parse_kv_type(text: str) -> str:
+    """text, if it names a type of cached values."""
+    from glmrun.measure.plan import CACHE_BITS
+
+    if text not in CACHE_BITS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(CACHE_BITS)}")
+    return text
+
+
 Ctx = Annotated[
     int | None,
     typer.Option(
@@ -26,6 +35,15 @@ Ctx = Annotated[
         parser=parse_size,
         metavar="N",
         help="Context length in tokens: 8192, 32k, 64K. Left out: what the model allows, within reason.",
+    ),
+]
+KvType = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type",
+        parser=parse_kv_type,
+        metavar="NAME",
+        help="Type of cached values: f16, q8_0 (half the memory) or f32. Left out: f16, or f32 where no matrix is quantized.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per core.")]

@@ -34,6 +34,7 @@ def run(
     think: options.Think = True,
     ctx: options.Ctx = None,
     threads: options.Threads = None,
+    kv_type: options.KvType = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: text, reasoning, tool_calls, usage, timings.")
     ] = False,
@@ -60,7 +61,7 @@ def run(
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
 
     began = time.monotonic()
-    model = loading.load_model(loading.resolve_model(model_name), ctx, threads)
+    model = loading.load_model(loading.resolve_model(model_name), ctx, threads, kv_type)
     load_seconds = time.monotonic() - began
 
     from glmrun.terminal.console import note

@@ -18,7 +18,7 @@ import math
 from numba import float32, int64, types
 
 from glmrun.kernels import attention_float, kernel
-from glmrun.kernels.attention_float import load_cached
+from glmrun.kernels.cached_row import load_cached
 from glmrun.kernels.lanes import (
     BLOCK,
     COLUMNS,
@@ -39,7 +39,7 @@ from glmrun.kernels.lanes import (
     zero_i32x16,
     zeros,
 )
-from glmrun.kernels.layout import model_record, step_record
+from glmrun.kernels.layout import F32, model_record, step_record
 from glmrun.kernels.unpack import transpose_words
 from glmrun.simd import (
     add_dot_u8s8,
@@ -116,8 +116,8 @@ def _key_column(m, row, out):
     """Round one cached row."""
     scales = out + 2 * m.row - m.latent
     for k in range(0, m.row, BLOCK):
-        a, b = load_cached(row, k, m.wide_cache), load_cached(row, k + 16, m.wide_cache)
-        c, d = load_cached(row, k + 32, m.wide_cache), load_cached(row, k + 48, m.wide_cache)
+        a, b = load_cached(m, row, k), load_cached(m, row, k + 16)
+        c, d = load_cached(m, row, k + 32), load_cached(m, row, k + 48)
         top = _top(a, b, c, d)
         steps = LATENT_STEPS if k < m.latent else ROPE_STEPS
         inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
@@ -139,13 +139,13 @@ def _value_columns(m, rows, n, out, scales, words):
     for k in range(0, m.latent, 16):
         top = zero_f32x16()
         for p in range(n):
-            top = larger_magnitude(top, load_cached(rows + p * m.row_bytes, k, m.wide_cache))
+            top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
         inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
         for p in range(0, BLOCK, 4):
             row = rows + p * m.row_bytes
-            x0, x1 = load_cached(min(row, last), k, m.wide_cache), load_cached(min(row + m.row_bytes, last), k, m.wide_cache)
-            x2 = load_cached(min(row + 2 * m.row_bytes, last), k, m.wide_cache)
-            x3 = load_cached(min(row + 3 * m.row_bytes, last), k, m.wide_cache)
+            x0, x1 = load_cached(m, min(row, last), k), load_cached(m, min(row + m.row_bytes, last), k)
+            x2 = load_cached(m, min(row + 2 * m.row_bytes, last), k)
+            x3 = load_cached(m, min(row + 3 * m.row_bytes, last), k)
             store_u8x64(words + p * 16, round_in_turn(x0, x1, x2, x3, inverse, 0))
         transpose_words(words, out + k * _VALUE_STRIDE, _VALUE_STRIDE)
         store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
@@ -166,7 +166,7 @@ def _round_rows(m, rows, n, out, words):
 @kernel(_void(model_record, step_record, int64, int64, int64))
 def round_cache(m, s, layer, thread, n_threads):
     """Several tokens: this thread's share of the tiles of columns of all positions so far, for attend()."""
-    if s.n_tokens == 1 or m.wide_cache:
+    if s.n_tokens == 1 or m.cache_type == F32:
         return
     cache, end = s.cache + layer * s.cache_layer_bytes, s.position + s.n_tokens
     words = s.scores + thread * scratch_bytes(m)
@@ -339,7 +339,7 @@ def attend(m, s, layer, team, thread, n_threads):
 
     One token: this thread's share of the segments of positions into s.partial; merge() finishes.
     """
-    if m.wide_cache:
+    if m.cache_type == F32:
         attention_float.attend(m, s, layer, s.scores + thread * scratch_bytes(m), thread, n_threads)
         return
     cache, scratch = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scratch_bytes(m)
@@ -375,7 +375,7 @@ def merge(m, s, thread, n_threads):
     """One token: join the segments of this thread's share of the latent values, in their order, into s.context."""
     if s.n_tokens != 1:
         return
-    if m.wide_cache:
+    if m.cache_type == F32:
         attention_float.merge(m, s, thread, n_threads)
         return
     heads, end, size = m.num_attention_heads, s.position + 1, result_bytes(m)

@@ -13,13 +13,12 @@ import math
 from numba import float32, int64, types
 
 from glmrun.kernels import kernel
+from glmrun.kernels.cached_row import load_cached
 from glmrun.kernels.layout import model_record, step_record
 from glmrun.simd import (
     exp,
-    f32x16,
     fma,
     largest,
-    load_f16x16,
     load_f32,
     load_f32x16,
     maximum,
@@ -36,12 +35,6 @@ _void = types.void
 _four = types.UniTuple(int64, 4)
 
 
-@kernel(f32x16(int64, int64, int64), inline="always")
-def load_cached(row, k, wide):
-    """Values k to k + 15 of a cached row, float32 if wide, else float16."""
-    return load_f32x16(row + k * 4) if wide else load_f16x16(row + k * 2)
-
-
 @kernel(_void(model_record, _four, int64, int64, int64, int64))
 def _scores(m, query, cache, first, end, scores):
     """scores[i, p - first] = query[i] . row[p] * softmax_scale for four queries and positions first to end - 1."""
@@ -51,7 +44,7 @@ def _scores(m, query, cache, first, end, scores):
         a0 = a1 = a2 = a3 = zero_f32x16()
         b0 = b1 = b2 = b3 = zero_f32x16()
         for k in range(0, m.row, 16):
-            u, v = load_cached(row0, k, m.wide_cache), load_cached(row1, k, m.wide_cache)
+            u, v = load_cached(m, row0, k), load_cached(m, row1, k)
             q = load_f32x16(query[0] + k * 4)
             a0, b0 = fma(u, q, a0), fma(v, q, b0)
             q = load_f32x16(query[1] + k * 4)
@@ -113,8 +106,8 @@ def _gather(m, out, shrink, cache, first, end, scores):
         d0, d1, d2, d3 = load_f32x16(o3) * s3, load_f32x16(o3 + 64) * s3, load_f32x16(o3 + 128) * s3, load_f32x16(o3 + 192) * s3
         for p in range(first, end):
             row, weight = cache + p * m.row_bytes, scores + (p - first) * 4
-            v0, v1 = load_cached(row, k, m.wide_cache), load_cached(row, k + 16, m.wide_cache)
-            v2, v3 = load_cached(row, k + 32, m.wide_cache), load_cached(row, k + 48, m.wide_cache)
+            v0, v1 = load_cached(m, row, k), load_cached(m, row, k + 16)
+            v2, v3 = load_cached(m, row, k + 32), load_cached(m, row, k + 48)
             w = splat_f32(load_f32(weight))
             a0, a1, a2, a3 = fma(v0, w, a0), fma(v1, w, a1), fma(v2, w, a2), fma(v3, w, a3)
             w = splat_f32(load_f32(weight + line))

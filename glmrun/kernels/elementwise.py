@@ -4,6 +4,7 @@ from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
 from glmrun.kernels.activations import quantize_row
+from glmrun.kernels.cached_row import store_cached
 from glmrun.kernels.layout import BF16, F16, F32, activation_record, model_record, step_record
 from glmrun.kernels.unpack import (
     load_i8x16_as_f32,
@@ -14,7 +15,6 @@ from glmrun.simd import (
     load_f32,
     load_f32x16,
     splat_f32,
-    store_f16x16,
     store_f32,
     store_f32x16,
     total,
@@ -99,13 +99,7 @@ def store_latents(m, s, kv_norm, layer, first, end):
         rotate(rope, m.qk_rope_head_dim, s.rope + position * m.qk_rope_head_dim * 4)
         for k in range(m.qk_rope_head_dim):
             store_f32(padded + (m.latent + k) * 4, load_f32(rope + k * 4))
-        out = s.cache + layer * s.cache_layer_bytes + position * m.row_bytes
-        if m.wide_cache:
-            for k in range(0, m.row, 16):
-                store_f32x16(out + k * 4, load_f32x16(padded + k * 4))
-        else:
-            for k in range(0, m.row, 16):
-                store_f16x16(out + k * 2, load_f32x16(padded + k * 4))
+        store_cached(m, padded, s.cache + layer * s.cache_layer_bytes + position * m.row_bytes)
 
 
 @kernel(_void(model_record, step_record, int64, int64))

@@ -13,6 +13,7 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.simd import (
+    F16,
     F32,
     I16,
     I32,
@@ -231,6 +232,17 @@ def where_less(context, x, y, then, otherwise):
         return b.select(b.fcmp_ordered("<", a[0], a[1]), a[2], a[3])
 
     return f32x16(f32x16, f32x16, f32x16, f32x16), generate
+
+
+@intrinsic
+def store_f16(context, address, value):
+    """Write one float32 rounded to float16."""
+
+    def generate(c, b, s, a):
+        b.store(b.fptrunc(a[1], F16), pointer(b, a[0], F16), align=2)
+        return c.get_dummy_value()
+
+    return types.void(int64, types.float32), generate
 
 
 @intrinsic

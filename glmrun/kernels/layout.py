@@ -77,7 +77,7 @@ MODEL = np.dtype(
         ("softmax_scale", np.float32),  # 1 / sqrt(qk_nope_head_dim + qk_rope_head_dim)
         ("latent", np.int64),  # kv_lora_rank rounded up to whole vectors: where the rope part of a cached row begins
         ("row", np.int64),  # values of one cached row, padded likewise
-        ("wide_cache", np.int64),  # 1: cached rows are float32, 0: float16
+        ("cache_type", np.int64),  # of cached rows: F32, F16 or Q8_0 (cached_row.py); F32 also means attention in float32
         ("row_bytes", np.int64),
         ("output_norm", np.int64),
         ("output", WEIGHT),
@@ -90,9 +90,9 @@ STEP = np.dtype(
         ("n_tokens", np.int64),
         ("position", np.int64),
         ("n_logits", np.int64),  # of the last tokens
-        ("cache", np.int64),  # float16 or float32 (layers, capacity, row)
+        ("cache", np.int64),  # rows of cached_row.py (layers, capacity)
         ("cache_layer_bytes", np.int64),
-        ("rope", np.int64),  # float32 (capacity, qk_rope_head_dim / 2, 2): cosine and sine
+        ("rope", np.int64),  # float32 (capacity, qk_rope_head_dim / 2, 2): cosine and sine, of the positions so far
         ("x", np.int64),  # float32 (n_tokens, hidden_size): the residual stream, holds the embeddings when the step begins
         ("x_stride", np.int64),
         ("normed", ACTIVATION),  # (n_tokens, hidden_size)

@@ -100,7 +100,9 @@ def cases(
     ]
 
 
-def measure(todo: Sequence[Case], repetitions: int, warmup: bool = True) -> Iterator[tuple[Case, int, Result | None]]:
+def measure(
+    todo: Sequence[Case], repetitions: int, warmup: bool = True, kv_type: str | None = None
+) -> Iterator[tuple[Case, int, Result | None]]:
     """Run the cases in order; yields (case, samples taken, None) before each sample and (case, repetitions, Result) at its end.
 
     A model stays loaded as long as the next case wants the same file and number of threads.
@@ -116,7 +118,7 @@ def measure(todo: Sequence[Case], repetitions: int, warmup: bool = True) -> Iter
             n_ctx = max(c.n_depth + c.n_tokens for c in same)
             model = None  # two models at once may not fit
             began = time.perf_counter()
-            model = glmrun.load(case.path, n_ctx=n_ctx, n_threads=case.n_threads)
+            model = glmrun.load(case.path, n_ctx=n_ctx, n_threads=case.n_threads, kv_type=kv_type)
             load_seconds = time.perf_counter() - began
             loaded = (case.path, case.n_threads)
         assert model is not None
