@@ -22,13 +22,19 @@ from glmrun.kernels.cached_row import load_cached
 from glmrun.kernels.lanes import (
     BLOCK,
     COLUMNS,
+    FEW,
     QUERIES,
     add_latent_scores,
+    add_latent_scores_few,
     add_rope_scores,
+    add_rope_scores_few,
     add_values,
+    add_values_few,
+    larger_f16_magnitude,
     larger_magnitude,
     largest_of_magnitudes,
     load_scaled,
+    load_scaled_few,
     maximum_or_nan,
     round_in_order,
     round_in_turn,
@@ -38,8 +44,9 @@ from glmrun.kernels.lanes import (
     where_less,
     zero_i32x16,
     zeros,
+    zeros_few,
 )
-from glmrun.kernels.layout import F32, model_record, step_record
+from glmrun.kernels.layout import F16, F32, model_record, step_record
 from glmrun.kernels.unpack import transpose_words
 from glmrun.simd import (
     add_dot_u8s8,
@@ -48,6 +55,7 @@ from glmrun.simd import (
     exp,
     f32x16,
     fma,
+    load_f16x16,
     load_f32x16,
     load_u8x64,
     splat_f32,
@@ -133,13 +141,21 @@ def _key_column(m, row, out):
 def _value_columns(m, rows, n, out, scales, words):
     """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
 
-    words   scratch, 1,024 bytes
+    words   scratch, 2,048 bytes
     """
     last = rows + (n - 1) * m.row_bytes
     for k in range(0, m.latent, 16):
-        top = zero_f32x16()
-        for p in range(n):
-            top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
+        if m.cache_type == F16:  # the largest of 32 at once, without widening them
+            if k % 32 == 0:
+                tops = bytes_of(0)
+                for p in range(n):
+                    tops = larger_f16_magnitude(tops, rows + p * m.row_bytes + k * 2)
+                store_u8x64(words + 1024, tops)
+            top = load_f16x16(words + 1024 + k % 32 * 2)
+        else:
+            top = zero_f32x16()
+            for p in range(n):
+                top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
         inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
         for p in range(0, BLOCK, 4):
             row = rows + p * m.row_bytes
@@ -210,25 +226,38 @@ def _query_panel(m, queries, n, panel, words):
 # ---- a panel meets a tile ---------------------------------------------------------------------------------------------
 
 
-@kernel(_void(model_record, int64, int64, int64, int64))
-def _scores(m, panel, columns, n, scores):
-    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more."""
+@kernel(_void(model_record, int64, int64, int64, int64, int64))
+def _scores(m, panel, columns, n, few, scores):
+    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
     keys, scales = _key_stride(m), 2 * m.row - m.latent
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
     for p in range(0, n, COLUMNS):
-        column, tile = columns + p * keys, zeros()
-        for k in range(0, m.latent, BLOCK):
-            b = k // BLOCK
-            tile = add_latent_scores(
-                tile, panel + k * QUERIES, factors + b * 128, starts + b * 128, column + k, keys, column + scales + b * 4, keys
-            )
-        for k in range(m.latent, m.row, BLOCK):
-            b, at = k // BLOCK, 2 * k - m.latent
-            tile = add_rope_scores(
-                tile, panel + at * QUERIES, factors + b * 128, 0, column + at, keys, column + scales + b * 4, keys
-            )
-        store(tile, scores + p * QUERIES * 4)
+        column = columns + p * keys
+        if few:
+            half_tile = zeros_few()
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK
+                codes, scale = panel + k * QUERIES, column + scales + b * 4
+                half_tile = add_latent_scores_few(
+                    half_tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys
+                )
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES, column + scales + b * 4
+                half_tile = add_rope_scores_few(half_tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
+            store(half_tile, scores + p * QUERIES * 4)
+        else:
+            tile = zeros()
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK
+                codes, scale = panel + k * QUERIES, column + scales + b * 4
+                tile = add_latent_scores(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES, column + scales + b * 4
+                tile = add_rope_scores(tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
+            store(tile, scores + p * QUERIES * 4)
 
 
 @kernel(_void(int64, int64, int64, int64, int64, int64))
@@ -271,17 +300,25 @@ def _softmax(scores, n, limits, state, shrinks, weights):
         store_f32x16(shrinks + half, shrink)
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64))
-def _gather(m, weights, columns, n, shrinks, out):
+@kernel(_void(model_record, int64, int64, int64, int64, int64, int64))
+def _gather(m, weights, columns, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
     values, factors = columns + TILE * _key_stride(m), weights + TILE * QUERIES
-    scales = values + m.latent * _VALUE_STRIDE
+    scales, blocks = values + m.latent * _VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
     for k in range(0, m.latent, COLUMNS):
-        tile = load_scaled(out + k * QUERIES * 4, shrinks)
-        for b in range((n + BLOCK - 1) // BLOCK):
-            codes, column = weights + b * BLOCK * QUERIES, values + k * _VALUE_STRIDE + b * BLOCK
-            tile = add_values(tile, codes, factors + b * 128, 0, column, _VALUE_STRIDE, scales + (b * m.latent + k) * 4, 4)
-        store(tile, out + k * QUERIES * 4)
+        at, x, scale = out + k * QUERIES * 4, values + k * _VALUE_STRIDE, scales + k * 4
+        if few:
+            half_tile = load_scaled_few(at, shrinks)
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
+                half_tile = add_values_few(half_tile, codes, factor, 0, x + b * BLOCK, _VALUE_STRIDE, scale + b * m.latent * 4, 4)
+            store(half_tile, at)
+        else:
+            tile = load_scaled(at, shrinks)
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
+                tile = add_values(tile, codes, factor, 0, x + b * BLOCK, _VALUE_STRIDE, scale + b * m.latent * 4, 4)
+            store(tile, at)
 
 
 @kernel(_void(model_record, int64))
@@ -304,9 +341,10 @@ def _meet(m, s, first_query, panel, columns, first, end, scratch, out):
         own = s.position + min(first_query + i, last) // heads
         store_f32(limits + i * 4, float32(min(end, own + 1) - first))
     n = min(end, s.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
-    _scores(m, panel, columns, n, scores)
+    few = first_query + FEW > last
+    _scores(m, panel, columns, n, few, scores)
     _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
-    _gather(m, weights, columns, n, shrinks, out)
+    _gather(m, weights, columns, n, few, shrinks, out)
 
 
 @kernel(_void(model_record, step_record, int64, int64, int64, int64))

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 from glmrun.simd import (
     F16,
     F32,
+    I8,
     I16,
     I32,
     I64,
@@ -23,7 +24,9 @@ from glmrun.simd import (
     V64B,
     call,
     constant,
+    dot_bits,
     emit_dot,
+    f32x8,
     f32x16,
     has_vnni,
     i32x16,
@@ -35,8 +38,13 @@ from glmrun.simd import (
 
 BLOCK = 64  # values that share a scale
 QUERIES, COLUMNS = 32, 8
+FEW = 24  # queries that a panel's second vector holds in half of its lanes: the 20 heads of a single token
 _CELLS = 2 * COLUMNS
-_floats = types.UniTuple(f32x16, _CELLS)
+
+
+def _tile(lanes):
+    """Numba's type of a tile: 2 vectors for each column."""
+    return types.UniTuple(f32x16, _CELLS) if lanes == QUERIES else types.Tuple([f32x16, f32x8] * COLUMNS)
 
 
 def _at(builder, address, n_bytes):
@@ -51,45 +59,58 @@ def _columns(builder, first, stride):
     return [builder.add(first, builder.mul(stride, ir.Constant(I64, c))) for c in range(COLUMNS)]
 
 
-def _broadcast(builder, address, llvm_type):
-    return splat(builder, _load(builder, address, llvm_type), 16)
+def _cells(lanes):
+    """LLVM types of a tile's cells, queries 0 to 15 and the others of each column."""
+    return [V16F, ir.VectorType(F32, lanes - 16)] * COLUMNS
 
 
-@intrinsic
-def zeros(context):
-    """A tile of float32 zeros."""
-    return _floats(), lambda c, b, s, a: c.make_tuple(b, _floats, [constant(V16F, 0.0)] * _CELLS)
+def _of(llvm_type, element, per_lane=1):
+    return ir.VectorType(element, llvm_type.count * per_lane)
 
 
 V32H = ir.VectorType(I16, 32)
 
 
+def _dot_u8(builder, start, unsigned, signed):
+    if start.type.count == 16:
+        return emit_dot(builder, start, unsigned, signed)
+    if dot_bits():
+        return call(builder, "llvm.x86.avx512.vpdpbusd.256", start.type, [start, unsigned, signed])
+    full = [shuffle(builder, x, x, list(range(x.type.count)) * 2) for x in (start, unsigned, signed)]
+    both = emit_dot(builder, full[0], full[1], full[2])
+    return shuffle(builder, both, both, list(range(8)))
+
+
 def _dot_i16(builder, start, x, y):
     """start + the sum of two neighbouring products of int16, in every lane of int32."""
+    n = start.type.count
     if has_vnni():
-        return call(builder, "llvm.x86.avx512.vpdpwssd.512", V16I, [start, x, y])
-    wide = ir.VectorType(I32, 32)
+        return call(builder, f"llvm.x86.avx512.vpdpwssd.{n * 32}", start.type, [start, x, y])
+    wide = ir.VectorType(I32, 2 * n)
     products = builder.mul(builder.sext(x, wide), builder.sext(y, wide))
-    even, odd = (shuffle(builder, products, products, list(range(j, 32, 2))) for j in range(2))
+    even, odd = (shuffle(builder, products, products, list(range(j, 2 * n, 2))) for j in range(2))
     return builder.add(start, builder.add(even, odd))
 
 
 def _u8_s8(builder, start, codes, x):
-    return emit_dot(builder, start, codes, builder.bitcast(x, V64B))
+    return _dot_u8(builder, start, codes, builder.bitcast(x, codes.type))
 
 
 def _s8_u8(builder, start, codes, x):
-    return emit_dot(builder, start, builder.bitcast(x, V64B), codes)
+    return _dot_u8(builder, start, builder.bitcast(x, codes.type), codes)
 
 
 def _s16_s16(builder, start, codes, x):
-    return _dot_i16(builder, start, builder.bitcast(codes, V32H), builder.bitcast(x, V32H))
+    halves = _of(start.type, I16, 2)
+    return _dot_i16(builder, start, builder.bitcast(codes, halves), builder.bitcast(x, halves))
 
 
-def _block(dot, words, has_starts):
+def _block(dot, words, has_starts, lanes):
+    cells = _cells(lanes)
+
     @intrinsic
     def add(context, tile, codes, factors, starts, column, stride, scale, scale_stride):
-        """tile[c, q] += factors[q] * scale[c] * (starts[q] + codes[q] . column[c]) over one block; c = 0 to 7, q = 0 to 31.
+        """tile[c, q] += factors[q] * scale[c] * (starts[q] + codes[q] . column[c]) over one block; c = 0 to 7, q = 0 to lanes - 1.
 
         codes, factors, starts   of the panel's block
         column, stride           address of the first column's codes, bytes to the next column's
@@ -97,53 +118,76 @@ def _block(dot, words, has_starts):
         """
 
         def generate(c, b, s, a):
-            tiles = [b.extract_value(a[0], i) for i in range(_CELLS)]
             codes, factors, starts, column, stride, scale, scale_stride = a[1:]
             addresses, scales = _columns(b, column, stride), _columns(b, scale, scale_stride)
-            dots = [_load(b, _at(b, starts, i % 2 * 64), V16I) if has_starts else constant(V16I, 0) for i in range(_CELLS)]
+            numbers = [_of(cell, I32) for cell in cells]
+            dots = [constant(kind, 0) for kind in numbers]
+            if has_starts:
+                dots = [_load(b, _at(b, starts, i % 2 * 64), kind) for i, kind in enumerate(numbers)]
             for word in range(words):
-                rows = [_load(b, _at(b, codes, (word * 2 + r) * 64), V64B) for r in range(2)]
+                rows = [_load(b, _at(b, codes, (word * 2 + r) * 64), _of(cells[r], I8, 4)) for r in range(2)]
                 for i, address in enumerate(addresses):
-                    x = _broadcast(b, _at(b, address, word * 4), I32)
+                    x = _load(b, _at(b, address, word * 4), I32)
                     for r in range(2):
-                        dots[i * 2 + r] = dot(b, dots[i * 2 + r], rows[r], x)
-            factor = [_load(b, _at(b, factors, r * 64), V16F) for r in range(2)]
-            for i in range(_CELLS):
-                both = b.fmul(factor[i % 2], _broadcast(b, scales[i // 2], F32))
-                tiles[i] = call(b, "llvm.fma.v16f32", V16F, [b.sitofp(dots[i], V16F), both, tiles[i]])
-            return c.make_tuple(b, _floats, tiles)
+                        dots[i * 2 + r] = dot(b, dots[i * 2 + r], rows[r], splat(b, x, cells[r].count))
+            factor = [_load(b, _at(b, factors, r * 64), cells[r]) for r in range(2)]
+            out = []
+            for i, cell in enumerate(cells):
+                both = b.fmul(factor[i % 2], splat(b, _load(b, scales[i // 2], F32), cell.count))
+                operands = [b.sitofp(dots[i], cell), both, b.extract_value(a[0], i)]
+                out.append(call(b, f"llvm.fma.v{cell.count}f32", cell, operands))
+            return c.make_tuple(b, tile, out)
 
-        return _floats(_floats, int64, int64, int64, int64, int64, int64, int64), generate
+        return tile(tile, int64, int64, int64, int64, int64, int64, int64), generate
 
     return add
 
 
-add_latent_scores = _block(_s8_u8, BLOCK // 4, True)
-add_rope_scores = _block(_s16_s16, BLOCK // 2, False)
-add_values = _block(_u8_s8, BLOCK // 4, False)
+add_latent_scores, add_latent_scores_few = (_block(_s8_u8, BLOCK // 4, True, lanes) for lanes in (QUERIES, FEW))
+add_rope_scores, add_rope_scores_few = (_block(_s16_s16, BLOCK // 2, False, lanes) for lanes in (QUERIES, FEW))
+add_values, add_values_few = (_block(_u8_s8, BLOCK // 4, False, lanes) for lanes in (QUERIES, FEW))
 
 
-@intrinsic
-def load_scaled(context, address, factors):
-    """The tile float32 (8, 32) at the address times factors[q], float32 (32,) at an address."""
+def _zeros(lanes):
+    @intrinsic
+    def make(context):
+        """A tile of float32 zeros."""
+        return _tile(lanes)(), lambda c, b, s, a: c.make_tuple(b, _tile(lanes), [constant(kind, 0.0) for kind in _cells(lanes)])
 
-    def generate(c, b, s, a):
-        factor = [_load(b, _at(b, a[1], r * 64), V16F) for r in range(2)]
-        return c.make_tuple(b, _floats, [b.fmul(_load(b, _at(b, a[0], i * 64), V16F), factor[i % 2]) for i in range(_CELLS)])
+    return make
 
-    return _floats(int64, int64), generate
+
+def _load_scaled(lanes):
+    @intrinsic
+    def load(context, address, factors):
+        """The tile float32 (8, 32) at the address times factors[q], float32 (32,) at an address."""
+
+        def generate(c, b, s, a):
+            cells = _cells(lanes)
+            factor = [_load(b, _at(b, a[1], r * 64), cells[r]) for r in range(2)]
+            values = [b.fmul(_load(b, _at(b, a[0], i * 64), cell), factor[i % 2]) for i, cell in enumerate(cells)]
+            return c.make_tuple(b, _tile(lanes), values)
+
+        return _tile(lanes)(int64, int64), generate
+
+    return load
+
+
+zeros, zeros_few = _zeros(QUERIES), _zeros(FEW)
+load_scaled, load_scaled_few = _load_scaled(QUERIES), _load_scaled(FEW)
 
 
 @intrinsic
 def store(context, tile, address):
-    """Write a tile as float32 (8, 32)."""
+    """Write a tile as float32 (8, 32); of few queries, what it has."""
 
     def generate(c, b, s, a):
         for i in range(_CELLS):
-            b.store(b.extract_value(a[0], i), pointer(b, _at(b, a[1], i * 64), V16F), align=4)
+            cell = b.extract_value(a[0], i)
+            b.store(cell, pointer(b, _at(b, a[1], i * 64), cell.type), align=4)
         return c.get_dummy_value()
 
-    return types.void(_floats, int64), generate
+    return types.void(tile, int64), generate
 
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
@@ -206,6 +250,17 @@ def _larger(b, x, y):
 def larger_magnitude(context, x, y):
     """max(|x|, |y|) in every lane; NaN counts as the largest."""
     return f32x16(f32x16, f32x16), lambda c, b, s, a: b.bitcast(_larger(b, _magnitude(b, a[0]), _magnitude(b, a[1])), V16F)
+
+
+@intrinsic
+def larger_f16_magnitude(context, x, address):
+    """max(|x|, |y|) of 32 float16, x in 64 bytes and y at the address; NaN counts as the largest."""
+
+    def generate(c, b, s, a):
+        y = b.and_(_load(b, a[1], V32H), constant(V32H, 0x7FFF))
+        return b.bitcast(call(b, "llvm.umax.v32i16", V32H, [b.bitcast(a[0], V32H), y]), V64B)
+
+    return u8x64(u8x64, int64), generate
 
 
 @intrinsic
