@@ -90,7 +90,9 @@ class ScriptedModel:
         yield Chunk(stats, finish_reason="length" if max_tokens is not None and len(steps) > max_tokens else "stop")
 
 
-def load(path: Path | None = None, n_ctx: int | None = None, n_threads: int | None = None) -> ScriptedModel:
+def load(
+    path: Path | None = None, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str | None = None
+) -> ScriptedModel:
     return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads or 2)
 
 
