@@ -14,7 +14,7 @@ from glmrun.kernels.attention import SEGMENTS, TILE, result_bytes, tile_bytes
 from glmrun.kernels.attention import scratch_bytes as attention_scratch_bytes
 from glmrun.kernels.attention_float import SEGMENT
 from glmrun.kernels.lanes import QUERIES
-from glmrun.kernels.layout import ACTIVATION, F32, STEP
+from glmrun.kernels.layout import ACTIVATION, STEP
 from glmrun.kernels.panel import scratch_bytes
 from glmrun.weights import Weights, round_up
 from quant.errors import UserError
@@ -58,7 +58,7 @@ class State:
         s["query"], _ = self._plain(t * heads, row)
         s["context"] = self._rows(t * heads, c.kv_lora_rank, stride=(latent + 16) * 4)
         s["scores"] = self._zeros(n_threads * attention_scratch_bytes(m)).ctypes.data
-        if m["cache_type"] == F32:
+        if m["float_attention"]:
             s["partial"] = self._reserved(-(-n_ctx // SEGMENT) * heads * (latent + 16) * 4, "scratch").ctypes.data
         else:
             s["partial"] = self._zeros(SEGMENTS * -(-heads // QUERIES) * result_bytes(m)).ctypes.data

@@ -46,9 +46,12 @@ class Weights:
         model["softmax_scale"] = 1 / math.sqrt(c.qk_head_dim)
         model["latent"] = round_up(c.kv_lora_rank, 64)
         model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 64)
-        matrices = (tensor for tensor in self.tensors.values() if len(tensor.shape) > 1)
-        exact = all(READABLE[tensor.format].block_length == 1 for tensor in matrices)
+        formats = {READABLE[tensor.format] for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        exact = all(form.block_length == 1 for form in formats)
         model["cache_type"] = KV_TYPES[kv_type or ("f32" if exact else "f16")]
+        # Beside rows of Q8_0 alone, int8 in the attention would be the larger error (benchmarks/LOG.md).
+        fine = all(form.block_length == 1 or form.name == "Q8_0" for form in formats)
+        model["float_attention"] = fine or model["cache_type"] == F32
         model["row_bytes"] = row_bytes(int(model["row"][0]), int(model["cache_type"][0]))
         model["output_norm"] = self._vector("output_norm.weight")
         model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")

@@ -127,7 +127,8 @@ class Naive:
 
     weights     {GGUF tensor name: float array, row-major}
     formats     {GGUF tensor name: format}: given, activations are rounded before a matrix as the kernels round them, and if any
-                matrix is quantized, the rows that the cache keeps are rounded to float16 and attention is rounded as its kernels do
+                matrix is quantized, the rows that the cache keeps are rounded to float16; if any is coarser than
+                Q8_0, attention is rounded as its kernels do
     absorbed    queries meet the latent rows themselves (as the runtime does); otherwise keys and values are expanded per head
     dtype       what everything is computed in
     """
@@ -176,7 +177,7 @@ class Naive:
         if self.absorbed:
             q_latent = np.einsum("thn,hln->thl", self.rounded(k_b, q_nope), self.weight(k_b))  # (T, heads, latent)
             query, rows = np.concatenate([q_latent, q_rope], -1), np.concatenate([latent, k_rope], -1)
-            mixed = attend_rounded(query, rows, c.kv_lora_rank, c.qk_head_dim**-0.5, self.quantized)  # (T, heads, latent)
+            mixed = attend_rounded(query, rows, c.kv_lora_rank, c.qk_head_dim**-0.5, self.int8_attention)  # (T, heads, latent)
             out = np.einsum("thl,hvl->thv", self.rounded(v_b, mixed), self.weight(v_b))
         else:
             k_nope = np.einsum("sl,hln->shn", latent, self.weight(k_b))  # (T, heads, nope)
@@ -228,8 +229,13 @@ class Naive:
 
     @property
     def quantized(self) -> bool:
-        """Whether formats are given and one of them is quantized: the cache then keeps float16, and attention computes in int8."""
+        """Whether formats are given and one of them is quantized: the cache then keeps float16."""
         return self.formats is not None and any(name in QUANTIZED for name in self.formats.values())
+
+    @property
+    def int8_attention(self) -> bool:
+        """Whether one of them is coarser than Q8_0: attention then computes in int8."""
+        return self.formats is not None and any(name in QUANTIZED and name != "Q8_0" for name in self.formats.values())
 
     def weight(self, name: str) -> Array:
         """A tensor, in the type computed in."""

@@ -22,6 +22,7 @@ class Attention:
         self.memory: list[np.ndarray] = []
         self.model, self.step = m, s = np.zeros(1, MODEL)[0], np.zeros(1, STEP)[0]
         m["num_attention_heads"], m["latent"], m["row"], m["kv_lora_rank"] = heads, latent, row, latent
+        m["float_attention"] = kind == F32
         m["cache_type"], m["row_bytes"], m["softmax_scale"] = kind, row_bytes(row, kind), 0.1
         self.heads, self.n_threads = heads, n_threads
         cache = self.room((n_ctx, int(m["row_bytes"])), np.uint8)  # uint8 (n_ctx, row_bytes)

@@ -46,7 +46,7 @@ from glmrun.kernels.lanes import (
     zeros,
     zeros_few,
 )
-from glmrun.kernels.layout import F16, F32, model_record, step_record
+from glmrun.kernels.layout import F16, model_record, step_record
 from glmrun.kernels.unpack import transpose_words
 from glmrun.simd import (
     add_dot_u8s8,
@@ -182,7 +182,7 @@ def _round_rows(m, rows, n, out, words):
 @kernel(_void(model_record, step_record, int64, int64, int64))
 def round_cache(m, s, layer, thread, n_threads):
     """Several tokens: this thread's share of the tiles of columns of all positions so far, for attend()."""
-    if s.n_tokens == 1 or m.cache_type == F32:
+    if s.n_tokens == 1 or m.float_attention:
         return
     cache, end = s.cache + layer * s.cache_layer_bytes, s.position + s.n_tokens
     words = s.scores + thread * scratch_bytes(m)
@@ -377,7 +377,7 @@ def attend(m, s, layer, team, thread, n_threads):
 
     One token: this thread's share of the segments of positions into s.partial; merge() finishes.
     """
-    if m.cache_type == F32:
+    if m.float_attention:
         attention_float.attend(m, s, layer, s.scores + thread * scratch_bytes(m), thread, n_threads)
         return
     cache, scratch = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scratch_bytes(m)
@@ -413,7 +413,7 @@ def merge(m, s, thread, n_threads):
     """One token: join the segments of this thread's share of the latent values, in their order, into s.context."""
     if s.n_tokens != 1:
         return
-    if m.cache_type == F32:
+    if m.float_attention:
         attention_float.merge(m, s, thread, n_threads)
         return
     heads, end, size = m.num_attention_heads, s.position + 1, result_bytes(m)

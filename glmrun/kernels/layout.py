@@ -77,7 +77,8 @@ MODEL = np.dtype(
         ("softmax_scale", np.float32),  # 1 / sqrt(qk_nope_head_dim + qk_rope_head_dim)
         ("latent", np.int64),  # kv_lora_rank rounded up to whole vectors: where the rope part of a cached row begins
         ("row", np.int64),  # values of one cached row, padded likewise
-        ("cache_type", np.int64),  # of cached rows: F32, F16 or Q8_0 (cached_row.py); F32 also means attention in float32
+        ("cache_type", np.int64),  # of cached rows: F32, F16 or Q8_0 (cached_row.py)
+        ("float_attention", np.int64),  # 1: attention in float32, 0: in int8
         ("row_bytes", np.int64),
         ("output_norm", np.int64),
         ("output", WEIGHT),
