@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -177,3 +178,18 @@ def test_half_width_instruction_where_the_cpu_has_only_that(tmp_path: Path) -> N
         pytest.skip("an x86-64 target")
     target = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avxvnni", "GLMRUN_SIMD": ""}
     assert _python(code, tmp_path, **target).stdout.split() == ["256", "True"]
+
+
+def test_another_place_of_the_same_sources_finds_the_same_code(tmp_path: Path) -> None:
+    import glmrun.forward
+    from glmrun import kernels
+
+    assert kernels.folder is not None
+    root = Path(glmrun.forward.__file__).parent.parent
+    for package in ("glmrun", "quant"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {path: path.stat().st_mtime_ns for path in kernels.folder.rglob("*.nb?")}
+    code = "import glmrun.forward as f; print(f.__file__); from glmrun.kernels import folder; print(folder)"
+    result = _python(code, cache_folder(), PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+    assert result.stdout.split() == [str(tmp_path / "glmrun" / "forward.py"), str(kernels.folder)], result.stderr
+    assert {path: path.stat().st_mtime_ns for path in kernels.folder.rglob("*.nb?")} == before

@@ -1,7 +1,8 @@
 """Jitted loops over plain addresses. They trust their arguments: whoever calls them has proven every extent.
 
 `kernel(signature)` compiles a function when its module is first imported and keeps it in the folder chosen here: one folder for
-each state of the kernels' sources, Numba and the CPU, because Numba itself notices changes in the defining file only.
+each state of the kernels' sources, Numba and the CPU, because Numba itself notices changes in the defining file only. Wherever
+glmrun is installed, and however often, the same sources find the same code there.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 
 from glmrun import simd
 from glmrun.cache_folder import cache_folder
@@ -78,6 +80,25 @@ def defer() -> None:
     _deferred = True
 
 
+class _Locator(UserProvidedCacheLocator):
+    """Numba would name a subfolder after the place of the source, and compile again in the next virtual environment."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        return Path(py_file).parent.name
+
+    def get_source_stamp(self) -> str:
+        return ""  # the folder's name holds the sources' digest
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes: ClassVar = [_Locator]
+
+
+class _Cache(FunctionCache):
+    _impl_class = _CacheImpl
+
+
 @dataclass
 class Kernel:
     """A function and the signature, or the list of them, that it is compiled for."""
@@ -111,7 +132,9 @@ def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Cal
     """
 
     def decorate(function: Callable) -> Callable:
-        jitted = numba.njit(nogil=True, cache=folder is not None, error_model="numpy", fastmath=simd.FAST, **options)(function)
+        jitted = numba.njit(nogil=True, error_model="numpy", fastmath=simd.FAST, **options)(function)
+        if folder is not None:
+            jitted._cache = _Cache(function)
         made = Kernel(jitted, signature, entry)
         if _deferred and function.__module__.startswith("glmrun."):
             registered.append(made)
