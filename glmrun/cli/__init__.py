@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from glmrun.cli import bench, chat, convert, demo, doctor, inspect, models, plan, pull, run, verify, warmup
+from glmrun import settings
+from glmrun.cli import bench, chat, config, convert, demo, doctor, inspect, models, plan, pull, run, verify, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -20,12 +21,14 @@ _OUTSIDE = {
     errno.EMFILE, errno.ENAMETOOLONG, errno.EFBIG, errno.ENOMEM,
 }  # fmt: skip
 
+# These take options from the config file; the others work beside one that is broken.
+_WITH_SETTINGS = {"run", "chat", "bench", "plan", "fit", "pull", "convert", "verify", "demo"}
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
 app = typer.Typer(
     name="glmrun",
     help="Run GLM-4.7-Flash on an ordinary CPU: convert it to a GGUF file, ask it, chat with it, measure it.",
-    epilog="Try it: `glmrun demo`. Each command has its own help: `glmrun run --help`.",
+    epilog="Try it: `glmrun demo`. Each command has its own help: `glmrun run --help`. Set options for good: `glmrun config show`.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -46,6 +49,7 @@ app.command("rm", short_help="Delete a model from this machine.")(models.remove_
 app.command("plan", short_help="Tell whether a model fits and how fast it can be (also: fit).")(plan.plan)
 app.command("fit", hidden=True)(plan.plan)
 app.command("doctor", short_help="Examine this machine and the installation.")(doctor.doctor)
+app.add_typer(config.app, name="config", short_help="Show the settings and where each comes from.")
 app.command("demo", short_help="See all of it once, on a small model.")(demo.demo)
 
 
@@ -64,6 +68,8 @@ def _options(
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.invoked_subcommand in _WITH_SETTINGS:
+        context.default_map = {context.invoked_subcommand: settings.defaults()}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmrun.cli import loading, options
+from glmrun.settings import default_model
 
 if TYPE_CHECKING:
     from glmrun.measure.bench import Result
@@ -42,14 +43,17 @@ def bench(
             "-m",
             "--model",
             metavar="FILE",
-            help="A GGUF file; may be repeated, or several with commas. Left out: nano as Q4_K_M, Q6_K and Q8_0.",
+            help="A GGUF file; may be repeated, or several with commas. Left out: the setting, else nano in three quantizations.",
         ),
     ] = None,
     prompts: Annotated[str, typer.Option("-p", "--n-prompt", metavar="N,...", help="Tokens of the prompt tests; 0: none.")] = "512",
     gens: Annotated[str, typer.Option("-n", "--n-gen", metavar="N,...", help="Tokens of the generation tests; 0: none.")] = "128",
     depths: Annotated[str, typer.Option("-d", "--n-depth", metavar="N,...", help="Tokens that are in the cache beforehand.")] = "0",
     threads: Annotated[
-        str | None, typer.Option("-t", "--threads", metavar="N,...", help="Threads; left out: one per physical core.")
+        str | None,
+        typer.Option(
+            "-t", "--threads", metavar="N,...", help="Threads; left out: one per physical core.", **options.setting("threads")
+        ),
     ] = None,
     kv_type: options.KvType = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, metavar="N", help="Measured runs of each test.")] = 5,
@@ -103,6 +107,7 @@ def bench(
 
 
 def _paths(names: list[str]) -> list[Path]:
+    names = names or [name for name in [default_model()] if name]
     if names:
         return [loading.resolve_model(name) for name in names]
     from glmrun.builtin import QUANTIZATIONS, nano_path

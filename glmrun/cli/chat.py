@@ -11,7 +11,7 @@ from glmrun.cli import loading, options
 def chat(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A GGUF file, a name from glmrun list, or nano. Left out: nano.", show_default=False),
+        options.MODEL,
     ] = None,
     system: options.System = None,
     max_tokens: options.MaxTokens = None,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from glmrun.cli import loading
+from glmrun.cli import loading, options
 
 _LONGEST_LIST = 5  # elements of a metadata list that are shown
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, the name of a model on this machine, or nano.")],
+    model: Annotated[str | None, options.MODEL] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors: name, shape, format, bytes.")] = False,
     match: Annotated[str | None, typer.Option("--match", metavar="REGEX", help="Only tensors or keys whose name matches.")] = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="List the metadata; of long lists the first elements.")] = False,
@@ -37,7 +37,7 @@ def inspect(
     from glmrun.gguf_file import open_gguf
     from glmrun.measure.model_file import model_facts, plain_metadata, tensor_rows
 
-    opened = open_gguf(loading.resolve_model(file))
+    opened = open_gguf(loading.resolve_model(model))
     facts = model_facts(opened, config_from_gguf(opened))
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmrun.settings import default_model
 from glmrun.terminal.console import note
 from quant.errors import UserError
 
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 def resolve_model(model: str | None) -> Path:
     """The file that a MODEL argument means: a path, nano, or the name of a pulled or converted model or a part of it.
 
-    Left out it is nano, the small model that comes with glmrun, and a line says so. Raises UserError for a name that means
-    nothing or several models.
+    Left out it is the setting's, or else nano, the small model that comes with glmrun, and a line says so. Raises UserError for
+    a name that means nothing or several models.
     """
-    if model is None or model == "nano":
+    if model is None and (model := default_model()) is None:
+        note("no model given: using nano, the small model that comes with glmrun")
+        model = "nano"
+    if model == "nano":
         from glmrun.builtin import nano_path
 
-        if model is None:
-            note("no model given: using nano, the small model that comes with glmrun")
         return nano_path()
     if os.path.exists(model):
         return Path(model)

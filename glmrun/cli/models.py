@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from glmrun.cli import options
 from quant.errors import UserError
 
 
@@ -47,7 +48,14 @@ def list_models(
 
 
 def remove_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that glmrun list shows, or a part that means only one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=options.complete_model,
+            help="A name that glmrun list shows, or a part that means only one.",
+        ),
+    ],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a pulled or converted model from the disk.

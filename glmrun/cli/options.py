@@ -2,10 +2,11 @@
 
 import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from glmrun.settings import variable
 from quant.errors import UserError
 
 
@@ -26,6 +27,24 @@ def parse_kv_type(text: str) -> str:
     return text
 
 
+def setting(key: str) -> dict[str, Any]:
+    """What makes an option a setting: its variable. `glmrun config show` lists them all, so --help does not."""
+    return {"envvar": variable(key), "show_envvar": False}
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models on this machine, for the shell; it completes paths itself."""
+    from glmrun.local_models import local_models
+
+    return [model.name for model in local_models() if model.name.startswith(incomplete) and model.kind != "checkpoint"]
+
+
+MODEL: Any = typer.Argument(
+    metavar="MODEL",
+    help="A GGUF file, a name from glmrun list or a part of it, or nano. Left out: the setting, else nano.",
+    autocompletion=complete_model,
+    show_default=False,
+)
 Ctx = Annotated[
     int | None,
     typer.Option(
@@ -35,6 +54,7 @@ Ctx = Annotated[
         parser=parse_size,
         metavar="N",
         help="Context length in tokens: 8192, 32k, 64K. Left out: what the model allows, within reason.",
+        **setting("context"),
     ),
 ]
 KvType = Annotated[
@@ -44,10 +64,17 @@ KvType = Annotated[
         parser=parse_kv_type,
         metavar="NAME",
         help="Type of cached values: f16, q8_0 (half the memory) or f32. Left out: f16, or f32 where no matrix is quantized.",
+        **setting("kv_type"),
     ),
 ]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per core.")]
-MaxTokens = Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, metavar="N", help="Stop the answer after N tokens.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per core.", **setting("threads")),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("-n", "--max-tokens", min=1, metavar="N", help="Stop the answer after N tokens.", **setting("max_tokens")),
+]
 Temperature = Annotated[
     float | None,
     typer.Option(
@@ -56,21 +83,41 @@ Temperature = Annotated[
         min=0.0,
         metavar="X",
         help="0 always takes the likeliest token. Left out: the model file's value, else 1.0.",
+        **setting("temperature"),
     ),
 ]
 TopP = Annotated[
-    float | None, typer.Option("--top-p", min=0.0, max=1.0, metavar="X", help="Keep the likeliest tokens that sum to X.")
+    float | None,
+    typer.Option("--top-p", min=0.0, max=1.0, metavar="X", help="Keep the likeliest tokens that sum to X.", **setting("top_p")),
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", min=0, metavar="N", help="Keep the N likeliest tokens; 0 keeps all.")]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", min=0, metavar="N", help="Keep the N likeliest tokens; 0 keeps all.", **setting("top_k")),
+]
 MinP = Annotated[
-    float | None, typer.Option("--min-p", min=0.0, max=1.0, metavar="X", help="Drop tokens less likely than X times the likeliest.")
+    float | None,
+    typer.Option(
+        "--min-p",
+        min=0.0,
+        max=1.0,
+        metavar="X",
+        help="Drop tokens less likely than X times the likeliest.",
+        **setting("min_p"),
+    ),
 ]
 RepeatPenalty = Annotated[
-    float | None, typer.Option("--repeat-penalty", min=0.0, metavar="X", help="Make recent tokens less likely; 1 is off.")
+    float | None,
+    typer.Option(
+        "--repeat-penalty",
+        min=0.0,
+        metavar="X",
+        help="Make recent tokens less likely; 1 is off.",
+        **setting("repeat_penalty"),
+    ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
-System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
-Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.", **setting("seed"))]
+System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.", **setting("system"))]
+Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.", **setting("think"))]
 
 
 def text_argument(text: str, what: str) -> str:

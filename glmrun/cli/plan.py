@@ -20,17 +20,15 @@ def plan(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|QUANT]",
+            metavar="MODEL|QUANT",
+            autocompletion=options.complete_model,
             help="A GGUF file, or a quantization of GLM-4.7-Flash that need not exist yet. Left out: Q4_K_M.",
             show_default=False,
         ),
     ] = None,
     ctx: options.Ctx = None,
     threads: options.Threads = None,
-    kv_type: Annotated[
-        str | None,
-        typer.Option("--kv-type", metavar="NAME", help="Type of cached values: f16, q8_0 or f32. Left out: as glmrun runs it."),
-    ] = None,
+    kv_type: options.KvType = None,
     devices: Annotated[bool, typer.Option("--devices", help="Add a table of well-known CPUs, Macs and GPUs.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="Measure the memory's speed again, about a second.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -49,11 +47,9 @@ def plan(
     """
     from glmrun.architecture import DEFAULT_CONTEXT
     from glmrun.measure.machine import memory, memory_bandwidth
-    from glmrun.measure.plan import CACHE_BITS, demand_of_recipe
+    from glmrun.measure.plan import demand_of_recipe
     from quant.recipes import RECIPES
 
-    if kv_type is not None and kv_type not in CACHE_BITS:
-        raise typer.BadParameter(f"--kv-type: {kv_type!r} is not one of {', '.join(CACHE_BITS)}")
     demand, name, exists = _demand(what, kv_type)
     limit = demand.config.max_position_embeddings
     n_ctx = ctx if ctx is not None else min(DEFAULT_CONTEXT, limit)

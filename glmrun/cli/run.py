@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(
     first: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A GGUF file, a name from glmrun list, or nano. Left out: nano.", show_default=False),
+        options.MODEL,
     ] = None,
     second: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The question.", show_default=False)] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,

@@ -1,0 +1,58 @@
+"""`glmrun config`: which settings hold, and where each comes from."""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Settings: a flag beats a GLMRUN_* variable, which beats the config file, which beats the default.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("show")
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Show every setting, its value and where that comes from.
+
+    The config file is TOML: one `key = value` a line, with the keys that are listed here. Each key has a variable, GLMRUN_ and
+    the key in capitals, and an option of the commands that use it.
+
+    \b
+    Examples:
+      glmrun config show
+      echo 'temperature = 0.7' >> "$(glmrun config path)"
+      GLMRUN_CONTEXT=64K glmrun chat
+    """
+    from glmrun.settings import PLACES, SETTINGS, config_path, origins
+    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.tables import columns
+
+    rows = origins()
+    if as_json:
+        print(json.dumps([{"key": k, "value": v, "origin": o, "variable": SETTINGS[k].variable} for k, v, o in rows], indent=2))
+        return
+    print(columns([["setting", "value", "from", "variable"], *([k, v, o, SETTINGS[k].variable] for k, v, o in rows)]))
+    path = config_path()
+    print(f"\nconfig file: {one_line(str(path))}{'' if path.exists() else ' (not there)'}")
+    places = [[name, os.environ.get(name) or "-", what] for name, what in PLACES.items()]
+    print("\n" + columns([["variable", "value", "place of"], *places]))
+
+
+@app.command("path")
+def path() -> None:
+    """Print the place of the config file, whether it is there or not.
+
+    \b
+    Example:
+      $EDITOR "$(glmrun config path)"
+    """
+    from glmrun.settings import config_path
+
+    found = config_path()
+    found.parent.mkdir(parents=True, exist_ok=True)
+    print(found)

@@ -1,0 +1,173 @@
+"""Settings: a flag beats a GLMRUN_* variable, which beats the config file, which beats the default.
+
+One table says what there is. Typer reads the variables and takes what the file says as the options' defaults; this module reads
+the file, proves it, and tells where each value comes from.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant.errors import UserError
+
+MAX_BYTES = 1 << 20  # of the config file
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the config file; GLMRUN_<KEY> is its variable, parameter the commands' argument of that meaning."""
+
+    key: str
+    parameter: str
+    kind: type | tuple[type, ...]
+    expected: str
+    default: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def variable(self) -> str:
+        return f"GLMRUN_{self.key.upper()}"
+
+
+SETTINGS = {
+    s.key: s
+    for s in (
+        Setting("model", "model", str, "a text", "nano"),
+        Setting("context", "ctx", (int, str), 'a number or a text like "32k"', "32,768, or what the model takes", 1),
+        Setting("threads", "threads", int, "a whole number", "one per core", 1),
+        Setting("kv_type", "kv_type", str, "a text", "f16, f32 where no matrix is quantized"),
+        Setting("system", "system", str, "a text", "none"),
+        Setting("think", "think", bool, "true or false", "true"),
+        Setting("max_tokens", "max_tokens", int, "a whole number", "no limit", 1),
+        Setting("temperature", "temp", (int, float), "a number", "the model file's value, else 1.0", 0),
+        Setting("top_p", "top_p", (int, float), "a number", "the model file's value, else 0.95", 0, 1),
+        Setting("top_k", "top_k", int, "a whole number", "the model file's value, else 0", 0),
+        Setting("min_p", "min_p", (int, float), "a number", "the model file's value, else 0.01", 0, 1),
+        Setting("repeat_penalty", "repeat_penalty", (int, float), "a number", "the model file's value, else 1.0", 0),
+        Setting("seed", "seed", int, "a whole number", "another one each time"),
+    )
+}
+# Variables that have no key: where things are.
+PLACES = {
+    "GLMRUN_CONFIG": "the config file",
+    "GLMRUN_CACHE_DIR": "compiled kernels, nano's files, the measured bandwidth",
+    "GLMRUN_MODELS": "converted models",
+    "HF_HUB_CACHE": "pulled models",
+}
+
+
+def variable(key: str) -> str:
+    """The variable of a key; a KeyError for one that is not in the table."""
+    return SETTINGS[key].variable
+
+
+def config_path() -> Path:
+    """The config file: GLMRUN_CONFIG, or config.toml in the system's place for a user's settings."""
+    import platformdirs
+
+    return Path(os.environ.get("GLMRUN_CONFIG") or Path(platformdirs.user_config_dir("glmrun")) / "config.toml").expanduser()
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """What the file says; lines as {key: line number}. Both are empty where there is no file."""
+
+    path: Path
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
+
+
+def read_config() -> ConfigFile:
+    """The config file, proven against the table. Raises UserError that names the line of what is wrong."""
+    path = config_path()
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return ConfigFile(path, {}, {})
+    except OSError as why:
+        raise UserError(f"{path}: {why.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES:,} bytes; it should be a few lines")
+    try:
+        text = raw.decode()
+        values = tomllib.loads(text)
+    except UnicodeDecodeError as why:
+        raise UserError(f"{path}: line {raw[: why.start].count(10) + 1}: not valid UTF-8", 2) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as why:
+        raise UserError(f"{path}: not valid TOML: {why}", 2) from None
+    lines = {key: _line_of(key, text) for key in values}
+    for key, value in values.items():
+        _check(f"{path}: line {lines[key]}", key, value)
+    return ConfigFile(path, values, lines)
+
+
+def _line_of(key: str, text: str) -> int:
+    """The number of the line that a top-level key or table begins on."""
+    found = re.search(rf"""^[ \t]*\[*[ \t]*["']?{re.escape(key)}["']?[ \t]*[]=.]""", text, re.MULTILINE)
+    return text.count("\n", 0, found.start()) + 1 if found else 1
+
+
+def _check(where: str, key: str, value: Any) -> None:
+    setting = SETTINGS.get(key)
+    if setting is None:
+        raise UserError(f"{where}: there is no setting {key!r}; there are {', '.join(SETTINGS)}", 2)
+    kinds = setting.kind if isinstance(setting.kind, tuple) else (setting.kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UserError(f"{where}: {key} is {str(value)[:60]!r}; {setting.expected} is expected", 2)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _check_range(f"{where}: {key}", setting, value)
+
+
+def _check_range(what: str, setting: Setting, value: float) -> None:
+    low, high = setting.least, setting.most
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{what} is {value}; {limits} is expected", 2)
+
+
+def defaults() -> dict[str, Any]:
+    """{argument of a command: value} of all that the config file sets, as Typer takes defaults; the model is default_model()'s.
+
+    Raises UserError also for a variable that holds no value of its kind: Typer would name the option, not the variable.
+    """
+    for setting in SETTINGS.values():
+        if text := os.environ.get(setting.variable):
+            _check_variable(setting, text)
+    values = {key: value for key, value in read_config().values.items() if key != "model"}
+    return {SETTINGS[key].parameter: value if isinstance(value, bool) else str(value) for key, value in values.items()}
+
+
+def _check_variable(setting: Setting, text: str) -> None:
+    if setting.kind not in (int, (int, float)):
+        return
+    try:
+        value = int(text) if setting.kind is int else float(text)
+    except ValueError:
+        raise UserError(f"{setting.variable} is {text!r}; {setting.expected} is expected", 2) from None
+    _check_range(setting.variable, setting, value)
+
+
+def default_model() -> str | None:
+    """The MODEL that commands take when none is given: GLMRUN_MODEL or the config file's; None for nano."""
+    return os.environ.get(variable("model")) or read_config().values.get("model")
+
+
+def origins() -> list[tuple[str, str, str]]:
+    """(key, value, where it comes from) of every setting, flags aside."""
+    config, rows = read_config(), []
+    for key, setting in SETTINGS.items():
+        if os.environ.get(setting.variable):
+            rows.append((key, os.environ[setting.variable], setting.variable))
+        elif key in config.values:
+            value = config.values[key]
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            rows.append((key, text, f"{config.path}, line {config.lines[key]}"))
+        else:
+            rows.append((key, setting.default, "default"))
+    return rows
