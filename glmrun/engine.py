@@ -8,7 +8,8 @@ chat      messages -> answer and thinking   (the chat format)
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from glmrun.architecture import DEFAULT_CONTEXT, config_from_gguf, whole_vocabulary
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
+from glmrun.chunk import Chunk, Stats
+from glmrun.constraint import Grammar
 from glmrun.finite import FiniteCheck
 from glmrun.forward import CANCELLED, forward
 from glmrun.gguf_file import open_gguf
@@ -28,30 +31,6 @@ from glmrun.weights import Weights
 from quant.errors import UserError
 
 MAX_TOKENS = 512  # of one step while a prompt is read
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts and seconds of one answer so far."""
-
-    n_prompt: int = 0
-    n_cached: int = 0  # of the prompt: found in the cache, not read again
-    n_prefilled: int = 0  # of the prompt: cached or read so far
-    prompt_seconds: float = 0.0
-    n_generated: int = 0
-    generate_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What is new since the last chunk; the last one has a finish_reason: stop, length, tool_calls or cancelled."""
-
-    text: str = ""
-    reasoning: str = ""
-    tool_calls: list[dict] | None = None
-    token: int | None = None
-    finish_reason: str | None = None
-    stats: Stats = field(default_factory=Stats)
 
 
 class Model:
@@ -258,18 +237,23 @@ class Model:
         thinking: bool = True,
         clear_thinking: bool = True,
         max_tokens: int | None = None,
+        json_schema: dict | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
         """Answer a conversation: OpenAI-shaped messages and tools in, chunks of thinking, answer and tool calls out.
 
         thinking         let the model think before it answers
         clear_thinking   leave earlier turns' thinking out of the prompt, as the model's makers do by default
+        json_schema      the answer, after the thinking, is JSON of this schema, unless it is cut off; not together with tools
         Others as in generate(). Raises UserError before the first chunk.
         """
+        if json_schema is not None and tools:
+            raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", 2)
         ids = self._checked(self.chat_format.encode(messages, tools=tools, thinking=thinking, clear_thinking=clear_thinking))
-        return self._chat(
-            ids, ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling), _checked_max_tokens(max_tokens)
-        )
+        stream, sampler = ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling)
+        if json_schema is not None:
+            sampler.constraint = self._grammar.constraint(json_schema, lambda: stream.state == "answer")
+        return self._chat(ids, stream, sampler, _checked_max_tokens(max_tokens))
 
     def _chat(self, ids: np.ndarray, stream: ChatStream, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
         called = False
@@ -286,6 +270,10 @@ class Model:
             yield replace(
                 chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason
             )
+
+    @cached_property
+    def _grammar(self) -> Grammar:
+        return Grammar(self.tokenizer)
 
     def sampler(self, **sampling: Any) -> Sampler:
         """A Sampler with the given settings; where one is absent or None, the file's advice or glmrun's default."""

@@ -7,10 +7,14 @@ min-p look at the model's own distribution, and temperature only reshapes what t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.constraint import Constraint
 
 # option: (type, lowest, highest, what it means); bounds are inclusive.
 _LIMITS: dict[str, tuple[type, float, float, str]] = {
@@ -34,6 +38,7 @@ class Sampler:
     min_p           keep tokens at least min_p times as probable as the likeliest; 0 keeps all
     repeat_penalty  positive logits of the last repeat_last_n tokens are divided by it, negative ones multiplied; 1 is off
     forbidden       ids that are never drawn (undefined entries of the vocabulary), or None
+    constraint      asked which tokens may come next and told which was drawn, or None
     Raises UserError (exit code 2) for a value out of range, naming the option.
     """
 
@@ -45,6 +50,7 @@ class Sampler:
     repeat_last_n: int = 64
     seed: int | None = None
     forbidden: np.ndarray | None = None
+    constraint: "Constraint | None" = None
     _random: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +74,12 @@ class Sampler:
 
         Raises UserError if the logits are not numbers or leave nothing to choose from.
         """
-        logits = self._penalized(logits, history)
+        token = self._draw(self._restricted(logits, history))
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        return token
+
+    def _draw(self, logits: np.ndarray) -> int:
         best = int(logits.argmax())  # the lowest id among equals; NaN counts as the largest
         top = float(logits[best])
         if math.isnan(top) or top == math.inf:
@@ -82,12 +93,13 @@ class Sampler:
             weights = np.exp((logits[ids].astype(np.float64) - top) / max(self.temperature, 1e-300))  # (n_kept,)
         cumulative = np.cumsum(weights)
         drawn = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-        return int(ids[min(drawn, len(ids) - 1)])  # the product may round up to the sum itself
+        return int(ids[drawn]) if drawn < len(ids) else best  # the product may round up to the sum itself
 
-    def _penalized(self, logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
-        """Logits with the penalty applied and forbidden ids at minus infinity; the caller's array stays as it is."""
+    def _restricted(self, logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
+        """Logits with the penalty applied and ids that may not come at minus infinity; the caller's array stays as it is."""
+        allowed = self.constraint.allowed() if self.constraint is not None else None  # bool (n_vocab,)
         penalize = self.repeat_penalty != 1.0 and self.repeat_last_n > 0 and len(history) > 0
-        if self.forbidden is None and not penalize:
+        if self.forbidden is None and allowed is None and not penalize:
             return logits
         logits = logits.copy()  # (n_vocab,)
         if penalize:
@@ -96,6 +108,8 @@ class Sampler:
             logits[recent] = np.where(values > 0, values / self.repeat_penalty, values * self.repeat_penalty)
         if self.forbidden is not None:
             logits[self.forbidden] = -math.inf
+        if allowed is not None:
+            logits[~allowed] = -math.inf
         return logits
 
     def _candidates(self, logits: np.ndarray, top: float) -> np.ndarray:

@@ -33,6 +33,7 @@ class Delta:
 class ChatStream:
     """Sorts one answer into thinking, text and tool calls; push() every token, then finish().
 
+    tokenizer  of the tokens to be pushed; None where text is fed
     thinking   whether the prompt ended with <think>
     tools      the declarations that stood in the prompt; without any, tool-call tags are ordinary text
 
@@ -40,8 +41,8 @@ class ChatStream:
     it is closed. One that the end of generation cut off is dropped, unless only its closing tag is missing.
     """
 
-    def __init__(self, tokenizer: Tokenizer, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
-        self._tokenizer, self._decoder = tokenizer, tokenizer.stream()
+    def __init__(self, tokenizer: Tokenizer | None, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
+        self._tokenizer, self._decoder = tokenizer, tokenizer.stream() if tokenizer else None
         self._declared = schemas(tools)
         self._state = "thinking" if thinking else "answer"  # or "call"
         self._held = ""  # the beginning of what may become a tag
@@ -51,8 +52,14 @@ class ChatStream:
         self._before_call = self._state
         self._settled = self._in_value = False  # the open call is one beyond doubt; is inside <arg_value>
 
+    @property
+    def state(self) -> str:
+        """Where the answer stands: thinking, answer or call (inside a tool call)."""
+        return self._state
+
     def push(self, token_id: int) -> Delta:
         """What this token adds; tokens that steer the model (end of text, roles) add nothing."""
+        assert self._tokenizer is not None and self._decoder is not None
         if token_id in self._tokenizer.eog_ids:
             return Delta()
         if self._tokenizer.is_control(token_id) and self._tokenizer.text_of(token_id) not in _TAGS:
@@ -73,7 +80,7 @@ class ChatStream:
 
     def finish(self) -> Delta:
         """What was held back until the end of generation."""
-        first = self.feed(self._decoder.flush())
+        first = self.feed(self._decoder.flush() if self._decoder else "")
         if self._state != "call":
             self._take(self._held)
         elif is_complete("".join(self._body), self._declared):

@@ -1,0 +1,27 @@
+"""The pieces an answer comes in, from the engine here (engine.py) or from a server (remote.py)."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and seconds of one answer so far."""
+
+    n_prompt: int = 0
+    n_cached: int = 0  # of the prompt: found in the cache, not read again
+    n_prefilled: int = 0  # of the prompt: cached or read so far
+    prompt_seconds: float = 0.0
+    n_generated: int = 0
+    generate_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is new since the last chunk; the last one has a finish_reason: stop, length, tool_calls or cancelled."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict] | None = None
+    token: int | None = None
+    finish_reason: str | None = None
+    stats: Stats = field(default_factory=Stats)
