@@ -78,6 +78,7 @@ class ScriptedModel:
             "escapes": list(ESCAPES),
             "messages": [json.dumps({"messages": messages, "thinking": thinking, **sampling})],
             "nothing": [],
+            "code": list("Here:\n\n```python\ndef f():\n    return 1\n```\nand\n```\nno\n```\n"),
         }.get(said, [f"You said: {said}"])
         steps = [("reasoning", piece) for piece in ("Let me ", "think.") if thinking] + [("text", piece) for piece in answer]
         for n, (kind, piece) in enumerate(steps[:max_tokens], 1):

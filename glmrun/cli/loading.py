@@ -12,6 +12,18 @@ from quant.errors import UserError
 if TYPE_CHECKING:
     from glmrun.engine import Model
     from glmrun.local_models import LocalModel
+    from glmrun.remote import RemoteModel
+
+
+def open_model(
+    name: str | None, url: str | None, ctx: int | None, threads: int | None, kv_type: str | None
+) -> "Model | RemoteModel":
+    """The model that a MODEL argument means: on the server at url, else on this machine."""
+    if url is None:
+        return load_model(resolve_model(name), ctx, threads, kv_type)
+    from glmrun.remote import RemoteModel
+
+    return RemoteModel(url, name)
 
 
 def resolve_model(model: str | None) -> Path:

@@ -2,12 +2,16 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from glmrun.settings import variable
+from glmrun.terminal.tool_calls import Approve
 from quant.errors import UserError
+
+MAX_TEXT = 16 << 20  # bytes of a file that goes into a prompt
 
 
 def parse_size(text: str) -> int:
@@ -118,6 +122,16 @@ RepeatPenalty = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.", **setting("seed"))]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.", **setting("system"))]
 Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model think before it answers.", **setting("think"))]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", metavar="URL", help="Talk to a server with OpenAI's interface: http://host:8000/v1. MODEL is a name there."
+    ),
+]
+ToolsFile = Annotated[
+    Path | None, typer.Option("--tools", metavar="FILE.py", help="Offer the documented, typed functions of this file as tools.")
+]
+Approval = Annotated[Approve, typer.Option("--approve", help="Whether tool calls are carried out: always, if you say so, never.")]
 
 
 def text_argument(text: str, what: str) -> str:
@@ -136,3 +150,23 @@ def read_stdin() -> str:
         raise UserError(
             f"standard input is not valid UTF-8: byte 0x{data[why.start]:02x} at position {why.start:,}; convert it first", 2
         ) from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file; raises UserError if it is not UTF-8 or too large for a prompt, OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise UserError(f"{path}: more than {MAX_TEXT:,} bytes, too large for {what}", 2)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as why:
+        raise UserError(f"{path}: not valid UTF-8 (byte 0x{data[why.start]:02x} at position {why.start:,})", 2) from None
+
+
+def refuse_beside_url(context: typer.Context, *names: str) -> None:
+    """Raise if options that only an engine on this machine has were given on the command line beside --url."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--url: the server decides about {name.replace('_', '-')}; leave it out")

@@ -4,7 +4,11 @@ import json
 import os
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,16 +17,28 @@ from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
+    from glmrun.chunk import Chunk
+    from glmrun.engine import Model
+    from glmrun.remote import RemoteModel
     from glmrun.terminal.stream import Answer
+    from glmrun.terminal.tool_calls import ToolCalls
+
+
+class Format(StrEnum):
+    """What the answer is."""
+
+    text = "text"
+    json = "json"
 
 
 def run(
-    first: Annotated[
-        str | None,
-        options.MODEL,
-    ] = None,
+    context: typer.Context,
+    first: Annotated[str | None, options.MODEL] = None,
     second: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The question.", show_default=False)] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", metavar="FILE", help="Add the text of a file; may be repeated.")
+    ] = None,
     system: options.System = None,
     max_tokens: options.MaxTokens = None,
     temp: options.Temperature = None,
@@ -32,66 +48,149 @@ def run(
     repeat_penalty: options.RepeatPenalty = None,
     seed: options.Seed = None,
     think: options.Think = True,
+    hide_thinking: Annotated[
+        bool, typer.Option("--hide-thinking", "--hidethinking", help="Do not print the thinking to standard error.")
+    ] = False,
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    url: options.Url = None,
+    tools_file: options.ToolsFile = None,
+    approve: options.Approval = options.Approve.ask,
+    answer_format: Annotated[Format, typer.Option("--format", help="json: the answer is a JSON object.")] = Format.text,
+    json_schema: Annotated[
+        str | None, typer.Option("--json-schema", metavar="FILE|TEXT", help="The answer is JSON of this schema.")
+    ] = None,
+    extract: Annotated[bool, typer.Option("-x", "--extract", help="Print the first code block of the answer only.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: text, reasoning, tool_calls, usage, timings.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to standard error.")] = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", "--verbose", help="Print counts and speeds to standard error.")] = False,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="Print the prompt as the model reads it to standard error.")
+    ] = False,
 ) -> None:
     """Ask one question and print the answer.
 
     A single argument is the model if it is nano, ends in .gguf, names an existing file or is the whole name of a pulled model;
-    otherwise it is the question.
-    Text on standard input is added to the question. The answer goes to standard output; thinking, progress and statistics
-    go to standard error. In a pipe or a file the answer is the model's text exactly; a terminal sees control characters
-    spelled out. Ctrl-C stops the answer and keeps what was printed.
+    otherwise, and always with --url, it is the question. Files (-f) and the text on standard input are added to the question.
+
+    The answer goes to standard output; thinking, tool calls, progress and statistics go to standard error. In a pipe or a file
+    the answer is the model's text exactly; a terminal sees control characters spelled out. Ctrl-C stops the answer, keeps what
+    was printed and exits with 130.
+
+    --tools runs functions of a Python file when the model calls them, in a process of their own, 30 seconds each at most; a
+    function needs a docstring and a type for each parameter. --url reads its key from the variable GLMRUN_API_KEY.
 
     \b
     Examples:
       glmrun run "What is 17 + 25?"
       glmrun run GLM-4.7-Flash-Q4_K_M.gguf "Name three rivers" --no-think -n 100
       git diff | glmrun run model.gguf "Write a commit message" --temp 0 > message.txt
+      glmrun run model.gguf "What differs?" -f old.py -f new.py
+      glmrun run model.gguf "A Python function that reverses a string" -x > reverse.py
+      glmrun run model.gguf "Ada is 36" --json-schema '{"type": "object", "properties": {"age": {"type": "integer"}}}'
+      glmrun run model.gguf "What is the weather in Rome?" --tools weather.py --approve auto
+      glmrun run --url http://localhost:8000/v1 "Name three rivers"
     """
-    model_name, question = _split_arguments(first, second, prompt)
-    question = _with_stdin(question)
-    messages = [{"role": "user", "content": question}]
+    if url is not None:
+        options.refuse_beside_url(context, "ctx", "threads", "kv_type", "show_prompt")
+    schema = _schema(answer_format, json_schema)
+    if extract and (as_json or schema is not None):
+        raise typer.BadParameter("-x prints a code block as it is, so it goes with neither --json nor a JSON answer")
+    if tools_file is not None and schema is not None:
+        raise typer.BadParameter("--tools and a JSON answer exclude each other; leave one out")
+    model_name, question = _split_arguments(first, second, prompt, url)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": _with_texts(question, files or [])}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
 
-    began = time.monotonic()
-    model = loading.load_model(loading.resolve_model(model_name), ctx, threads, kv_type)
-    load_seconds = time.monotonic() - began
-
     from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import interruptible
-    from glmrun.terminal.stream import Answer, collect, finish_note, show_answer, stats_line
+    from glmrun.terminal.sanitize import visible
+    from glmrun.terminal.stream import collect, finish_note, show_answer, stats_line
 
-    chunks = model.chat(
-        messages, thinking=think, max_tokens=max_tokens, temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p,
-        repeat_penalty=repeat_penalty, seed=seed,
-    )  # fmt: skip
-    answer = Answer()
-    with closing(interruptible(model, chunks)) as stream:
-        (collect if as_json else show_answer)(stream, answer)
+    with ExitStack() as stack:
+        calls = stack.enter_context(_tool_calls(tools_file, approve)) if tools_file is not None else None
+        began = time.monotonic()
+        model = loading.open_model(model_name, url, ctx, threads, kv_type)
+        load_seconds = time.monotonic() - began
+        given: dict[str, Any] = {
+            "thinking": think, "max_tokens": max_tokens, "temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+            "repeat_penalty": repeat_penalty, "seed": seed,
+        }  # fmt: skip
+        given |= {"json_schema": schema} if schema is not None else {}
+        given |= {"tools": calls.tools.declarations} if calls else {}
+        if show_prompt:
+            text = model.chat_format.render(messages, given.get("tools"), think)  # type: ignore[union-attr]
+            print(visible(text), file=sys.stderr, flush=True)
+
+        def show(stream: "Iterator[Chunk]", answer: "Answer") -> None:
+            if as_json:
+                collect(_first_code_block(stream) if extract else stream, answer)
+                return
+            chunks = _without_thinking(stream) if hide_thinking else stream
+            if extract or schema is not None:
+                _show_raw(_first_code_block(chunks) if extract else chunks, answer)
+            else:
+                show_answer(_at_the_end(chunks) if no_stream else chunks, answer)
+
+        answers = _answers(model, messages, given, calls, show)
+    answer = answers[-1]
     if as_json:
-        print(json.dumps(_as_json(answer, str(model.path), load_seconds), ensure_ascii=False, indent=2))
+        print(json.dumps(_as_json(answers, str(model.path), load_seconds), ensure_ascii=False, indent=2))
     elif ending := finish_note(answer, model.n_ctx):
         note(ending)
     if stats and answer.stats is not None:
         note(f"{stats_line(answer.stats)} · loaded in {load_seconds:.1f} s")
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
+    if extract and not answer.text:
+        raise UserError("the answer has no code block")
+    if schema is not None and not _is_json(answer.text):
+        raise UserError("the answer is not whole JSON" + (": it was cut off" if answer.finish_reason == "length" else ""))
 
 
-def _split_arguments(first: str | None, second: str | None, prompt: str | None) -> tuple[str | None, str | None]:
+def _answers(
+    model: "Model | RemoteModel",
+    messages: list[dict[str, Any]],
+    given: dict[str, Any],
+    calls: "ToolCalls | None",
+    show: "Callable[[Iterator[Chunk], Answer], None]",
+) -> "list[Answer]":
+    """The model's answers: one, and another one after each round of tool calls."""
+    from glmrun.terminal.console import note
+    from glmrun.terminal.interrupt import interruptible
+    from glmrun.terminal.stream import Answer
+    from glmrun.terminal.tool_calls import MAX_ROUNDS
+
+    answers = []
+    while True:
+        answers.append(answer := Answer())
+        with closing(interruptible(model, model.chat(messages, **given))) as stream:
+            show(stream, answer)
+        if calls is None or answer.finish_reason != "tool_calls":
+            return answers
+        if len(answers) == MAX_ROUNDS:
+            note(f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)")
+            return answers
+        messages = [*messages, answer.message(), *calls.results(answer.tool_calls)]
+
+
+def _tool_calls(path: Path, approve: options.Approve) -> "ToolCalls":
+    from glmrun.chat.tools import Tools
+    from glmrun.terminal.tool_calls import ToolCalls
+
+    return ToolCalls(Tools(path), approve)
+
+
+def _split_arguments(first: str | None, second: str | None, prompt: str | None, url: str | None) -> tuple[str | None, str | None]:
     """(model, question) from what the command line has."""
     if second is not None:
         if prompt is not None:
             raise UserError("the question is given twice, by -p and as an argument; leave one out", 2)
         return first, second
-    if first is None or _names_a_model(first):
+    if first is None or (url is None and _names_a_model(first)):
         return first, prompt
     if prompt is not None:
         return first, prompt  # -p is the question, so this can only be a model: let it be missed by name
@@ -108,38 +207,114 @@ def _names_a_model(text: str) -> bool:
     return any(text.casefold() == model.name.casefold() for model in local_models())
 
 
-def _with_stdin(question: str | None) -> str:
-    """The question with the text on standard input after it, when that is not a keyboard."""
+def _with_texts(question: str | None, files: list[Path]) -> str:
+    """The question, the files and the text on standard input, when that is not a keyboard; of several files each under its name."""
+    texts = [options.read_text(path, "a prompt").rstrip("\r\n") for path in files]
+    named = [f"{path.name}:\n\n{text}" for path, text in zip(files, texts, strict=True)]
     piped = "" if sys.stdin is None or sys.stdin.isatty() else options.read_stdin().rstrip("\r\n")
-    parts = [options.text_argument(part, "the prompt") for part in (question, piped) if part]
+    parts = [question or "", *(named if len(files) > 1 else texts), piped]
+    parts = [options.text_argument(part, "the prompt") for part in parts if part]
     if not parts:
         raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', 2)
     return "\n\n".join(parts)
 
 
-def _as_json(answer: "Answer", path: str, load_seconds: float) -> dict[str, Any]:
-    """One answer under the names that OpenAI's and llama.cpp's servers use; times in milliseconds."""
-    stats = answer.stats
-    assert stats is not None
-    read = stats.n_prefilled - stats.n_cached
+def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
+    """The JSON schema of the answer, from the option's text or the file it names; None if the answer is free."""
+    if text is None:
+        return {"type": "object"} if answer_format is Format.json else None
+    where = "--json-schema"
+    if not text.lstrip().startswith("{"):
+        where, text = text, options.read_text(Path(text), "a JSON schema")
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as why:
+        raise UserError(f"{where}: not valid JSON: {why}", 2) from None
+    if not isinstance(schema, dict):
+        raise UserError(f"{where}: a JSON schema is an object", 2)
+    return schema
+
+
+def _without_thinking(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+    for chunk in chunks:
+        yield replace(chunk, reasoning="")
+
+
+def _first_code_block(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+    """The chunks with no other text than the first code block's; they end with it."""
+    from glmrun.terminal.code_block import FirstCodeBlock
+
+    block = FirstCodeBlock()
+    for chunk in chunks:
+        text = block.feed(chunk.text) + (block.finish() if chunk.finish_reason is not None else "")
+        yield replace(chunk, text=text)
+        if block.closed:
+            return
+
+
+def _at_the_end(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+    """The chunks with all of the text in the last one."""
+    text = ""
+    for chunk in chunks:
+        text += chunk.text
+        yield replace(chunk, text="" if chunk.finish_reason is None else text)
+
+
+def _show_raw(chunks: "Iterator[Chunk]", answer: "Answer") -> None:
+    """Show the thinking as it comes and the text when it is whole, as it is: a terminal would take it for Markdown."""
+    from glmrun.terminal.console import write_answer
+    from glmrun.terminal.stream import show_answer
+
+    texts: list[str] = []
+
+    def without_text() -> "Iterator[Chunk]":
+        for chunk in chunks:
+            texts.append(chunk.text)
+            yield replace(chunk, text="")
+
+    try:
+        show_answer(without_text(), answer)
+    finally:
+        answer.text = "".join(texts)
+        if answer.text:
+            write_answer(answer.text if answer.text.endswith("\n") else answer.text + "\n")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _as_json(answers: "list[Answer]", label: str, load_seconds: float) -> dict[str, Any]:
+    """All of it under the names that OpenAI's and llama.cpp's servers use; times in milliseconds.
+
+    With tools there are several answers: texts and thoughts are joined, calls listed, counts and times added.
+    """
+    stats = [answer.stats for answer in answers if answer.stats is not None]
+    n_prompt, n_cached, n_generated = (sum(getattr(s, name) for s in stats) for name in ("n_prompt", "n_cached", "n_generated"))
+    n_read = sum(s.n_prefilled - s.n_cached for s in stats)
+    prompt_seconds, generate_seconds = sum(s.prompt_seconds for s in stats), sum(s.generate_seconds for s in stats)
     return {
-        "model": path,
-        "text": answer.text,
-        "reasoning": answer.reasoning,
-        "tool_calls": answer.tool_calls,
-        "finish_reason": answer.finish_reason,
+        "model": label,
+        "text": "\n".join(answer.text for answer in answers if answer.text),
+        "reasoning": "\n".join(answer.reasoning for answer in answers if answer.reasoning),
+        "tool_calls": [call for answer in answers for call in answer.tool_calls],
+        "finish_reason": answers[-1].finish_reason,
         "usage": {
-            "prompt_tokens": stats.n_prompt,
-            "cached_tokens": stats.n_cached,
-            "completion_tokens": stats.n_generated,
-            "total_tokens": stats.n_prompt + stats.n_generated,
+            "prompt_tokens": n_prompt,
+            "cached_tokens": n_cached,
+            "completion_tokens": n_generated,
+            "total_tokens": n_prompt + n_generated,
         },
         "timings": {
             "load_ms": round(load_seconds * 1000, 3),
-            "prompt_ms": round(stats.prompt_seconds * 1000, 3),
-            "prompt_per_second": _per_second(read, stats.prompt_seconds),
-            "predicted_ms": round(stats.generate_seconds * 1000, 3),
-            "predicted_per_second": _per_second(stats.n_generated, stats.generate_seconds),
+            "prompt_ms": round(prompt_seconds * 1000, 3),
+            "prompt_per_second": _per_second(n_read, prompt_seconds),
+            "predicted_ms": round(generate_seconds * 1000, 3),
+            "predicted_per_second": _per_second(n_generated, generate_seconds),
         },
     }
 

@@ -70,7 +70,7 @@ class Conversation:
                 show_answer(stream, answer)
         finally:  # an interrupted answer is part of the conversation, as far as it came
             if answer.text or answer.reasoning or answer.tool_calls:
-                self.messages.append(_message(answer))
+                self.messages.append(answer.message())
         self._count(answer)
         return answer
 
@@ -213,15 +213,6 @@ _COMMANDS: dict[str, tuple[Callable[[Conversation, str], None], str, str]] = {
     "bye": (Conversation._leave, "/bye", "leave (also /exit, /quit)"),
 }
 COMMAND_NAMES = [f"/{name}" for name in _COMMANDS]
-
-
-def _message(answer: Answer) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    if answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
-    if answer.tool_calls:
-        message["tool_calls"] = answer.tool_calls
-    return message
 
 
 def _say(text: str) -> None:

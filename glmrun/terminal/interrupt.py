@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glmrun.engine import Chunk, Model
+    from glmrun.chunk import Chunk
+    from glmrun.engine import Model
+    from glmrun.remote import RemoteModel
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def _in_foreground() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
-def interruptible(model: "Model", chunks: "Iterator[Chunk]") -> "Generator[Chunk]":
+def interruptible(model: "Model | RemoteModel", chunks: "Iterator[Chunk]") -> "Generator[Chunk]":
     """The same chunks; Ctrl-C asks the model to stop, so that the last one says "cancelled".
 
     A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early cancels the answer and waits

@@ -12,7 +12,7 @@ from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import visible
 
 if TYPE_CHECKING:
-    from glmrun.engine import Chunk, Stats
+    from glmrun.chunk import Chunk, Stats
 
 
 @dataclass
@@ -33,6 +33,15 @@ class Answer:
         self.reasoning_tokens += bool(chunk.reasoning)
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.stats = chunk.stats or self.stats
+
+    def message(self) -> dict[str, Any]:
+        """The answer as a message of the conversation."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message
 
 
 def collect(chunks: "Iterable[Chunk]", answer: Answer) -> None:

@@ -1,0 +1,86 @@
+"""Tool calls in the terminal: shown, asked for, carried out, their results on the way back to the model."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import one_line, visible
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.chat.tools import Tools
+
+MAX_ROUNDS = 25  # of calls for one question: a model that has lost its way stops here
+_SHOWN = 500  # characters of a call, a result or what a tool printed
+
+
+class Approve(StrEnum):
+    """Whether a call is carried out: always, after a question, or never."""
+
+    auto = "auto"
+    ask = "ask"
+    never = "never"
+
+
+class ToolCalls:
+    """Carries out the calls of answers. Raises UserError if it is to ask where nobody can be asked."""
+
+    def __init__(self, tools: "Tools", approve: Approve) -> None:
+        if approve is Approve.ask and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", 2)
+        self.tools, self._approve = tools, approve
+        self._always: set[str] = set()  # functions that need no asking any more
+        for why in tools.left_out:
+            note(f"no tool: {why}")
+
+    def __enter__(self) -> "ToolCalls":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tools.close()
+
+    def results(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages that answer these calls, in order; raises KeyboardInterrupt if the user stops."""
+        return [{"role": "tool", "tool_call_id": call["id"], "content": self._result(call)} for call in calls]
+
+    def _result(self, call: dict[str, Any]) -> str:
+        if not self._may_run(call):
+            note("  not carried out")
+            return "error: the user did not allow this call"
+        result = self.tools.run(call)
+        for line in _brief(result.printed).splitlines():
+            note(f"  | {line}")
+        note(f"  → {one_line(_brief(result.text))}")
+        return result.text
+
+    def _may_run(self, call: dict[str, Any]) -> bool:
+        name = call["function"]["name"]
+        if self._approve is not Approve.ask or name in self._always or name not in self.tools.names:
+            return self._approve is not Approve.never
+        while True:
+            print(visible(f"run {call_text(call)}? [y]es, [n]o, [a]lways {name}: "), end="", file=sys.stderr, flush=True)
+            said = sys.stdin.readline()
+            if not said:
+                print(file=sys.stderr)
+                return False
+            if said.strip().lower() in ("a", "always"):
+                self._always.add(name)
+                return True
+            if said.strip().lower() in ("y", "yes", "n", "no"):
+                return said.strip().lower()[0] == "y"
+
+
+def call_text(call: dict[str, Any]) -> str:
+    """A call as Python would write it, its arguments cut short: `get_weather(city="Rome")`."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}").items()
+    except (ValueError, AttributeError):
+        return f"{function['name']}({_brief(function['arguments'])})"
+    return f"{function['name']}({_brief(', '.join(f'{k}={json.dumps(v, ensure_ascii=False)}' for k, v in arguments))})"
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -1,0 +1,203 @@
+"""A model behind a server: what is asked of it, what its streams mean, and what goes wrong."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from openai_server import Server, openai_server
+from test_cli import glmrun, refused
+
+from glmrun.chunk import Chunk
+from glmrun.remote import RemoteModel
+from quant.config import FLASH
+from quant.errors import UserError
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("GLMRUN_API_KEY", raising=False)
+    with openai_server() as running:
+        yield running
+
+
+def said(model: RemoteModel, text: str, **options: object) -> tuple[str, str, Chunk]:
+    """(answer, thinking, last chunk) to one message."""
+    chunks = list(model.chat([{"role": "user", "content": text}], **options))  # type: ignore[arg-type]
+    assert [chunk.finish_reason is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    return "".join(chunk.text for chunk in chunks), "".join(chunk.reasoning for chunk in chunks), chunks[-1]
+
+
+def test_an_answer_with_thinking_and_counts(server: Server) -> None:
+    model = RemoteModel(server.url)
+    assert (model.name, model.n_ctx, model.path) == ("zai-org/GLM-4.7-Flash", 4096, f"zai-org/GLM-4.7-Flash at {server.url}")
+    text, reasoning, last = said(model, "hello")
+    assert (text, reasoning, last.finish_reason) == ("Hello\u2028 there 🙂", "Let me think.", "stop")
+    assert (last.stats.n_prompt, last.stats.n_prefilled, last.stats.n_cached, last.stats.n_generated) == (11, 11, 4, 7)
+    assert 0 < last.stats.prompt_seconds < 60 and 0 < last.stats.generate_seconds < 60
+    assert model.count_tokens([]) == 18
+
+
+def test_what_is_asked_has_openais_names(server: Server) -> None:
+    model = RemoteModel(server.url + "/", "GLM")
+    history = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "r", "token_ids": [1], "typed": "x"},
+        {"role": "user", "content": "hello"},
+    ]
+    list(model.chat(history))
+    assert server.requests[0] == {
+        "model": "zai-org/GLM-4.7-Flash", "stream": True, "stream_options": {"include_usage": True},
+        "messages": [history[0], {"role": "assistant", "content": "b", "reasoning_content": "r", "reasoning": "r"}, history[2]],
+    }  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    said(
+        model, "hello", tools=tools, thinking=False, clear_thinking=False, max_tokens=9, temperature=0.5, top_p=None, top_k=3,
+        repeat_penalty=1.1, seed=7,
+    )  # fmt: skip
+    asked = server.requests[1]
+    assert asked["tools"] == tools and asked["chat_template_kwargs"] == {"enable_thinking": False, "clear_thinking": False}
+    assert {key: asked[key] for key in asked if key not in server.requests[0]} == {
+        "tools": tools, "chat_template_kwargs": asked["chat_template_kwargs"], "max_tokens": 9, "temperature": 0.5, "top_k": 3,
+        "repeat_penalty": 1.1, "repetition_penalty": 1.1, "seed": 7,
+    }  # fmt: skip
+    said(model, "schema", json_schema={"type": "object"})
+    assert server.requests[2]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_tool_calls_come_in_pieces(server: Server) -> None:
+    text, reasoning, last = said(RemoteModel(server.url), "call")
+    assert (text, reasoning, last.finish_reason) == ("", "I call.", "tool_calls")
+    assert last.tool_calls == [
+        {"id": "call_a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Bonn"}'}},
+        {"id": "call_b", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Rome"}'}},
+    ]
+    _, _, last = said(RemoteModel(server.url), "unnumbered")
+    assert last.tool_calls is not None and len({call["id"] for call in last.tool_calls}) == 2
+    assert [call["function"] for call in last.tool_calls] == [
+        {"name": "f", "arguments": '{"a": 1}'},
+        {"name": "g", "arguments": ""},
+    ]
+
+
+def test_other_ways_to_answer(server: Server) -> None:
+    model = RemoteModel(server.url)
+    assert said(model, "tags")[:2] == ("y", "x")
+    assert said(model, "length")[2].finish_reason == "length"
+    text, reasoning, last = said(model, "whole")
+    assert (text, reasoning, last.finish_reason, last.stats.n_generated) == ("All at once.", "Hm.", "stop", 7)
+
+
+def test_the_model_and_the_address(server: Server) -> None:
+    assert RemoteModel(server.url.removesuffix("/v1"), "other").name == "other:latest"
+    assert RemoteModel(server.url + "/chat/completions", "other").n_ctx == FLASH.max_position_embeddings
+    for name, words, code in (("o", "can mean", 2), ("llama", "has no model llama; it has zai-org", 3)):
+        with pytest.raises(UserError, match=words) as error:
+            RemoteModel(server.url, name)
+        assert error.value.exit_code == code
+    server.models = None
+    assert RemoteModel(server.url, "anything").name == "anything"
+    with pytest.raises(UserError, match="lists no models"):
+        RemoteModel(server.url)
+    for url in ("localhost:8000", "ftp://x/v1", "http://", "http://x/v1?a=b", "http://[::1/v1"):
+        with pytest.raises(UserError, match="is no address of a server"):
+            RemoteModel(url)
+
+
+def test_a_key_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with openai_server(key="secret") as server:
+        monkeypatch.delenv("GLMRUN_API_KEY", raising=False)
+        with pytest.raises(UserError, match=r"a key is wanted in GLMRUN_API_KEY \(HTTP 401\): Invalid API key"):
+            RemoteModel(server.url)
+        monkeypatch.setenv("GLMRUN_API_KEY", "wrong")
+        with pytest.raises(UserError, match=r"the key in GLMRUN_API_KEY is refused \(HTTP 401\)") as error:
+            RemoteModel(server.url)
+        assert "wrong" not in str(error.value)
+        monkeypatch.setenv("GLMRUN_API_KEY", "secret")
+        assert said(RemoteModel(server.url), "hello")[0].startswith("Hello")
+        monkeypatch.setenv("GLMRUN_API_KEY", "a\nb")
+        with pytest.raises(UserError, match="no key has"):
+            RemoteModel(server.url)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "code"),
+    [
+        ("cut", "stopped in the middle of the answer", 1),
+        ("torn", "stopped in the middle of the answer", 1),
+        ("error", "the server: out of memory", 1),
+        ("junk", "sends '{not json}'", 1),
+        ("gone", "not found .HTTP 404.: The model `zai-org/GLM-4.7-Flash` does not exist", 3),
+        ("too long", "HTTP 400: This model's maximum context length is 4096", 1),
+        ("page", "text/html", 1),
+    ],
+)
+def test_what_goes_wrong_is_a_line(server: Server, text: str, words: str, code: int) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        said(RemoteModel(server.url), text)
+    assert error.value.exit_code == code and "\n" not in str(error.value)
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(UserError, match="no server answers there"):
+        RemoteModel(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("text", ["slow", "silent"])
+def test_cancelling_ends_the_answer_here_and_there(server: Server, text: str) -> None:
+    model = RemoteModel(server.url)
+    chunks = model.chat([{"role": "user", "content": text}])
+    next(chunks)
+    timer = threading.Timer(0.3, model.cancel)
+    timer.start()
+    assert list(chunks)[-1].finish_reason == "cancelled"
+    assert server.left.wait(10)
+    timer.join()
+
+
+def test_leaving_the_loop_frees_the_server(server: Server) -> None:
+    chunks = RemoteModel(server.url).chat([{"role": "user", "content": "slow"}])
+    assert next(chunk for chunk in chunks if chunk.text)
+    chunks.close()  # type: ignore[attr-defined]
+    assert server.left.wait(10)
+
+
+def test_run_talks_to_a_server(server: Server) -> None:
+    done = glmrun("run", "--url", server.url, "hello")
+    assert (done.returncode, done.stdout.decode()) == (0, "Hello\u2028 there 🙂\n") and b"Let me think." in done.stderr
+    answer = json.loads(glmrun("run", "--url", server.url, "other", "hello", "--json").stdout)
+    assert (answer["model"], answer["usage"]["completion_tokens"]) == (f"other:latest at {server.url}", 7)
+    assert server.requests[-1]["model"] == "other:latest"
+    assert glmrun("run", "--url", server.url, "schema", "--json-schema", '{"type": "object"}').stdout == b'{"a": 1}\n'
+    done = glmrun("run", "--url", server.url, "prose", "--format", "json")
+    assert done.returncode == 1 and b"not whole JSON" in done.stderr
+    assert "the server decides about threads" in refused("run", "--url", server.url, "hello", "-t", "2", code=2)
+    done = glmrun("run", "--url", server.url, "cut")
+    assert (done.returncode, done.stdout) == (1, b"half an ans\n") and b"error: " in done.stderr and b"Traceback" not in done.stderr
+    assert "no server answers" in refused("run", "--url", "http://127.0.0.1:9", "hello", code=1)
+
+
+def test_interrupting_a_remote_answer(server: Server) -> None:
+    command = [sys.executable, "-m", "glmrun", "run", "--url", server.url, "slow"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None and process.stdout.read(4) == b"tick"
+    process.send_signal(2)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in errors and time.monotonic() - began < 30
+    assert server.left.wait(10)
+
+
+def test_no_kernels_are_loaded_for_a_server(server: Server) -> None:
+    code = f"import sys; sys.argv = ['glmrun', 'run', '--url', {server.url!r}, 'hello']; import glmrun.cli as c; c._run(None); "
+    code += "print({'numba', 'llvmlite'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, stdin=subprocess.DEVNULL)
+    assert done.stdout.splitlines()[-1] == b"set()"
