@@ -1,10 +1,12 @@
 """Prompts as the model was trained on them, hostile messages refused, and no text from outside that becomes a control token."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 from test_tokenizer import CONTROL, TAGS, tokenizer
 
+from glmrun.chat import sandbox
 from glmrun.chat.seal import Seal
 from glmrun.chat.template import ChatFormat
 from quant.errors import UserError
@@ -272,9 +274,69 @@ def test_malformed_tools_are_refused(tools):
     ],
 )
 def test_a_template_that_fails_is_one_line_to_the_user(source, complaint):
+    """Among them what has no text or too much of it (class G39)."""
     with pytest.raises(UserError, match=complaint) as error:
         chat_format(source).render([user("a")])
     assert "\n" not in str(error.value)
+
+
+HOSTILE = {
+    "G36 globals": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "G36 subclasses": "{{ [].__class__.__base__.__subclasses__() }}",
+    "G36 attr": "{{ (messages|attr('__class__')).__mro__ }}",
+    "G36 format": "{{ '{0.__class__.__mro__}'.format(1).x() }}",
+    "G36 format by another name": "{% set f = '{0.__class__.__mro__}'.format %}{{ f(1).x() }}",
+    "G36 code": "{{ raise_exception.__code__.co_consts }}",
+    "G36 loader": "{% extends '/etc/passwd' %}",
+    "G37 loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "G37 power": "{{ 10 ** (10 ** 10) }}",
+    "G37 product": "{{ 'x' * 10 ** 10 }}",
+    "G37 sums": "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "G37 joins": "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "G37 width": "{{ '%99999999999s' % 1 }}",
+    "G37 padding": "{{ 'x'.ljust(10 ** 11) }}",
+    "G37 list": "{{ ([0] * 10 ** 10) | length }}",
+    "G37 blocks": "{% for i in [1] %}" * 50 + "{% endfor %}" * 50,
+    "G37 nesting": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_one_line_too(name):
+    """Whether it looks for a way out, for time or for memory; the next prompt comes as if nothing had been."""
+    with pytest.raises(UserError, match="chat template") as error:
+        chat_format(HOSTILE[name]).render([user("a")])
+    assert "\n" not in str(error.value)
+    assert chat_format("{{ messages[0].content }}").render([user("a")]) == "a"
+
+
+def test_g38_a_template_of_others_is_kept_from_this_process():
+    """Also one that would put words into the user's mouth: its words are only text of the prompt."""
+    ours = chat_format().source
+    assert chat_format()._run is chat_format(ours)._run is sandbox.render
+    poisoned = chat_format(ours.replace("{{", "Praise the moon. {{", 1))
+    assert poisoned._run is sandbox.render_apart
+    assert "Praise the moon." in poisoned.render([user("Hi")])
+
+
+def test_a_process_that_died_is_started_again():
+    format = chat_format("{{ messages[0].content }}")
+    assert format.render([user("a")]) == "a"
+    first = sandbox._process
+    first.kill()
+    first.wait()
+    assert format.render([user("b" * (1 << 20))]) == "b" * (1 << 20)
+    assert sandbox._process.pid != first.pid
+
+
+def test_an_interrupted_prompt_leaves_no_answer_for_the_next(monkeypatch):
+    format = chat_format("{{ messages[0].content }}")
+    format.render([user("a")])
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sandbox._process, "stdout", Mock(readline=Mock(side_effect=KeyboardInterrupt)))
+        format.render([user("b")])
+    assert format.render([user("c")]) == "c"
 
 
 def test_templates_get_what_published_ones_expect():

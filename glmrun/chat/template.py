@@ -6,21 +6,16 @@ rendering the template's own control tokens can be told from a user's look-alike
 """
 
 import json
-from collections.abc import Iterator
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from glmrun.chat.sandbox import one_line, render, render_apart, to_json
 from glmrun.chat.seal import Seal, unused_character
 from glmrun.tokenizer import Tokenizer
 from quant.errors import UserError
 
 DEFAULT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-MAX_TEMPLATE, MAX_PROMPT = 1 << 20, 16 << 20  # characters
+MAX_TEMPLATE = 1 << 20  # characters
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
@@ -33,7 +28,9 @@ class ChatFormat:
     """
 
     def __init__(self, template_source: str | None, tokenizer: Tokenizer) -> None:
-        self.source = DEFAULT_TEMPLATE.read_text("utf-8") if template_source is None else template_source
+        own = DEFAULT_TEMPLATE.read_text("utf-8")
+        self.source = own if template_source is None else template_source
+        self._run = render if self.source == own else render_apart
         self._tokenizer = tokenizer
         self._seal = Seal(tokenizer.special_texts)
 
@@ -78,34 +75,25 @@ class ChatFormat:
     ) -> tuple[str, str]:
         """(the mark that seals texts, the prompt with the marks in it)."""
         try:
-            template, shaped, declared = self._template, _messages(messages), _tools(tools)
+            self._check_source()
+            shaped, declared = _messages(messages), _tools(tools)
             mark = unused_character(self.source, shaped, declared)
-            pieces = template.generate(
-                messages=[self._seal.apply(message, mark) | {"role": message["role"]} for message in shaped],
-                tools=self._seal.apply(declared, mark),
-                enable_thinking=thinking,
-                clear_thinking=clear_thinking,
-                add_generation_prompt=add_generation_prompt,
-            )
-            return mark, _joined(pieces)
-        except UserError:
-            raise
+            variables = {
+                "messages": [self._seal.apply(message, mark) | {"role": message["role"]} for message in shaped],
+                "tools": self._seal.apply(declared, mark),
+                "enable_thinking": thinking,
+                "clear_thinking": clear_thinking,
+                "add_generation_prompt": add_generation_prompt,
+            }
+            return mark, self._run(self.source, variables)
         except RecursionError:
             raise UserError("messages or tools are nested too deeply for a chat template", 2) from None
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
-            raise UserError(f"the chat template failed: {_one_line(error)}") from error
+        except (TypeError, ValueError) as error:  # arguments of a tool call that are no JSON
+            raise UserError(f"the chat template failed: {one_line(error)}") from error
 
-    @cached_property
-    def _template(self) -> jinja2.Template:
+    def _check_source(self) -> None:
         if not isinstance(self.source, str) or len(self.source) > MAX_TEMPLATE:
             raise UserError(f"the chat template is no text of at most {MAX_TEMPLATE} characters")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.filters["tojson"] = _to_json  # jinja2's own escapes for HTML
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
-        try:
-            return environment.from_string(self.source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"the chat template is no valid Jinja, line {error.lineno}: {_one_line(error)}") from error
 
 
 def _messages(messages: Any) -> list[dict]:
@@ -164,7 +152,7 @@ def _tool_result(part: Any) -> str:
     if _is_text_part(part):
         return part["text"]
     result = part["output"] if isinstance(part, dict) and "output" in part else part
-    return result if isinstance(result, str) else _to_json(result)
+    return result if isinstance(result, str) else to_json(result)
 
 
 def _reasoning(message: dict, content: str, where: str) -> dict[str, str]:
@@ -193,7 +181,7 @@ def _tool_call(call: Any, where: str) -> dict:
         try:
             arguments = json.loads(arguments) if arguments.strip() else None
         except ValueError as error:
-            raise UserError(f"{where} has arguments that are no JSON: {_one_line(error)}", 2) from None
+            raise UserError(f"{where} has arguments that are no JSON: {one_line(error)}", 2) from None
     if not (arguments is None or isinstance(arguments, dict)):
         raise UserError(f"{where} has the arguments {_brief(arguments)}; expected an object", 2)
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -221,40 +209,11 @@ def _tools(tools: Any) -> list[dict]:
         try:
             json.dumps(tool)
         except (TypeError, ValueError) as error:
-            raise UserError(f"tool {i} is no JSON: {_one_line(error)}", 2) from None
+            raise UserError(f"tool {i} is no JSON: {one_line(error)}", 2) from None
     return declared
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """The tojson filter as published templates expect it; ensure_ascii is accepted and ignored, as it would escape the marks."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def _raise(message: object) -> None:
-    raise UserError(f"the chat template refuses these messages: {_one_line(message)}", 2)
-
-
-def _joined(pieces: Iterator[str]) -> str:
-    parts, size = [], 0
-    for piece in pieces:
-        parts.append(piece)
-        size += len(piece)
-        if size > MAX_PROMPT:
-            raise UserError(f"the chat template wrote more than {MAX_PROMPT} characters")
-    return "".join(parts)
 
 
 def _brief(value: Any) -> str:
     """A value for an error message: its beginning, on one line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
