@@ -4,20 +4,26 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from glmrun.conversion import Converting
     from glmrun.engine import Model
 
 __version__ = "0.1.0"
 
 
 def load(
-    path: str | os.PathLike | None = None, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str | None = None
+    path: str | os.PathLike | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    kv_type: str | None = None,
+    converting: "Converting | None" = None,
 ) -> "Model":
     """Open a GGUF file of GLM-4.7-Flash, ready to talk.
 
-    path        a GGUF file; None is nano, the small model that comes along
-    n_ctx       positions of context, by default the model's limit or 32,768, whichever is less
-    n_threads   by default every core that the process may use; never more
-    kv_type     of the cached rows: f16, q8_0 (half the memory) or f32; by default f16, or f32 where no matrix is quantized
+    path         a GGUF file; None is nano, the small model that comes along
+    n_ctx        positions of context, by default the model's limit or 32,768, whichever is less
+    n_threads    by default every core that the process may use; never more
+    kv_type      of the cached rows: f16, q8_0 (half the memory) or f32; by default f16, or f32 where no matrix is quantized
+    converting   called as (lines for the user, bytes made, of how many) before and while foreign formats are converted
     Raises quant.errors.UserError, one line for the user, if there is no such file or it is not a model that glmrun runs.
     """
     from glmrun.warmup import compile_all
@@ -29,4 +35,4 @@ def load(
         from glmrun.builtin import nano_path
 
         path = nano_path()
-    return Model(path, n_ctx, n_threads, kv_type)
+    return Model(path, n_ctx, n_threads, kv_type, converting)

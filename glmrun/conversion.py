@@ -10,7 +10,7 @@ Rows that only move keep their bytes. Transposed rows need new blocks: F16, unle
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
@@ -24,6 +24,8 @@ from quant.errors import UserError
 from quant.formats import FOREIGN, FORMATS, READABLE
 
 _CHUNK = 1 << 18  # values that are converted at a time: what they pass through stays in the second-level cache
+
+Converting = Callable[[list[str], int, int], None]  # (lines for the user, bytes made, of how many): first with 0
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,11 @@ def notes(conversions: list[Conversion]) -> list[str]:
     return [f"runs {kind}: {n_bytes / 2**20:,.0f} MiB of memory" for kind, n_bytes in kinds.items()]
 
 
-def tensors_to_run(file: GGUFFile, config: Config) -> tuple[dict[str, TensorInfo], list[str]]:
+def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None = None) -> tuple[dict[str, TensorInfo], list[str]]:
     """({name: tensor in a format that kernels read}, lines for the user): the file's own, in place, or converted copies.
 
-    Uses all cores. Raises UserError if the copies do not fit into the memory that is free.
+    Uses all cores; tells `converting`, if there is anything to convert, before the first tensor and after each.
+    Raises UserError if the copies do not fit into the memory that is free.
     """
     conversions = plan(file, config)
     needed, free = sum(c.n_bytes for c in conversions), available_memory()
@@ -126,10 +129,16 @@ def tensors_to_run(file: GGUFFile, config: Config) -> tuple[dict[str, TensorInfo
             f"{free / 2**30:.1f} GiB of memory are free; a Q4_K_M, Q6_K or Q8_0 file runs as it is"
         )
     tensors = {name: file.tensors[name] for name in _trunk(config) if name in file.tensors}
+    lines, done = notes(conversions), 0
+    if converting and conversions:
+        converting(lines, 0, needed)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for c in conversions:
             tensors[c.name] = TensorInfo(c.name, c.shape, c.format, _convert(c, pool))
-    return tensors, notes(conversions)
+            done += c.n_bytes
+            if converting:
+                converting(lines, done, needed)
+    return tensors, lines
 
 
 def _convert(c: Conversion, pool: ThreadPoolExecutor) -> np.ndarray:

@@ -19,6 +19,7 @@ from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 from glmrun.chunk import Chunk, Stats
 from glmrun.constraint import Grammar
+from glmrun.conversion import Converting
 from glmrun.finite import FiniteCheck
 from glmrun.forward import CANCELLED, forward
 from glmrun.gguf_file import open_gguf
@@ -37,7 +38,12 @@ class Model:
     """An open model and one conversation's cache. Not for use by two threads at once, but cancel() may come from anywhere."""
 
     def __init__(
-        self, path: str | os.PathLike, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str | None = None
+        self,
+        path: str | os.PathLike,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        kv_type: str | None = None,
+        converting: Converting | None = None,
     ) -> None:
         """Open and validate the file; arguments as in glmrun.load(). Raises UserError."""
         self.file = open_gguf(path)
@@ -56,7 +62,7 @@ class Model:
             raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", 2)
         if n_threads is not None and n_threads < 1:
             raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", 2)
-        self.weights = Weights(self.file, self.config, kv_type)
+        self.weights = Weights(self.file, self.config, kv_type, converting)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads

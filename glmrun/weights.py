@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from glmrun.conversion import tensors_to_run
+from glmrun.conversion import Converting, tensors_to_run
 from glmrun.gguf_file import GGUFFile
 from glmrun.kernels.cached_row import row_bytes
 from glmrun.kernels.layout import F16, F32, LAYER, MODEL, Q8_0, WEIGHT
@@ -29,12 +29,15 @@ class Weights:
     notes    lines that tell the user what was converted
     """
 
-    def __init__(self, file: GGUFFile, config: Config, kv_type: str | None = None) -> None:
-        """kv_type: of the cached rows, a name in KV_TYPES; left out as exact as the weights. Raises UserError for another."""
+    def __init__(self, file: GGUFFile, config: Config, kv_type: str | None = None, converting: Converting | None = None) -> None:
+        """kv_type: of the cached rows, a name in KV_TYPES; left out as exact as the weights. Raises UserError for another.
+
+        converting   is told what is converted, before and while it is
+        """
         if kv_type is not None and kv_type not in KV_TYPES:
             raise UserError(f"a cache of type {kv_type!r} was asked for; there are {', '.join(KV_TYPES)}", 2)
         self.config = config
-        self.tensors, self.notes = tensors_to_run(file, config)
+        self.tensors, self.notes = tensors_to_run(file, config, converting)
         self._vectors: list[np.ndarray] = []
         c = config
         model = np.zeros(1, MODEL)  # MODEL (1,)

@@ -13,6 +13,7 @@ from tiny_model import ODD, ODDER, Tiny
 
 import glmrun
 from glmrun import conversion
+from glmrun.cli import loading
 from glmrun.gguf_file import open_gguf
 from quant.errors import UserError
 from quant.formats import FOREIGN
@@ -173,6 +174,22 @@ def test_a_conversion_that_does_not_fit_is_refused(tmp_path: Path, tiny: Tiny, m
     assert glmrun.load(tiny.path, n_ctx=64).weights.notes == []
 
 
+def test_what_is_converted_is_said_before_it_is(tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = Parts.read(tiny.path)
+    unsplit_kv_b(parts, "Q8_0")
+    path = parts.write(tmp_path / "unsplit.gguf")
+    told: list[tuple[list[str], int, int]] = []
+    model = glmrun.load(path, n_ctx=64, converting=lambda *what: told.append(what))
+    lines, done, total = told[0]
+    assert lines == model.weights.notes and len(lines) == 2 and done == 0
+    copies = [t for name, t in model.weights.tensors.items() if "attn_k_b" in name or "attn_v_b" in name]
+    assert total == sum(t.n_bytes for t in copies) == told[-1][1]
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told) and len(told) == 1 + len(copies)
+    loading.load_model(path, 64)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [*lines, "converting unsplit.gguf ..."]
+
+
 def test_a_foreign_embedding_is_read_row_by_row(tmp_path: Path, tiny: Tiny) -> None:
     parts = Parts.read(tiny.path)
     parts.blocks["token_embd.weight"] = random_blocks("Q5_K", SMALL.vocab_size, SMALL.hidden_size, 1.0)
@@ -275,12 +292,24 @@ def test_missing_parts_are_named(tiny: Tiny, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_parts_that_do_not_belong_together(tiny: Tiny, tmp_path: Path, spoil: Callable, said: str) -> None:
+    """Class G43, with test_missing_parts_are_named() and test_split_count_is_checked()."""
     parts = Parts.read(tiny.path)
     paths = split(parts, tmp_path)
     spoil(parts, paths)
     opened = paths[0] if paths[0].exists() else tmp_path / "model.gguf"
     with pytest.raises(UserError, match=said):
         open_gguf(opened)
+
+
+def test_g44_parts_are_looked_for_in_the_same_folder_only(tiny: Tiny, tmp_path: Path) -> None:
+    """A name is all that leads to the other parts, and whatever it is, they are its neighbours."""
+    parts = Parts.read(tiny.path)
+    parts.metadata |= {"split.no": 0, "split.count": 2, "split.prefix": "../../etc"}
+    for stem in ("..", "a\nb", "..\\x", "%s{0}"):
+        path = parts.write(tmp_path / f"{stem}-00001-of-00002.gguf")
+        with pytest.raises(UserError) as caught:
+            open_gguf(path)
+        assert f"1 of 2 parts are missing: {stem}-00002-of-00002.gguf" in str(caught.value)
 
 
 def test_split_count_is_checked(tiny: Tiny, tmp_path: Path) -> None:

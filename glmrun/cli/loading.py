@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,12 +72,19 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None, k
 
         open_gguf(path)
     compile_kernels()
-    with waiting(f"opening {path.name}"):
-        model = glmrun.load(path, n_ctx=ctx, n_threads=threads, kv_type=kv_type)
+    with ExitStack() as opening, reading_bar() as bar:
+        opening.enter_context(waiting(f"opening {path.name}"))
+
+        def converting(lines: list[str], done: int, total: int) -> None:
+            if not done:
+                opening.close()  # two things cannot move in a terminal at once
+                for line in lines:
+                    note(line)
+            bar.update(f"converting {path.name}", done, total)
+
+        model = glmrun.load(path, n_ctx=ctx, n_threads=threads, kv_type=kv_type, converting=converting)
     for watched in model.file.watched:
         watched.lease()
-    for line in model.weights.notes:
-        note(line)
     if model.prefault.partial:
         note(model.prefault.partial)
     if model.prefault.is_waiting_for_disk():
