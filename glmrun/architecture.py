@@ -10,11 +10,12 @@ import numpy as np
 from glmrun.conversion import fused
 from glmrun.gguf_file import GGUFFile
 from quant.config import Config, tensor_shapes
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.vocabulary import UNUSED
 
 ARCHITECTURES = ("deepseek2", "glm4moelite")  # what GGUF files call this family: most of them, and those in Ollama's library
 DEFAULT_CONTEXT = 32_768  # tokens, where the model takes that many
+MAX_PADDING = 1 << 16  # rows of the embedding without a token
 _GATING = {1: "softmax", 2: "sigmoid"}
 
 # config.json's name -> (GGUF key below the architecture, type)
@@ -45,11 +46,11 @@ def config_from_gguf(file: GGUFFile) -> Config:
     found = file.metadata.get("general.architecture")
     if not isinstance(found, str) or found not in ARCHITECTURES:
         raise UserError(
-            f"{file.path}: architecture {_brief(found)}; glmrun runs GLM-4.7-Flash, whose files say {' or '.join(ARCHITECTURES)}"
+            f"{file.path}: architecture {brief(found)}; glmrun runs GLM-4.7-Flash, whose files say {' or '.join(ARCHITECTURES)}"
         )
     kind = file.metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
-        raise UserError(f"{file.path}: its general.type is {_brief(kind)}, not a model; glmrun expects the model itself")
+        raise UserError(f"{file.path}: its general.type is {brief(kind)}, not a model; glmrun expects the model itself")
     values = {name: _read(file, key, kind) for name, (key, kind) in _KEYS.items()}
     head, values["v_head_dim"] = _head_widths(file, values["kv_lora_rank"], values["qk_rope_head_dim"])
     values["qk_nope_head_dim"] = head - values["qk_rope_head_dim"]
@@ -81,15 +82,8 @@ def _read(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UserError(f"{file.path}: {key} is {_brief(value)}; glmrun expects {kind.__name__}")
+        raise UserError(f"{file.path}: {key} is {brief(value)}; glmrun expects {kind.__name__}")
     return value
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, (list, np.ndarray)):
-        return f"a list of {len(value):,} elements"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _head_widths(file: GGUFFile, kv_lora_rank: int, qk_rope_head_dim: int) -> tuple[int, int]:
@@ -130,9 +124,11 @@ def _check_tensors(file: GGUFFile, config: Config) -> None:
 def whole_vocabulary(metadata: dict[str, Any], n_rows: int) -> dict[str, Any]:
     """The metadata with a token for every row of the embedding: some files list no tokens for the rows that pad it."""
     tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list) or not isinstance(types, np.ndarray) or len(tokens) != len(types) or len(tokens) >= n_rows:
+    if not isinstance(tokens, list) or not isinstance(types, np.ndarray) or len(tokens) != len(types):
         return metadata
     padding = range(len(tokens), n_rows)
+    if not 0 < len(padding) <= MAX_PADDING:
+        return metadata
     return metadata | {
         "tokenizer.ggml.tokens": tokens + [f"[PAD{i}]" for i in padding],
         "tokenizer.ggml.token_type": np.append(types, np.full(len(padding), UNUSED, types.dtype)),

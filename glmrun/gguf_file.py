@@ -21,7 +21,7 @@ import numpy as np
 
 from glmrun.split_file import join, other_parts
 from glmrun.watch import Watched
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.formats import READABLE, by_ggml_type, ggml_type_name
 
 _U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
@@ -43,7 +43,8 @@ MAX_KEY = 65_535  # bytes, the format's own limit
 MAX_STRING = 16 << 20  # bytes of one value
 MAX_ELEMENTS = 16 << 20  # of one array
 MAX_KEYS = 65_536
-MAX_TEXTS = 4 << 20  # in all arrays together
+MAX_METADATA = 512 << 20  # bytes of all keys and values
+MAX_TEXTS = 2 << 20  # in all arrays together
 MAX_TENSORS = 32_768
 MAX_NAME = 63  # bytes of a tensor name
 MAX_ALIGNMENT = 1 << 20
@@ -94,6 +95,7 @@ class _Cursor:
         self.path, self.data, self.size, self.at, self.n_texts = path, data, len(data), 0, 0
 
     def error(self, field: str, found: str) -> UserError:
+        field = field if field.isprintable() and len(field) <= 120 else brief(field)
         return UserError(f"{self.path}: {field} at byte {self.at}: {found}")
 
     def need(self, n_bytes: int, field: str) -> None:
@@ -259,8 +261,10 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
         if not key:
             raise cursor.error(f"metadata key {i}", "an empty name")
         if key in metadata:
-            raise cursor.error(f"metadata key {key!r}", "stands in the file twice")
+            raise cursor.error(f"metadata key {brief(key)}", "stands in the file twice")
         metadata[key] = cursor.value(key)
+        if cursor.at > MAX_METADATA:
+            raise cursor.error(key, f"the metadata goes on after {MAX_METADATA:,} bytes")
     return metadata
 
 
@@ -268,7 +272,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any], map
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise UserError(
-            f"{cursor.path}: general.alignment is {alignment!r}; a power of two from 8 to {MAX_ALIGNMENT:,} is expected"
+            f"{cursor.path}: general.alignment is {brief(alignment)}; a power of two from 8 to {MAX_ALIGNMENT:,} is expected"
         )
     table: dict[str, tuple[tuple[int, ...], str, int]] = {}
     total = 0

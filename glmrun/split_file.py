@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 if TYPE_CHECKING:
     from glmrun.gguf_file import GGUFFile
@@ -45,7 +45,7 @@ def join(parts: list["GGUFFile"]) -> "GGUFFile":
             continue
         for key, value in part.metadata.items():
             if not key.startswith(_OWN_KEYS) and key in first.metadata and not _same(value, first.metadata[key]):
-                raise UserError(f"{part.path}: its {key} is not that of {first.path.name}: parts of different models")
+                raise UserError(f"{part.path}: its {brief(key)} is not that of {first.path.name}: parts of different models")
         twice = next((name for name in part.tensors if name in tensors), None)
         if twice is not None:
             raise UserError(f"{part.path}: {twice} stands in two parts")
@@ -65,7 +65,7 @@ def join(parts: list["GGUFFile"]) -> "GGUFFile":
 def _whole(file: "GGUFFile", key: str, default: int) -> int:
     value = file.metadata.get(key, default)
     if type(value) is not int or value < 0:
-        raise UserError(f"{file.path}: {key} is {str(value)[:40]!r}; a whole number is expected")
+        raise UserError(f"{file.path}: {key} is {brief(value)}; a whole number is expected")
     return value
 
 

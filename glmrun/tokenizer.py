@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 # llama.cpp's token types (tokenizer.ggml.token_type).
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _KNOWN_TYPES = range(1, 7)
+
+MAX_MERGES = 1 << 20  # GLM has 321,649
+MAX_SPECIAL, MAX_SPECIALS = 256, 1 << 16  # characters of one control or tag token, and of all: patterns are made of them
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -72,17 +75,27 @@ class Tokenizer:
         """The tokenizer described by a GGUF file's tokenizer.ggml.* keys; raises UserError for whatever does not fit together."""
         model = metadata.get("tokenizer.ggml.model")
         if model != "gpt2":
-            raise UserError(f"tokenizer.ggml.model is {model!r}; glmrun reads byte-level BPE, which is called 'gpt2'")
+            raise UserError(f"tokenizer.ggml.model is {brief(model)}; glmrun reads byte-level BPE, which is called 'gpt2'")
         pre = metadata.get("tokenizer.ggml.pre")
         if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
-            raise UserError(f"tokenizer.ggml.pre is {pre!r}; glmrun knows {', '.join(_PRE_TOKENIZERS)}")
+            raise UserError(f"tokenizer.ggml.pre is {brief(pre)}; glmrun knows {', '.join(_PRE_TOKENIZERS)}")
         tokens = _strings(metadata, "tokenizer.ggml.tokens")
         types = _token_types(metadata, len(tokens))
         ids = dict(zip(tokens, range(len(tokens)), strict=True))
         if len(ids) != len(tokens):
             i, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
-            raise UserError(f"tokenizer.ggml.tokens has {token!r} twice, as {i} and {ids[token]}; tokens must be different")
-        return cls(ids, types, _strings(metadata, "tokenizer.ggml.merges"), pre, _eog_ids(metadata, ids))
+            raise UserError(f"tokenizer.ggml.tokens has {brief(token)} twice, as {i} and {ids[token]}; tokens must be different")
+        merges = _strings(metadata, "tokenizer.ggml.merges")
+        if len(merges) > MAX_MERGES:
+            raise UserError(f"tokenizer.ggml.merges has {len(merges):,} entries; glmrun takes up to {MAX_MERGES:,}")
+        found = cls(ids, types, merges, pre, _eog_ids(metadata, ids))
+        lengths = [len(text) for text in found.special_texts]
+        if max(lengths, default=0) > MAX_SPECIAL or sum(lengths) > MAX_SPECIALS:
+            raise UserError(
+                f"tokenizer.ggml.token_type marks control tokens of {sum(lengths):,} characters, the longest of {max(lengths):,}; "
+                f"glmrun takes up to {MAX_SPECIALS:,}, {MAX_SPECIAL} each"
+            )
+        return found
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text.
@@ -205,7 +218,7 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     strings = value if type(value) is list else list(value)
     if set(map(type, strings)) != {str}:
         i = next(i for i, string in enumerate(strings) if type(string) is not str)
-        raise UserError(f"{key}[{i}] is {strings[i]!r}; expected a string")
+        raise UserError(f"{key}[{i}] is {brief(strings[i])}; expected a string")
     return strings
 
 
@@ -230,10 +243,10 @@ def _checked_merges(lines: list[str], ids: Mapping[str, int], ordinary: Mapping[
     for i, line in enumerate(lines):
         a, _, b = line.partition(" ")
         if not a or not b or " " in b:
-            raise UserError(f"tokenizer.ggml.merges[{i}] is {line!r}; expected two tokens with one space between them")
+            raise UserError(f"tokenizer.ggml.merges[{i}] is {brief(line)}; expected two tokens with one space between them")
         for token in (a, b, a + b):
             if token not in ids:
-                raise UserError(f"tokenizer.ggml.merges[{i}] is {line!r}, but {token!r} is not in the vocabulary")
+                raise UserError(f"tokenizer.ggml.merges[{i}] is {brief(line)}, but {brief(token)} is not in the vocabulary")
         if a in ordinary and b in ordinary and a + b in ordinary:
             merges.append((a, b))
     return merges
@@ -248,6 +261,6 @@ def _eog_ids(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> set[int]:
             continue
         for i in np.atleast_1d(np.asarray(value)).tolist():
             if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < len(ids):
-                raise UserError(f"{key} is {i!r}; expected a token id from 0 to {len(ids) - 1}")
+                raise UserError(f"{key} is {brief(i)}; expected a token id from 0 to {len(ids) - 1}")
             found.add(i)
     return found

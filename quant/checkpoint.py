@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.config import Config
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue
 from quant.mapping import Piece, metadata, pieces
 from quant.shards import INDEX, WEIGHT_DTYPES, SourceTensor, open_shards, some
@@ -128,13 +128,13 @@ def config_from_json(source: dict[str, Any]) -> Config:
     """The Config in a config.json of transformers 4 or 5; UserError for another model or for anything glmrun does not implement."""
     if source.get("model_type") != _MODEL_TYPE and source.get("architectures") != [_CLASS]:
         found = source.get("model_type") or source.get("architectures") or "of no model_type"
-        raise UserError(f"the model is {found!r}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
+        raise UserError(f"the model is {brief(found)}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
     if quantized := source.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise UserError(f"the checkpoint is quantized already ({method}); download the original: glmrun converts BF16, F16 or F32")
     for key, implemented in _FIXED.items():
         if source.get(key) is not None and source[key] != implemented:
-            raise UserError(f"{key} is {source[key]!r}; glmrun implements {implemented!r} only")
+            raise UserError(f"{key} is {brief(source[key])}; glmrun implements {implemented!r} only")
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(Config)):
         if source.get(name) is not None:
@@ -145,11 +145,11 @@ def config_from_json(source: dict[str, Any]) -> Config:
     values["first_k_dense_replace"] = _first_dense(source)
     for name in ("norm_topk_prob", "tie_word_embeddings"):
         if not isinstance(values.get(name, False), bool):
-            raise UserError(f"{name} is {values[name]!r}; glmrun expects true or false")
+            raise UserError(f"{name} is {brief(values[name])}; glmrun expects true or false")
     config = Config(**values)
     for name, expected in (("num_key_value_heads", config.num_attention_heads), ("qk_head_dim", config.qk_head_dim)):
         if source.get(name) not in (None, expected):
-            raise UserError(f"{name} is {source[name]!r}, which contradicts the other numbers: {expected} expected")
+            raise UserError(f"{name} is {brief(source[name])}, which contradicts the other numbers: {expected} expected")
     return config
 
 
@@ -159,7 +159,7 @@ def _rope_theta(source: dict[str, Any]) -> Any:
     for key in ("rope_scaling", "rope_parameters"):
         rope = source.get(key) or {}
         if not isinstance(rope, dict):
-            raise UserError(f"{key} is {rope!r}; glmrun expects an object or null")
+            raise UserError(f"{key} is {brief(rope)}; glmrun expects an object or null")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
             raise UserError(f"{key} is {str(rope)[:120]}; glmrun implements rope_type 'default' without partial rotation only")
@@ -186,9 +186,9 @@ def _first_dense(source: dict[str, Any]) -> Any:
             "mlp_layer_types must be a list of 'dense' layers followed by 'sparse' ones; glmrun implements that order only"
         )
     if len(kinds) != n:
-        raise UserError(f"mlp_layer_types lists {len(kinds)} layers, num_hidden_layers is {n!r}")
+        raise UserError(f"mlp_layer_types lists {len(kinds)} layers, num_hidden_layers is {brief(n)}")
     if first not in (None, counted):
-        raise UserError(f"first_k_dense_replace is {first!r}, but mlp_layer_types begins with {counted} dense layers")
+        raise UserError(f"first_k_dense_replace is {brief(first)}, but mlp_layer_types begins with {counted} dense layers")
     return counted
 
 
@@ -241,7 +241,7 @@ def _token_ids(folder: Path, source: dict[str, Any], key: str, config: Config) -
     for i in ids:
         if type(i) is not int or not 0 <= i < config.vocab_size:
             where = folder / "config.json"
-            raise UserError(f"{where}: {key} is {value!r}; glmrun expects token ids below vocab_size, {config.vocab_size}")
+            raise UserError(f"{where}: {key} is {brief(value)}; glmrun expects token ids below vocab_size, {config.vocab_size}")
     return ids
 
 

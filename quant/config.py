@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 # (lowest, highest) legal value: generous for any model of this family, small enough that products stay far from 2**63.
 _RANGES = {
@@ -30,7 +30,7 @@ _RANGES = {
     "qk_rope_head_dim": (2, 1 << 16),
     "v_head_dim": (1, 1 << 16),
     "max_position_embeddings": (1, 1 << 31),
-    "vocab_size": (1, 1 << 24),
+    "vocab_size": (1, 1 << 20),
 }
 
 
@@ -69,11 +69,11 @@ class Config:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise UserError(f"{name} is {value!r}; glmrun expects a whole number from {low} to {high}")
+                raise UserError(f"{name} is {brief(value)}; glmrun expects a whole number from {low} to {high}")
         for name in ("rope_theta", "rms_norm_eps", "routed_scaling_factor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} is {value!r}; glmrun expects a positive number")
+                raise UserError(f"{name} is {brief(value)}; glmrun expects a positive number")
         if self.qk_rope_head_dim % 2:
             raise UserError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotary positions turn pairs, so it must be even")
         if self.num_experts_per_tok > self.n_routed_experts:
@@ -85,7 +85,7 @@ class Config:
                 f"first_k_dense_replace is {self.first_k_dense_replace}, more than num_hidden_layers: {self.num_hidden_layers}"
             )
         if self.scoring_func not in ("sigmoid", "softmax"):
-            raise UserError(f"scoring_func is {self.scoring_func!r}; glmrun knows 'sigmoid' and 'softmax'")
+            raise UserError(f"scoring_func is {brief(self.scoring_func)}; glmrun knows 'sigmoid' and 'softmax'")
 
     @property
     def qk_head_dim(self) -> int:

@@ -14,3 +14,11 @@ class UserError(Exception):
 
 class Interrupted(UserError):
     """A UserError after which the same command goes on where it stopped: a full disk, a file that cannot be read just now."""
+
+
+def brief(value: object) -> str:
+    """A value that a file holds, for an error line: short and printable, whatever it is."""
+    if hasattr(value, "__len__") and not isinstance(value, str) and len(value) > 8:
+        return f"a list of {len(value):,} elements"
+    text = repr(value[:100] if isinstance(value, str) else value.tolist() if hasattr(value, "tolist") else value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

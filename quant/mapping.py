@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quant.config import Config
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue
 from quant.vocabulary import Vocabulary
 
@@ -225,7 +225,7 @@ def _sampling(generation_config: Mapping[str, Any]) -> Iterator[tuple[str, Metad
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 31:
-            raise UserError(f"generation_config.json: {key} is {value!r}; glmrun expects a number from 0")
+            raise UserError(f"generation_config.json: {key} is {brief(value)}; glmrun expects a number from 0")
         yield f"general.sampling.{name}", np.int32(value) if name == "top_k" else float(value)
 
 

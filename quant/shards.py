@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from quant.errors import Interrupted, UserError
+from quant.errors import Interrupted, UserError, brief
 from quant.formats import READABLE
 from quant.strict_json import parse_json_object, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_HEADER = 100_000_000  # the safetensors library's own limit
+_MAX_HEADER = 16 << 20  # bytes; a header of all this model's 10,000 tensors has 1.5 MB, the safetensors library takes 100
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -36,6 +36,7 @@ _DISGUISES = (
     (b"\x80\x04", "a Python pickle; glmrun reads no pickles"),
     (b"GGUF", "a GGUF file"),
     (b"\0" * 16, "filled with zeros (an interrupted download?)"),
+    (b"{", "a JSON text, perhaps an error message saved by a download"),
 )
 
 
@@ -119,7 +120,9 @@ def _open_indexed(folder: Path) -> dict[str, SourceTensor]:
         raise UserError(f"{index} has no weight_map; glmrun expects one that names each tensor's shard")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
-            raise UserError(f"{index}: {name} lies in {file!r}; glmrun expects the name of a .safetensors file in the same folder")
+            raise UserError(
+                f"{index}: {name[:80]} lies in {brief(file)}; glmrun expects the name of a .safetensors file in the same folder"
+            )
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
@@ -194,7 +197,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...]
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"} or len(name) > 512:
         raise UserError(f"{path}: the header's entry for {name[:80]!r} is not one of a tensor")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise UserError(f"{path}: {name[:80]} has the type {str(dtype)[:20]!r}; glmrun converts BF16, F16 and F32 weights")
     if not (isinstance(shape, list) and len(shape) <= 8 and all(map(_is_count, shape))):
         raise UserError(f"{path}: {name[:80]} has the shape {str(shape)[:80]}")

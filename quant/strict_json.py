@@ -6,29 +6,36 @@ from typing import Any, NoReturn
 
 from quant.errors import UserError
 
-_MAX_BYTES = 256 << 20  # the largest tokenizer.json in use has some 30 MB
+MAX_BYTES = 64 << 20  # the largest tokenizer.json in use has some 30 MB
+# Bytes of text for each list, object and member, at least: shorter ones cost some hundred bytes of memory for a few of text.
+_SPARSE = {b"[": 8, b"{": 32, b":": 8}
+_SMALL = 1024  # of them are always allowed
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises UserError naming the file if it is missing (3), unreadable or no valid JSON object."""
     try:
         size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise UserError(f"{path} has {size:,} bytes; glmrun reads JSON files up to {_MAX_BYTES:,}")
-        raw = path.read_bytes()
+        if size > MAX_BYTES:
+            raise UserError(f"{path} has {size:,} bytes; glmrun reads JSON files up to {MAX_BYTES:,}")
+        return parse_json_object(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", 3) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return parse_json_object(raw, str(path))
 
 
 def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
     """The object that raw holds; no duplicate keys, no NaN, no number of thousands of digits. `name` stands in the error."""
     if raw.startswith(b"version https://git-lfs"):
         raise UserError(f"{name} is a git-lfs pointer, not the file; run `git lfs pull` in the model's folder")
+    for mark, n_bytes in _SPARSE.items():
+        if (n := raw.count(mark)) > _SMALL + len(raw) // n_bytes:
+            raise UserError(f"{name} has {n:,} times {mark.decode()!r} in {len(raw):,} bytes: it is no file of a model")
     try:
-        found = json.loads(raw.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        text = raw.decode()
+        del raw
+        found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not valid JSON: {str(error)[:120]}") from None
     if not isinstance(found, dict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.strict_json import read_json_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -63,10 +63,11 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
 def _check_model(path: Path, model: dict[str, Any]) -> None:
     # tokenizers writes "type"; very old files leave it out, and only BPE has merges.
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise UserError(f"{path}: the tokenizer is {model.get('type', 'not BPE')}; glmrun converts byte-level BPE tokenizers")
+        kind = brief(model.get("type", "not BPE"))
+        raise UserError(f"{path}: the tokenizer is {kind}; glmrun converts byte-level BPE tokenizers")
     for key in ("byte_fallback", "fuse_unk", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise UserError(f"{path}: the tokenizer's {key} is {model[key]!r}; glmrun converts byte-level BPE without it")
+            raise UserError(f"{path}: the tokenizer's {key} is {brief(model[key])}; glmrun converts byte-level BPE without it")
 
 
 def _check_normalizer(path: Path, normalizer: Any) -> None:
@@ -89,7 +90,7 @@ def _pre_tokenizer_name(path: Path, pre_tokenizer: Any) -> str:
             whole = (split.get("behavior"), bool(split.get("invert"))) in (("Isolated", False), ("Removed", True))
             if whole and isinstance(pattern, dict) and str(pattern.get("Regex")) in _GLM_REGEXES:
                 return "glm4"
-    found = " + ".join(map(str, kinds)) or "none"
+    found = " + ".join(str(kind)[:40] for kind in kinds[:8]) or "none"
     raise UserError(
         f"{path}: the pre-tokenizer ({found}) is neither GLM's nor GPT-2's; glmrun converts byte-level BPE cut by these"
     )
@@ -114,11 +115,11 @@ def _added_tokens(path: Path, added: Any) -> Iterator[tuple[str, int, bool]]:
 
 def _place(path: Path, texts: list[str | None], i: Any, text: str) -> None:
     if type(i) is not int or i < 0:
-        raise UserError(f"{path}: token {text!r} has the id {i!r}; glmrun expects a whole number from 0")
+        raise UserError(f"{path}: token {brief(text)} has the id {brief(i)}; glmrun expects a whole number from 0")
     if i >= len(texts):
-        raise UserError(f"{path}: token {text!r} has the id {i}, but config.json says vocab_size is {len(texts)}")
+        raise UserError(f"{path}: token {brief(text)} has the id {brief(i)}, but config.json says vocab_size is {len(texts)}")
     if texts[i] not in (None, text):
-        raise UserError(f"{path}: tokens {texts[i]!r} and {text!r} share the id {i}")
+        raise UserError(f"{path}: tokens {brief(texts[i])} and {brief(text)} share the id {i}")
     texts[i] = text
 
 

@@ -1,9 +1,11 @@
 """What several tests share: small random models, written once per run."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkpoint_folder import write_folder
 from tiny_model import ODD, Tiny, write_tiny
 
 from glmrun.warmup import compile_all
@@ -31,3 +33,15 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
         return made[request]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good model folder."""
+    return write_folder(tmp_path_factory.mktemp("original") / "Small-GLM")
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoiled."""
+    return Path(shutil.copytree(original, tmp_path / "copy"))

@@ -328,6 +328,7 @@ def test_memory_is_bounded_by_chunks_not_by_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "n"), [(np.nan, 1), (np.inf, 3), (-np.inf, 2)])
 def test_weights_that_are_no_numbers(tmp_path: Path, value: float, n: int) -> None:
+    """Class S10: found while they are read."""
     tensors = source_tensors(SMALL)
     name = "model.layers.2.mlp.experts.3.up_proj.weight"
     tensors[name][1].reshape(-1)[: n * 700 : 700] = bf16(np.float32(value))

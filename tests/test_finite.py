@@ -62,6 +62,7 @@ def test_every_block_finite_or_not_as_its_values_are(name: str) -> None:
 
 
 def test_a_model_with_one_is_refused_before_the_first_token(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> None:
+    """Class G40, in a quantized matrix."""
     parts = Parts.read(tiny_gguf("Q4_K_M").path)
     parts.blocks["blk.1.ffn_up_exps.weight"][777, 144:146] = 0xFF  # a NaN in the second block of one row of one expert
     model = glmrun.load(parts.write(tmp_path / "nan.gguf"), n_ctx=64)

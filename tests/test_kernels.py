@@ -119,6 +119,7 @@ def test_a_row_gives_the_same_number_beside_others(name: str) -> None:
 
 
 def test_all_byte_values_of_q8_0_are_exact() -> None:
+    """-128 among them, which GGML never writes (class G41)."""
     blocks = np.zeros((256, 34), np.uint8)  # uint8 (rows, one block)
     blocks[:, :2] = np.float16(1).tobytes()[0], np.float16(1).tobytes()[1]
     blocks[:, 2:] = np.arange(256, dtype=np.uint8)[:, None]

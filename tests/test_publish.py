@@ -395,6 +395,7 @@ def test_two_conversions_never_share_a_file(folder: Path, tmp_path: Path) -> Non
 
 
 def test_source_that_changes_meanwhile(tmp_path: Path) -> None:
+    """Class S13."""
     folder = write_folder(tmp_path / "a")
     planned = plan(Checkpoint.open(folder), "BF16")
     with open(folder / "model-00003-of-00003.safetensors", "ab") as shard:

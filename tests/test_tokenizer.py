@@ -252,3 +252,19 @@ def test_nano_encodes_like_its_own_tokenizer_json():
     ours = Tokenizer.from_metadata(changed(tokens=tokens, token_type=types, merges=merges, eos_token_id=0))
     for text in [*TEXTS, Path(__file__).read_text("utf-8").replace("<", "").replace("[", "").replace("/nothink", "")]:
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+def test_control_tokens_are_few_and_short():
+    """Patterns are made of them: in time and memory that grow with the square of the longest."""
+    tokens, types = metadata()["tokenizer.ggml.tokens"], metadata()["tokenizer.ggml.token_type"]
+    for texts in (["<" + "x" * 256 + ">"], [f"<{i:05}>" for i in range(10_000)]):
+        hostile = changed(tokens=[*tokens, *texts], token_type=[*types, *[3] * len(texts)])
+        with pytest.raises(UserError, match=r"token_type marks control tokens of [\d,]+ characters"):
+            Tokenizer.from_metadata(hostile)
+
+
+def test_merges_without_end_are_refused():
+    """Class G33; ten times as many as GLM has would take longer to load than the model."""
+    merges = [*metadata()["tokenizer.ggml.merges"][:1]] * ((1 << 20) + 1)
+    with pytest.raises(UserError, match=r"merges has 1,048,577 entries; glmrun takes up to 1,048,576"):
+        Tokenizer.from_metadata(changed(merges=merges))

@@ -23,6 +23,7 @@ def copy(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", [0, 100_000])
 def test_a_shortened_file(copy: Path, size: int) -> None:
+    """Class G46."""
     model = glmrun.load(copy, n_ctx=64)
     model.logits([1, 2])
     os.truncate(copy, size)
@@ -41,6 +42,7 @@ def test_during_an_answer(copy: Path) -> None:
 
 
 def test_a_replaced_file_is_still_the_old_one(copy: Path, tmp_path: Path) -> None:
+    """Class G45."""
     model = glmrun.load(copy, n_ctx=64)
     before = model.logits([1, 2])
     (tmp_path / "other").write_bytes(b"other")
@@ -71,6 +73,7 @@ def test_a_lease_makes_a_writer_wait(copy: Path) -> None:
 
 
 def test_no_descriptor_is_lost(copy: Path, tmp_path: Path) -> None:
+    """Class G27: also where the file is refused half-way."""
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(copy.read_bytes()[:5000])
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else pytest.skip("no /proc")
