@@ -14,10 +14,10 @@ from machine import int8_peak
 from numba import int64
 
 from glmrun.kernels import kernel
+from glmrun.kernels.activations import row_bytes
 from glmrun.kernels.elementwise import quantize, reads_codes
 from glmrun.kernels.layout import ACTIVATION, WEIGHT, activation_record, weight_record
-from glmrun.kernels.matmul import STORE, matmul
-from glmrun.kernels.panel import scratch_bytes
+from glmrun.kernels.matmul import STORE, matmul, scratch_bytes
 from glmrun.measure.machine import read_bandwidth
 from glmrun.team import Team, barrier
 from quant.formats import FORMATS
@@ -52,12 +52,12 @@ class Activations:
 
     def __init__(self, n: int, columns: int, weight_format: int) -> None:
         self.floats = np.random.default_rng(1).standard_normal((n, columns)).astype(np.float32)  # float32 (n, columns)
-        self.codes = np.zeros((n, columns * 3), np.uint8)  # uint8 (n, more than quantize_row writes)
+        self.codes = np.zeros((n, row_bytes(columns)), np.uint8)  # uint8 (n, row_bytes)
         self.record = np.zeros(1, ACTIVATION)[0]
         self.record["floats"], self.record["floats_stride"] = self.floats.ctypes.data, self.floats.strides[0]
         self.record["codes"], self.record["codes_stride"] = self.codes.ctypes.data, self.codes.strides[0]
         self.record["columns"] = columns
-        quantize(self.record, reads_codes(weight_format), 0, n)
+        quantize(self.record, reads_codes(weight_format), n, 0, n)
 
 
 def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[float, int]:
@@ -67,7 +67,7 @@ def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[floa
     weight = np.array([(blocks.ctypes.data, form.ggml_type, rows, columns, blocks.shape[1])], WEIGHT)[0]
     x = Activations(n, columns, form.ggml_type)
     out = np.zeros((n, rows), np.float32)  # float32 (n, rows)
-    stride = -(-scratch_bytes(columns) // 64) * 64
+    stride = -(-scratch_bytes(columns, n) // 64) * 64
     scratch = np.zeros(team.n_threads * stride + 64, np.uint8)
     aligned, best = -(-scratch.ctypes.data // 64) * 64, float("inf")
     for _ in range(rounds):

@@ -15,7 +15,7 @@ from glmrun.kernels.attention import scratch_bytes as attention_scratch_bytes
 from glmrun.kernels.attention_float import SEGMENT
 from glmrun.kernels.lanes import QUERIES
 from glmrun.kernels.layout import ACTIVATION, STEP
-from glmrun.kernels.panel import scratch_bytes
+from glmrun.kernels.matmul import scratch_bytes
 from glmrun.weights import Weights, round_up
 from quant.errors import UserError
 
@@ -65,7 +65,7 @@ class State:
             s["columns"] = self._reserved(-(-n_ctx // TILE) * tile_bytes(m), "scratch").ctypes.data
         widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, heads * c.v_head_dim, c.intermediate_size,
                      c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
-        s["scratch_stride"] = round_up(scratch_bytes(widest), LINE)
+        s["scratch_stride"] = round_up(scratch_bytes(widest, t), LINE)
         s["scratch"] = self._zeros(n_threads * int(s["scratch_stride"])).ctypes.data
         s["heads"] = self._rows(t, heads * c.v_head_dim)
         s["router"], s["router_stride"] = self._plain(t, c.n_routed_experts)

@@ -53,8 +53,8 @@ class Attention:
         for thread in threads:
             attention.round_cache(m, s, 0, thread, self.n_threads)
         for thread in threads:
-            attention.attend(m, s, 0, FLAGS.ctypes.data, thread, self.n_threads)
-        for thread in threads:
+            attention.attend(m, s, 0, False, FLAGS.ctypes.data, thread, self.n_threads)
+        for thread in threads if n_tokens == 1 else ():
             attention.merge(m, s, thread, self.n_threads)
         return self.context[: n_tokens * self.heads, : int(m["latent"])].copy()
 
@@ -62,8 +62,9 @@ class Attention:
         """The same in float32: attention_float.py on the same cache."""
         m, s = self.model, self.step
         s["n_tokens"], s["position"] = n_tokens, position
-        attention_float.attend(m, s, 0, int(s["scores"]), 0, 1)
-        attention_float.merge(m, s, 0, 1)
+        attention_float.attend(m, s, 0, False, int(s["scores"]), 0, 1)
+        if n_tokens == 1:
+            attention_float.merge(m, s, 0, 1)
         return self.context[: n_tokens * self.heads, : int(m["latent"])].copy()
 
     def fill(self, seed: int, n_tokens: int, position: int, peak: float = 1.0) -> None:

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from glmrun.kernels import q4_k, q6_k
-from glmrun.kernels.activations import quantize_row, row_bytes
+from glmrun.kernels.activations import FEW, quantize_row, row_bytes
 from glmrun.kernels.elementwise import reads_codes, rms_norm, silu_multiply
 from glmrun.kernels.layout import WEIGHT
-from glmrun.kernels.matmul import ADD, STORE, multiply
-from glmrun.kernels.panel import scratch_bytes
+from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kv_cache import rope_table
 from quant.formats import FORMATS
 
@@ -31,14 +30,14 @@ def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> 
     return blocks.reshape(rows, -1)
 
 
-def rounded(x: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rows as a kernel for this format reads them, uint8 or float32; the same rows as numbers)."""
+def rounded(x: np.ndarray, name: str, at_once: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(rows as a kernel for this format reads them, at_once or all together; uint8 or float32; the same rows as numbers)."""
     if not reads_codes(FORMATS[name].ggml_type):
         return x, x
     n, columns = x.shape
     out = np.full((n, row_bytes(columns)), 0x77, np.uint8)  # uint8 (n, row_bytes)
     for i in range(n):
-        quantize_row(x[i].ctypes.data, columns, out[i].ctypes.data)
+        quantize_row(x[i].ctypes.data, columns, (at_once or n) < FEW, out[i].ctypes.data)
     codes = out[:, :columns].view(np.int8).astype(np.float64)
     scales = out[:, columns : columns + columns // 8].copy().view(np.float32)  # f32 (n, blocks)
     return out, codes * np.repeat(scales, 32, axis=1)
@@ -49,7 +48,7 @@ def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode:
     matrix = np.array([(blocks.ctypes.data, FORMATS[name].ggml_type, len(blocks), columns, blocks.shape[1])], WEIGHT)[0]
     n = len(rows) if index is None else len(index)
     out = np.zeros((n, len(blocks)), np.float32) if out is None else out  # float32 (n, matrix rows)
-    scratch = np.zeros(scratch_bytes(columns) + 64, np.uint8)
+    scratch = np.zeros(scratch_bytes(columns, n) + 64, np.uint8)
     multiply(
         matrix, 0, 0, len(blocks), rows.ctypes.data, rows.strides[0], 0 if index is None else index.ctypes.data, n,
         out.ctypes.data, out.strides[0], 0, 0 if weights is None else weights.ctypes.data, mode, -(-scratch.ctypes.data // 64) * 64,
@@ -129,11 +128,11 @@ def test_all_byte_values_of_q8_0_are_exact() -> None:
         assert np.abs(product("Q8_0", blocks, rows, 32) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("n", [3, 12])
+@pytest.mark.parametrize("n", [3, 5, 7, 12, 13, 33])
 def test_gather_weigh_and_add(n: int) -> None:
     """The expert's case: chosen rows of x, each product weighted, added to what is there."""
     blocks, rng = random_rows("Q4_K", 50, 512), np.random.default_rng(n)
-    rows, values = rounded(rng.standard_normal((20, 512)).astype(np.float32), "Q4_K")
+    rows, values = rounded(rng.standard_normal((20, 512)).astype(np.float32), "Q4_K", at_once=n)
     index, weights = rng.integers(0, 20, n), rng.random(n, np.float32)  # int64 (n,), float32 (n,)
     before = rng.standard_normal((n, 50)).astype(np.float32)  # float32 (n, 50)
     out = product("Q4_K", blocks, rows, 512, ADD, weights, index, before.copy())
@@ -160,7 +159,7 @@ def test_what_is_not_finite_stays_visible(name: str, bad: float) -> None:
     blocks = random_rows(name, 3, 512)
     x = np.random.default_rng(0).standard_normal((9, 512)).astype(np.float32)
     x[:, 300] = bad
-    rows, _ = rounded(x, name)
+    rows, _ = rounded(x, name, at_once=1)
     for n in (1, 9):
         assert not np.isfinite(product(name, blocks, rows[:n], 512)).any()
 

@@ -1,6 +1,6 @@
 """Activations as quantized rows read them: int8 codes, and beside them what every row would otherwise compute again."""
 
-from numba import float32, int64, types
+from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
 from glmrun.simd import (
@@ -30,6 +30,7 @@ from glmrun.simd import (
     zero_i32x16,
 )
 
+FEW = 5  # from this many activations on, rows are unpacked into panels; fewer meet them row by row
 SMALLEST = 1e-30  # 256 neighbours that are all nearer to zero are zeros: the inverse of their scale may not be a float32
 
 
@@ -58,8 +59,8 @@ def _store_rounded(x, inverse_scale, out):
     return q
 
 
-@kernel(types.void(int64, int64, int64))
-def quantize_row(x, n, out):
+@kernel(types.void(int64, int64, boolean, int64))
+def quantize_row(x, n, few, out):
     """Round float32 (n,) to int8 with a scale for each 32, n a multiple of 32: what meets quantized rows.
 
     The scale of 32 values is a multiple of what 256 share (the last may share it with fewer): D k_j with D = largest magnitude
@@ -68,7 +69,7 @@ def quantize_row(x, n, out):
     out     int8 (n,) codes; float32 (n / 32,) scales D k_j; float32 (n / 32,) sums of 32 rounded values;
             int16 (n / 16,) k_j, each twice; int16 (n / 16,) sums of 16 codes;
             int32 (n / 32,) -128 times the sums of 32 codes; int32 (n / 16,) -32 times the sums of 16;
-            from minus_128_sums_of_4(n) on: int32 (n / 4,) -128 times the sums of 4 codes
+    and, for what meets rows one by one (few), from minus_128_sums_of_4(n) on: int32 (n / 4,) -128 times the sums of 4 codes
     and, where n is a multiple of 256, from k_quant_codes(n) on:
             int8 (n,) codes, of every 128 the 32 at 0, 64, 32, 96; int16 (n / 256, 16) k_0..3 k_0..3 k_4..7 k_4..7;
             int16 (n / 256, 16) 0 0 0 0 b_0..3 0 0 0 0 b_4..7, b_j the sum of 32 codes; float32 (n / 256,) D
@@ -108,13 +109,15 @@ def quantize_row(x, n, out):
             store_i32(starts_128 + k // 8, -128 * (first + second))
             store_i32(starts_32 + k // 4, -32 * first)
             store_i32(starts_32 + k // 4 + 4, -32 * second)
-            if n % 256 == 0:
+            if few and n % 256 == 0:
                 j = k % 256 // 32
                 place = group // 8 + j * 2 + j // 4 * 8  # of s_j among the scales and minimums of a Q4_K block
                 store_i16(packed_multiples + place, multiple)
                 store_i16(packed_multiples + place + 8, multiple)
                 store_i16(packed_sums + place, 0)
                 store_i16(packed_sums + place + 8, first + second)
+        if not few:
+            continue
         for k in range(group, end, 64):
             codes = load_u8x64(out + k) if k + 32 < end else load_half_u8x64(out + k)  # the half writes on where nothing stands yet
             store_i32x16(starts_4 + k, zero_i32x16() - shift_left(dot_u8s8(bytes_of(1), codes), 7))

@@ -15,10 +15,11 @@ Sources: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018. 
 
 import math
 
-from numba import float32, int64, types
+from numba import boolean, float32, int64, types
 
 from glmrun.kernels import attention_float, kernel
 from glmrun.kernels.cached_row import load_cached
+from glmrun.kernels.elementwise import quantize
 from glmrun.kernels.lanes import (
     BLOCK,
     COLUMNS,
@@ -371,14 +372,14 @@ def _segment(end):
     return ((end + SEGMENTS - 1) // SEGMENTS + BLOCK - 1) // BLOCK * BLOCK
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64, int64))
-def attend(m, s, layer, team, thread, n_threads):
-    """Several tokens: this thread's share of the queries, a panel at a time, into s.context (float32 form).
+@kernel(_void(model_record, step_record, int64, boolean, int64, int64, int64))
+def attend(m, s, layer, codes, team, thread, n_threads):
+    """Several tokens: this thread's share of the queries, a panel at a time, into s.context, in int8 too if codes are wanted.
 
     One token: this thread's share of the segments of positions into s.partial; merge() finishes.
     """
     if m.float_attention:
-        attention_float.attend(m, s, layer, s.scores + thread * scratch_bytes(m), thread, n_threads)
+        attention_float.attend(m, s, layer, codes, s.scores + thread * scratch_bytes(m), thread, n_threads)
         return
     cache, scratch = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scratch_bytes(m)
     panel, end, queries = scratch + 2304, s.position + s.n_tokens, s.n_tokens * m.num_attention_heads
@@ -406,13 +407,12 @@ def attend(m, s, layer, team, thread, n_threads):
         for p in range(0, seen, TILE):
             _meet(m, s, first_query, panel, s.columns + p // TILE * tile_bytes(m), p, min(end, p + TILE), scratch, out)
         _finish(m, s, first_query, out + (m.latent + 1) * QUERIES * 4, out, scratch)
+        quantize(s.context, codes, s.n_tokens, first_query, min(first_query + QUERIES, queries))
 
 
 @kernel(_void(model_record, step_record, int64, int64))
 def merge(m, s, thread, n_threads):
-    """One token: join the segments of this thread's share of the latent values, in their order, into s.context."""
-    if s.n_tokens != 1:
-        return
+    """One token: join the segments of this thread's share of the latent values, in their order, into s.context (float32 form)."""
     if m.float_attention:
         attention_float.merge(m, s, thread, n_threads)
         return

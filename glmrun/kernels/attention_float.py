@@ -10,10 +10,11 @@ Source: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018.
 
 import math
 
-from numba import float32, int64, types
+from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
 from glmrun.kernels.cached_row import load_cached
+from glmrun.kernels.elementwise import quantize
 from glmrun.kernels.layout import model_record, step_record
 from glmrun.simd import (
     exp,
@@ -161,9 +162,9 @@ def scratch_bytes(m):
     return 4 * TILE * 4 + (m.latent + 16) * 4
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64, int64))
-def attend(m, s, layer, scores, thread, n_threads):
-    """Several tokens: this thread's share of the queries, four at a time, into s.context (float32 form).
+@kernel(_void(model_record, step_record, int64, boolean, int64, int64, int64))
+def attend(m, s, layer, codes, scores, thread, n_threads):
+    """Several tokens: this thread's share of the queries, four at a time, into s.context, in int8 too if codes are wanted.
 
     One token: this thread's share of (segment of positions, four heads) into s.partial; merge() finishes.
     """
@@ -185,13 +186,12 @@ def attend(m, s, layer, scores, thread, n_threads):
             factor = splat_f32(float32(1.0) / load_f32(row + m.latent * 4 + 4))
             for k in range(0, m.latent, 16):
                 store_f32x16(row + k * 4, load_f32x16(row + k * 4) * factor)
+        quantize(s.context, codes, s.n_tokens, group * 4, min(group * 4 + 4, queries))
 
 
 @kernel(_void(model_record, step_record, int64, int64))
 def merge(m, s, thread, n_threads):
-    """One token: join the segments of this thread's share of the heads, in their order, into s.context."""
-    if s.n_tokens != 1:
-        return
+    """One token: join the segments of this thread's share of the heads, in their order, into s.context (float32 form)."""
     heads, stride = m.num_attention_heads, (m.latent + 16) * 4
     segments = (s.position + SEGMENT) // SEGMENT
     for h in range(thread, heads, n_threads):

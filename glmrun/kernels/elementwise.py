@@ -3,7 +3,7 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels import kernel
-from glmrun.kernels.activations import quantize_row
+from glmrun.kernels.activations import FEW, quantize_row
 from glmrun.kernels.cached_row import store_cached
 from glmrun.kernels.layout import BF16, F16, F32, activation_record, model_record, step_record
 from glmrun.kernels.unpack import (
@@ -66,16 +66,19 @@ def reads_codes(weight_format):
     return weight_format not in (F32, F16, BF16)
 
 
-@kernel(_void(activation_record, boolean, int64, int64))
-def quantize(rows, wanted, first, end):
-    """Fill the codes of rows first to end - 1 from their float32 form, if a matrix wants them."""
+@kernel(_void(activation_record, boolean, int64, int64, int64))
+def quantize(rows, wanted, n, first, end):
+    """Fill the codes of rows first to end - 1 from their float32 form, if a matrix wants them.
+
+    n   how many of them, at least, meet a matrix together
+    """
     if wanted:
         for r in range(first, end):
-            quantize_row(rows.floats + r * rows.floats_stride, rows.columns, rows.codes + r * rows.codes_stride)
+            quantize_row(rows.floats + r * rows.floats_stride, rows.columns, n < FEW, rows.codes + r * rows.codes_stride)
 
 
-@kernel(_void(activation_record, activation_record, int64, int64))
-def quantize_rest(rows, rest, first, end):
+@kernel(_void(activation_record, activation_record, int64, int64, int64))
+def quantize_rest(rows, rest, n, first, end):
     """What rounding took from rows first to end - 1, rounded in turn: codes of both together are good to 15 bits."""
     for r in range(first, end):
         x, codes, out = (
@@ -86,7 +89,7 @@ def quantize_rest(rows, rest, first, end):
         for k in range(0, rows.columns, 16):
             scale = splat_f32(load_f32(codes + rows.columns + k // 32 * 4))
             store_f32x16(out + k * 4, load_f32x16(x + k * 4) - load_i8x16_as_f32(codes + k) * scale)
-        quantize_row(out, rest.columns, rest.codes + r * rest.codes_stride)
+        quantize_row(out, rest.columns, n < FEW, rest.codes + r * rest.codes_stride)
 
 
 @kernel(_void(model_record, step_record, int64, int64, int64, int64))

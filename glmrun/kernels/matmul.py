@@ -6,15 +6,26 @@ For few x the rows are unpacked in registers, for up to four x at once; for many
 from numba import float32, int64, types
 
 from glmrun.kernels import floats, kernel, q4_k, q5_0, q6_k, q8_0, tile
+from glmrun.kernels.activations import FEW
 from glmrun.kernels.elementwise import reads_codes
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, weight_record
-from glmrun.kernels.panel import TABLE, unpack_panel
+from glmrun.kernels.panel import TABLE, panel_bytes, unpack_panel
 from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
 
 ROWS = 32  # at a time
-FEW = 5  # from this many activations on a panel pays
 NEAR = 128  # rows of a matrix that stay in the second-level cache
 STORE, ADD = 0, 1
+
+# A thread's scratch: float32 (6, 32) results of dot_rows() or of a tile that has fewer than 32 rows, and this tile's table; a panel
+# behind the table of its rows; the table of all columns.
+PART = tile.ROWS * tile.COLUMNS * 4
+PANEL = PART + (tile.COLUMNS * tile.ENTRY + TABLE + 63) // 64 * 64
+
+
+@kernel(int64(int64, int64))
+def scratch_bytes(columns, n):
+    """Room that multiply() needs for matrices of up to so many columns and up to n activations."""
+    return PANEL + panel_bytes(columns) + (n + tile.COLUMNS) * tile.ENTRY
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
@@ -104,28 +115,46 @@ def _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stri
             i += 1
 
 
+@kernel(types.void(int64, int64, int64, float32))
+def _enter(entry, x, result, factor):
+    """Fill a column's entry in a tile's table."""
+    store_i64(entry, x)
+    store_i64(entry + tile.RESULT, result)
+    store_f32(entry + tile.FACTOR, factor)
+
+
 @kernel(_wide)
 def _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch):
     """multiply() in tiles of 32 rows and 6 or 4 activations."""
-    rows, table = w.address + matrix * w.rows * w.row_bytes, scratch + tile.ROWS * tile.COLUMNS * 4
-    panel = table + TABLE
+    rows, part, panel, add = w.address + matrix * w.rows * w.row_bytes, scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
+    table = panel + panel_bytes(w.columns)
+    for i in range(n + tile.COLUMNS):  # columns that do not exist do once more what the last one does, or add nothing
+        k, factor = min(i, n - 1), float32(1.0)
+        if weights:
+            factor = load_f32(weights + k * 4)
+        if i >= n and mode == ADD:
+            factor = float32(0.0)
+        _enter(table + i * tile.ENTRY, x + _entry(x_index, k) * x_stride, out + _entry(out_index, k) * out_stride, factor)
+    tiles = (n + tile.COLUMNS - 1) // tile.COLUMNS
+    run = (tile.ROWS * w.row_bytes // (w.columns // 32 * tiles) + 63) // 64 * 64
     for block in range(first, end, tile.ROWS):
         n_rows = min(tile.ROWS, end - block)
         unpack_panel(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, panel)
-        ahead = rows + (block + n_rows) * w.row_bytes  # the next panel's rows: each tile asks memory for its part of them
+        ahead, i = rows + (block + n_rows) * w.row_bytes, 0  # the next panel's rows: each tile asks memory for its part of them
         ahead_end = ahead + min(tile.ROWS, end - block - n_rows) * w.row_bytes
-        step = (tile.ROWS * w.row_bytes * tile.COLUMNS // n + 127) // 128 * 128
-        i = 0
         while i < n:
-            width = tile.width_for(n - i)
-            for j in range(width):  # columns that do not exist repeat the last one and are not written
-                store_i64(table + j * 8, x + _entry(x_index, min(i + j, n - 1)) * x_stride)
-            tile.multiply_tile(w.format, panel, w.columns, table, width, scratch, ahead, min(ahead + step, ahead_end))
-            for j in range(min(width, n - i)):
-                target = out + _entry(out_index, i + j) * out_stride + block * 4
-                _write_run(scratch + j * tile.ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
+            width, columns = tile.width_for(n - i), table + i * tile.ENTRY
+            if n_rows == tile.ROWS:
+                tile.multiply_tile(w.format, panel, w.columns, columns, width, block * 4, add, ahead, run, ahead_end)
+            else:
+                for j in range(width):
+                    _enter(part + j * tile.ENTRY, load_i64(columns + j * tile.ENTRY), scratch + j * tile.ROWS * 4, float32(1.0))
+                tile.multiply_tile(w.format, panel, w.columns, part, width, 0, 0, 0, 0, 0)
+                for j in range(min(width, n - i)):
+                    target = out + _entry(out_index, i + j) * out_stride + block * 4
+                    _write_run(scratch + j * tile.ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
             i += width
-            ahead += step
+            ahead += run * (w.columns // 32)
 
 
 @kernel(_wide)
@@ -192,9 +221,14 @@ def matmul_twice(w, x, rest, t0, n, out, out_stride, scratch, thread, n_threads)
 
 @kernel(types.void(weight_record, activation_record, int64, int64, int64, int64, int64, int64, int64, int64))
 def matmul_heads(w, x, n, heads, out, out_stride, head_stride, scratch, thread, n_threads):
-    """out[t, h] = W[h] x[t, h] for a stack of one matrix a head; x has n * heads rows, strides are bytes."""
+    """out[t, h] = W[h] x[t, h] for a stack of one matrix a head; x has n * heads rows, strides are bytes.
+
+    This thread's share is one run of the stack's panels: memory likes long runs better than a part of every head.
+    """
     address, stride = form_of(x, w.format)
-    first, end = share(w.rows, thread, n_threads)
-    for h in range(heads):
+    panels = (w.rows + tile.ROWS - 1) // tile.ROWS
+    begin, after = heads * panels * thread // n_threads, heads * panels * (thread + 1) // n_threads
+    for h in range(begin // panels, (after + panels - 1) // panels):
+        first, end = max(begin - h * panels, 0) * tile.ROWS, min((after - h * panels) * tile.ROWS, w.rows)
         x_h, out_h = address + h * stride, out + h * head_stride
         multiply(w, h, first, end, x_h, heads * stride, 0, n, out_h, out_stride, 0, 0, STORE, scratch)

@@ -2,7 +2,7 @@
 
 from numba import int64, types
 
-from glmrun.kernels import kernel, q4_k, q5_0, q6_k, q8_0, tile
+from glmrun.kernels import kernel, q4_k, q5_0, q6_k, q8_0
 from glmrun.kernels.layout import Q4_K, Q5_0, Q6_K
 from glmrun.kernels.transpose import q4_k_codes, q4_k_factors, q5_0_block, q6_k_codes, q6_k_factors, q8_0_block
 from glmrun.simd import store_i64
@@ -40,6 +40,7 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, n, panel):
                 q8_0_block(table, b * q8_0.BLOCK, factors + b * 128, codes + b * 1024)
 
 
-def scratch_bytes(n: int) -> int:
-    """Room for one tile's results, a table of rows and a panel of any format with up to n columns."""
-    return tile.ROWS * tile.COLUMNS * 4 + TABLE + n * 32 + n // 16 * 128
+@kernel(int64(int64))
+def panel_bytes(n):
+    """Room for a panel of any format with n columns."""
+    return n * 32 + n // 16 * 128

@@ -6,6 +6,9 @@ A panel holds 32 rows unpacked to one byte a weight, so that one instruction mul
     factors  float32 (sub-blocks, 2, 16)       what a sub-block's dot product is worth in each row; of a Q4_K block first its
                                                eight scales, then its eight minimums, negative
 
+A table tells what the columns read and where their results go, ENTRY bytes each: int64 address of the activation, int64 address of
+the row of float32 results, float32 factor of the results.
+
 Two widths, so that an expert with 27 tokens computes 28 columns and not 32. What a column holds does not depend on the width.
 Codes are unsigned: those of Q6_K carry +32, those of Q8_0 and Q5_0 +128. The sums that this adds are taken off where the
 dot products start, from what quantize_row puts beside the activations.
@@ -21,6 +24,7 @@ from glmrun.simd import F32, I32, I64, V16F, V16I, V64B, call, constant, emit_do
 
 ROWS, COLUMNS = 32, 6  # of the larger tile: 2 x 6 vectors of 16 results, as many again for a sub-block, and room for operands
 _WIDTHS = (6, 4)
+ENTRY, RESULT, FACTOR = 24, 8, 16  # bytes: of a column's entry in the table, and where its parts stand
 
 
 def _cells(columns):
@@ -133,85 +137,97 @@ def add_sums(context, tile, factors, columns, sums):
 
 
 @intrinsic
-def store(context, tile, out):
-    """Write float32 (columns, 32)."""
+def write(context, tile, table, offset, add):
+    """32 results of each column of the table, `offset` bytes behind their row's address, (= or +=) factor * tile[:, column]."""
 
     def generate(c, b, s, a):
-        for i, cell in enumerate(_unpack(b, a[0], tile.count)):
-            r, column = divmod(i, tile.count // 2)
-            b.store(cell, pointer(b, _offset(b, a[1], column * ROWS * 4 + r * 64), V16F), align=4)
+        table, offset, add = a[1:]
+        added = b.icmp_unsigned("!=", add, ir.Constant(I64, 0))
+        for column in range(tile.count // 2):
+            entry = _offset(b, table, column * ENTRY)
+            row = b.add(_load(b, _offset(b, entry, RESULT), I64, 8), offset)
+            factor = _broadcast(b, _offset(b, entry, FACTOR), F32)
+            for r in range(2):
+                out = pointer(b, _offset(b, row, r * 64), V16F)
+                before = b.select(added, b.load(out, align=4), constant(V16F, -0.0))
+                value = b.fmul(b.extract_value(a[0], r * tile.count // 2 + column), factor)
+                b.store(b.fadd(value, before), out, align=4)
         return c.get_dummy_value()
 
-    return types.void(tile, out), generate
+    return types.void(tile, table, offset, add), generate
 
 
 @intrinsic(prefer_literal=True)
-def load_addresses(context, table, n):
-    """The first n of a table of int64, as a tuple."""
+def load_columns(context, table, n):
+    """The addresses of the first n activations of a table, as a tuple."""
     columns = types.UniTuple(int64, n.literal_value)
 
     def generate(c, b, s, a):
-        return c.make_tuple(b, columns, [_load(b, _offset(b, a[0], i * 8), I64, 8) for i in range(columns.count)])
+        return c.make_tuple(b, columns, [_load(b, _offset(b, a[0], i * ENTRY), I64, 8) for i in range(columns.count)])
 
     return columns(int64, n), generate
 
 
-_each_width = [types.void(int64, int64, types.UniTuple(int64, width), int64, int64, int64) for width in _WIDTHS]
+_each_width = [
+    types.void(int64, int64, types.UniTuple(int64, width), int64, int64, int64, int64, int64, int64) for width in _WIDTHS
+]
 
 
-@kernel(types.void(int64, int64), inline="always")
-def _ask(ahead, end):
-    """Ask memory for two lines of what is unpacked next, if any is left."""
-    if ahead < end:
-        prefetch(ahead), prefetch(ahead + 64)
+@kernel(types.void(int64, int64, int64, int64), inline="always")
+def _ask(ahead, run, j, end):
+    """Ask memory for the j-th run of bytes of what is unpacked next, as far as it goes."""
+    for address in range(ahead + j * run, min(ahead + (j + 1) * run, end), 64):
+        prefetch(address)
 
 
 @kernel(_each_width)
-def q4_k(panel, n, columns, out, ahead, end):
-    """out float32 (columns, 32) = panel of Q4_K rows of n columns times activations as quantize_row lays them out.
+def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
+    """A panel of Q4_K rows of n columns times activations as quantize_row lays them out, into what the table names.
 
-    Bytes from `ahead` to `end` are asked from memory on the way.
+    offset   bytes from the beginning of a row of results to this panel's 32
+    add      0: the results are stored; 1: added to what is there
+    For each 32 columns `run` bytes from `ahead` on are asked from memory, up to `end`.
     """
     factors, scales, sums = panel + n * 32, n, n + n // 8
     tile = zeros(columns)
     for j in range(n // 32):
-        _ask(ahead + j * 128, end)
+        _ask(ahead, run, j, end)
         scale = factors + (j // 8 * 16 + j % 8) * 128
         tile = add_32(tile, panel + j * 1024, columns, j * 32, scale, scales + j * 4, 0)
         tile = add_sums(tile, scale + 1024, columns, sums + j * 4)
-    store(tile, out)
+    write(tile, table, offset, add)
 
 
 @kernel(_each_width)
-def q6_k(panel, n, columns, out, ahead, end):
+def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q6_K rows."""
     factors, scales, starts = panel + n * 32, n, n + n // 2 + n // 8
     tile = zeros(columns)
     for j in range(n // 32):
-        _ask(ahead + j * 128, end)
+        _ask(ahead, run, j, end)
         tile = add_two_16(tile, panel + j * 1024, columns, j * 32, factors + j * 256, scales + j * 4, starts + j * 8)
-    store(tile, out)
+    write(tile, table, offset, add)
 
 
 @kernel(_each_width)
-def q8_0(panel, n, columns, out, ahead, end):
+def q8_0(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q8_0 and Q5_0 rows."""
     factors, scales, starts = panel + n * 32, n, n + n // 2
     tile = zeros(columns)
     for j in range(n // 32):
-        _ask(ahead + j * 128, end)
+        _ask(ahead, run, j, end)
         tile = add_32_from(tile, panel + j * 1024, columns, j * 32, factors + j * 128, scales + j * 4, starts + j * 4)
-    store(tile, out)
+    write(tile, table, offset, add)
 
 
 @kernel([types.void(int64, *signature.args) for signature in _each_width])
-def _of_format(weight_format, panel, n, columns, out, ahead, end):
+def _of_format(weight_format, panel, n, columns, table, offset, add, ahead, run, end):
     if weight_format == Q4_K:
-        q4_k(panel, n, columns, out, ahead, end)
+        q4_k(panel, n, columns, table, offset, add, ahead, run, end)
     elif weight_format == Q6_K:
-        q6_k(panel, n, columns, out, ahead, end)
+        q6_k(panel, n, columns, table, offset, add, ahead, run, end)
     else:
-        q8_0(panel, n, columns, out, ahead, end)
+        q8_0(panel, n, columns, table, offset, add, ahead, run, end)
 
 
 @kernel(int64(int64))
@@ -221,10 +237,10 @@ def width_for(n):
     return 6 if even == 6 or even > 8 else 4
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64))
-def multiply_tile(weight_format, panel, n, table, width, out, ahead, end):
-    """q4_k() and so on for a panel of this format and the first `width` activations of a table of addresses."""
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64))
+def multiply_tile(weight_format, panel, n, table, width, offset, add, ahead, run, end):
+    """q4_k() and so on for a panel of this format and the first `width` columns of a table."""
     if width == 6:
-        _of_format(weight_format, panel, n, load_addresses(table, 6), out, ahead, end)
+        _of_format(weight_format, panel, n, load_columns(table, 6), table, offset, add, ahead, run, end)
     else:
-        _of_format(weight_format, panel, n, load_addresses(table, 4), out, ahead, end)
+        _of_format(weight_format, panel, n, load_columns(table, 4), table, offset, add, ahead, run, end)
