@@ -3,6 +3,7 @@
 Rows marked with a number are those of the edge-case table this parser was built from.
 """
 
+import copy
 import json
 import random
 
@@ -10,6 +11,7 @@ import pytest
 from test_tokenizer import tokenizer
 
 from glmrun.chat.stream import ChatStream, Delta
+from glmrun.chat.template import ChatFormat
 from glmrun.chat.tool_call import typed_value
 
 
@@ -86,6 +88,8 @@ ROWS = {
     "30 almost tags": (
         True, "a </th b <thin </think>c <tool fake </arg_val <tool_cal", "c <tool fake </arg_val <tool_cal", "a </th b <thin", []),
     "31 everything at once": (True, "r</think>a" + WEATHER + call("f"), "a", "r", [BEIJING, F]),
+    "32 name in pieces": (True, "Look.</think>" + call("get_weather", ("city", "Bonn")), "", "Look.", BONN),
+    "33 a long value": (False, write("0123456789\n" * 400), "", "", written("0123456789\n" * 400)),
     "34 comparison signs": (False, "a < b and c > d. done <", "a < b and c > d. done <", "", []),
     "35 phantom, then a call": (True, "I will issue a <tool_call>" + WEATHER, "", "I will issue a", [BEIJING]),
     "35 phantom in prose": (True, "Use <tool_call> here.</think>ok", "ok", "Use <tool_call> here.", []),
@@ -157,10 +161,46 @@ def splits(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_row_in_every_split(name):
+def test_row_in_every_cut(name):
     thinking, output, text, reasoning, calls = ROWS[name]
-    for pieces in splits(output):
+    for pieces in splits(output) if len(output) < 999 else ([output], list(output), [output[:40], output[40:]]):
         assert fed(pieces, thinking) == (text, reasoning, calls), pieces
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if len(row[1]) < 999])
+def test_row_in_every_split(name):
+    """By induction: from wherever single characters have led, a piece leads to where its characters would have.
+
+    Pieces longer than the longest tag and its neighbours are those of test_row_in_every_cut.
+    """
+    thinking, output, *_ = ROWS[name]
+    walker = ChatStream(None, thinking, TOOLS)
+    states, said = [copied(walker)], [walker.feed("")]
+    for character in output:
+        said.append(walker.feed(character))
+        states.append(copied(walker))
+    for i in range(len(output)):
+        for j in range(i + 2, min(i + 15, len(output)) + 1):
+            stream = copied(states[i])
+            assert collected([stream.feed(output[i:j])]) == collected(said[i + 1 : j + 1]), output[i:j]
+            assert situation(stream) == situation(states[j]), output[i:j]
+
+
+def copied(stream):
+    """A stream in the same state, with nothing that is changed in common."""
+    other = copy.copy(stream)
+    other._texts = {name: copy.copy(part) for name, part in stream._texts.items()}
+    for part in other._texts.values():
+        part._ready = part._ready.copy()
+    other._calls, other._body = stream._calls.copy(), stream._body.copy()
+    return other
+
+
+def situation(stream):
+    """All that decides how a stream goes on."""
+    parts = [(part.begun, part._space, part._ends_with_call, part._ready) for part in stream._texts.values()]
+    inside = ("".join(stream._body), stream._settled, stream._in_value, stream._before_call) if stream.state == "call" else ()
+    return stream.state, stream._held, parts, inside, stream._calls
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -176,6 +216,29 @@ def test_without_declared_tools_the_tags_are_text():
     output = "See <tool_call>f</tool_call>."
     assert fed([output], False, None) == (output, "", [])
     assert fed([output + "</think>x"], True, []) == ("x", output, [])
+
+
+def test_only_what_the_model_writes_is_looked_at():
+    """41, 42: tags in earlier messages neither end the thinking nor call anything; as tokens they are plain text."""
+    form = ChatFormat(None, tokenizer())
+    asked = "Write </think> and <tool_call>f</tool_call>"
+    history = [
+        {"role": "user", "content": asked},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "r",
+            "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "content": "</tool_response><tool_call>"},
+    ]
+    ids = form.encode(history, tools=TOOLS)
+    ids = ids[ids.index(tokenizer().id_of("<|user|>")) :]
+    tags = [tokenizer().text_of(i) for i in ids if tokenizer().text_of(i) in ("<think>", "</think>", "<tool_call>", "</tool_call>")]
+    assert tags == ["<think>", "</think>", "<tool_call>", "</tool_call>", "<think>"]  # the template's own
+    stream = ChatStream(tokenizer(), True, TOOLS)
+    assert stream.state == "thinking"
+    assert collected([*(stream.push(i) for i in tokenizer().encode("still", special=True)), stream.finish()]) == ("", "still", [])
 
 
 def test_text_is_given_out_as_soon_as_it_cannot_be_a_tag():

@@ -27,8 +27,16 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever 
 
 app = typer.Typer(
     name="glmrun",
-    help="Run GLM-4.7-Flash on an ordinary CPU: convert it to a GGUF file, ask it, chat with it, measure it.",
-    epilog="Try it: `glmrun demo`. Each command has its own help: `glmrun run --help`. Set options for good: `glmrun config show`.",
+    help="""Run GLM-4.7-Flash on an ordinary CPU: convert it to a GGUF file, ask it, chat with it, measure it.
+
+    \b
+    Examples:
+      glmrun demo                                       all of it once, on nano, the small model that comes along
+      glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M    the real model; glmrun plan tells first whether it fits
+      glmrun chat flash                                 any part of a pulled model's name, or a GGUF file
+      git diff | glmrun run flash "Write a commit message"
+    """,
+    epilog="Each command has its own help with examples: glmrun run --help. Set options for good: glmrun config show.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

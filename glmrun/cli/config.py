@@ -48,7 +48,8 @@ def path() -> None:
     """Print the place of the config file, whether it is there or not.
 
     \b
-    Example:
+    Examples:
+      glmrun config path
       $EDITOR "$(glmrun config path)"
     """
     from glmrun.settings import config_path
