@@ -120,8 +120,12 @@ class Terminal:
     def send(self, text: str, expected: str) -> None:
         """Type a message; wait for `expected` in what is printed after it, and for the next prompt."""
         self.child.send(text + "\r")
-        self.child.expect(expected)
+        self.expect(expected)
         self.ready()
+
+    def expect(self, words: str) -> None:
+        """Wait for words, with codes or a line break wherever they have a blank or a newline."""
+        self.child.expect(words.replace("\r\n", " ").replace(" ", r"(?:\s|\x1b\[[?0-9;]*[A-Za-z])+"))
 
     def leave(self) -> int:
         self.child.sendeof()
@@ -153,9 +157,9 @@ def test_a_conversation_in_a_terminal(tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, message: str, seen: str, kept: int) -> None:
     terminal = Terminal(tmp_path)
     terminal.child.send(message + "\r")
-    terminal.child.expect(seen)
+    terminal.expect(seen)
     terminal.child.sendintr()
-    terminal.child.expect("stopped")
+    terminal.expect("stopped")
     terminal.ready()
     terminal.send("/context", f"{kept} message")
     terminal.send("messages", '"content": "tick tick' if kept == 2 else '"content": "slow prompt"')
@@ -165,10 +169,10 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, message: str, seen
 def test_what_is_typed_during_an_answer_is_sent_after_it(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
     terminal.child.send("slow prompt\r")
-    terminal.child.expect("reading the prompt")
+    terminal.expect("reading the prompt")
     terminal.child.send("typed ahead\r")
-    terminal.child.expect("You said: slow prompt")
-    terminal.child.expect("You said: typed ahead")
+    terminal.expect("You said: slow prompt")
+    terminal.expect("You said: typed ahead")
     terminal.ready()
     assert terminal.leave() == 0
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyte
 import pytest
+from emulator import Screen, printable
 from scripted_model import ESCAPES
 
 from glmrun.terminal.sanitize import one_line, visible
@@ -59,7 +61,9 @@ def _run(arguments: list[str], terminal: str, **environment: str) -> tuple[bytes
 
 def test_a_terminal_sees_control_characters_spelled_out() -> None:
     out, _ = _run(["run", "nano", "escapes", "--no-think"], "stdout")
-    assert out.decode().replace("\r\n", "\n") == visible(ESCAPES) + "\n"
+    screen = Screen(100, 24)
+    pyte.ByteStream(screen).feed(out)
+    assert screen.text() == visible(ESCAPES) and "␛]52;c;aGk=␇red␛[31m" in printable(out)
 
 
 def test_a_pipe_gets_the_text_of_the_model_and_no_codes() -> None:

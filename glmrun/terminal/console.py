@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from glmrun.terminal.sanitize import one_line, visible
 
@@ -28,6 +28,11 @@ def error_console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def shows_codes(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that understands colours and cursor movements."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def write_answer(text: str) -> None:

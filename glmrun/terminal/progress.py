@@ -34,12 +34,12 @@ class _Bar:
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         # Rich would send what is printed to standard output meanwhile to the bar's own stream.
         self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._task = self._progress.add_task("", total=None)
+        self._task = self._progress.add_task("", total=None, counts="")
         self.shown = console.is_terminal and not console.is_dumb_terminal
 
-    def update(self, text: str, completed: int, total: int | None) -> None:
+    def update(self, text: str, completed: int, total: int | None, counts: str = "") -> None:
         if self.shown:
-            self._progress.update(self._task, description=one_line(text), completed=completed, total=total)
+            self._progress.update(self._task, description=one_line(text), completed=completed, total=total, counts=counts)
             self._progress.start()
 
     def clear(self) -> None:
@@ -70,8 +70,8 @@ class _SpokenBar(_Bar):
 
     _said = ""
 
-    def update(self, text: str, completed: int, total: int | None) -> None:
-        super().update(text, completed, total)
+    def update(self, text: str, completed: int, total: int | None, counts: str = "") -> None:
+        super().update(text, completed, total, counts)
         if not self.shown and text != self._said:
             self._said = text
             note(f"{text} ...")
@@ -155,28 +155,41 @@ def waiting(text: str, patience: float = 1.5) -> Iterator[None]:
 
 
 class PromptProgress:
-    """`reading the prompt, 512 of 2,048 tokens, 87 a second ━━━━ 0:00:18`: from when it takes time until the answer."""
+    """`reading the prompt ━━━━╺━━━━━ 512 / 2,048 · 87 tok/s · 18 s left`: from when it takes time until the answer."""
 
     def __init__(self, patience: float = 0.5) -> None:
-        self._bar = _Bar(error_console(), _text("{task.description}"), BarColumn(30), TimeRemainingColumn())
+        console = error_console()
+        wide = console.width >= 76
+        columns = [_text("{task.description}"), *([BarColumn(20)] if wide else []), _text("{task.fields[counts]}")]
+        self._bar = _Bar(console, *columns)
+        self._text = "reading the prompt" if wide else "prompt"
         self._timer = threading.Timer(patience, self._bar.update, ("reading the prompt", 0, None))
         self._timer.daemon = True
 
-    def __enter__(self) -> "PromptProgress":
+    def start(self) -> None:
+        """Begin to wait."""
         self._timer.start()
-        return self
 
     def update(self, chunk: "Chunk") -> None:
         """Follow the prompt; the first chunk with a token ends it."""
         if chunk.token is not None or chunk.finish_reason is not None:
-            self.__exit__()
+            self.stop()
         elif not self._timer.is_alive():
             stats = chunk.stats
-            done, read = stats.n_prefilled, stats.n_prefilled - stats.n_cached
-            rate = f", {read / stats.prompt_seconds:,.0f} a second" if stats.prompt_seconds > 0 else ""
-            self._bar.update(f"reading the prompt, {done:,} of {stats.n_prompt:,} tokens{rate}", done, stats.n_prompt)
+            read, left = stats.n_prefilled - stats.n_cached, stats.n_prompt - stats.n_prefilled
+            parts = [f"{stats.n_prefilled:,} / {stats.n_prompt:,}"]
+            if read and stats.prompt_seconds > 0:
+                rate = read / stats.prompt_seconds
+                parts += [f"{rate:,.0f} tok/s", *([f"{_duration(left / rate)} left"] if left else [])]
+            self._bar.update(self._text, stats.n_prefilled, stats.n_prompt, " · ".join(parts))
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Take the bar away; nothing brings it back."""
         self._timer.cancel()
-        self._timer.join()
+        if self._timer.ident is not None:
+            self._timer.join()
         self._bar.clear()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -15,15 +15,37 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 
+# More accents than a letter can carry would grow over the lines above it.
+_ACCENTS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+_FLOOD = re.compile(f"([{_ACCENTS}]{{8}})[{_ACCENTS}]+")
+
 
 def visible(text: str) -> str:
     """text with newline, tab and printable characters as they are and every other character shown: ␛, ␇, ⟨U+202E⟩."""
-    return _HIDDEN.sub(_shown, text.replace("\r\n", "\n"))
+    return _FLOOD.sub(r"\1", _HIDDEN.sub(_shown, text.replace("\r\n", "\n")))
 
 
 def one_line(text: str) -> str:
     """visible(text) on a single line: for error messages, file names and cells of tables."""
     return " ".join(visible(text).split())
+
+
+class VisibleStream:
+    """visible() of a text that comes in pieces: a line break of two characters may be cut in half."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """What can be shown of all that came so far."""
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        return visible(text.removesuffix("\r"))
+
+    def flush(self) -> str:
+        """What was held back; the text is over."""
+        text, self._held = self._held, ""
+        return visible(text)
 
 
 def _shown(match: re.Match[str]) -> str:
