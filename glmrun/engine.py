@@ -92,6 +92,24 @@ class Model:
         self._finite.wait()
         return out
 
+    def logits_after(self, tokens: Sequence[int], first: int, rows: int = 256) -> Iterator[np.ndarray]:
+        """Logits after tokens[first:] in parts, float32 (at most rows, n_vocab) each, in one pass from an empty cache.
+
+        All parts share one memory, so a window of the full-size model needs 160 MB and not gigabytes. Raises as logits() does.
+        """
+        ids = self._checked(tokens)
+        self.reset()
+        self._begin()
+        self._finite.wait()
+        out, at = np.empty((min(rows, len(ids)), self.config.vocab_size), np.float32), 0  # float32 (rows, n_vocab)
+        while at < len(ids):
+            end = min(at + self._state.max_tokens, max(at, first) + rows, len(ids))
+            wanted = end - max(at, first)
+            self._step(ids[at:end], out[:wanted] if wanted > 0 else self._last_logits)
+            if wanted > 0:
+                yield out[:wanted]
+            at = end
+
     def reset(self) -> None:
         """Empty the cache."""
         self._cached.clear()
@@ -110,14 +128,15 @@ class Model:
         self._cancelled = True
         self._team.cancel()
 
-    def prefill_tokens(self, tokens: Sequence[int]) -> float:
-        """Append tokens to the cache, computing the last one's logits; returns the seconds it took. For measurements."""
+    def prefill_tokens(self, tokens: Sequence[int], n_ubatch: int = MAX_TOKENS) -> float:
+        """Append tokens, n_ubatch in a step, computing the last one's logits; returns the seconds it took. For measurements."""
         ids = self._checked(tokens, room=self.n_ctx - len(self._cached))
+        n_step = min(n_ubatch, self._state.max_tokens)
         self._begin()
         self._finite.wait()
         start = time.perf_counter()
-        for at in range(0, len(ids), self._state.max_tokens):
-            self._step(ids[at : at + self._state.max_tokens], self._last_logits)
+        for at in range(0, len(ids), n_step):
+            self._step(ids[at : at + n_step], self._last_logits)
         return time.perf_counter() - start
 
     def decode_tokens(self, n: int, token: int = 0) -> float:

@@ -226,11 +226,12 @@ def test_a_full_disk_is_one_line() -> None:
 
 def test_sizes_and_counts_are_read() -> None:
     assert [parse_size(text) for text in ("8192", "32k", "64K", " 1M ")] == [8192, 32000, 65536, 1 << 20]
-    assert parse_counts("128,512") == [128, 512]
+    assert parse_counts("128,512") == [128, 512] and parse_counts("1-3,9") == [1, 2, 3, 9]
+    assert parse_counts("0-8192+4096") == [0, 4096, 8192] and parse_counts("1-8*2") == [1, 2, 4, 8]
     for text in ("", "0", "-1", "1.5k", "k", "1e3", "9" * 13):
         with pytest.raises(BadParameter):
             parse_size(text)
-    for text in ("", "a", "1,,2", "-1", "99999999999"):
+    for text in ("", "a", "1,,2", "-1", "99999999999", "3-1", "0-8*2", "1-8*1", "1-8+0", "1-2000", "1-"):
         with pytest.raises(BadParameter):
             parse_counts(text)
 
@@ -352,7 +353,7 @@ def test_nano_is_measured_in_three_quantizations() -> None:
     assert all(row["n_threads"] == 1 and len(row["samples_ns"]) == 2 and row["avg_ts"] > 0 for row in rows)
     assert rows[0]["model_size"] < rows[2]["model_size"] < rows[4]["model_size"]
     lines = glmrun("bench", "-m", "nano,nano", "-p", "8", "-n", "0", "-r", "1", "-o", "csv").stdout.decode().splitlines()
-    assert len(lines) == 3 and lines[0].startswith('"build_commit","build_number","cpu_info"')
+    assert len(lines) == 3 and lines[0].startswith("build_commit,build_number,cpu_info,") and lines[1].startswith('"glmrun-')
 
 
 def test_the_demo_goes_through() -> None:

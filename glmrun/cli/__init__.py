@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from glmrun import settings
-from glmrun.cli import bench, chat, config, convert, demo, doctor, inspect, models, plan, pull, run, verify, warmup
+from glmrun.cli import bench, chat, convert, demo, doctor, inspect, models, perplexity, plan, pull, run, verify, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -47,6 +47,8 @@ app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
 app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
 app.command("verify", short_help="Prove a GGUF file intact.")(verify.verify)
 app.command("bench", short_help="Measure tokens per second.")(bench.bench)
+app.command("perplexity", short_help="Measure how well a model predicts a text (also: ppl).")(perplexity.perplexity)
+app.command("ppl", hidden=True)(perplexity.perplexity)
 app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
 app.command("show", hidden=True)(inspect.inspect)
 app.command("warmup", short_help="Compile the kernels ahead of the first start.")(warmup.warmup)

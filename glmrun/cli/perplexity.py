@@ -1,0 +1,167 @@
+"""`glmrun perplexity`: how well a model predicts a text, and how far it is from a reference."""
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmrun.cli import loading, options
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.measure.perplexity import Scores
+    from glmrun.measure.reference import ReferenceWriter
+
+_LEAST_SCORED = 100  # positions below which a comparison's percentiles mean nothing
+
+
+def perplexity(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A GGUF file, a name from glmrun list, or nano. Left out: nano.", show_default=False
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("-f", "--file", metavar="TEXT", help="A text file in UTF-8. Left out: nano's held-out dialogues."),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            "-c", "--ctx", "--ctx-size", parser=options.parse_size, metavar="N", help="Tokens of a window. Left out: 512."
+        ),
+    ] = None,
+    chunks: Annotated[int | None, typer.Option("--chunks", min=1, metavar="N", help="Read only the first N windows.")] = None,
+    special: Annotated[
+        bool, typer.Option("--parse-special", help="Texts like <|user|> are the control tokens they name, not plain text.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option("--kl-divergence-base", metavar="FILE", help="Write this model's predictions to FILE, as the reference."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--kl-divergence", help="Compare with the reference in --kl-divergence-base; the text is taken from it.")
+    ] = False,
+    threads: options.Threads = None,
+    kv_type: options.KvType = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; shares are fractions, not percent.")] = False,
+) -> None:
+    """Measure perplexity and KL divergence by llama-perplexity's rules, with its report and its reference file.
+
+    The text is cut into windows of -c tokens; what follows the middle of each is scored. Ctrl-C ends early, with what is done.
+
+    \b
+    Examples:
+      glmrun perplexity model-Q4_K_M.gguf -f wiki.test.raw --chunks 50
+      glmrun perplexity model-BF16.gguf -f wiki.test.raw --kl-divergence-base wiki.kld
+      glmrun perplexity model-Q4_K_M.gguf --kl-divergence-base wiki.kld --kl-divergence
+    """
+    if compare and base is None:
+        raise typer.BadParameter("--kl-divergence compares with a reference: name it with --kl-divergence-base FILE")
+    if compare and (file is not None or ctx is not None or special):
+        raise typer.BadParameter("--kl-divergence takes text and windows from the reference: leave -f, -c and --parse-special out")
+    if ctx is not None and ctx < 4:
+        raise typer.BadParameter("-c: a window has at least 4 tokens")
+    path = loading.resolve_model(model)
+
+    from glmrun.measure.perplexity import cut, score, statistics
+    from glmrun.measure.reference import Reference, ReferenceWriter
+
+    reference, text, writer = None, "", None
+    if base is not None and compare:
+        reference = Reference(base)
+        n_ctx = reference.ids.shape[1]
+    else:
+        n_ctx, text, special = ctx or 512, *_text(file, special)
+    opened = loading.load_model(path, n_ctx, threads, kv_type)
+    windows = reference.windows(opened, chunks) if reference else cut(opened, text, n_ctx, chunks, special)
+    if base is not None and reference is None:
+        writer = ReferenceWriter(base, windows, opened.config.vocab_size)
+    scores, done = _watched(score(opened, windows, reference, writer), writer, path.name, len(windows.ids))
+    if scores is None:
+        raise typer.Exit(130)
+    n_scored = done * windows.n_scored
+    facts = {"model": str(path), "file": None if compare else file, "n_ctx": n_ctx, "chunks": done, "positions": n_scored}
+    compared = statistics(scores) if reference and n_scored >= _LEAST_SCORED else None
+    if as_json:
+        print(json.dumps(facts | (compared or {"ppl": list(scores.perplexity)}), ensure_ascii=False, indent=2))
+    elif compared:
+        print(report(compared))
+    else:
+        value, error = scores.perplexity
+        print(f"Final estimate: PPL = {value:.4f} +/- {error:.5f}")
+    if done < len(windows.ids):
+        raise typer.Exit(130)
+
+
+def _text(file: str | None, special: bool) -> tuple[str, bool]:
+    """(the text, whether its control tokens count as such)."""
+    if file is None:
+        from glmrun.builtin import CHECKPOINT
+
+        return (CHECKPOINT / "heldout.txt").read_text(encoding="utf-8"), True
+    try:
+        return Path(file).read_text(encoding="utf-8"), special
+    except UnicodeDecodeError as why:
+        raise UserError(f"{file}: not valid UTF-8 at byte {why.start:,}; convert it first", 2) from None
+
+
+def _watched(
+    steps: "Iterator[tuple[int, Scores]]", writer: "ReferenceWriter | None", name: str, n_windows: int
+) -> "tuple[Scores | None, int]":
+    """Go through the steps behind a bar; returns (what was found, windows done) also after Ctrl-C."""
+    from glmrun.terminal.console import note
+    from glmrun.terminal.progress import work_bar
+
+    done, scores = 0, None
+    with work_bar() as bar, writer or nullcontext():
+        bar.update(name, 0, n_windows)
+        try:
+            for done, scores in steps:
+                bar.update(f"{name} PPL {scores.perplexity[0]:.4f}", done, n_windows)
+        except KeyboardInterrupt:
+            bar.clear()
+            note(f"interrupted after {done} of {n_windows} windows" + ("; no reference was written" if writer else ""))
+    return scores, done
+
+
+def report(found: "dict[str, Any]") -> str:
+    """llama-perplexity's report of statistics()."""
+
+    def pair(name: str) -> str:
+        value, error = found[name]
+        return f"{value:10.6f} ± {error:10.6f}"
+
+    def percent(name: str) -> str:
+        value, error = found[name]
+        return f"{100 * value:6.3f} ± {100 * error:5.3f} %"
+
+    lines = [
+        "====== Perplexity statistics ======",
+        f"Mean PPL(Q)                   : {pair('ppl')}",
+        f"Mean PPL(base)                : {pair('ppl_base')}",
+        f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * found['correlation']:6.2f}%",
+        f"Mean ln(PPL(Q)/PPL(base))     : {pair('ln_ppl_ratio')}",
+        f"Mean PPL(Q)/PPL(base)         : {pair('ppl_ratio')}",
+        f"Mean PPL(Q)-PPL(base)         : {pair('ppl_difference')}",
+        "",
+        "====== KL divergence statistics ======",
+        f"Mean    KLD: {pair('kld')}",
+        *(f"{_heading(name)} KLD: {value:10.6f}" for name, value in found["kld_percentiles"].items()),
+        "",
+        "====== Token probability statistics ======",
+        f"Mean    Δp: {percent('delta_p')}",
+        *(f"{_heading(name)} Δp: {100 * value:6.3f}%" for name, value in found["delta_p_percentiles"].items()),
+        f"RMS Δp    : {percent('rms_delta_p')}",
+        f"Same top p: {percent('same_top_p')}",
+    ]
+    return "\n".join(lines)
+
+
+def _heading(name: str) -> str:
+    """`Maximum`, ` 5.0%  `: seven characters."""
+    return f"{name.rjust(5):<7}" if name.endswith("%") else f"{name.capitalize():<7}"
