@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from glmrun import settings
-from glmrun.cli import bench, chat, convert, demo, doctor, inspect, models, perplexity, plan, pull, run, verify, warmup
+from glmrun.cli import bench, chat, config, convert, demo, doctor, inspect, models, perplexity, plan, pull, run, verify, warmup
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 

@@ -1,39 +1,61 @@
 """`glmrun bench`: tokens per second, side by side."""
 
-import csv
-import json
+import re
 import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glmrun.cli import loading, options
 from glmrun.settings import default_model
+from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.measure.bench import Result
+    from glmrun.measure.bench import Choices
+
+_MOST = 1 << 24  # tokens
 
 
 class Output(StrEnum):
     """Forms of the result."""
 
     md = "md"
+    csv = "csv"
     json = "json"
     jsonl = "jsonl"
-    csv = "csv"
+    sql = "sql"
 
 
 def parse_counts(text: str) -> list[int]:
-    """`512` or `128,512` as numbers."""
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number or a list of numbers like 128,512") from None
-    if any(not 0 <= n <= 1 << 24 for n in counts):
-        raise typer.BadParameter(f"{text!r}: each number is between 0 and {1 << 24:,}")
+    """`512`, `128,512`, `1-4`, `0-8192+4096` or `1-8*2` as numbers, as llama-bench reads them."""
+    counts: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", part.strip())
+        if found is None:
+            raise typer.BadParameter(f"{part!r} is not a number or a range; write 128,512 or 0-8192+4096 or 1-8*2")
+        at, last = int(found[1]), int(found[2] or found[1])
+        step, times = int(found[4] or 1), found[3] == "*"
+        if last < at or (step < 2 or at == 0 if times else step < 1) or last > _MOST:
+            raise typer.BadParameter(f"{part!r} never reaches its end, or is more than {_MOST:,}")
+        while at <= last:
+            counts.append(at)
+            at = at * step if times else at + step
+            if len(counts) > 1000:
+                raise typer.BadParameter(f"{text!r} means more than 1,000 tests")
     return counts
+
+
+def _parse_pair(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,8}),(\d{1,8})", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a pair like 512,128")
+    return int(found[1]), int(found[2])
 
 
 def bench(
@@ -46,78 +68,225 @@ def bench(
             help="A GGUF file; may be repeated, or several with commas. Left out: the setting, else nano in three quantizations.",
         ),
     ] = None,
-    prompts: Annotated[str, typer.Option("-p", "--n-prompt", metavar="N,...", help="Tokens of the prompt tests; 0: none.")] = "512",
-    gens: Annotated[str, typer.Option("-n", "--n-gen", metavar="N,...", help="Tokens of the generation tests; 0: none.")] = "128",
-    depths: Annotated[str, typer.Option("-d", "--n-depth", metavar="N,...", help="Tokens that are in the cache beforehand.")] = "0",
+    quantizations: Annotated[
+        str | None,
+        typer.Option("-q", "--quant", metavar="NAME,...", help="Convert the one -m (a folder, a GGUF file) to each."),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("-p", "--n-prompt", metavar="N,...", help="Prompt tests: tokens; 0: none. Left out: 512.")
+    ] = None,
+    gens: Annotated[
+        list[str] | None, typer.Option("-n", "--n-gen", metavar="N,...", help="Generation tests: tokens; 0: none. Left out: 128.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A test that reads PP tokens and makes TG; may be repeated.")
+    ] = None,
+    depths: Annotated[
+        list[str] | None, typer.Option("-d", "--n-depth", metavar="N,...", help="Tokens in the cache beforehand. Left out: 0.")
+    ] = None,
     threads: Annotated[
         str | None,
         typer.Option(
             "-t", "--threads", metavar="N,...", help="Threads; left out: one per physical core.", **options.setting("threads")
         ),
     ] = None,
+    ubatches: Annotated[
+        list[str] | None,
+        typer.Option("-ub", "--ubatch-size", metavar="N,...", help="Tokens of a step while a prompt is read. Left out: 512."),
+    ] = None,
     kv_type: options.KvType = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, metavar="N", help="Measured runs of each test.")] = 5,
+    delay: Annotated[float, typer.Option("--delay", min=0, metavar="SECONDS", help="Rest before each test.")] = 0.0,
     warmup: Annotated[bool, typer.Option("--warmup/--no-warmup", help="One unmeasured run of each test first.")] = True,
-    output: Annotated[Output, typer.Option("-o", "--output", help="Markdown table, JSON, JSON lines or CSV.")] = Output.md,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Form of the result.")] = Output.md,
+    output_err: Annotated[
+        Output | None, typer.Option("-oe", "--output-err", help="The result also to standard error, in this form.")
+    ] = None,
+    wide: Annotated[
+        bool,
+        typer.Option("--wide", help="Also time to first token, peak memory, GB/s of weights and their share of the bandwidth."),
+    ] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw speed against depth, or threads, in the terminal.")] = False,
+    plot_out: Annotated[str | None, typer.Option("--plot-out", metavar="FILE", help="The same as FILE.png or FILE.svg.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: tell what differs between two results."),
+    ] = None,
 ) -> None:
-    """Measure reading (pp) and writing (tg) speed; the columns and names are llama-bench's.
+    """Measure reading (pp) and writing (tg) speed; flags, columns and names are llama-bench's.
 
-    Compiling kernels and reading the file happen before the clock starts; how long they took is told on standard error.
+    Lists may hold ranges: first-last, first-last+step, first-last*factor. Compiling kernels and reading the file happen before
+    the clock starts; how long they took is told on standard error. Ctrl-C ends early, with the tests that are done.
 
     \b
     Examples:
       glmrun bench
-      glmrun bench -m GLM-4.7-Flash-Q4_K_M.gguf -p 512 -n 64 -t 2 -r 3
-      glmrun bench -m a.gguf,b.gguf -n 0 -p 128,512 -d 0,4096 -o json > speed.json
+      glmrun bench -m GLM-4.7-Flash-Q4_K_M.gguf -p 512 -n 64 -d 0-8192+4096 -r 3 --plot
+      glmrun bench -m a.gguf,b.gguf -n 0 -p 128,512 -t 1-4*2 -o json > speed.json
+      glmrun bench -m GLM-4.7-Flash -q Q4_K_M,Q6_K,Q8_0 --wide
+      glmrun bench --compare before.json after.json
     """
-    wanted = parse_counts(threads) if threads is not None else [None]
+    from glmrun.measure.bench import N_UBATCH, Choices
+
+    if compare is not None:
+        _print_comparison(*compare)
+        return
+    given = (prompts or ["512"], gens or ["128"], depths or ["0"], ubatches or ["512"])
+    lists = [[n for text in texts for n in parse_counts(text)] for texts in given]
+    wanted: list[int | None] = [*parse_counts(threads)] if threads is not None else [None]
     if 0 in wanted:
         raise typer.BadParameter("--threads: at least one thread is needed")
-    counts = parse_counts(prompts), parse_counts(gens), parse_counts(depths)
-    names = [name for text in models or [] for name in text.split(",") if name]
-    if not any(counts[0] + counts[1]):
+    if not all(1 <= n <= N_UBATCH for n in lists[3]):
+        raise typer.BadParameter(f"--ubatch-size: 1 to {N_UBATCH} tokens")
+    choices = Choices(lists[0], lists[1], [_parse_pair(text) for text in pairs or []], lists[2], wanted, lists[3])
+    n_tests = len(choices.cases(Path()))
+    if not n_tests:
         raise typer.BadParameter("nothing to measure: both -p and -n are 0")
-    paths = _paths(names)
-    loading.compile_kernels()
+    names = [name for text in models or [] for name in text.split(",") if name]
+    files, n_files = _files(names, quantizations)
+    if plot_out is not None:
+        from glmrun.terminal.plot import check
 
-    from glmrun.measure.bench import cases, measure
-    from glmrun.terminal.progress import work_bar
+        check(plot_out)
+    began = time.perf_counter()
+    loading.compile_kernels()
+    compile_seconds = time.perf_counter() - began
+
+    from glmrun.terminal.bench_output import BenchOutput
     from glmrun.terminal.tables import BenchTable
 
-    todo = cases(paths, *counts, wanted)
-    table = BenchTable()
-    results: list[Result] = []
+    _note_machine(wanted, compile_seconds)
+    columns = [*(["n_ubatch"] if lists[3] != [N_UBATCH] else []), *(["type_k", "type_v"] if kv_type else [])]
+    outputs = [BenchOutput(output, sys.stdout, BenchTable(columns, wide))]
+    if output_err is not None:
+        outputs.append(BenchOutput(output_err, sys.stderr, BenchTable(columns, wide)))
+    rows: list[dict[str, Any]] = []
+    try:
+        with closing(files):
+            for row in _rows(files, choices, n_files * n_tests, repetitions, warmup, kv_type, delay, wide):
+                rows.append(row)
+                for out in outputs:
+                    out.row(row)
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    for out in outputs:
+        out.end()
+    if rows and (plot or plot_out):
+        _plot(rows, plot, plot_out, output is Output.md)
+    if code:
+        raise typer.Exit(code)
+
+
+def _rows(
+    files: Iterator[Path], choices: "Choices", n_tests: int, repetitions: int, warmup: bool, kv_type: str | None, delay: float,
+    wide: bool,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of all files, behind a progress bar that is off the screen whenever a row comes."""
+    from glmrun.measure.bench import measure
+    from glmrun.measure.machine import memory_bandwidth
+    from glmrun.terminal.progress import work_bar
+
+    bandwidth = {n: memory_bandwidth(n).bytes_per_second for n in choices.n_threads} if wide else {}
+    done = 0
     with work_bar() as bar:
-        for case, taken, result in measure(todo, repetitions, warmup, kv_type):
-            if result is None:
-                bar.update(f"{case.path.name} {case.name}", len(results) * repetitions + taken, len(todo) * repetitions)
-                continue
-            bar.clear()
-            results.append(result)
-            if output is Output.md:
-                if len(results) == 1:
-                    print(table.heading())
-                print(table.row(result.asdict(), case.name), flush=True)
-            elif output is Output.jsonl:
-                print(json.dumps(result.asdict(), ensure_ascii=False), flush=True)
-    if output is Output.json:
-        print(json.dumps([result.asdict() for result in results], ensure_ascii=False, indent=2))
-    elif output is Output.csv:
-        _print_csv(results)
+        for path in files:
+            for case, taken, result in measure(choices.cases(path), repetitions, warmup, kv_type, delay):
+                if result is None:
+                    bar.update(f"{path.name} {case.name}", done * repetitions + taken, n_tests * repetitions)
+                    continue
+                bar.clear()
+                done += 1
+                yield result.asdict() | (result.wide(bandwidth[case.n_threads]) if wide else {})
 
 
-def _paths(names: list[str]) -> list[Path]:
+def _files(names: list[str], quantizations: str | None) -> tuple[Generator[Path], int]:
+    """(the files to measure, each ready when it comes, how many)."""
     names = names or [name for name in [default_model()] if name]
-    if names:
-        return [loading.resolve_model(name) for name in names]
     from glmrun.builtin import QUANTIZATIONS, nano_path
+    from quant.recipes import recipe
 
-    return [nano_path(quantization) for quantization in QUANTIZATIONS]
+    if quantizations is None:
+        paths = [loading.resolve_model(name) for name in names] or [nano_path(name) for name in QUANTIZATIONS]
+        return (path for path in paths), len(paths)
+    recipes = [recipe(name).name for name in quantizations.split(",") if name]
+    if len(names) > 1 or not recipes:
+        raise typer.BadParameter("-q NAME,... converts one source, which -m names; without -m it is nano")
+    if not names:
+        return (nano_path(name) for name in recipes), len(recipes)
+    source = Path(names[0]) if Path(names[0]).exists() else loading.resolve_model(names[0])
+    return _converted(source, recipes), len(recipes)
 
 
-def _print_csv(results: "list[Result]") -> None:
-    """llama-bench's CSV: everything quoted, without the lists of samples."""
-    rows = [{name: value for name, value in result.asdict().items() if not isinstance(value, list)} for result in results]
-    writer = csv.DictWriter(sys.stdout, rows[0], quoting=csv.QUOTE_ALL, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def _converted(source: Path, recipes: list[str]) -> Generator[Path]:
+    """The source in one quantization after another, in the cache folder; each is deleted before the next is made."""
+    from glmrun.cache_folder import cache_folder
+    from glmrun.gguf_source import GGUFSource
+    from glmrun.terminal.progress import BytesProgress
+    from quant.checkpoint import Checkpoint
+    from quant.convert import convert, plan
+
+    model = GGUFSource.open(source) if source.is_file() else Checkpoint.open(source)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=cache_folder()) as folder:
+        for name in recipes:
+            path = Path(folder, f"{model.name}-{name}.gguf")
+            with BytesProgress() as bar:
+                for step in convert(plan(model, name), path, resumable=False):
+                    bar.update(f"{name}: {step.tensor}", step.bytes_done, step.n_bytes)
+            yield path
+            path.unlink()
+
+
+def _note_machine(threads: list[int | None], compile_seconds: float) -> None:
+    """What a figure depends on, to standard error."""
+    import platform
+    from importlib.metadata import version
+
+    import llvmlite.binding as llvm
+
+    from glmrun import __version__
+    from glmrun.cores import available_cores
+    from glmrun.measure.doctor import FEATURES
+    from glmrun.measure.machine import cpu_name, memory
+    from glmrun.terminal.console import note
+    from glmrun.terminal.tables import bytes_text
+
+    features = llvm.get_host_cpu_features()
+    found = memory()
+    counts = ", ".join(str(min(n or available_cores(), available_cores())) for n in threads)
+    note(f"{cpu_name()}: {' '.join(name for name in FEATURES if features.get(name))}")
+    note(f"threads: {counts} of {available_cores()}; memory: {bytes_text(found.total)}, {bytes_text(found.available)} available")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite", "numpy"))
+    note(f"glmrun {__version__}, Python {platform.python_version()}, {versions}")
+    note(f"kernels ready after {compile_seconds:.1f} s, which is in no figure")
+
+
+def _plot(rows: list[dict[str, Any]], to_terminal: bool, path: str | None, stream_is_free: bool) -> None:
+    from glmrun.measure.bench_rows import curves
+    from glmrun.terminal.bench_output import bar_chart
+    from glmrun.terminal.plot import write
+
+    by, found = curves(rows)
+    if to_terminal:
+        print(f"\n{bar_chart(by, found)}", file=sys.stdout if stream_is_free else sys.stderr, flush=True)
+    if path is not None:
+        write(path, rows[0]["cpu_info"], by, found)
+
+
+def _print_comparison(a: str, b: str) -> None:
+    from glmrun.measure.bench_rows import SIGNIFICANT, compare, read_rows
+    from glmrun.terminal.console import note
+    from glmrun.terminal.tables import columns
+
+    found, alone = compare(read_rows(a), read_rows(b))
+    if not found:
+        raise UserError(f"{a} and {b} have no test in common: the same model, threads, prompt, tokens and depth")
+    rows = [["model", "threads", "test", f"{Path(a).stem} t/s", f"{Path(b).stem} t/s", "difference", "p", "verdict"]]
+    for d in found:
+        p = "-" if d.p_value is None else f"{d.p_value:.3f}"
+        rows.append([d.model, str(d.n_threads), d.test, f"{d.a:.2f}", f"{d.b:.2f}", f"{d.relative:+.1%}", p, d.verdict])
+    print(columns(rows, right=[1, 3, 4, 5, 6]))
+    note(f"p: how often chance alone makes such a difference (Welch's t-test); called one below {SIGNIFICANT}")
+    if alone:
+        note(f"{alone} tests are in one file only")

@@ -28,7 +28,7 @@ def demo(threads: options.Threads = None) -> None:
       glmrun demo
     """
     from glmrun.builtin import QUANTIZATIONS, nano_path
-    from glmrun.measure.bench import cases, measure
+    from glmrun.measure.bench import Choices, measure
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
     from glmrun.terminal.progress import waiting, work_bar
@@ -62,12 +62,13 @@ def demo(threads: options.Threads = None) -> None:
     table = BenchTable()
     print(table.heading(), flush=True)
     with work_bar() as bar:
-        for case, taken, result in measure(cases(paths, [512], [64], [0], [threads]), repetitions=3):
+        todo = [case for path in paths for case in Choices(n_gen=[64], n_threads=[threads]).cases(path)]
+        for case, taken, result in measure(todo, repetitions=3):
             if result is None:
                 bar.update(f"{case.path.name} {case.name}", taken, 3)
             else:
                 bar.clear()
-                print(table.row(result.asdict(), case.name), flush=True)
+                print(table.row(result.asdict()), flush=True)
 
     _title("The real model")
     print(_REAL_MODEL)

@@ -1,8 +1,8 @@
 """Tokens per second, measured the way llama-bench does and told under its names.
 
-A test reads n_prompt tokens in one pass (pp) or makes n_gen tokens one by one (tg), each time from a cache that holds n_depth
-tokens. Tokenizing and sampling are left out. One run of each test goes ahead unmeasured, so that reading the file from disk is
-not in the numbers; how long it took is reported apart.
+A test reads n_prompt tokens (pp), makes n_gen tokens one by one (tg), or one after the other (pp+tg), each time from a cache that
+holds n_depth tokens. Tokenizing and sampling are left out. One run of each test goes ahead unmeasured, so that reading the file
+from disk is not in the numbers; how long it took is reported apart.
 """
 
 import statistics
@@ -16,36 +16,49 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmrun.measure.machine import cpu_name
+from glmrun.measure.machine import cpu_name, peak_memory
 
 if TYPE_CHECKING:
     from glmrun.engine import Model
 
+N_UBATCH = 512  # tokens of one step while a prompt is read, and at most
 # llama.cpp's names of general.file_type, as its tools print them.
 _FILE_TYPES = {0: "all F32", 1: "F16", 7: "Q8_0", 15: "Q4_K - Medium", 18: "Q6_K", 32: "BF16"}
 # ... and of this architecture's sizes, told apart by the number of layers.
 _SIZES = {27: "16B", 47: "30B.A3B", 60: "236B", 61: "671B"}
+# What llama-bench says about choices that glmrun does not have: its defaults for a CPU.
+_NO_PROCESSOR_CHOICE = {"cpu_mask": "0x0", "cpu_strict": False, "poll": 50}
+_NO_GPU = {
+    "n_gpu_layers": 0, "n_cpu_moe": 0, "split_mode": "layer", "main_gpu": 0, "no_kv_offload": False, "flash_attn": 1,
+    "devices": "none", "tensor_split": "0.00", "tensor_buft_overrides": "none", "load_mode": "mmap", "embeddings": False,
+    "no_op_offload": 0, "no_host": False, "fit_target": 0, "fit_min_ctx": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test on one file: n_prompt tokens read or n_gen tokens made, behind n_depth tokens."""
+    """One test on one file: n_prompt tokens read, then n_gen tokens made, behind n_depth tokens."""
 
     path: Path
     n_threads: int | None
     n_prompt: int
     n_gen: int
     n_depth: int = 0
+    n_ubatch: int = N_UBATCH
 
     @property
     def name(self) -> str:
-        """llama-bench's name: pp512, tg128, pp512 @ d4096."""
-        name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
-        return f"{name} @ d{self.n_depth}" if self.n_depth else name
+        return case_name(self.n_prompt, self.n_gen, self.n_depth)
 
     @property
     def n_tokens(self) -> int:
-        return self.n_prompt or self.n_gen
+        return self.n_prompt + self.n_gen
+
+
+def case_name(n_prompt: int, n_gen: int, n_depth: int) -> str:
+    """llama-bench's name: pp512, tg128, pp512+tg128, pp512 @ d4096."""
+    parts = [*([f"pp{n_prompt}"] if n_prompt else []), *([f"tg{n_gen}"] if n_gen else [])]
+    return "+".join(parts) + (f" @ d{n_depth}" if n_depth else "")
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,11 @@ class Result:
     facts: dict[str, Any]  # of the file and the machine, llama-bench's names
     test_time: str
     samples_ns: list[int]
+    prompt_ns: list[int]  # of each sample: until the first token could be chosen; 0 without a prompt
     load_seconds: float  # opening the file
     warmup_seconds: float
+    bytes_per_token: int  # weights that one token reads
+    peak_memory: int | None  # bytes of this process
 
     @property
     def samples_ts(self) -> list[float]:
@@ -65,47 +81,73 @@ class Result:
         return [self.case.n_tokens * 1e9 / ns for ns in self.samples_ns]
 
     def asdict(self) -> dict[str, Any]:
-        """One object of llama-bench's JSON, plus load_seconds and warmup_seconds."""
-        spread = statistics.stdev if len(self.samples_ns) > 1 else lambda _: 0.0
+        """One object of llama-bench's JSON, its fields in its order and nothing else."""
         return {
             **self.facts,
             "n_prompt": self.case.n_prompt,
             "n_gen": self.case.n_gen,
             "n_depth": self.case.n_depth,
             "test_time": self.test_time,
-            "avg_ns": round(statistics.fmean(self.samples_ns)),
-            "stddev_ns": round(spread(self.samples_ns)),
-            "avg_ts": statistics.fmean(self.samples_ts),
-            "stddev_ts": spread(self.samples_ts),
+            **averages(self.samples_ns, self.samples_ts),
+        }
+
+    def wide(self, bandwidth: float | None) -> dict[str, Any]:
+        """What llama-bench does not tell; None where it does not apply. bandwidth: bytes a second that the memory gives."""
+        writes = self.case.n_gen and not self.case.n_prompt
+        weights = self.bytes_per_token * statistics.fmean(self.samples_ts) if writes else None
+        return {
+            "ttft_ms": round(statistics.fmean(self.prompt_ns) / 1e6, 3) if self.case.n_prompt else None,
+            "peak_memory_bytes": self.peak_memory,
+            "weights_gb_s": round(weights / 1e9, 3) if weights else None,
+            "bandwidth_share": round(weights / bandwidth, 4) if weights and bandwidth else None,
             "load_seconds": round(self.load_seconds, 3),
             "warmup_seconds": round(self.warmup_seconds, 3),
-            "samples_ns": self.samples_ns,
-            "samples_ts": self.samples_ts,
         }
 
 
-def cases(
-    paths: Sequence[Path], prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int], threads: Sequence[int | None]
-) -> list[Case]:
-    """All combinations, a file's together, in the order of a side-by-side table; 0 tokens means no such test."""
-    return [
-        case
-        for path in paths
-        for n_threads in threads
-        for depth in depths
-        for case in [
-            *(Case(path, n_threads, n, 0, depth) for n in prompts if n),
-            *(Case(path, n_threads, 0, n, depth) for n in gens if n),
+def averages(samples_ns: list[int], samples_ts: list[float]) -> dict[str, Any]:
+    """Means and standard deviations under llama-bench's names, then the samples."""
+    spread = statistics.stdev if len(samples_ns) > 1 else lambda _: 0.0
+    return {
+        "avg_ns": round(statistics.fmean(samples_ns)),
+        "stddev_ns": round(spread(samples_ns)),
+        "avg_ts": statistics.fmean(samples_ts),
+        "stddev_ts": spread(samples_ts),
+        "samples_ns": samples_ns,
+        "samples_ts": samples_ts,
+    }
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What llama-bench's options -p -n -pg -d -t -ub ask for; 0 tokens means no such test."""
+
+    n_prompt: Sequence[int] = (512,)
+    n_gen: Sequence[int] = (128,)
+    n_pg: Sequence[tuple[int, int]] = ()
+    n_depth: Sequence[int] = (0,)
+    n_threads: Sequence[int | None] = (None,)
+    n_ubatch: Sequence[int] = (N_UBATCH,)
+
+    def cases(self, path: Path) -> list[Case]:
+        """All combinations on one file, in llama-bench's order."""
+        pairs = [*((n, 0) for n in self.n_prompt), *((0, n) for n in self.n_gen), *self.n_pg]
+        return [
+            Case(path, n_threads, n_prompt, n_gen, depth, n_ubatch)
+            for n_ubatch in self.n_ubatch
+            for n_threads in self.n_threads
+            for depth in self.n_depth
+            for n_prompt, n_gen in pairs
+            if n_prompt or n_gen
         ]
-    ]
 
 
 def measure(
-    todo: Sequence[Case], repetitions: int, warmup: bool = True, kv_type: str | None = None
+    todo: Sequence[Case], repetitions: int, warmup: bool = True, kv_type: str | None = None, delay: float = 0.0
 ) -> Iterator[tuple[Case, int, Result | None]]:
     """Run the cases in order; yields (case, samples taken, None) before each sample and (case, repetitions, Result) at its end.
 
-    A model stays loaded as long as the next case wants the same file and number of threads.
+    A model stays loaded as long as the next case wants the same file and number of threads. delay: seconds of rest before a case.
     Raises UserError for a file that can't be run or a test that does not fit the model's context.
     """
     import glmrun
@@ -120,29 +162,38 @@ def measure(
             began = time.perf_counter()
             model = glmrun.load(case.path, n_ctx=n_ctx, n_threads=case.n_threads, kv_type=kv_type)
             load_seconds = time.perf_counter() - began
-            loaded = (case.path, case.n_threads)
+            loaded, filled = (case.path, case.n_threads), 0
         assert model is not None
         yield case, 0, None
+        time.sleep(delay)
         test_time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        peak_memory(restart=True)
         began = time.perf_counter()
+        if filled != case.n_depth:
+            model.reset()
+            filled = case.n_depth
         if warmup:
             _once(model, case)
         warmup_seconds = time.perf_counter() - began
         samples = []
         for i in range(repetitions):
             yield case, i, None
-            samples.append(round(_once(model, case) * 1e9))
-        yield case, repetitions, Result(case, facts(model), test_time, samples, load_seconds, warmup_seconds)
+            samples.append(_once(model, case))
+        totals, prompts = [round(1e9 * (p + g)) for p, g in samples], [round(1e9 * p) for p, _ in samples]
+        told, read = facts(model) | {"n_ubatch": case.n_ubatch}, model.weights.bytes_per_token
+        yield (
+            case, repetitions,
+            Result(case, told, test_time, totals, prompts, load_seconds, warmup_seconds, read, peak_memory()),
+        )  # fmt: skip
 
 
-def _once(model: "Model", case: Case) -> float:
-    """Seconds of one run."""
-    model.reset()
-    if case.n_depth:
+def _once(model: "Model", case: Case) -> tuple[float, float]:
+    """Seconds of one run: (of the prompt, of the tokens made). What stands at its depth is kept."""
+    model.truncate(case.n_depth)
+    if model.n_cached < case.n_depth:
         model.prefill_tokens(_tokens(model, case.n_depth, seed=1))
-    if case.n_prompt:
-        return model.prefill_tokens(_tokens(model, case.n_prompt, seed=2))
-    return model.decode_tokens(case.n_gen)
+    prompt = model.prefill_tokens(_tokens(model, case.n_prompt, seed=2), case.n_ubatch) if case.n_prompt else 0.0
+    return prompt, model.decode_tokens(case.n_gen) if case.n_gen else 0.0
 
 
 def _tokens(model: "Model", count: int, seed: int) -> list[int]:
@@ -153,9 +204,10 @@ def _tokens(model: "Model", count: int, seed: int) -> list[int]:
 def facts(model: "Model") -> dict[str, Any]:
     """The file and the machine under llama-bench's names."""
     from glmrun import __version__
-    from glmrun.engine import MAX_TOKENS
+    from glmrun.weights import KV_TYPES
 
     tensors = model.file.tensors.values()
+    cache = next(name for name, code in KV_TYPES.items() if code == model.weights.model["cache_type"])
     return {
         "build_commit": f"glmrun-{__version__}",
         "build_number": 0,
@@ -166,11 +218,13 @@ def facts(model: "Model") -> dict[str, Any]:
         "model_type": model_type(model.config.num_hidden_layers, model.file.metadata.get("general.file_type")),
         "model_size": sum(t.n_bytes for t in tensors),
         "model_n_params": sum(prod(t.shape) for t in tensors),
-        "n_batch": MAX_TOKENS,
-        "n_ubatch": MAX_TOKENS,
+        "n_batch": N_UBATCH,
+        "n_ubatch": N_UBATCH,
         "n_threads": model.n_threads,
-        "type_k": "f16",
-        "type_v": "f16",
+        **_NO_PROCESSOR_CHOICE,
+        "type_k": cache,
+        "type_v": cache,
+        **_NO_GPU,
     }
 
 

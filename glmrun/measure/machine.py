@@ -1,5 +1,6 @@
 """This machine: its processor, the memory that is free for a model, and how fast it is read."""
 
+import contextlib
 import json
 import os
 import time
@@ -49,6 +50,20 @@ def memory() -> Memory:
     if group is None or group[0] >= found.total:
         return Memory(found.total, found.available, False)
     return Memory(group[0], min(group[1], found.available), True)
+
+
+def peak_memory(restart: bool = False) -> int | None:
+    """The most bytes of memory that this process has held, mapped files included, since it or since the last restart.
+
+    None where the system does not tell.
+    """
+    if restart:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def group_memory(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:

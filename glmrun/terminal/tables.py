@@ -18,31 +18,52 @@ _WIDE = {
     "t/s": (20, True),
 }
 _NARROW = {"model": (26, False), "size": (9, True), "test": (13, True), "t/s": (17, True)}
+# Columns that stand there when something differs from llama-bench's default, and those of --wide.
+_CHOICES = {"n_ubatch": (8, True), "type_k": (6, True), "type_v": (6, True)}
+_MEASURED = {"ttft ms": (9, True), "peak memory": (11, True), "GB/s": (6, True), "of bandwidth": (12, True)}
 
 
 class BenchTable:
-    """llama-bench's Markdown table, a line at a time; a terminal that is too narrow for it gets the columns that matter most."""
+    """llama-bench's Markdown table, a line at a time; a terminal that is too narrow for it gets the columns that matter most.
 
-    def __init__(self) -> None:
-        narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < len(_line({name: name for name in _WIDE}, _WIDE))
-        self._columns = _NARROW if narrow else _WIDE
+    choices   names among n_ubatch, type_k and type_v that get a column
+    measured  add what --wide measures
+    """
+
+    def __init__(self, choices: Sequence[str] = (), measured: bool = False) -> None:
+        columns = {name: width for name, width in _WIDE.items() if name not in ("test", "t/s")}
+        columns |= {name: width for name, width in _CHOICES.items() if name in choices}
+        columns |= {name: _WIDE[name] for name in ("test", "t/s")} | (_MEASURED if measured else {})
+        fits = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= len(_line(dict.fromkeys(columns, ""), columns))
+        self._columns = columns if fits or measured else _NARROW
 
     def heading(self) -> str:
         """The two lines it begins with."""
         rules = {name: "-" * (width - right) + ":" * right for name, (width, right) in self._columns.items()}
         return f"{_line({name: name for name in self._columns}, self._columns)}\n{_line(rules, self._columns)}"
 
-    def row(self, row: dict[str, Any], test: str) -> str:
+    def row(self, row: dict[str, Any]) -> str:
         """The line of one object of llama-bench's JSON."""
+        from glmrun.measure.bench import case_name
+
         values = {
-            "model": row["model_type"],
+            "model": one_line(row["model_type"]),
             "size": bytes_text(row["model_size"]),
             "params": params_text(row["model_n_params"]),
             "backend": row["backends"],
             "threads": str(row["n_threads"]),
-            "test": test,
+            "test": case_name(row["n_prompt"], row["n_gen"], row["n_depth"]),
             "t/s": f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
         }
+        values |= {name: str(row[name]) for name in _CHOICES if name in self._columns}
+        if "GB/s" in self._columns:
+            ttft, peak, weights, share = (row[name] for name in ("ttft_ms", "peak_memory_bytes", "weights_gb_s", "bandwidth_share"))
+            values |= {
+                "ttft ms": "" if ttft is None else f"{ttft:.1f}",
+                "peak memory": "" if peak is None else bytes_text(peak),
+                "GB/s": "" if weights is None else f"{weights:.2f}",
+                "of bandwidth": "" if share is None else f"{share:.0%}",
+            }
         return _line(values, self._columns)
 
 

@@ -1,0 +1,126 @@
+"""Rows of llama-bench's JSON, ours or llama-bench's own: read from files, compared, arranged for a plot."""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import pi, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glmrun.measure.bench import case_name
+from quant.errors import UserError
+
+Row = dict[str, Any]
+SIGNIFICANT = 0.05  # a difference that chance makes less often than this is called one
+
+
+def read_rows(path: str) -> list[Row]:
+    """The rows of a JSON or JSON-lines file. Raises UserError for another file (OSError if it can't be read)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        rows = (
+            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+        for row in rows:
+            samples = row["samples_ts"]
+            if not samples or not all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in samples):
+                raise ValueError("samples_ts")
+            _key(row)
+    except (ValueError, KeyError, TypeError, RecursionError) as why:
+        raise UserError(f"{path}: not the output of glmrun bench or llama-bench with -o json or jsonl: {why}") from None
+    return list(rows)
+
+
+def _key(row: Row) -> tuple[str, int, str]:
+    """What makes two rows the same test: (model, threads, test)."""
+    name = case_name(int(row["n_prompt"]), int(row["n_gen"]), int(row["n_depth"]))
+    return str(row["model_type"]), int(row["n_threads"]), name
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One test in two files: tokens a second of each, b / a - 1, and how often chance alone makes such a difference."""
+
+    model: str
+    n_threads: int
+    test: str
+    a: float
+    b: float
+    relative: float
+    p_value: float | None  # None with a single sample, which says nothing about chance
+
+    @property
+    def verdict(self) -> str:
+        if self.p_value is None:
+            return "one sample only"
+        if self.p_value >= SIGNIFICANT:
+            return "no difference shown"
+        return "faster" if self.b > self.a else "slower"
+
+
+def compare(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Difference], int]:
+    """The tests that are in both, in a's order, and how many are in one only. Several rows of the same test count as one."""
+    first, second = _samples(a), _samples(b)
+    found = [
+        Difference(*key, statistics.fmean(x), statistics.fmean(y), statistics.fmean(y) / statistics.fmean(x) - 1, welch(x, y))
+        for key, x in first.items()
+        if (y := second.get(key)) is not None
+    ]
+    return found, len(first.keys() ^ second.keys())
+
+
+def _samples(rows: Sequence[Row]) -> dict[tuple[str, int, str], list[float]]:
+    found: dict[tuple[str, int, str], list[float]] = {}
+    for row in rows:
+        found.setdefault(_key(row), []).extend(row["samples_ts"])
+    return found
+
+
+def welch(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Welch's t-test, two-sided: the probability of means at least so far apart if there were no difference.
+
+    None if a sample is alone; variances need not be equal.
+    """
+    if len(x) < 2 or len(y) < 2:
+        return None
+    vx, vy = statistics.variance(x) / len(x), statistics.variance(y) / len(y)
+    apart = abs(statistics.fmean(x) - statistics.fmean(y))
+    if vx + vy == 0:
+        return 1.0 if apart == 0 else 0.0
+    freedom = (vx + vy) ** 2 / (vx**2 / (len(x) - 1) + vy**2 / (len(y) - 1))
+    # With t = sqrt(freedom) * tan(angle), Student's density becomes cos(angle)**(freedom - 1) on 0 to pi / 2.
+    least = np.arctan(apart / sqrt(vx + vy) / sqrt(freedom))
+    tail, whole = (np.cos(_midpoints(start, pi / 2)) ** (freedom - 1) for start in (least, 0.0))
+    return float(tail.mean() * (pi / 2 - least) / (whole.mean() * pi / 2))
+
+
+def _midpoints(start: float, end: float, count: int = 20_000) -> np.ndarray:
+    return start + (end - start) * (np.arange(count) + 0.5) / count  # float64 (count,)
+
+
+# ---- arranged for a plot ---------------------------------------------------------------------------------------------
+
+
+def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[int, float]]]]:
+    """(what varies: "depth" or "threads", {label: [(that, tokens a second)]}): one curve for each model and kind of test.
+
+    Threads if several were measured and only one depth, otherwise depth.
+    """
+    threads, depths = ({int(row[name]) for row in rows} for name in ("n_threads", "n_depth"))
+    by = "n_threads" if len(threads) > 1 and len(depths) == 1 else "n_depth"
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        found.setdefault(", ".join(_label(row, by, rows)), []).append((int(row[by]), float(row["avg_ts"])))
+    return by.removeprefix("n_"), {label: sorted(points) for label, points in found.items()}
+
+
+def _label(row: Row, by: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The parts of a curve's name: file and test always, the other things only where they differ."""
+    yield Path(str(row["model_filename"])).stem
+    yield case_name(int(row["n_prompt"]), int(row["n_gen"]), 0)
+    for name, text in (("n_threads", "{} threads"), ("n_depth", "d{}"), ("n_ubatch", "ubatch {}")):
+        if name != by and len({other[name] for other in rows}) > 1:
+            yield text.format(row[name])

@@ -1,0 +1,89 @@
+"""llama-bench's forms of output, and its rows as a bar chart."""
+
+import csv
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import BenchTable
+
+_BAR = 40  # columns of the longest bar
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+class BenchOutput:
+    """Rows as md, csv, json, jsonl or sql to one stream, each as soon as it is known where the form allows; table is md's."""
+
+    def __init__(self, form: str, stream: TextIO, table: BenchTable) -> None:
+        self._form, self._stream, self._table = form, stream, table
+        self._rows: list[dict[str, Any]] = []
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Add an object of llama-bench's JSON."""
+        self._rows.append(row)
+        for line in self._lines(row, len(self._rows) == 1):
+            print(line, file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Print what had to wait for all rows."""
+        if self._form == "json":
+            print(json.dumps(self._rows, ensure_ascii=False, indent=2), file=self._stream, flush=True)
+
+    def _lines(self, row: dict[str, Any], first: bool) -> Iterator[str]:
+        if self._form == "md":
+            if first:
+                yield self._table.heading()
+            yield self._table.row(row)
+        elif self._form == "jsonl":
+            yield json.dumps(row, ensure_ascii=False)
+        elif self._form in ("csv", "sql"):
+            flat = {name: value for name, value in row.items() if not isinstance(value, list)}
+            yield from (_csv if self._form == "csv" else _sql)(flat, first)
+
+
+def _csv(row: dict[str, Any], first: bool) -> Iterator[str]:
+    """Names plain, values quoted."""
+    if first:
+        yield ",".join(row)
+    line = _Line()
+    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(_plain(value) for value in row.values())
+    yield line.text
+
+
+class _Line:
+    text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+def _sql(row: dict[str, Any], first: bool) -> Iterator[str]:
+    """Statements that make the table llama_bench and fill it."""
+    if first:
+        kinds = {bool: "INTEGER", int: "INTEGER", float: "REAL", str: "TEXT", type(None): "REAL"}
+        yield (
+            "CREATE TABLE IF NOT EXISTS llama_bench (\n  "
+            + ",\n  ".join(f"{k} {kinds[type(v)]}" for k, v in row.items())
+            + "\n);\n"
+        )
+    values = ", ".join("NULL" if v is None else "'" + str(_plain(v)).replace("'", "''") + "'" for v in row.values())
+    yield f"INSERT INTO llama_bench ({', '.join(row)}) VALUES ({values});"
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+def bar_chart(by: str, curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Curves as bars, a group for each: `d4096 ████████▌ 31.10`; all to one scale."""
+    longest = max((speed for points in curves.values() for _, speed in points), default=0.0)
+    names = {label: [f"{'d' if by == 'depth' else ''}{x}" for x, _ in points] for label, points in curves.items()}
+    width = max((len(name) for group in names.values() for name in group), default=0)
+    lines = [f"tokens a second by {by}"]
+    for label, points in curves.items():
+        lines += ["", one_line(label)]
+        for name, (_, speed) in zip(names[label], points, strict=True):
+            eighths = round(8 * _BAR * speed / longest) if longest else 0
+            lines.append(f"  {name:>{width}} {'█' * (eighths // 8)}{_EIGHTHS[eighths % 8].strip()} {speed:.2f}")
+    return "\n".join(lines)
