@@ -2,11 +2,14 @@
 
 import json
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glmrun.cli import loading, options
+
+if TYPE_CHECKING:
+    from glmrun.gguf_file import GGUFFile
 
 _LONGEST_LIST = 5  # elements of a metadata list that are shown
 
@@ -19,14 +22,23 @@ def inspect(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object; lists of metadata and tensors only if asked for.")
     ] = False,
+    diff: Annotated[
+        str | None, typer.Option("--diff", metavar="OTHER", help="Show only what another file has otherwise; --hash: data too.")
+    ] = None,
+    hash_data: Annotated[
+        bool, typer.Option("--hash", help="SHA-256 of every tensor's data and of them all, whatever the metadata say.")
+    ] = False,
 ) -> None:
-    """Show what a GGUF file holds: architecture, size, quantization, context, tokenizer.
+    """Show what a GGUF file holds: architecture, size, quantization, context, tokenizer, and what is known to be wrong with it.
+
+    With --diff the exit code is 1 if there is a difference.
 
     \b
     Examples:
       glmrun inspect GLM-4.7-Flash-Q4_K_M.gguf
       glmrun inspect nano --tensors --match 'blk\\.1\\.'
       glmrun show model.gguf --metadata --json
+      glmrun inspect mine.gguf --diff theirs.gguf --hash
     """
     try:
         pattern = re.compile(match or "")
@@ -38,19 +50,31 @@ def inspect(
     from glmrun.measure.model_file import model_facts, plain_metadata, tensor_rows
 
     opened = open_gguf(loading.resolve_model(model))
+    if diff is not None:
+        _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, hash_data, as_json)
+        return
+    digests = _hashes(opened) if hash_data else {}
     facts = model_facts(opened, config_from_gguf(opened))
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
     if as_json:
-        lists = ({"metadata": pairs} if metadata else {}) | ({"tensor_list": rows} if tensors else {})
+        lists: dict[str, Any] = ({"metadata": pairs} if metadata else {}) | ({"tensor_list": rows} if tensors else {})
+        lists |= {"sha256": digests.pop(""), "tensor_sha256": digests} if hash_data else {}
         print(json.dumps(facts | lists, ensure_ascii=False, indent=2))
         return
 
     from glmrun.terminal.sanitize import one_line, visible
     from glmrun.terminal.tables import columns
 
+    if hash_data:
+        for name, digest in digests.items():
+            if pattern.search(name) or not name:
+                print(f"{digest}  {one_line(name or str(opened.path))}")
+        return
     if not tensors and not metadata:
         print(visible(_summary(facts)))
+        for line in facts["warnings"]:
+            print(f"warning: {one_line(line)}")
     if metadata:
         for key, value in pairs.items():
             print(f"{one_line(key)} = {one_line(_value_text(value))}")
@@ -66,7 +90,7 @@ def _summary(facts: dict[str, Any]) -> str:
     total = facts["parameters"]
     mix = ", ".join(f"{name} {count / total:.1%}" for name, count in facts["formats"].items())
     context, per_position = facts["context_length"], facts["kv_bytes_per_position"]
-    template = facts["chat_template_sha256"]
+    template, own = facts["chat_template_sha256"], ", glmrun's own" if facts["chat_template_is_glmruns"] else ""
     layers = f"{facts['layers']}" + (f" and {facts['mtp_layers']} for next-token prediction" if facts["mtp_layers"] else "")
     pairs = [
         ("file", one_line(facts["file"])),
@@ -83,9 +107,48 @@ def _summary(facts: dict[str, Any]) -> str:
         ("context", f"{context:,} tokens"),
         ("cache", f"{per_position:,} bytes per position, {bytes_text(per_position * context)} for the whole context"),
         ("tokenizer", f"{facts['tokenizer']}, {facts['vocabulary']:,} tokens"),
-        ("chat template", f"sha256 {template[:16]}" if template else "none in the file; glmrun uses its own"),
+        ("chat template", f"sha256 {template[:16]}{own}" if template else "none in the file; glmrun uses its own"),
+        ("capabilities", ", ".join(facts["capabilities"])),
     ]
     return columns(pairs)
+
+
+def _hashes(file: "GGUFFile") -> dict[str, str]:
+    """{tensor: SHA-256}, and the model's under ""; behind a bar."""
+    from glmrun.measure.model_file import hashes
+    from glmrun.terminal.progress import BytesProgress
+
+    found, done, total = {}, 0, sum(tensor.n_bytes for tensor in file.tensors.values())
+    with BytesProgress() as bar:
+        for name, digest, n_bytes in hashes(file):
+            found[name], done = digest, done + n_bytes
+            bar.update(name, done, total)
+    return found
+
+
+def _diff(a: "GGUFFile", b: "GGUFFile", pattern: re.Pattern[str], data: bool, as_json: bool) -> None:
+    """Print what differs, as `- a's` and `+ b's`; exit code 1 if anything does."""
+    from glmrun.measure.model_file import brief, difference
+    from glmrun.terminal.sanitize import one_line
+
+    found = {
+        kind: {name: pair for name, pair in pairs.items() if pattern.search(name)} for kind, pairs in difference(a, b, data).items()
+    }
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        for kind, pairs in found.items():
+            for name, pair in pairs.items():
+                for sign, value in zip("-+", pair, strict=True):
+                    if value is not None and value != "same":
+                        text = _value_text(brief(value, _LONGEST_LIST)) if kind == "metadata" else _tensor_text(value)
+                        print(f"{sign} {one_line(name)} = {one_line(text)}")
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+def _tensor_text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{' x '.join(map(str, value[0]))} {value[1]}"
 
 
 def _value_text(value: Any) -> str:

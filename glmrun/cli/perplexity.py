@@ -19,17 +19,12 @@ _LEAST_SCORED = 100  # positions below which a comparison's percentiles mean not
 
 
 def perplexity(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="A GGUF file, a name from glmrun list, or nano. Left out: nano.", show_default=False
-        ),
-    ] = None,
+    model: Annotated[str | None, options.MODEL] = None,
     file: Annotated[
         str | None,
         typer.Option("-f", "--file", metavar="TEXT", help="A text file in UTF-8. Left out: nano's held-out dialogues."),
     ] = None,
-    ctx: Annotated[
+    window: Annotated[
         int | None,
         typer.Option(
             "-c", "--ctx", "--ctx-size", parser=options.parse_size, metavar="N", help="Tokens of a window. Left out: 512."
@@ -62,9 +57,9 @@ def perplexity(
     """
     if compare and base is None:
         raise typer.BadParameter("--kl-divergence compares with a reference: name it with --kl-divergence-base FILE")
-    if compare and (file is not None or ctx is not None or special):
+    if compare and (file is not None or window is not None or special):
         raise typer.BadParameter("--kl-divergence takes text and windows from the reference: leave -f, -c and --parse-special out")
-    if ctx is not None and ctx < 4:
+    if window is not None and window < 4:
         raise typer.BadParameter("-c: a window has at least 4 tokens")
     path = loading.resolve_model(model)
 
@@ -76,7 +71,7 @@ def perplexity(
         reference = Reference(base)
         n_ctx = reference.ids.shape[1]
     else:
-        n_ctx, text, special = ctx or 512, *_text(file, special)
+        n_ctx, text, special = window or 512, *_text(file, special)
     opened = loading.load_model(path, n_ctx, threads, kv_type)
     windows = reference.windows(opened, chunks) if reference else cut(opened, text, n_ctx, chunks, special)
     if base is not None and reference is None:

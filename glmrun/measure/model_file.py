@@ -1,15 +1,25 @@
 """What a GGUF file holds, as plain data: for `glmrun inspect`."""
 
 import hashlib
+import json
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from glmrun.measure.plan import cache_type, kv_bytes
 from quant.config import Config, read_per_token
 
 if TYPE_CHECKING:
-    from glmrun.gguf_file import GGUFFile
+    from glmrun.gguf_file import GGUFFile, TensorInfo
+
+_OWN_TEMPLATE = Path(__file__).parents[1] / "chat" / "chat_template.jinja"
+_TURN_ENDS = ("<|user|>", "<|observation|>")
+_END_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
 
 
 def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
@@ -46,9 +56,59 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
         "experts_shared": config.n_shared_experts,
         "tokenizer": "/".join(str(file.metadata.get(f"tokenizer.ggml.{key}", "?")) for key in ("model", "pre")),
         "vocabulary": config.vocab_size,
-        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+        "chat_template_sha256": _sha256(template) if isinstance(template, str) else None,
+        "chat_template_is_glmruns": template == _OWN_TEMPLATE.read_text(encoding="utf-8"),
+        "capabilities": capabilities(file, config),
+        "warnings": warnings(file),
         "config": config.asdict(),
     }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def capabilities(file: "GGUFFile", config: Config) -> list[str]:
+    """What the file is good for, by its template (ours, if it has none), its vocabulary and its layers."""
+    template, tokens = file.metadata.get("tokenizer.chat_template"), file.metadata.get("tokenizer.ggml.tokens")
+    text = template if isinstance(template, str) else _OWN_TEMPLATE.read_text(encoding="utf-8")
+    known = set(tokens) if isinstance(tokens, list) else set()
+    found = ["chat"]
+    if "</think>" in text and "</think>" in known:
+        found.append("thinking")
+    if "tools" in text and "<tool_call>" in text and "<tool_call>" in known:
+        found.append("tools")
+    if config.num_nextn_predict_layers:
+        found.append("next-token prediction")
+    return found
+
+
+def warnings(file: "GGUFFile") -> list[str]:
+    """What is known to be wrong with files like this one."""
+    found, architecture = [], file.metadata.get("general.architecture")
+    gating = file.metadata.get(f"{architecture}.expert_gating_func")
+    measured = any(key.startswith("quantize.imatrix.") for key in file.metadata)
+    if gating is None:
+        found.append(
+            "expert_gating_func is missing: made before llama.cpp knew this model's router. glmrun takes the sigmoid it is; "
+            "an older program may take softmax and answer badly"
+            + (", and the importance matrix was measured that way: fetch a newer file" if measured else "")
+        )
+    elif gating == 1:
+        found.append(
+            "expert_gating_func is softmax, and GLM-4.7-Flash's router is a sigmoid: made by a converter from before the fix; "
+            "if this is that model, its answers will be wrong: fetch a newer file"
+        )
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    ids = {i for key in _END_KEYS for i in np.atleast_1d(file.metadata.get(f"tokenizer.ggml.{key}", -1)).tolist()}
+    places = [(text, tokens.index(text)) for text in _TURN_ENDS if text in tokens] if isinstance(tokens, list) else []
+    missing = [text for text, place in places if place not in ids]
+    if missing:
+        found.append(
+            f"no end-of-turn id for {' and '.join(missing)}: other programs may go on with the user's part; "
+            "glmrun knows them by name"
+        )
+    return found
 
 
 def tensor_rows(file: "GGUFFile") -> list[dict[str, Any]]:
@@ -60,12 +120,54 @@ def tensor_rows(file: "GGUFFile") -> list[dict[str, Any]]:
 
 
 def plain_metadata(file: "GGUFFile", longest: int | None = None) -> dict[str, Any]:
-    """The metadata as JSON can write it; lists beyond `longest` become {"length": n, "first": [...]}."""
-    plain = {}
-    for key, value in file.metadata.items():
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        if isinstance(value, list) and longest is not None and len(value) > longest:
-            value = {"length": len(value), "first": value[:longest]}
-        plain[key] = value
-    return plain
+    """The metadata as JSON can write it; lists as in brief()."""
+    return {key: brief(_comparable(value), longest) for key, value in file.metadata.items()}
+
+
+def brief(value: Any, longest: int | None) -> Any:
+    """The value; of a list beyond `longest` {"length": n, "first": [...]}."""
+    if isinstance(value, list) and longest is not None and len(value) > longest:
+        return {"length": len(value), "first": value[:longest]}
+    return value
+
+
+# ---- hashes and differences ------------------------------------------------------------------------------------------
+
+
+def hashes(file: "GGUFFile") -> Iterator[tuple[str, str, int]]:
+    """(name, SHA-256, bytes) of each tensor's data, in the order of the file; the last, with the name "", is the model's.
+
+    The model's is taken over names, shapes, formats and hashes in the order of names: metadata, padding, order and splitting
+    do not matter, any weight does.
+    """
+    found = {}
+    with ThreadPoolExecutor() as pool:
+        for tensor, digest in zip(file.tensors.values(), pool.map(_data_hash, file.tensors.values()), strict=True):
+            found[tensor.name] = [list(tensor.shape), tensor.format, digest]
+            yield tensor.name, digest, tensor.n_bytes
+    yield "", _sha256(json.dumps(sorted(found.items()))), 0
+
+
+def _data_hash(tensor: "TensorInfo") -> str:
+    return hashlib.sha256(tensor.data).hexdigest()  # type: ignore[arg-type]  # an array is a buffer
+
+
+def difference(a: "GGUFFile", b: "GGUFFile", data: bool = False) -> dict[str, dict[str, list[Any]]]:
+    """{"metadata": {key: [a's, b's]}, "tensors": {name: [a's, b's]}} of what differs; None where one has no such thing.
+
+    data   compare the tensors' bytes too: those of one shape and format then stand there as ["same", "other data"]
+    """
+    first, second = ({key: _comparable(value) for key, value in file.metadata.items()} for file in (a, b))
+    metadata = {key: [first.get(key), second.get(key)] for key in first | second if first.get(key) != second.get(key)}
+    tensors: dict[str, list[Any]] = {}
+    for name in a.tensors | b.tensors:
+        x, y = ([list(t.shape), t.format] if (t := file.tensors.get(name)) else None for file in (a, b))
+        if x != y:
+            tensors[name] = [x, y]
+        elif data and not np.array_equal(a.tensors[name].data, b.tensors[name].data):
+            tensors[name] = ["same", "other data"]
+    return {"metadata": metadata, "tensors": tensors}
+
+
+def _comparable(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
