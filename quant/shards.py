@@ -20,7 +20,7 @@ from quant.strict_json import parse_json_object, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_HEADER = 16 << 20  # bytes; a header of all this model's 10,000 tensors has 1.5 MB, the safetensors library takes 100
+_MAX_HEADER = 8 << 20  # bytes; a header of all this model's 10,000 tensors has 1.5 MB, the safetensors library takes 100
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),

@@ -6,18 +6,22 @@ from typing import Any, NoReturn
 
 from quant.errors import UserError
 
-MAX_BYTES = 64 << 20  # the largest tokenizer.json in use has some 30 MB
+MAX_BYTES, MAX_TOKENIZER = 4 << 20, 32 << 20  # GLM's tokenizer.json has 20 MB, all the others together less than one
+MAX_MEMBERS = 1 << 19  # of all objects: each takes a microsecond; GLM's tokenizer.json has 152,000
 # Bytes of text for each list, object and member, at least: shorter ones cost some hundred bytes of memory for a few of text.
 _SPARSE = {b"[": 8, b"{": 32, b":": 8}
 _SMALL = 1024  # of them are always allowed
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises UserError naming the file if it is missing (3), unreadable or no valid JSON object."""
+def read_json_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in a JSON file; raises UserError naming the file if it is missing (3), unreadable or no valid JSON object.
+
+    most   bytes that are read
+    """
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{path} has {size:,} bytes; glmrun reads JSON files up to {MAX_BYTES:,}")
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes; glmrun reads such a file up to {most:,}")
         return parse_json_object(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", 3) from None
@@ -32,6 +36,8 @@ def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
     for mark, n_bytes in _SPARSE.items():
         if (n := raw.count(mark)) > _SMALL + len(raw) // n_bytes:
             raise UserError(f"{name} has {n:,} times {mark.decode()!r} in {len(raw):,} bytes: it is no file of a model")
+    if (n := raw.count(b":")) > MAX_MEMBERS:
+        raise UserError(f"{name} has {n:,} members; glmrun reads up to {MAX_MEMBERS:,}")
     try:
         text = raw.decode()
         del raw

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import UserError, brief
-from quant.strict_json import read_json_object
+from quant.strict_json import MAX_TOKENIZER, read_json_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -41,7 +41,7 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     """
     if not path.is_file():
         raise UserError(f"{path.parent} has no tokenizer.json; a model without its tokenizer cannot be converted", 3)
-    source = read_json_object(path)
+    source = read_json_object(path, MAX_TOKENIZER)
     model = source.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise UserError(f"{path}: no model with a vocabulary in it; glmrun expects a byte-level BPE tokenizer")

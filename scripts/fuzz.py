@@ -214,8 +214,7 @@ def run(reader: str, seed: int, indexes: range, folder: Path, note: Any = lambda
     old = signal.signal(signal.SIGPROF, _hang)
     for index in indexes:
         note(index)
-        made = mutant(reader, seed, index)
-        largest, began = _largest(), time.process_time()
+        made, largest, began = mutant(reader, seed, index), _largest(), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             outcomes[attempt(made, folder, index)] += 1
@@ -305,14 +304,14 @@ def _run_part(reader: str, seed: int, part: range, number: int) -> tuple[dict[st
     with tempfile.NamedTemporaryFile() as progress:
         arguments = [reader, "--worker", progress.name, "--seed", str(seed), "--first", str(part.start), "-n", str(len(part))]
         process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
-        seen, since = b"", time.monotonic()
+        seen, silent = b"", 0  # seconds in which this process ran, too: both may be stopped for a while
         while process.poll() is None:
             try:
                 output, _ = process.communicate(timeout=5)
             except subprocess.TimeoutExpired:
                 now = Path(progress.name).read_bytes()
-                seen, since = (now, time.monotonic()) if now != seen else (seen, since)
-                if time.monotonic() - since > SILENCE:
+                seen, silent = now, silent + 5 if now == seen else 0
+                if silent > SILENCE:
                     process.kill()
         if process.returncode == 0:
             return json.loads(output.splitlines()[-1]), None

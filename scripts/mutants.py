@@ -176,6 +176,8 @@ def _damage_data(pieces: Pieces, rng: np.random.Generator) -> Pieces:
 
 def damage_bytes(raw: bytes, rng: np.random.Generator, n_head: int) -> bytes:
     """Overwrite, cut, insert, repeat: mostly in the first n_head bytes."""
+    if not raw:
+        return b"\0"
     at = int(rng.integers(max(1, n_head if rng.random() < 0.9 else len(raw))))
     n = int(rng.integers(1, 17))
     kind = rng.integers(6)

@@ -346,4 +346,4 @@ def test_s21_opening_reads_no_weights(tmp_path: Path) -> None:
 
 def test_the_largest_json_that_is_read_is_named(folder: Path) -> None:
     os.truncate(folder / "config.json", MAX_BYTES + 1)
-    assert f"reads JSON files up to {MAX_BYTES:,}" in str(refusal(lambda: Checkpoint.open(folder)))
+    assert f"reads such a file up to {MAX_BYTES:,}" in str(refusal(lambda: Checkpoint.open(folder)))
