@@ -109,6 +109,7 @@ def run(
     from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import visible
     from glmrun.terminal.stream import collect, finish_note, show_answer, stats_line
+    from glmrun.terminal.tool_blocks import show_tool_call
 
     with ExitStack() as stack:
         calls = stack.enter_context(_tool_calls(tools_file, approve)) if tools_file is not None else None
@@ -130,10 +131,11 @@ def run(
                 collect(_first_code_block(stream) if extract else stream, answer)
                 return
             chunks = _without_thinking(stream) if hide_thinking else stream
-            if extract or schema is not None:
-                _show_raw(_first_code_block(chunks) if extract else chunks, answer)
-            else:
-                show_answer(_at_the_end(chunks) if no_stream else chunks, answer)
+            chunks = _first_code_block(chunks) if extract else chunks
+            chunks = _at_the_end(chunks) if no_stream else chunks
+            show_answer(chunks, answer, markdown=not extract and schema is None)
+            for call in answer.tool_calls if calls is None else ():  # with --tools they are shown when they are carried out
+                show_tool_call(call)
 
         answers = _answers(model, messages, given, calls, show)
     answer = answers[-1]
@@ -258,26 +260,6 @@ def _at_the_end(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
     for chunk in chunks:
         text += chunk.text
         yield replace(chunk, text="" if chunk.finish_reason is None else text)
-
-
-def _show_raw(chunks: "Iterator[Chunk]", answer: "Answer") -> None:
-    """Show the thinking as it comes and the text when it is whole, as it is: a terminal would take it for Markdown."""
-    from glmrun.terminal.console import write_answer
-    from glmrun.terminal.stream import show_answer
-
-    texts: list[str] = []
-
-    def without_text() -> "Iterator[Chunk]":
-        for chunk in chunks:
-            texts.append(chunk.text)
-            yield replace(chunk, text="")
-
-    try:
-        show_answer(without_text(), answer)
-    finally:
-        answer.text = "".join(texts)
-        if answer.text:
-            write_answer(answer.text if answer.text.endswith("\n") else answer.text + "\n")
 
 
 def _is_json(text: str) -> bool:

@@ -47,8 +47,10 @@ def write_answer(text: str) -> None:
 
 def note(text: str) -> None:
     """One line on standard error, dim in a terminal."""
-    if sys.stderr.isatty():
-        error_console().out(one_line(text), style="dim", highlight=False)
+    if shows_codes(sys.stderr):
+        from glmrun.terminal.screen import print_lines
+
+        print_lines(sys.stderr, one_line(text), "dim")
     else:
         print(one_line(text), file=sys.stderr, flush=True)
 

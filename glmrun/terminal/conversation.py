@@ -11,6 +11,7 @@ from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.stream import Answer, counted, finish_note, show_answer, stats_line
+from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Conversation:
         try:
             with closing(interruptible(self.model, chunks)) as stream:
                 show_answer(stream, answer)
+            for call in answer.tool_calls:
+                show_tool_call(call)
         finally:  # an interrupted answer is part of the conversation, as far as it came
             if answer.text or answer.reasoning or answer.tool_calls:
                 self.messages.append(answer.message())

@@ -10,7 +10,6 @@ from glmrun.terminal.console import note, shows_codes, write_answer
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import VisibleStream, one_line, visible
-from glmrun.terminal.tool_blocks import show_tool_call
 
 if TYPE_CHECKING:
     from glmrun.chunk import Chunk, Stats
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 Thinking = Literal["fold", "show", "hide"]  # a window that becomes one line, all of it, nothing of it
 _WINDOW = 3  # rows of thinking
-_SILENCE = 8  # more tokens than that without a word: a tool call is being written
+_SILENCE = 8  # more tokens than that without a word: a tool call is being written, say, or the answer is held back
 
 
 @dataclass
@@ -58,10 +57,14 @@ def collect(chunks: "Iterable[Chunk]", answer: Answer) -> None:
 
 
 def show_answer(
-    chunks: "Iterable[Chunk]", answer: Answer, thinking: Thinking = "fold", footer: "Callable[[Stats], str] | None" = None
+    chunks: "Iterable[Chunk]",
+    answer: Answer,
+    thinking: Thinking = "fold",
+    footer: "Callable[[Stats], str] | None" = None,
+    markdown: bool = True,
 ) -> None:
     """Print chunks as they come and add them to answer, which holds what was said also when the loop is left by an exception."""
-    view = AnswerView(answer, thinking, footer)
+    view = AnswerView(answer, thinking, footer, markdown)
     with quiet_keyboard():
         try:
             for chunk in chunks:
@@ -75,19 +78,26 @@ class AnswerView:
 
     thinking   on a terminal; where there is none it is plain text, unless it is to be hidden
     footer     what stands below an answer on a terminal while it is being written
+    markdown   whether a terminal sees the answer laid out; otherwise as it is
 
     Standard output and standard error are a terminal or not on their own account. A terminal sees the answer as Markdown; a pipe,
     a file or TERM=dumb get the text itself. The answer ends with a newline, wherever it goes.
     """
 
-    def __init__(self, answer: Answer, thinking: Thinking = "fold", footer: "Callable[[Stats], str] | None" = None) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        thinking: Thinking = "fold",
+        footer: "Callable[[Stats], str] | None" = None,
+        markdown: bool = True,
+    ) -> None:
         self._answer, self._thinking, self._status = answer, thinking, footer
-        self._rich_out, self._rich_err = shows_codes(sys.stdout), shows_codes(sys.stderr)
+        self._rich_out, self._rich_err = markdown and shows_codes(sys.stdout), shows_codes(sys.stderr)
         self._thought: ThoughtScreen | None = None
         self._markdown: MarkdownScreen | None = None
         self._plain_text, self._plain_thought = VisibleStream(), VisibleStream()
         self._began, self._stretch, self._n_stretch = 0.0, "", 0  # of the present stretch of thinking
-        self._silent = 0  # tokens in a row that showed nothing: a tool call is being written
+        self._silent = 0  # tokens in a row that showed nothing
         self._expand = False
         self._progress = PromptProgress()
         self._progress.start()
@@ -118,8 +128,6 @@ class AnswerView:
         elif self._answer.text:
             rest = self._plain_text.flush()
             write_answer(rest if self._answer.text.endswith("\n") else f"{rest}\n")
-        for call in self._answer.tool_calls:
-            show_tool_call(call)
 
     def _write(self, text: str) -> None:
         if self._rich_out:
@@ -133,7 +141,7 @@ class AnswerView:
 
     def _footer(self) -> str | None:
         stats = self._answer.stats
-        parts = [f"writing a tool call, {self._silent:,} tokens"] if self._silent > _SILENCE else []
+        parts = [f"writing, {self._silent:,} tokens"] if self._silent > _SILENCE else []
         parts += [self._status(stats)] if self._status is not None and stats is not None else []
         return " · ".join(parts) or None
 

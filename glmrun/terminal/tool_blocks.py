@@ -1,4 +1,4 @@
-"""Tool calls and their results on standard error, as blocks that can be taken in at a glance."""
+"""Tool calls and what came of them on standard error, as blocks that can be taken in at a glance."""
 
 import json
 import sys
@@ -8,44 +8,62 @@ from glmrun.terminal.console import shows_codes
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tail import window
 
-_LINES = 8  # of a value or a result; the rest is counted
+_LINES, _CHARACTERS = 8, 500  # of a value or a result; the rest is counted
 
 
 def show_tool_call(call: dict[str, Any]) -> None:
     """`● get_weather(city="Bonn", days=3)`; arguments that do not fit into the line stand below it, each on its own."""
-    name, arguments = call["function"]["name"], call["function"]["arguments"]
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            arguments = {"arguments": arguments}
-    if not isinstance(arguments, dict):
-        arguments = {"arguments": arguments}
-    width = window(sys.stderr)[0]
-    values = {visible(key): visible(json.dumps(value, ensure_ascii=False)) for key, value in arguments.items()}
-    line = f"{visible(name)}({', '.join(f'{key}={value}' for key, value in values.items())})"
-    if len(line) + 2 <= width:
-        _show("● ", line, "bold")
+    text, arguments = call_text(call), _arguments(call)
+    if len(text) + 2 <= window(sys.stderr)[0] or arguments is None:
+        _show("● ", visible(text), "bold")
         return
-    _show("● ", visible(name), "bold")
+    _show("● ", visible(call["function"]["name"]), "bold")
     for key, value in arguments.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        _show("    ", f"{visible(key)}: {_shortened(visible(text))}", "")
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        _show("    ", f"{visible(key)}: {_shortened(shown)}", "")
+
+
+def show_tool_output(text: str) -> None:
+    """What a tool printed, below its call."""
+    _show("  │ ", _shortened(text), "dim", "  │ ")
 
 
 def show_tool_result(text: str, failed: bool = False) -> None:
-    """`└ 21 °C`, or `✗ ValueError: no such city` in red, below its call."""
-    _show("  ✗ " if failed else "  └ ", _shortened(visible(text)) or "(nothing)", "red" if failed else "dim")
+    """`└ 21 °C`, or `✗ ValueError: no such city`, below its call."""
+    _show("  ✗ " if failed else "  └ ", _shortened(text) or "(nothing)", "red" if failed else "dim")
+
+
+def call_text(call: dict[str, Any]) -> str:
+    """A call as Python would write it, its arguments cut short: `get_weather(city="Rome")`."""
+    name, arguments = call["function"]["name"], _arguments(call)
+    if arguments is None:
+        return f"{name}({_brief(call['function']['arguments'])})"
+    return f"{name}({_brief(', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items()))})"
+
+
+def _arguments(call: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments by name; None if they are no JSON object."""
+    try:
+        arguments = json.loads(call["function"]["arguments"] or "{}")
+    except ValueError:
+        return None
+    return arguments if isinstance(arguments, dict) else None
 
 
 def _shortened(text: str) -> str:
-    lines = text.strip("\n").split("\n")
+    """The first lines, harmless."""
+    lines = visible(text).strip("\n").split("\n")
     more = len(lines) - _LINES
-    return "\n".join([*lines[:_LINES], *([f"… {more:,} more line{'s' if more > 1 else ''}"] if more > 0 else [])])
+    note = [f"… {more:,} more line{'s' if more > 1 else ''}"] if more > 0 else []
+    return "\n".join([*map(_brief, lines[:_LINES]), *note])
 
 
-def _show(first: str, text: str, style: str) -> None:
-    others = " " * len(first)
+def _brief(text: str) -> str:
+    return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
+
+
+def _show(first: str, text: str, style: str, others: str = "") -> None:
+    others = others or " " * len(first)
     if shows_codes(sys.stderr):
         from glmrun.terminal.screen import print_lines
 

@@ -1,19 +1,18 @@
 """Tool calls in the terminal: shown, asked for, carried out, their results on the way back to the model."""
 
-import json
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from glmrun.terminal.console import note
-from glmrun.terminal.sanitize import one_line, visible
+from glmrun.terminal.sanitize import visible
+from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.tools import Tools
 
 MAX_ROUNDS = 25  # of calls for one question: a model that has lost its way stops here
-_SHOWN = 500  # characters of a call, a result or what a tool printed
 
 
 class Approve(StrEnum):
@@ -46,13 +45,14 @@ class ToolCalls:
         return [{"role": "tool", "tool_call_id": call["id"], "content": self._result(call)} for call in calls]
 
     def _result(self, call: dict[str, Any]) -> str:
+        show_tool_call(call)
         if not self._may_run(call):
-            note("  not carried out")
+            show_tool_result("not carried out", failed=True)
             return "error: the user did not allow this call"
         result = self.tools.run(call)
-        for line in _brief(result.printed).splitlines():
-            note(f"  | {line}")
-        note(f"  → {one_line(_brief(result.text))}")
+        if result.printed.strip():
+            show_tool_output(result.printed)
+        show_tool_result(result.text, failed=not result.worked)
         return result.text
 
     def _may_run(self, call: dict[str, Any]) -> bool:
@@ -60,7 +60,7 @@ class ToolCalls:
         if self._approve is not Approve.ask or name in self._always or name not in self.tools.names:
             return self._approve is not Approve.never
         while True:
-            print(visible(f"run {call_text(call)}? [y]es, [n]o, [a]lways {name}: "), end="", file=sys.stderr, flush=True)
+            print(visible(f"  run it? [y]es, [n]o, [a]lways {name}: "), end="", file=sys.stderr, flush=True)
             said = sys.stdin.readline()
             if not said:
                 print(file=sys.stderr)
@@ -70,17 +70,3 @@ class ToolCalls:
                 return True
             if said.strip().lower() in ("y", "yes", "n", "no"):
                 return said.strip().lower()[0] == "y"
-
-
-def call_text(call: dict[str, Any]) -> str:
-    """A call as Python would write it, its arguments cut short: `get_weather(city="Rome")`."""
-    function = call["function"]
-    try:
-        arguments = json.loads(function["arguments"] or "{}").items()
-    except (ValueError, AttributeError):
-        return f"{function['name']}({_brief(function['arguments'])})"
-    return f"{function['name']}({_brief(', '.join(f'{k}={json.dumps(v, ensure_ascii=False)}' for k, v in arguments))})"
-
-
-def _brief(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -1,0 +1,246 @@
+"""What a person sees of an answer: thinking, text, tool calls; and that none of it can steer the terminal."""
+
+import codecs
+import itertools
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from emulator import Terminal, printable
+
+from glmrun.chunk import Chunk, Stats
+from glmrun.terminal import screen
+from glmrun.terminal.sanitize import visible
+from glmrun.terminal.stream import Answer, AnswerView, bottom_line, show_answer, show_thinking
+from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
+    """Called in the test (pytest sets the streams again before each), makes both streams a terminal; all is painted at once."""
+
+    def open_one() -> Terminal:
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setattr(screen, "_PAUSE", 0.0)
+        monkeypatch.setattr(screen, "_SHARE", 0)
+        made = Terminal(60, 12)
+        monkeypatch.setattr(sys, "stdout", made.stream)
+        monkeypatch.setattr(sys, "stderr", made.stream)
+        return made
+
+    return open_one
+
+
+def chunks(*pieces: str, thinking: int = 0) -> list[Chunk]:
+    """One token each; the first `thinking` of them are thoughts."""
+    made = []
+    for n, piece in enumerate(pieces, 1):
+        said = {"reasoning": piece} if n <= thinking else {"text": piece}
+        made.append(Chunk(token=n, stats=Stats(10, n_generated=n, generate_seconds=n / 10), **said))  # type: ignore[arg-type]
+    return made
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+\.\d s", "0.0 s", text)
+
+
+THOUGHTS = tuple(f"thought {n}\n" for n in range(6))
+
+
+def test_thinking_folds_into_one_line(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    answer = Answer()
+    view = AnswerView(answer, footer=lambda stats: bottom_line("nano", stats.n_prompt + stats.n_generated, 2048, stats))
+    feed = iter(chunks(*THOUGHTS, "**An**swer", " here", thinking=6))
+    for chunk in itertools.islice(feed, 6):
+        view.feed(chunk)
+    assert without_times(terminal.sync()).split("\n") == [
+        "▸ thinking 0.0 s · 6 tokens", "  thought 3", "  thought 4", "  thought 5", "nano · 16 / 2k · 10.0 tok/s",
+    ]  # fmt: skip
+    view.feed(next(feed))
+    assert without_times(terminal.sync()).split("\n") == ["▸ thought for 0.0 s · 6 tokens", "Answer", "nano · 17 / 2k · 10.0 tok/s"]
+    view.feed(next(feed))
+    view.close()
+    show_thinking(answer)
+    line = "thought for 0.0 s · 6 tokens"
+    thoughts = [text.strip() for text in THOUGHTS]
+    assert without_times(terminal.close()).split("\n") == [f"▸ {line}", "Answer here", f"▾ {line}", *thoughts]
+    assert b"\x1b[2mthought 0" in terminal.raw and terminal.raw.count(b"?25l") > terminal.raw.count(b"?25h") > 1
+    assert terminal.raw.rfind(b"?25h") > terminal.raw.rfind(b"?25l")
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("fold", ["▸ thought for 0.0 s · 6 tokens"]), ("show", [*map(str.strip, THOUGHTS), "▸ thought for 0.0 s · 6 tokens"]),
+     ("hide", ["▸ thought for 0.0 s · 6 tokens"])],
+)  # fmt: skip
+def test_thinking_can_be_folded_shown_or_hidden(on_terminal: Callable[[], Terminal], mode: Any, expected: list[str]) -> None:
+    terminal = on_terminal()
+    show_answer(chunks(*THOUGHTS, "Answer", thinking=6), Answer(), mode)
+    assert without_times(terminal.close()).split("\n") == [*expected, "Answer"]
+    assert (b"thought 0" in terminal.raw) == (mode != "hide")
+
+
+def test_thinking_unfolds_in_the_middle(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    view = AnswerView(Answer())
+    for n, chunk in enumerate(chunks(*THOUGHTS, "Answer", thinking=6)):
+        if n == 5:
+            view.expand_thinking()
+        view.feed(chunk)
+    view.close()
+    assert without_times(terminal.close()).split("\n") == [*map(str.strip, THOUGHTS), "▸ thought for 0.0 s · 6 tokens", "Answer"]
+
+
+def test_what_is_broken_off_stays_and_the_cursor_comes_back(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+
+    def broken() -> Iterator[Chunk]:
+        yield from chunks("think", "One **two", thinking=1)
+        raise KeyboardInterrupt
+
+    answer = Answer()
+    with pytest.raises(KeyboardInterrupt):
+        show_answer(broken(), answer)
+    assert terminal.close().endswith("\nOne **two") and answer.text == "One **two"
+    assert terminal.raw.rfind(b"?25h") > terminal.raw.rfind(b"?25l")
+
+
+def test_silence_is_counted(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    view = AnswerView(Answer())
+    for chunk in chunks("Let me look.", *[""] * 20):
+        view.feed(chunk)
+    assert terminal.sync().split("\n") == ["Let me look.", "writing, 20 tokens"]
+    view.close()
+    assert terminal.close() == "Let me look."
+
+
+def test_an_answer_that_is_no_markdown_stays_as_it_is(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    show_answer(chunks("__init__ ", "# *\r", "\n\x1b[m"), Answer(), markdown=False)
+    assert terminal.close() == "__init__ # *\n␛[m"
+
+
+def call(name: str, arguments: str) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_tool_calls_are_blocks(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    show_tool_call(call("get_weather", '{"city": "Bonn", "days": 3}'))
+    show_tool_output("asking ...\n")
+    show_tool_result("21 °C, and so many more words that they take two lines here")
+    show_tool_call(call("write", '{"path": "a", "text": "' + "line\\n" * 12 + '"}'))
+    show_tool_result("error: no space", failed=True)
+    show_tool_call(call("f", "no JSON"))
+    show_tool_result("")
+    assert terminal.close().split("\n") == [
+        '● get_weather(city="Bonn", days=3)', "  │ asking ...",
+        "  └ 21 °C, and so many more words that they take two lines", "    here",
+        "● write", "    path: a", "    text: line", *["    line"] * 7, "    … 4 more lines", "  ✗ error: no space",
+        "● f(no JSON)", "  └ (nothing)",
+    ]  # fmt: skip
+
+
+def test_the_bottom_line_is_short() -> None:
+    assert bottom_line("m\x1b[2J", 3174, 32768, Stats(n_generated=10, generate_seconds=0.5)) == "m␛[2J · 3.1k / 32k · 20.0 tok/s"
+    assert bottom_line("nano", 820, 202_752) == "nano · 820 / 198k"
+
+
+# -- safety -----------------------------------------------------------------------------------------------------------
+
+MARK = "7777"  # a parameter in every sequence that looks like one of ours, which we never use
+# fmt: off
+_BODIES = [
+    "[" + MARK + "m", "[" + MARK + "A", "[?25" + MARK + "l", "[" + MARK + ";1H", "[2J", "[6n", "c", "(0", "]0;title\x07",
+    "]52;c;aGk=\x07", "]8;;http://x\x1b\\", "P1$r\x1b\\", "^pm\x1b\\", "_apc\x1b\\", "X sos\x1b\\", "#8", "%G", "\x1b", "[",
+    "N", "Z",
+]
+_OTHERS = [
+    "\x9b7777m", "\x9d52;c;aGk=\x9c", "\x90q\x9c", "\x07", "\x08\x08", "\x0b", "\x0c", "\r", "\x00", "\x7f", "\u202e", "\u2066",
+    "\u200f", "\u061c", "\u200b", "\ufeff", "\U000e0041", "\u2028", "&#27;[7777m", "&#x1b;[7777m", "&#155;7777m", "&#x202e;",
+    "&ZeroWidthSpace;", "&rlm;", "\\\x1b[7777m",
+]
+_AROUND = [
+    "{}", "**{}**", "`{}`", "[{}](http://{})", "![{}]({})", "<http://{}>", "# {}\n", "- {}\n", "1. {}\n", "> {}\n",
+    "```{}\nx\n```\n",
+    "```py\n{}\n```\n", "| a |\n|---|\n| {} |\n\n", "${}$", "$$\n{}\n$$\n", "\\({}\\)", "[bold]{}[/bold]", "[link={}]x[/link]",
+    "    {}\n", "日本{}語", "👩\u200d💻{}❤️", "\n\n", "word ",
+]
+# fmt: on
+
+
+def hostile(rng: random.Random) -> str:
+    """A few escape sequences and other things that steer a terminal, in and around Markdown."""
+    made = ""
+    for _ in range(rng.randint(1, 3)):
+        bad = rng.choice(["\x1b" + rng.choice(_BODIES), rng.choice(_OTHERS)])
+        made += rng.choice(_AROUND).format(*[bad if rng.random() < 0.8 else "x"] * 2)
+    return made
+
+
+def as_tokens(data: bytes, rng: random.Random) -> Iterator[str]:
+    """The bytes one by one, as a tokenizer's decoder gives them out; some that are no UTF-8 among them."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for byte in data:
+        yield decoder.decode(bytes([byte]))
+        if rng.random() < 0.02:
+            yield decoder.decode(bytes([rng.choice([0x80, 0x9B, 0xC2, 0xE2, 0xF0, 0xFF])]))
+    yield decoder.decode(b"", True)
+
+
+def nothing_got_through(terminal: Terminal) -> None:
+    terminal.close()
+    printable(terminal.raw)
+    found = re.search(rb"\x1b[^A-Za-z]*7777", terminal.raw)
+    assert found is None, found
+
+
+def test_no_escape_sequence_gets_through_at_any_split(on_terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 strings, each in single bytes through all that an answer passes; painted as often as for a person."""
+    terminal = on_terminal()
+    monkeypatch.setattr(screen, "_PAUSE", 0.02)
+    monkeypatch.setattr(screen, "_SHARE", 8)
+    rng = random.Random(52)
+    for batch in range(200):
+        view = AnswerView(Answer(), ("fold", "show", "hide")[batch % 3], footer=lambda stats: bottom_line(hostile(rng), 1, 2))
+        for n in range(50):
+            text = hostile(rng)
+            for piece in as_tokens(text.encode(), rng):
+                view.feed(Chunk(**{"reasoning" if n < 15 else "text": piece}, token=n))  # type: ignore[arg-type]
+        view.close()
+        show_tool_call(call(hostile(rng), f'{{"{batch}": "\\u001b[7777m\\u202e"}}' if batch % 2 else hostile(rng)))
+        show_tool_result(hostile(rng), failed=batch % 2 == 0)
+    nothing_got_through(terminal)
+
+
+def test_no_escape_sequence_gets_through_when_every_byte_is_painted(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    rng = random.Random(53)
+    for batch in range(100):
+        text = hostile(rng)
+        show_answer([Chunk(text=piece, token=1) for piece in as_tokens(text.encode(), rng)], Answer())
+        show_answer(
+            [Chunk(reasoning=piece, token=1) for piece in as_tokens(text.encode(), rng)], Answer(), "show" if batch % 2 else "fold"
+        )
+    nothing_got_through(terminal)
+
+
+def test_what_a_terminal_is_not_shown_is_spelled_out(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    show_answer([Chunk(text="a\x1b[7777mb\u202ec **d\x07**", token=1)], Answer())
+    assert terminal.close() == "a␛[7777mb⟨U+202E⟩c d␇"
+
+
+@pytest.mark.parametrize("paint", [str, visible])
+def test_the_filter_of_these_tests_sees_what_would_get_through(paint: Callable[[str], str]) -> None:
+    for bad in ["\x1b]52;c;aGk=\x07", "\x1b[2J", "\x1bc", "\x9b31m", "\u202e", "\x08", "\x1b[1;1H", "\x1b[6n"]:
+        if paint is visible:
+            printable(paint(bad).encode())
+        else:
+            with pytest.raises(AssertionError):
+                printable(paint(bad).encode())
