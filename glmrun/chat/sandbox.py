@@ -27,6 +27,7 @@ MAX_PROMPT = 16 << 20  # characters
 SECONDS, MEMORY = 2, 256 << 20  # processor time of one prompt; bytes beyond those that Python itself has mapped
 _PATIENCE = 60.0  # seconds until a silent process is ended: the only limit where the system has no others (Windows)
 _NESTED = "messages or tools are nested too deeply for a chat template"
+_SOURCES = Path(__file__).parents[2]  # an editable installation finds us through a hook, which -S leaves out
 _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from glmrun.chat.sandbox import serve; serve()"
 
 
@@ -108,7 +109,7 @@ def render_apart(source: str, context: dict[str, Any]) -> str:
 def _ask(request: bytes) -> bytes:
     global _process
     if _process is None or _process.poll() is not None:
-        command = [sys.executable, "-I", "-S", "-c", _SERVE, *map(str, sys.path)]
+        command = [sys.executable, "-I", "-S", "-c", _SERVE, str(_SOURCES), *map(str, sys.path)]
         _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         atexit.register(_end, _process)
     process, line = _process, b""

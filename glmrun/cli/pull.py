@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from glmrun.hub import Reference, RemoteFile
+    from quant.config import Config
 
 
 def pull(
@@ -62,12 +63,11 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
     from glmrun.terminal.console import note
     from glmrun.terminal.tables import bytes_text
-    from quant.config import FLASH
     from quant.recipes import recipe
 
     n_bytes, missing = sum(file.n_bytes for file in files), hub.bytes_missing(reference, files)
     if hub.is_checkpoint(files):
-        demand = demand_of_recipe(FLASH, recipe(reference.quantization or hub.DEFAULT_QUANTIZATION))
+        demand = demand_of_recipe(_config(reference, files), recipe(reference.quantization or hub.DEFAULT_QUANTIZATION))
         hub.check_disk(reference, files, demand.file_bytes)
     else:
         demand = demand_of_download(files[0].name, n_bytes)
@@ -83,6 +83,15 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
     needed = bytes_text(demand.needed(n_ctx))
     note(f"{needed} of memory for a context of {n_ctx:,} tokens, {bytes_text(available)} available: {verdict}")
     return fits
+
+
+def _config(reference: "Reference", files: "list[RemoteFile]") -> "Config":
+    """The shape that a checkpoint says it has: its config.json is fetched for it."""
+    from glmrun import hub
+    from quant.checkpoint import config_from_json
+    from quant.strict_json import read_json_object
+
+    return config_from_json(read_json_object(hub.download(reference, [f for f in files if f.name == "config.json"])[0]))
 
 
 def _fetch(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
