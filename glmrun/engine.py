@@ -32,6 +32,7 @@ from glmrun.weights import Weights
 from quant.errors import UserError
 
 MAX_TOKENS = 512  # of one step while a prompt is read
+PROGRESS_SECONDS = 0.2  # between two reports while a prompt is read
 
 
 class Model:
@@ -176,6 +177,10 @@ class Model:
 
         Returns False, with the cache as it was, if cancelled.
         """
+        return any(self._watched_step(ids, out, None))
+
+    def _watched_step(self, ids: np.ndarray, out: np.ndarray, seconds: float | None) -> Iterator[bool | None]:
+        """_step(), with None every so many seconds while it lasts, and its result at last."""
         for watched in self.file.watched:
             watched.check()
         state, step = self._state, self._state.step
@@ -183,10 +188,12 @@ class Model:
         step["n_tokens"], step["position"], step["n_logits"] = len(ids), len(self._cached), len(out)
         step["logits"], step["logits_stride"] = out.ctypes.data, out.strides[0]
         self._state.reach(len(self._cached) + len(ids))
-        if self._team.run(forward, self.weights.model, self.weights.layers, step) == CANCELLED:
-            return False
-        self._cached.extend(ids.tolist())
-        return True
+        for result in self._team.watch(seconds, forward, self.weights.model, self.weights.layers, step):
+            if result is None:
+                yield None
+            elif result != CANCELLED:
+                self._cached.extend(ids.tolist())
+        yield result != CANCELLED
 
     def _decode(self, ids: np.ndarray, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
         """Read the prompt, then choose one token after another. Chunks carry a token, progress, or a finish_reason."""
@@ -198,7 +205,14 @@ class Model:
         logits = self._last_logits
         yield Chunk(stats=stats)
         for at in range(cached, len(ids), self._state.max_tokens):
-            if self._cancelled or not self._step(ids[at : at + self._state.max_tokens], logits):
+            part, done = ids[at : at + self._state.max_tokens], False
+            for result in () if self._cancelled else self._watched_step(part, logits, PROGRESS_SECONDS):
+                if result is None:  # so many layers of this part are done
+                    so_far = at + len(part) * self._team.parts // self.config.num_hidden_layers
+                    yield Chunk(stats=replace(stats, n_prefilled=so_far, prompt_seconds=time.perf_counter() - start))
+                else:
+                    done = result
+            if not done:
                 yield Chunk(finish_reason="cancelled", stats=replace(stats, prompt_seconds=time.perf_counter() - start))
                 return
             stats = replace(stats, n_prefilled=self.n_cached, prompt_seconds=time.perf_counter() - start)

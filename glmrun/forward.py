@@ -17,7 +17,7 @@ from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, read
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
 from glmrun.kernels.matmul import ADD, STORE, matmul, matmul_heads, matmul_twice
-from glmrun.team import CANCEL, STOP, atomic_load, atomic_store, barrier
+from glmrun.team import CANCEL, DONE_PARTS, STOP, atomic_load, atomic_store, barrier
 
 DONE, CANCELLED = 0, 1
 
@@ -108,14 +108,14 @@ def moe_ffn(m, layer, s, team, thread, n_threads):
     if thread == 0:
         gather(m, s)
     barrier(team, n_threads)
-    experts_gated(m, s, layer.ffn_gate_exps, layer.ffn_up_exps, thread, n_threads)
+    experts_gated(m, s, layer.ffn_gate_exps, layer.ffn_up_exps, team, thread, n_threads)
     gated(layer.ffn_gate_shexp, layer.ffn_up_shexp, 0, s.normed, 0, s.n_tokens, s.shared, s.dense_up, 0, scratch, thread, n_threads)
     barrier(team, n_threads)
     pairs = s.n_tokens * m.num_experts_per_tok
     quantize(s.routed, reads_codes(layer.ffn_down_exps.format), 1, pairs * thread // n_threads, pairs * (thread + 1) // n_threads)
     quantize(s.shared, reads_codes(layer.ffn_down_shexp.format), s.n_tokens, t0, t1)
     barrier(team, n_threads)
-    experts_down(m, s, layer.ffn_down_exps, thread, n_threads)
+    experts_down(m, s, layer.ffn_down_exps, team, thread, n_threads)
     matmul(layer.ffn_down_shexp, s.shared, s.n_tokens, s.x, s.x_stride, ADD, scratch, thread, n_threads)
     barrier(team, n_threads)
 
@@ -155,6 +155,7 @@ def forward(m, layers, s, team, thread, n_threads):
             moe_ffn(m, layers[i], s, team, thread, n_threads)
         if thread == 0:
             atomic_store(team + STOP, atomic_load(team + CANCEL))
+            atomic_store(team + DONE_PARTS, i + 1)
         barrier(team, n_threads)
         if atomic_load(team + STOP):
             return CANCELLED

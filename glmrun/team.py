@@ -7,7 +7,7 @@ thread does not compute: it waits where a signal can reach it, so Ctrl-C sets th
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from glmrun.kernels import kernel
 from glmrun.simd import atomic_add, atomic_load, atomic_store, pause
 
 # Offsets in bytes: each counter has its own pair of cache lines.
-ARRIVED, PHASE, CANCEL, STOP, SIZE = 0, 128, 256, 384, 512
+ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, SIZE = 0, 128, 256, 384, 512, 640
 SPINS = 2000  # about as long as the longest healthy wait; then the core goes to whoever needs it
 
 _sched_yield = types.ExternalFunction("sched_yield", int32())
@@ -48,7 +48,8 @@ class Team:
         self.n_threads = max(1, min(n_threads or available_cores(), available_cores()))
         self._flags = np.zeros(SIZE + 128, np.uint8)  # uint8 (SIZE and room to align)
         self.flags = -(-self._flags.ctypes.data // 128) * 128
-        self._cancel = self._flags[self.flags - self._flags.ctypes.data + CANCEL :][:8].view(np.int64)  # int64 (1,)
+        aligned = self._flags[self.flags - self._flags.ctypes.data :].view(np.int64)[: SIZE // 8]  # int64 (SIZE / 8,)
+        self._cancel, self._parts = aligned[CANCEL // 8 :], aligned[DONE_PARTS // 8 :]
         self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         for thread, work in enumerate(self._work):
@@ -58,14 +59,29 @@ class Team:
 
     def run(self, function: Callable[..., int], *arguments: Any) -> int:
         """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""
+        return max(result for result in self.watch(None, function, *arguments) if result is not None)
+
+    def watch(self, seconds: float | None, function: Callable[..., int], *arguments: Any) -> Iterator[int | None]:
+        """run(), yielding None every so many seconds while it lasts, then the result.
+
+        To give the iterator up, or an exception from a signal, cancels the function and waits for its end: no thread stays
+        behind inside the caller's buffers.
+        """
+        self._parts[0] = 0
         for work in self._work:
             work.put((function, arguments))
         results: list[Any] = []
         interrupted: BaseException | None = None
         while len(results) < self.n_threads:
             try:
-                results.append(self._done.get())
-            except BaseException as error:  # a signal's exception: leave no thread behind inside the caller's buffers
+                results.append(self._done.get(timeout=None if interrupted else seconds))
+            except queue.Empty:
+                try:
+                    yield None
+                except BaseException as error:
+                    self.cancel()
+                    interrupted = error
+            except BaseException as error:
                 self.cancel()
                 interrupted = error
         for result in results:
@@ -74,7 +90,12 @@ class Team:
         if interrupted is not None:
             self.resume()
             raise interrupted
-        return max(results)
+        yield max(results)
+
+    @property
+    def parts(self) -> int:
+        """How many parts (layers) of what runs are done, as it tells."""
+        return int(self._parts[0])
 
     def cancel(self) -> None:
         """Ask the running step to end at the next layer; safe from any thread and from a signal handler."""

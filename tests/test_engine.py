@@ -191,6 +191,21 @@ def test_progress_is_told_while_a_long_prompt_is_read(tiny):
     assert chunks[0].text == "" and chunks[0].stats.n_generated == 0
 
 
+def test_progress_is_told_inside_a_step_and_leaving_there_changes_nothing(tiny, monkeypatch):
+    monkeypatch.setattr("glmrun.engine.PROGRESS_SECONDS", 0)
+    model = glmrun.load(tiny.path, n_ctx=512)
+    ids = np.random.default_rng(4).integers(0, 900, 350).tolist()
+    *within, _ = [chunk.stats for chunk in model.generate(ids, max_tokens=1, temperature=0)]
+    assert len(within) > 2 and all(0 <= stats.n_prefilled <= 350 and stats.prompt_seconds >= 0 for stats in within)
+    again = glmrun.load(tiny.path, n_ctx=512)
+    stream = again.generate(ids, max_tokens=1, temperature=0)
+    next(stream), next(stream)  # the second comes from inside the first step
+    stream.close()
+    assert again.n_cached == 0
+    expected = tokens_of(list(model.generate(ids, max_tokens=5, temperature=0)))
+    assert tokens_of(list(again.generate(ids, max_tokens=5, temperature=0))) == expected
+
+
 def test_reading_in_chunks_equals_reading_token_by_token(tiny):
     whole, by_one = glmrun.load(tiny.path, n_ctx=128), glmrun.load(tiny.path, n_ctx=128)
     tokens = np.random.default_rng(2).integers(0, 900, 70).tolist()

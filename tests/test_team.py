@@ -54,6 +54,19 @@ def test_cancel_from_another_thread() -> None:
     assert team.run(_rounds, slots.ctypes.data, 5) == 0
 
 
+def test_watching_tells_that_it_lasts_and_giving_up_ends_it() -> None:
+    team, slots = Team(1), np.zeros(256, np.int64)  # int64 (256,)
+    watched = team.watch(0.01, _until_cancelled)
+    assert [next(watched), next(watched)] == [None, None]
+    team.cancel()
+    assert list(watched)[-1] == 7
+    team.resume()
+    watched = team.watch(0.01, _until_cancelled)
+    assert next(watched) is None
+    watched.close()  # waits for the threads, or the next run would meet them
+    assert team.run(_rounds, slots.ctypes.data, 5) == 0
+
+
 def test_an_error_comes_back_and_the_team_goes_on() -> None:
     team, slots = Team(), np.zeros(256, np.int64)  # int64 (256,)
     with pytest.raises(TypeError):
@@ -62,12 +75,12 @@ def test_an_error_comes_back_and_the_team_goes_on() -> None:
 
 
 def test_a_forgotten_team_ends_its_threads() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # those of earlier tests' teams may end meanwhile
     team = Team(1)
-    assert threading.active_count() == before + 1
+    assert len(set(threading.enumerate()) - before) == 1
     del team
     for _ in range(100):
-        if threading.active_count() == before:
+        if not set(threading.enumerate()) - before:
             return
         time.sleep(0.02)
     raise AssertionError("the thread is still there")

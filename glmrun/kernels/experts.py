@@ -8,7 +8,8 @@ from glmrun.kernels import kernel
 from glmrun.kernels.elementwise import silu_multiply
 from glmrun.kernels.layout import activation_record, model_record, step_record, weight_record
 from glmrun.kernels.matmul import ADD, STORE, form_of, multiply, share
-from glmrun.simd import load_f32, load_i64, store_f32, store_i64
+from glmrun.simd import atomic_load, load_f32, load_i64, store_f32, store_i64
+from glmrun.team import CANCEL
 
 _void = types.void
 
@@ -99,26 +100,29 @@ def gated(gate, up, matrix, x, x_index, n, hidden, hidden_up, hidden_first, scra
         silu_multiply(g + i * stride + first * 4, u + i * stride + first * 4, end - first)
 
 
-@kernel(_void(model_record, step_record, weight_record, weight_record, int64, int64))
-def experts_gated(m, s, gate, up, thread, n_threads):
-    """gated() for every expert that has tokens."""
+@kernel(_void(model_record, step_record, weight_record, weight_record, int64, int64, int64))
+def experts_gated(m, s, gate, up, team, thread, n_threads):
+    """gated() for every expert that has tokens; for no more of them once the step is cancelled."""
     for e in range(m.n_routed_experts):
         begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
-        if after > begin:
+        if after > begin and not atomic_load(team + CANCEL):
             gated(
                 gate, up, e, s.normed, s.token + begin * 8, after - begin,
                 s.routed, s.routed_up, begin, scratch_of(s, thread), thread, n_threads,
             )  # fmt: skip
 
 
-@kernel(_void(model_record, step_record, weight_record, int64, int64))
-def experts_down(m, s, down, thread, n_threads):
-    """x[token] += weight * (down hidden) for every expert that has tokens: this thread's share of the output rows."""
+@kernel(_void(model_record, step_record, weight_record, int64, int64, int64))
+def experts_down(m, s, down, team, thread, n_threads):
+    """x[token] += weight * (down hidden) for every expert that has tokens: this thread's share of the output rows.
+
+    For no more of them once the step is cancelled.
+    """
     first, end = share(down.rows, thread, n_threads)
     address, stride = form_of(s.routed, down.format)
     for e in range(m.n_routed_experts):
         begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
-        if after > begin:
+        if after > begin and not atomic_load(team + CANCEL):
             multiply(
                 down, e, first, end, address + begin * stride, stride, 0, after - begin,
                 s.x, s.x_stride, s.token + begin * 8, s.weight + begin * 4, ADD, scratch_of(s, thread),
