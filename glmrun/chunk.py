@@ -25,3 +25,4 @@ class Chunk:
     token: int | None = None
     finish_reason: str | None = None
     stats: Stats = field(default_factory=Stats)
+    token_ids: list[int] | None = None  # on the last one: the answer as the model wrote it, for its message (chat/turns.py)

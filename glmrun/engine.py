@@ -25,7 +25,7 @@ from glmrun.forward import CANCELLED, forward
 from glmrun.gguf_file import open_gguf
 from glmrun.kv_cache import State
 from glmrun.prefault import Prefault
-from glmrun.sampling import Sampler
+from glmrun.sampling import Sampler, ThinkBudget
 from glmrun.team import Team
 from glmrun.tokenizer import Tokenizer
 from glmrun.weights import Weights
@@ -57,7 +57,7 @@ class Model:
                 f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows"
             )
         self.chat_format = ChatFormat(self.file.metadata.get("tokenizer.chat_template"), self.tokenizer)
-        limit = self.config.max_position_embeddings
+        self.n_ctx_train = limit = self.config.max_position_embeddings
         self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
         if not 1 <= self.n_ctx <= limit:
             raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", 2)
@@ -73,6 +73,7 @@ class Model:
             raise UserError(f"{path}: no memory for a context of {self.n_ctx:,} tokens; ask for a smaller one (-c)") from None
         self._last_logits = np.empty((1, self.config.vocab_size), np.float32)  # float32 (1, n_vocab)
         self._cached: list[int] = []  # the tokens whose rows stand in the cache, in order
+        self.n_saved = 0  # leading positions that have not been written since saved_cache.py took or gave them
         self._cancelled = False
 
     # ---- ids ---------------------------------------------------------------------------------------------------------
@@ -113,16 +114,32 @@ class Model:
 
     def reset(self) -> None:
         """Empty the cache."""
-        self._cached.clear()
+        self.truncate(0)
 
     def truncate(self, n_tokens: int) -> None:
         """Keep the first n_tokens positions of the cache."""
         del self._cached[n_tokens:]
+        self.n_saved = min(self.n_saved, n_tokens)
 
     @property
     def n_cached(self) -> int:
         """Positions of the cache in use."""
         return len(self._cached)
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """The tokens whose rows stand in the cache, in order."""
+        return self._cached.copy()
+
+    @property
+    def cache_rows(self) -> np.ndarray:
+        """The cache itself, uint8 (layers, n_ctx, bytes of a row); for saved_cache.py."""
+        return self._state.cache
+
+    def adopt(self, tokens: list[int]) -> None:
+        """Take for cached what another wrote into cache_rows: the rows of these tokens, from the first position on."""
+        self._cached = self._checked(tokens).tolist() if tokens else []
+        self.n_saved = len(tokens)
 
     def cancel(self) -> None:
         """End the running chat(), generate() or logits() soon, even while a prompt is read; safe in a signal handler."""
@@ -195,7 +212,7 @@ class Model:
                 self._cached.extend(ids.tolist())
         yield result != CANCELLED
 
-    def _decode(self, ids: np.ndarray, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
+    def _decode(self, ids: np.ndarray, sampler: Sampler | ThinkBudget, max_tokens: int | None) -> Iterator[Chunk]:
         """Read the prompt, then choose one token after another. Chunks carry a token, progress, or a finish_reason."""
         self._begin()
         start = time.perf_counter()
@@ -275,6 +292,7 @@ class Model:
         tools: list[dict] | None = None,
         thinking: bool = True,
         clear_thinking: bool = True,
+        think_budget: int | None = None,
         max_tokens: int | None = None,
         json_schema: dict | None = None,
         **sampling: Any,
@@ -283,6 +301,7 @@ class Model:
 
         thinking         let the model think before it answers
         clear_thinking   leave earlier turns' thinking out of the prompt, as the model's makers do by default
+        think_budget     close the thinking after so many tokens and go on with the answer; None: the model closes it
         json_schema      the answer, after the thinking, is JSON of this schema, unless it is cut off; not together with tools
         Others as in generate(). Raises UserError before the first chunk.
         """
@@ -292,12 +311,32 @@ class Model:
         stream, sampler = ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling)
         if json_schema is not None:
             sampler.constraint = self._grammar.constraint(json_schema, lambda: stream.state == "answer")
-        return self._chat(ids, stream, sampler, _checked_max_tokens(max_tokens))
+        if think_budget is None:
+            return self._chat(ids, stream, sampler, _checked_max_tokens(max_tokens))
+        close = self.tokenizer.id_of("</think>")
+        if close is None:
+            raise UserError("this model's vocabulary has no </think>: its thinking cannot be limited", 2)
+        limited = ThinkBudget(sampler, think_budget, close, lambda: stream.state == "thinking")
+        return self._chat(ids, stream, limited, _checked_max_tokens(max_tokens))
 
-    def _chat(self, ids: np.ndarray, stream: ChatStream, sampler: Sampler, max_tokens: int | None) -> Iterator[Chunk]:
+    def prompt_text(
+        self, messages: list[dict], tools: list[dict] | None = None, thinking: bool = True, clear_thinking: bool = True
+    ) -> str:
+        """The prompt of the next answer, as text."""
+        return self.chat_format.render(messages, tools, thinking, clear_thinking)
+
+    def count_tokens(
+        self, messages: list[dict], tools: list[dict] | None = None, thinking: bool = True, clear_thinking: bool = True
+    ) -> int:
+        """Tokens of a conversation as the next prompt will repeat it."""
+        return len(self.chat_format.encode(messages, tools, thinking, clear_thinking, add_generation_prompt=False))
+
+    def _chat(self, ids: np.ndarray, stream: ChatStream, sampler: Sampler | ThinkBudget, max_tokens: int | None) -> Iterator[Chunk]:
         called = False
+        written: list[int] = []
         for chunk in self._decode(ids, sampler, max_tokens):
             if chunk.token is not None and chunk.finish_reason is None:
+                written.append(chunk.token)
                 delta = stream.push(chunk.token)
             elif chunk.finish_reason is not None:
                 delta = stream.finish()
@@ -306,9 +345,11 @@ class Model:
                 continue
             called = called or bool(delta.tool_calls)
             reason = "tool_calls" if chunk.finish_reason == "stop" and called else chunk.finish_reason
+            turn = self.chat_format.turns.written(ids.tolist(), written, stream.state) if reason else None
             yield replace(
-                chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason
-            )
+                chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason,
+                token_ids=turn,
+            )  # fmt: skip
 
     @cached_property
     def _grammar(self) -> Grammar:

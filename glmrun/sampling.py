@@ -5,7 +5,7 @@ min-p look at the model's own distribution, and temperature only reshapes what t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,13 @@ _LIMITS: dict[str, tuple[type, float, float, str]] = {
     "repeat_penalty": (float, 1e-6, 1e6, "1 means off"),
     "repeat_last_n": (int, 0, 1 << 31, "0 means off"),
     "seed": (int, 0, (1 << 64) - 1, "leave it out for a new one each time"),
+}
+
+# The settings of the makers' evaluations: of most, of terminal and coding benchmarks, of long work with tools.
+PRESETS: dict[str, dict[str, float]] = {
+    "default": {"temperature": 1.0, "top_p": 0.95},
+    "coding": {"temperature": 0.7, "top_p": 1.0},
+    "agent": {"temperature": 0.0},
 }
 
 
@@ -125,6 +132,28 @@ class Sampler:
             kept = weights >= self.min_p
             ids, below_top, weights = ids[kept], below_top[kept], weights[kept]
         return ids[_nucleus(below_top, weights, target)] if self.top_p < 1.0 else ids
+
+
+@dataclass
+class ThinkBudget:
+    """Draws as `sampler` does for `budget` tokens; if is_thinking() then still holds, it gives `close`, the tag that ends it."""
+
+    sampler: Sampler
+    budget: int
+    close: int
+    is_thinking: Callable[[], bool]
+    _drawn: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if type(self.budget) is not int or self.budget < 0:
+            raise UserError(f"the thinking budget is {self.budget!r}; expected a whole number of at least 0 tokens", 2)
+
+    def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> int:
+        """One token id, as Sampler.sample()."""
+        self._drawn += 1
+        if self._drawn > self.budget and self.is_thinking():
+            return self.close
+        return self.sampler.sample(logits, history)
 
 
 def _largest(values: np.ndarray, k: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from glmrun.chat.tool_call import is_complete, parse_call, schemas
 from glmrun.tokenizer import Tokenizer
 
-_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
-_TAG = re.compile("|".join(_TAGS))
-_BEGUN_TAGS = frozenset(tag[:n] for tag in _TAGS for n in range(1, len(tag)))
-_LONGEST = max(map(len, _TAGS))
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_TAG = re.compile("|".join(TAGS))
+_BEGUN_TAGS = frozenset(tag[:n] for tag in TAGS for n in range(1, len(tag)))
+_LONGEST = max(map(len, TAGS))
 
 # What a call may look like before its first tag: JSON, or one word, perhaps a second on a line of its own (a key whose <arg_key>
 # was forgotten). Anything else after <tool_call> is prose about tool calls.
@@ -62,7 +62,7 @@ class ChatStream:
         assert self._tokenizer is not None and self._decoder is not None
         if token_id in self._tokenizer.eog_ids:
             return Delta()
-        if self._tokenizer.is_control(token_id) and self._tokenizer.text_of(token_id) not in _TAGS:
+        if self._tokenizer.is_control(token_id) and self._tokenizer.text_of(token_id) not in TAGS:
             return Delta()
         return self.feed(self._decoder.push(token_id))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from glmrun.chat.sandbox import one_line, render, render_apart, to_json
 from glmrun.chat.seal import Seal, unused_character
+from glmrun.chat.turns import Turns
 from glmrun.tokenizer import Tokenizer
 from quant.errors import UserError
 
@@ -33,6 +34,7 @@ class ChatFormat:
         self._run = render if self.source == own else render_apart
         self._tokenizer = tokenizer
         self._seal = Seal(tokenizer.special_texts)
+        self.turns = Turns(tokenizer)
 
     def render(
         self,
@@ -63,12 +65,15 @@ class ChatFormat:
         clear_thinking: bool = True,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """The prompt as token ids: control and tag tokens only where the template wrote them, the callers' texts as plain text."""
+        """The prompt as token ids: control and tag tokens only where the template wrote them, the callers' texts as plain text.
+
+        An assistant's message may have `token_ids`, its turn as the model wrote it (turns.py).
+        """
         mark, prompt = self._render(messages, tools, thinking, clear_thinking, add_generation_prompt)
         ids: list[int] = []
         for i, piece in enumerate(self._seal.pattern.split(prompt)):
             ids += self._tokenizer.encode(piece.replace(mark, ""), special=i % 2 == 1)
-        return ids
+        return self.turns.restored(ids, messages, tools or [])
 
     def _render(
         self, messages: Any, tools: Any, thinking: bool, clear_thinking: bool, add_generation_prompt: bool
