@@ -196,6 +196,18 @@ def test_a_smaller_window_repeats_nothing_and_loses_nothing() -> None:
     assert "".join(terminal.close().split()) == "".join(WORDS.split()) + "next"  # the terminal folds within words
 
 
+def test_a_smaller_window_repeats_nothing_of_two_blocks_that_are_open() -> None:
+    terminal = Terminal(60, 20)
+    markdown = MarkdownScreen(terminal.stream)
+    markdown.add("- first\n- " + WORDS[:100])  # the first item is finished when the line of the second is
+    terminal.sync()
+    terminal.resize(33, 12)
+    for letter in WORDS[100:] + "\n- third":
+        markdown.add(letter)
+    markdown.close()
+    assert "".join(terminal.close().split()) == "•first•" + "".join(WORDS.split()) + "•third"
+
+
 def test_a_larger_window_is_used() -> None:
     terminal = Terminal(30, 10)
     markdown = MarkdownScreen(terminal.stream)
@@ -219,6 +231,8 @@ def test_a_table_that_is_too_wide_becomes_a_list() -> None:
     table = "| Language | Compiler |\n|---|---|\n| Fortran | incomprehensible |\n| C | gcc |\n"
     assert shown([table], 30) == f"Language   Compiler\n{'─' * 27}\nFortran    incomprehensible\nC          gcc"
     assert shown([table], 20) == "Language: Fortran\nCompiler:\nincomprehensible\n\nLanguage: C\nCompiler: gcc"
+    table = "| a | b | c |\n|---|---|---|\n| incomprehensible | of few letters each | x |\n"
+    assert shown([table], 36) == f"{'a':<19}{'b':<16}c\n{'─' * 36}\nincomprehensible   {'of few':<16}x\n{'':<19}letters each"
     assert shown(["| a |\n|---|\n| x || y |\n"], 30) == "| a |\n|---|\n| x || y |"
 
 

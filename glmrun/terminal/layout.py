@@ -4,7 +4,7 @@ to the right, no frames, code at the margin and whole.
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmrun.terminal.highlight import Highlighter
 from glmrun.terminal.markdown import Block, siblings
@@ -151,16 +151,20 @@ class Layout:
         if any(len(_CELL_END.findall(line.strip().strip("|"))) >= len(heading) for line in source):
             return wrap(_text("\n".join(source)), width)
         longest = [max(cell_len(word) for row in rows for word in ["", *row[i].plain.split()]) for i in range(len(heading))]
-        if sum(longest) + 2 * (len(longest) - 1) > width and body:
+        room = width - 3 * (len(longest) - 1)
+        if sum(longest) > room and body:
             lines: list[Text] = []
             for row in body:
                 lines += [_text("")] if lines else []
                 for name, cell in zip(heading, row, strict=True):
                     lines += wrap(Text.assemble(name, ": ", cell), width)
             return lines
+        whole = [max(row[i].cell_len for row in rows) for i in range(len(heading))]
+        most = next((most for most in range(width, 0, -1) if sum(_fitted(longest, whole, most)) <= room), 1)
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, border_style="dim", header_style="")
-        for name, side in zip(heading, justify, strict=True):
-            table.add_column(name, justify=side if side in ("left", "center", "right") else "left", overflow="fold")  # type: ignore[arg-type]
+        for name, side, own in zip(heading, justify, _fitted(longest, whole, most), strict=True):
+            aligned: Any = side if side in ("left", "center", "right") else "left"
+            table.add_column(name, justify=aligned, width=own, overflow="fold")
         for row in body:
             table.add_row(*row)
         options = self._console.options.update(width=width, height=None)
@@ -170,6 +174,11 @@ class Layout:
             line.rstrip()
             drawn.append(line)
         return drawn
+
+
+def _fitted(longest: list[int], whole: list[int], most: int) -> list[int]:
+    """Widths of columns that take `most` at most, their longest word at least, and no more than their longest cell."""
+    return [max(word, min(cell, most), 1) for word, cell in zip(longest, whole, strict=True)]
 
 
 def _code(token: "Token", width: int) -> "Iterator[Text]":

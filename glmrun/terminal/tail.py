@@ -46,7 +46,7 @@ class Tail:
         """Show rows as they are now, none wider than the window; of too many the last. The footer stays below whatever comes."""
         self._follow_resize()
         _, height = window(self._stream)
-        rows = _without(rows, self._given_up)
+        rows = _without(rows, len(_shared(rows, self._given_up)))
         room = max(1, height - 1 - (footer is not None))
         cut, shown = len(rows) > room, [*rows[-room:], *([footer] if footer is not None else [])]
         out: list[str] = []
@@ -68,7 +68,9 @@ class Tail:
     def finish(self, lines: Sequence[str] = ()) -> None:
         """Leave lines, of any width, in the place of the rows, and begin anew below them."""
         self._follow_resize()
-        lines = _without(lines, self._given_up)
+        shared = _shared(lines, self._given_up)
+        left = self._given_up[len(shared) :] if lines and shared == _printable(lines) else ""  # of the rows below these lines
+        lines = _without(lines, len(shared))
         kept = 0
         while kept < min(len(lines), len(self._rows)) and lines[kept] == self._rows[kept]:
             kept += 1
@@ -79,7 +81,7 @@ class Tail:
             out = [_move(at, kept), "\r", _ERASE_BELOW if kept < len(self._rows) else "", *(f"{line}\n" for line in lines[kept:])]
         if self._hidden:
             out.append(_SHOW_CURSOR)
-        self._rows, self._has_footer, self._cut, self._given_up, self._hidden = [], False, False, "", False
+        self._rows, self._has_footer, self._cut, self._given_up, self._hidden = [], False, False, left, False
         self._write(*out)
 
     def _follow_resize(self) -> None:
@@ -108,11 +110,15 @@ def _printable(rows: Sequence[str]) -> str:
     return "".join("".join(_CODES.sub("", row).split()) for row in rows)
 
 
-def _without(rows: Sequence[str], gone: str) -> list[str]:
-    """The rows without the characters that they and `gone` begin with, and without the rows that this empties."""
+def _shared(rows: Sequence[str], gone: str) -> str:
+    """The printable characters that the rows and `gone` both begin with."""
+    pairs = zip(_printable(rows), gone, strict=False) if gone else ()
+    return "".join(ours for ours, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _without(rows: Sequence[str], left: int) -> list[str]:
+    """The rows without their first `left` printable characters, and without the rows that this empties."""
     kept = list(rows)
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(_printable(rows), gone, strict=False)) if gone else ()
-    left = sum(1 for _ in same)
     while kept and left:
         there = len(_printable(kept[:1]))
         if there > left:
