@@ -13,20 +13,22 @@ from emulator import Terminal, printable
 
 from glmrun.chunk import Chunk, Stats
 from glmrun.terminal import screen
+from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import visible
-from glmrun.terminal.stream import Answer, AnswerView, bottom_line, show_answer, show_thinking
+from glmrun.terminal.stream import Answer, AnswerView, bottom_line, show_answer, show_thinking, stats_line
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 
 
 @pytest.fixture
-def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
     """Called in the test (pytest sets the streams again before each), makes both streams a terminal; all is painted at once."""
 
-    def open_one() -> Terminal:
+    def open_one(columns: int = 60) -> Terminal:
         monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", str(columns))  # Rich asks file descriptors 0 to 2, which are pytest's
         monkeypatch.setattr(screen, "_PAUSE", 0.0)
         monkeypatch.setattr(screen, "_SHARE", 0)
-        made = Terminal(60, 12)
+        made = Terminal(columns, 12)
         monkeypatch.setattr(sys, "stdout", made.stream)
         monkeypatch.setattr(sys, "stderr", made.stream)
         return made
@@ -50,7 +52,7 @@ def without_times(text: str) -> str:
 THOUGHTS = tuple(f"thought {n}\n" for n in range(6))
 
 
-def test_thinking_folds_into_one_line(on_terminal: Callable[[], Terminal]) -> None:
+def test_thinking_folds_into_one_line(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     answer = Answer()
     view = AnswerView(answer, footer=lambda stats: bottom_line("nano", stats.n_prompt + stats.n_generated, 2048, stats))
@@ -77,14 +79,14 @@ def test_thinking_folds_into_one_line(on_terminal: Callable[[], Terminal]) -> No
     [("fold", ["▸ thought for 0.0 s · 6 tokens"]), ("show", [*map(str.strip, THOUGHTS), "▸ thought for 0.0 s · 6 tokens"]),
      ("hide", ["▸ thought for 0.0 s · 6 tokens"])],
 )  # fmt: skip
-def test_thinking_can_be_folded_shown_or_hidden(on_terminal: Callable[[], Terminal], mode: Any, expected: list[str]) -> None:
+def test_thinking_can_be_folded_shown_or_hidden(on_terminal: Callable[..., Terminal], mode: Any, expected: list[str]) -> None:
     terminal = on_terminal()
     show_answer(chunks(*THOUGHTS, "Answer", thinking=6), Answer(), mode)
     assert without_times(terminal.close()).split("\n") == [*expected, "Answer"]
     assert (b"thought 0" in terminal.raw) == (mode != "hide")
 
 
-def test_thinking_unfolds_in_the_middle(on_terminal: Callable[[], Terminal]) -> None:
+def test_thinking_unfolds_in_the_middle(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     view = AnswerView(Answer())
     for n, chunk in enumerate(chunks(*THOUGHTS, "Answer", thinking=6)):
@@ -95,7 +97,7 @@ def test_thinking_unfolds_in_the_middle(on_terminal: Callable[[], Terminal]) -> 
     assert without_times(terminal.close()).split("\n") == [*map(str.strip, THOUGHTS), "▸ thought for 0.0 s · 6 tokens", "Answer"]
 
 
-def test_what_is_broken_off_stays_and_the_cursor_comes_back(on_terminal: Callable[[], Terminal]) -> None:
+def test_what_is_broken_off_stays_and_the_cursor_comes_back(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
 
     def broken() -> Iterator[Chunk]:
@@ -109,7 +111,7 @@ def test_what_is_broken_off_stays_and_the_cursor_comes_back(on_terminal: Callabl
     assert terminal.raw.rfind(b"?25h") > terminal.raw.rfind(b"?25l")
 
 
-def test_silence_is_counted(on_terminal: Callable[[], Terminal]) -> None:
+def test_silence_is_counted(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     view = AnswerView(Answer())
     for chunk in chunks("Let me look.", *[""] * 20):
@@ -119,7 +121,7 @@ def test_silence_is_counted(on_terminal: Callable[[], Terminal]) -> None:
     assert terminal.close() == "Let me look."
 
 
-def test_an_answer_that_is_no_markdown_stays_as_it_is(on_terminal: Callable[[], Terminal]) -> None:
+def test_an_answer_that_is_no_markdown_stays_as_it_is(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     show_answer(chunks("__init__ ", "# *\r", "\n\x1b[m"), Answer(), markdown=False)
     assert terminal.close() == "__init__ # *\n␛[m"
@@ -129,7 +131,7 @@ def call(name: str, arguments: str) -> dict[str, Any]:
     return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def test_tool_calls_are_blocks(on_terminal: Callable[[], Terminal]) -> None:
+def test_tool_calls_are_blocks(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     show_tool_call(call("get_weather", '{"city": "Bonn", "days": 3}'))
     show_tool_output("asking ...\n")
@@ -149,6 +151,32 @@ def test_tool_calls_are_blocks(on_terminal: Callable[[], Terminal]) -> None:
 def test_the_bottom_line_is_short() -> None:
     assert bottom_line("m\x1b[2J", 3174, 32768, Stats(n_generated=10, generate_seconds=0.5)) == "m␛[2J · 3.1k / 32k · 20.0 tok/s"
     assert bottom_line("nano", 820, 202_752) == "nano · 820 / 198k"
+
+
+def test_the_line_of_counts_tells_what_was_read() -> None:
+    done = Stats(50, n_cached=10, n_prefilled=50, prompt_seconds=0.5, n_generated=2000, generate_seconds=100.0)
+    assert stats_line(done) == "2,000 tokens, 20.0 tok/s · prompt 40 read in 0.5 s, 80.0 tok/s · 10 cached"
+    assert (
+        stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0))
+        == "prompt 0 of 40 read in 3.0 s, 0.0 tok/s · 10 cached"
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [(80, "reading the prompt ━╸━━━━━━━━━━━━━━━━━━ 256 / 3,032 · 64 tok/s · 43 s left"), (60, "prompt 256 / 3,032 · 43 s left")],
+)
+def test_the_prompt_has_a_bar(on_terminal: Callable[..., Terminal], columns: int, expected: str) -> None:
+    terminal = on_terminal(columns)
+    progress = PromptProgress(patience=0.0)
+    progress.start()
+    progress._timer.join()
+    progress.update(Chunk(stats=Stats(3032, n_prefilled=256, prompt_seconds=4.0)))
+    progress._bar._progress.refresh()
+    assert terminal.sync() == expected
+    progress.stop()
+    assert terminal.close() == ""
+    assert terminal.raw.rfind(b"?25h") > terminal.raw.rfind(b"?25l")
 
 
 # -- safety -----------------------------------------------------------------------------------------------------------
@@ -200,7 +228,9 @@ def nothing_got_through(terminal: Terminal) -> None:
     assert found is None, found
 
 
-def test_no_escape_sequence_gets_through_at_any_split(on_terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_escape_sequence_gets_through_at_any_split(
+    on_terminal: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """10,000 strings, each in single bytes through all that an answer passes; painted as often as for a person."""
     terminal = on_terminal()
     monkeypatch.setattr(screen, "_PAUSE", 0.02)
@@ -218,7 +248,7 @@ def test_no_escape_sequence_gets_through_at_any_split(on_terminal: Callable[[], 
     nothing_got_through(terminal)
 
 
-def test_no_escape_sequence_gets_through_when_every_byte_is_painted(on_terminal: Callable[[], Terminal]) -> None:
+def test_no_escape_sequence_gets_through_when_every_byte_is_painted(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     rng = random.Random(53)
     for batch in range(100):
@@ -230,7 +260,7 @@ def test_no_escape_sequence_gets_through_when_every_byte_is_painted(on_terminal:
     nothing_got_through(terminal)
 
 
-def test_what_a_terminal_is_not_shown_is_spelled_out(on_terminal: Callable[[], Terminal]) -> None:
+def test_what_a_terminal_is_not_shown_is_spelled_out(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     show_answer([Chunk(text="a\x1b[7777mb\u202ec **d\x07**", token=1)], Answer())
     assert terminal.close() == "a␛[7777mb⟨U+202E⟩c d␇"

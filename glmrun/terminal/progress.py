@@ -159,11 +159,11 @@ class PromptProgress:
 
     def __init__(self, patience: float = 0.5) -> None:
         console = error_console()
-        wide = console.width >= 76
-        columns = [_text("{task.description}"), *([BarColumn(20)] if wide else []), _text("{task.fields[counts]}")]
+        self._wide = console.width >= 76
+        columns = [_text("{task.description}"), *([BarColumn(20)] if self._wide else []), _text("{task.fields[counts]}")]
         self._bar = _Bar(console, *columns)
-        self._text = "reading the prompt" if wide else "prompt"
-        self._timer = threading.Timer(patience, self._bar.update, ("reading the prompt", 0, None))
+        self._text = "reading the prompt" if self._wide else "prompt"
+        self._timer = threading.Timer(patience, self._bar.update, (self._text, 0, None))
         self._timer.daemon = True
 
     def start(self) -> None:
@@ -180,7 +180,8 @@ class PromptProgress:
             parts = [f"{stats.n_prefilled:,} / {stats.n_prompt:,}"]
             if read and stats.prompt_seconds > 0:
                 rate = read / stats.prompt_seconds
-                parts += [f"{rate:,.0f} tok/s", *([f"{_duration(left / rate)} left"] if left else [])]
+                parts += [f"{rate:,.0f} tok/s"] if self._wide else []
+                parts += [f"{_duration(left / rate)} left"] if left else []
             self._bar.update(self._text, stats.n_prefilled, stats.n_prompt, " · ".join(parts))
 
     def stop(self) -> None:

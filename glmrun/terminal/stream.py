@@ -227,7 +227,8 @@ def stats_line(stats: "Stats") -> str:
     read, parts = stats.n_prefilled - stats.n_cached, []
     if stats.n_generated:
         parts.append(f"{counted(stats.n_generated, 'token')}, {_rate(stats.n_generated, stats.generate_seconds)}")
-    parts.append(f"prompt {read:,} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
+    of_all = f" of {stats.n_prompt - stats.n_cached:,}" if stats.n_prefilled < stats.n_prompt else ""
+    parts.append(f"prompt {read:,}{of_all} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
     if stats.n_cached:
         parts.append(f"{stats.n_cached:,} cached")
     return " · ".join(parts)
