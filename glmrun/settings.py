@@ -43,6 +43,9 @@ SETTINGS = {
         Setting("kv_type", "kv_type", str, "a text", "f16, f32 where no matrix is quantized"),
         Setting("system", "system", str, "a text", "none"),
         Setting("think", "think", bool, "true or false", "true"),
+        Setting("think_budget", "think_budget", int, "a whole number", "no limit", 0),
+        Setting("preserve_thinking", "preserve_thinking", bool, "true or false", "true"),
+        Setting("preset", "preset", str, "a text", "none"),
         Setting("max_tokens", "max_tokens", int, "a whole number", "no limit", 1),
         Setting("temperature", "temp", (int, float), "a number", "the model file's value, else 1.0", 0),
         Setting("top_p", "top_p", (int, float), "a number", "the model file's value, else 0.95", 0, 1),
@@ -50,6 +53,9 @@ SETTINGS = {
         Setting("min_p", "min_p", (int, float), "a number", "the model file's value, else 0.01", 0, 1),
         Setting("repeat_penalty", "repeat_penalty", (int, float), "a number", "the model file's value, else 1.0", 0),
         Setting("seed", "seed", int, "a whole number", "another one each time"),
+        Setting("history", "history", bool, "true or false", "true"),
+        Setting("keep_cache", "keep_cache", bool, "true or false", "false"),
+        Setting("vi", "vi", bool, "true or false", "false"),
     )
 }
 # Variables that have no key: where things are.

@@ -35,6 +35,7 @@ class Chunk:
     tool_calls: list[dict[str, Any]] | None = None
     token: int | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | None = None
 
 
 class WordFormat:
@@ -48,12 +49,19 @@ class WordFormat:
 class ScriptedModel:
     path: Path = Path("scripted.gguf")
     n_ctx: int = 200
+    n_ctx_train: int = 1000
     n_threads: int = 2
     chat_format: WordFormat = field(default_factory=WordFormat)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
         self.stopped.set()
+
+    def count_tokens(self, messages: list[dict[str, Any]], **_: Any) -> int:
+        return len(self.chat_format.encode(messages))
+
+    def prompt_text(self, messages: list[dict[str, Any]], **_: Any) -> str:
+        return " ".join(self.chat_format.encode(messages))
 
     def chat(
         self, messages: list[dict[str, Any]], thinking: bool = True, max_tokens: int | None = None, **sampling: Any

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pexpect
 import pytest
 from scripted_model import ScriptedModel
 
-from glmrun.terminal.conversation import Conversation, Leave
+from glmrun.terminal.commands import run_command
+from glmrun.terminal.conversation import Conversation
 from glmrun.terminal.repl import chat_in_pipe
 
 SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
@@ -45,10 +45,10 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
             {"role": "assistant", "content": "You said: one", "reasoning_content": "Let me think."},
             {"role": "user", "content": "messages"},
         ],
-        "thinking": False, "top_p": 0.5, "seed": 7,
+        "thinking": False, "clear_thinking": False, "top_p": 0.5, "seed": 7,
     }  # fmt: skip
     assert "never" not in out and out.count("You said: one") == 3  # answered, regenerated, quoted
-    conversation.command("/clear")
+    run_command(conversation, "/clear")
     assert conversation.messages == [] and conversation.system == "Be brief."
 
 
@@ -68,33 +68,17 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_a_command_that_cannot_be_says_so_and_changes_nothing(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     conversation = Conversation(ScriptedModel())  # type: ignore[arg-type]
-    conversation.command(line)
+    run_command(conversation, line)
     assert words in capsys.readouterr().err and not conversation.settings and conversation.thinking
-
-
-def test_every_command_in_the_help_works(capsys: pytest.CaptureFixture[str]) -> None:
-    conversation = Conversation(ScriptedModel())  # type: ignore[arg-type]
-    conversation.say("hello")
-    conversation.command("/help")
-    names = re.findall(r"^  (/\w+)", capsys.readouterr().err, re.MULTILINE)
-    assert names == ["/help", "/clear", "/regen", "/undo", "/system", "/think", "/set", "/show", "/stats", "/context", "/bye"]
-    for name in set(names) - {"/bye", "/set"}:
-        conversation.messages = [{"role": "user", "content": "hello"}]
-        conversation.command(name)
-        out, err = capsys.readouterr()
-        assert (out or err) and "error:" not in err, name
-    for name in ("/bye", "/exit", "/quit"):
-        with pytest.raises(Leave):
-            conversation.command(name)
 
 
 def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.CaptureFixture[str]) -> None:
     conversation = Conversation(ScriptedModel(n_ctx=40))  # type: ignore[arg-type]
     conversation.say("hello there")
-    conversation.command("/context")
+    run_command(conversation, "/context")
     assert "6 of 40 tokens (15%), 2 messages" in capsys.readouterr().err
     conversation.say(" ".join(["word"] * 15))
-    assert "38 of 40 tokens of context used; /clear" in capsys.readouterr().err
+    assert "38 of 40 tokens of context used: /clear" in capsys.readouterr().err
 
 
 class Terminal:

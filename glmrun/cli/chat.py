@@ -1,19 +1,31 @@
 """`glmrun chat`: a conversation in the terminal."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glmrun.cli import loading, options
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.engine import Model
 
 
 def chat(
+    context: typer.Context,
     model: Annotated[
         str | None,
         options.MODEL,
     ] = None,
     system: options.System = None,
+    go_on: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("-r", "--resume", metavar="ID", help="Go on with this one: an ID from /sessions, or a file of /save."),
+    ] = None,
+    preset: options.Preset = None,
     max_tokens: options.MaxTokens = None,
     temp: options.Temperature = None,
     top_p: options.TopP = None,
@@ -22,37 +34,93 @@ def chat(
     repeat_penalty: options.RepeatPenalty = None,
     seed: options.Seed = None,
     think: options.Think = True,
+    think_budget: options.ThinkBudget = None,
+    preserve_thinking: options.PreserveThinking = True,
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    keep_cache: options.KeepCache = False,
+    history: options.History = True,
+    vi: options.Vi = False,
 ) -> None:
     """Chat with a model; /help lists the commands inside.
 
-    Earlier messages come back with the arrow keys, also after a restart. Ctrl-C stops an answer and keeps what was said.
+    The conversation is saved after every message: --continue goes on with it, /sessions lists all. Earlier messages come back
+    with the arrow keys, @FILE puts a file into a message, Esc or Ctrl-C stops an answer and keeps what was said.
     When standard input is not a terminal, each line is a message and the answers are plain text on standard output.
 
     \b
     Examples:
       glmrun chat
       glmrun chat GLM-4.7-Flash-Q4_K_M.gguf -c 32k -s "Answer in one sentence."
+      glmrun chat --continue --keep-cache
       printf 'My name is Ada.\\nWhat is my name?\\n' | glmrun chat --no-think
     """
-    if system is not None:
-        options.text_argument(system, "the system prompt")
-    loaded = loading.load_model(loading.resolve_model(model), ctx, threads, kv_type)
-
+    from glmrun.sampling import PRESETS
+    from glmrun.terminal import sessions
+    from glmrun.terminal.commands import show_resumed
     from glmrun.terminal.console import note
-    from glmrun.terminal.conversation import Conversation
+    from glmrun.terminal.conversation import Conversation, Typing
     from glmrun.terminal.repl import chat_in_pipe, chat_in_terminal, interactive
 
-    given = {
-        "temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "repeat_penalty": repeat_penalty, "seed": seed,
-        "max_tokens": max_tokens,
+    if system is not None:
+        options.text_argument(system, "the system prompt")
+    if go_on and resume is not None:
+        raise UserError("--continue takes the last conversation and --resume another one; leave one out", 2)
+    earlier = sessions.find(resume) if go_on or resume is not None else None
+
+    def typed(parameter: str) -> bool:
+        """Whether an option was given on the command line, and not by a variable or the config file."""
+        source = context.get_parameter_source(parameter)
+        return source is not None and source.name == "COMMANDLINE"
+
+    def open_model(name: str | None) -> "Model":
+        return loading.load_model(loading.resolve_model(name), ctx, threads, kv_type)
+
+    names = {
+        "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repeat_penalty",
+        "seed": "seed", "max_tokens": "max_tokens",
     }  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
-    conversation = Conversation(loaded, settings, system, think)
+    given = {name: context.params[name] for name in names if context.params[name] is not None}
+    settings = {names[name]: value for name, value in given.items()} | (PRESETS[preset] if preset else {})
+    settings |= {names[name]: value for name, value in given.items() if typed(name)}
+    conversation = Conversation(
+        open_model(model if model is not None or earlier is None else _model_of(earlier)),
+        settings,
+        thinking=think,
+        preserve_thinking=preserve_thinking or preset == "agent",
+        think_budget=think_budget,
+        typing=Typing(vi=vi, history=history) if interactive() else None,
+        saving=history and (interactive() or earlier is not None),
+        keep_cache=keep_cache,
+        open_model=open_model,
+    )
+    loaded = conversation.model
     if interactive():
-        what = f"{loaded.path.name} · context {loaded.n_ctx:,} tokens · {loaded.n_threads} threads"
+        what = f"{conversation.model_name} · context {loaded.n_ctx:,} tokens · {loaded.n_threads} threads"
         note(f"{what} · /help lists commands, Ctrl-D leaves")
-        raise typer.Exit(chat_in_terminal(conversation))
-    raise typer.Exit(chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else []))
+    if earlier is not None:
+        conversation.resume(earlier)
+        show_resumed(conversation)
+    if system is not None and (earlier is None or typed("system")):
+        conversation.set_system(system)
+    try:
+        if interactive():
+            code = chat_in_terminal(conversation)
+        else:
+            code = chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
+    finally:
+        conversation.close()
+    if interactive() and conversation.messages and conversation.saving:
+        note("glmrun chat --continue goes on with this conversation")
+    raise typer.Exit(code)
+
+
+def _model_of(session: Path) -> str | None:
+    """The model that a saved conversation was held with; raises UserError if it is not there any more."""
+    from glmrun.terminal import sessions
+
+    path = sessions.read(session).model
+    if path and not Path(path).exists():
+        raise UserError(f"the conversation was held with {path}, which is not there; name a model: glmrun chat MODEL --continue", 3)
+    return path or None

@@ -49,6 +49,17 @@ MODEL: Any = typer.Argument(
     autocompletion=complete_model,
     show_default=False,
 )
+
+
+def parse_preset(text: str) -> str:
+    """text, if it names a preset of sampling settings."""
+    from glmrun.sampling import PRESETS
+
+    if text not in PRESETS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(PRESETS)}")
+    return text
+
+
 Ctx = Annotated[
     int | None,
     typer.Option(
@@ -132,6 +143,44 @@ ToolsFile = Annotated[
     Path | None, typer.Option("--tools", metavar="FILE.py", help="Offer the documented, typed functions of this file as tools.")
 ]
 Approval = Annotated[Approve, typer.Option("--approve", help="Whether tool calls are carried out: always, if you say so, never.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        parser=parse_preset,
+        metavar="NAME",
+        help="The makers' settings: default (temp 1, top-p 0.95), coding (0.7, 1) or agent (0, thinking kept).",
+        **setting("preset"),
+    ),
+]
+ThinkBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--think-budget",
+        min=0,
+        metavar="N",
+        help="Close the thinking after N tokens and go on with the answer.",
+        **setting("think_budget"),
+    ),
+]
+PreserveThinking = Annotated[
+    bool,
+    typer.Option(
+        "--preserve-thinking/--clear-thinking",
+        help="Keep the thinking of earlier answers in the prompt.",
+        **setting("preserve_thinking"),
+    ),
+]
+KeepCache = Annotated[
+    bool,
+    typer.Option(
+        "--keep-cache/--no-keep-cache",
+        help="Keep the model's cache on disk, too: --continue then reads nothing again.",
+        **setting("keep_cache"),
+    ),
+]
+History = Annotated[bool, typer.Option("--history/--no-history", help="Save messages and the conversation.", **setting("history"))]
+Vi = Annotated[bool, typer.Option("--vi/--emacs", help="The keys of the line editor.", **setting("vi"))]
 
 
 def text_argument(text: str, what: str) -> str:

@@ -1,28 +1,25 @@
-"""A conversation in the terminal: its messages, its settings, and the slash commands that change them."""
+"""A conversation in the terminal: its messages, how they are answered, and what of it is kept on disk."""
 
-import sys
-from collections.abc import Callable
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from glmrun.sampling import Sampler
-from glmrun.terminal.console import note, show_error
+from glmrun.terminal import sessions
+from glmrun.terminal.attachments import mentioned, with_files
+from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible
-from glmrun.terminal.sanitize import visible
-from glmrun.terminal.stream import Answer, counted, finish_note, show_answer, stats_line
+from glmrun.terminal.stream import Answer, finish_note, show_answer, stats_line
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
+    from glmrun.chunk import Chunk
+    from glmrun.saved_cache import SavedCache
 
-
-class Leave(Exception):
-    """The user wants to go."""
-
-
-# Name in /set -> (argument of Model.chat, type).
+# Name in /set -> (argument of Engine.chat, type).
 SETTINGS: dict[str, tuple[str, type]] = {
     "temp": ("temperature", float),
     "top-p": ("top_p", float),
@@ -32,48 +29,171 @@ SETTINGS: dict[str, tuple[str, type]] = {
     "seed": ("seed", int),
     "max-tokens": ("max_tokens", int),
 }
+_NEARLY_FULL = 0.9  # of the context
 
-_KEYS = """\
-  Enter sends; Alt+Enter or Ctrl+J starts a new line; a text in triple quotes
-  may have many lines. Ctrl+C stops an answer; twice on an empty line it leaves,
-  as does Ctrl+D. Up and Ctrl+R find earlier messages."""
+
+class Engine(Protocol):
+    """What answers: engine.Model here. A client of a server that has the same five methods and numbers can stand in for it.
+
+    Messages are OpenAI's; an assistant's may also have token_ids (chat/turns.py) and finish_reason, which mean nothing elsewhere.
+    """
+
+    path: Any  # the file, or the address of a server
+    n_ctx: int
+    n_ctx_train: int  # the largest context that the model takes
+    n_threads: int
+
+    def chat(self, messages: list[dict[str, Any]], **options: Any) -> "Iterator[Chunk]":
+        """The answer, as engine.Model.chat."""
+
+    def cancel(self) -> None:
+        """End the running answer."""
+
+    def count_tokens(self, messages: list[dict[str, Any]], *, thinking: bool = True, clear_thinking: bool = True) -> int:
+        """What the conversation takes of the context."""
+
+    def prompt_text(self, messages: list[dict[str, Any]], *, thinking: bool = True, clear_thinking: bool = True) -> str:
+        """What the model is given to read; UserError where only a server knows."""
+
+
+@dataclass
+class Typing:
+    """What commands change about the line editor; in a pipe there is none."""
+
+    vi: bool = False
+    multiline: bool = False  # Enter begins a new line, Alt+Enter sends
+    history: bool = True  # remember messages for the next start
+    draft: str = ""  # what stands in the next line before anything is typed
 
 
 @dataclass
 class Conversation:
-    """Messages without the system prompt, which stands apart so that /clear keeps it."""
+    """Messages without the system prompt, which stands apart so that /clear keeps it.
 
-    model: "Model"
+    session, cache   where it is kept on disk, from the first message on; None where it is not
+    saving           whether it is to be kept
+    open_model       opens another model for /model
+    """
+
+    model: Engine
     settings: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     thinking: bool = True
+    preserve_thinking: bool = True
+    think_budget: int | None = None
+    show_thinking: bool = False
     show_stats: bool = True
     messages: list[dict[str, Any]] = field(default_factory=list)
+    attached: list[Path] = field(default_factory=list)
+    typing: Typing | None = None
+    saving: bool = False
+    keep_cache: bool = False
+    session: sessions.Session | None = None
+    cache: "SavedCache | None" = None
+    open_model: Callable[[str], Engine] | None = None
+    listening: Callable[[Callable[[], None]], AbstractContextManager] = nullcontext  # to keys, given what stops the answer
     answers: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
+    @property
+    def model_name(self) -> str:
+        """The model's name for people."""
+        return getattr(self.model.path, "name", None) or str(self.model.path)
+
+    @property
+    def format(self) -> dict[str, Any]:
+        """The options of the model's methods that decide how messages become a prompt."""
+        return {"thinking": self.thinking, "clear_thinking": not self.preserve_thinking}
+
     def say(self, text: str) -> Answer:
-        """Send one message and show the answer; a message that the model refuses (UserError) is not kept."""
-        before = len(self.messages)
-        self.messages.append({"role": "user", "content": text})
+        """Send one message, with the files that it mentions or that wait, and show the answer.
+
+        A message that the model refuses (UserError) is not kept.
+        """
+        files = self.attached + [path for path in mentioned(text) if path not in self.attached]
+        message = {"role": "user", "content": with_files(text, files)}
+        if files:
+            message["typed"] = text
+        self.messages.append(message)
         try:
-            return self._answer()
+            chunks = self._chunks()
         except UserError:
-            del self.messages[before:]
+            self.messages.pop()
+            self._offer_room(self.used(message))
+            raise
+        waiting, self.attached = self.attached, []
+        self._keep("message", message=message)
+        try:
+            return self._answer(chunks)
+        except UserError:  # a server refuses only now
+            if self.messages[-1] is message:
+                self.cut(len(self.messages) - 1)
+                self.attached = waiting
             raise
 
-    def _answer(self) -> Answer:
-        answer = Answer()
-        chunks = self.model.chat(self._all_messages(), thinking=self.thinking, **self.settings)
+    def answer_again(self) -> Answer:
+        """Another answer to the last message of the user."""
+        self.cut(self.last_question() + 1)
+        return self._answer(self._chunks())
+
+    def take_back(self, count: int = 1) -> str:
+        """Remove the last questions and all that followed; returns the first of them as it was typed."""
+        for _ in range(count):
+            place = self.last_question()
+            text = self.messages[place].get("typed", self.messages[place]["content"])
+            self.cut(place)
+        return text
+
+    def last_question(self) -> int:
+        """Index of the last message of the user; raises UserError if there is none."""
+        places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not places:
+            raise UserError("nothing has been asked yet")
+        return places[-1]
+
+    def last_answer(self) -> dict[str, Any]:
+        """The last message of the model; raises UserError if there is none."""
+        for message in reversed(self.messages):
+            if message["role"] == "assistant":
+                return message
+        raise UserError("nothing has been answered yet")
+
+    def cut(self, keep: int) -> None:
+        """Leave only the first `keep` messages."""
+        if keep < len(self.messages):
+            del self.messages[keep:]
+            self._keep("cut", keep=keep)
+
+    def all_messages(self) -> list[dict[str, Any]]:
+        """The system prompt, if there is one, and the messages."""
+        return ([] if self.system is None else [{"role": "system", "content": self.system}]) + self.messages
+
+    def used(self, *more: dict[str, Any]) -> int:
+        """Tokens of the conversation, as the next prompt will repeat it, and of more messages."""
+        messages = [*self.all_messages(), *more]
+        return self.model.count_tokens(messages, **self.format) if messages else 0
+
+    def _chunks(self) -> "Iterator[Chunk]":
+        return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
+
+    def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
+        answer, asked = Answer(), threading.Event()
+
+        def stop() -> None:
+            asked.set()
+            self.model.cancel()
+
         try:
-            with closing(interruptible(self.model, chunks)) as stream:
+            with self.listening(stop), closing(interruptible(self.model, chunks, asked)) as stream:
                 show_answer(stream, answer)
             for call in answer.tool_calls:
                 show_tool_call(call)
         finally:  # an interrupted answer is part of the conversation, as far as it came
             if answer.text or answer.reasoning or answer.tool_calls:
                 self.messages.append(answer.message())
+                self._keep("message", message=self.messages[-1])
+                self._save_cache()
         self._count(answer)
         return answer
 
@@ -88,136 +208,98 @@ class Conversation:
         self.seconds += stats.generate_seconds
         if self.show_stats:
             note(stats_line(stats))
-        if (used := self._context_used()) >= 0.9 * self.model.n_ctx:
-            size = self.model.n_ctx
-            note(f"{min(used, size):,} of {size:,} tokens of context used; /clear starts over, /undo takes the last exchange back")
+        self._offer_room(self.used())
 
-    def _context_used(self) -> int:
-        """Tokens of the conversation as the next prompt will repeat it; earlier thinking is not part of that."""
-        messages = self._all_messages()
-        return len(self.model.chat_format.encode(messages, thinking=self.thinking, add_generation_prompt=False)) if messages else 0
+    def _offer_room(self, used: int) -> None:
+        """Near the end of the context, say what can be done; nothing is cut off without a word."""
+        size, most = self.model.n_ctx, self.model.n_ctx_train
+        if used < _NEARLY_FULL * size:
+            return
+        larger = f", glmrun chat --continue -c {min(2 * size, most)} goes on with a larger one" if size < most else ""
+        note(f"{used:,} of {size:,} tokens of context used: /clear starts over, /undo takes the last exchange back{larger}")
 
-    def _all_messages(self) -> list[dict[str, Any]]:
-        return ([] if self.system is None else [{"role": "system", "content": self.system}]) + self.messages
+    # ---- on disk -----------------------------------------------------------------------------------------------------
 
-    # -- slash commands -----------------------------------------------------------------------------------------------
+    def set_system(self, text: str | None) -> None:
+        """Set or remove the system prompt."""
+        self.system = text
+        self._keep("system", text=text)
 
-    def command(self, line: str) -> None:
-        """Run one line that begins with a slash; raises Leave for /bye."""
-        name, _, rest = line[1:].partition(" ")
-        action = _COMMANDS.get(_ALIASES.get(name, name))
-        if action is None:
-            show_error(f"there is no command /{name}; /help lists them (a space in front sends the line as a message)")
+    def start_over(self) -> None:
+        """A new conversation with the same system prompt; the old one stays on disk."""
+        self._leave_session()
+        self.messages.clear()
+        self.attached.clear()
+
+    def resume(self, path: Path) -> None:
+        """Go on with a saved conversation; one that stands outside our folder is copied, not changed. Raises UserError."""
+        if self.saving and sessions.is_ours(path):
+            if self.session is not None and path.resolve() == self.session.path.resolve():
+                raise UserError(f"{self.session.id} is this conversation")
+            session, saved, lost = sessions.reopen(path)
+            self._leave_session()
+            self.session = session
+        else:
+            saved, lost = sessions.read(path), None
+            if saved.n_good < saved.n_bytes:
+                lost = f"{path.name}: its last {saved.n_bytes - saved.n_good:,} bytes are damaged and left out"
+            self._leave_session()
+        if lost:
+            note(lost)
+        self.system, self.messages = saved.system, saved.messages
+        self.attached.clear()
+        self._load_cache()
+
+    def change_model(self, model: Engine) -> None:
+        """Go on with another model; it reads the conversation with the next message."""
+        self.model, self.cache = model, None
+
+    def close(self) -> None:
+        """Leave the conversation; what is on disk stays."""
+        self._leave_session()
+
+    def _leave_session(self) -> None:
+        if self.session is not None:
+            self.session.close()
+        self.session = self.cache = None
+
+    def _keep(self, kind: str, **fields: Any) -> None:
+        """Write a change to the journal, or begin one; a disk that refuses does not end the conversation."""
+        if not self.saving or (self.session is None and not self.messages):
             return
         try:
-            action[0](self, rest.strip())
-        except UserError as why:
-            show_error(str(why))
+            if self.session is None:
+                path = self.model.path
+                self.session = sessions.create(str(path.absolute() if isinstance(path, Path) else path), self.system, self.messages)
+            else:
+                self.session.append(kind, **fields)
+        except OSError as why:
+            note(f"this conversation could not be saved: {why.strerror}; the next message tries again")
+            self._leave_session()  # a journal that lacks a line tells another story: the next one begins with all messages
 
-    def _help(self, rest: str) -> None:
-        width = max(len(usage) for _, usage, _ in _COMMANDS.values())
-        lines = [f"  {usage:<{width}}  {text}" for _, usage, text in _COMMANDS.values()]
-        _say("\n".join([*lines, "", _KEYS]))
+    def _load_cache(self) -> None:
+        cache = self._cache_of_session()
+        if cache is None:
+            return
+        self.keep_cache = True  # it was asked for when this conversation began
+        self.cache, count = cache, cache.load()
+        if cache.ignored:
+            note(f"{cache.path.name}: {cache.ignored}; {'the rest' if count else 'the conversation'} is read again")
 
-    def _leave(self, rest: str) -> None:
-        raise Leave
-
-    def _clear(self, rest: str) -> None:
-        self.messages.clear()
-        _say("a new conversation" + (" (the system prompt stays)" if self.system else ""))
-
-    def _regen(self, rest: str) -> None:
-        last = self._last_question()
-        del self.messages[last + 1 :]
-        self._answer()
-
-    def _undo(self, rest: str) -> None:
-        last = self._last_question()
-        text = self.messages[last]["content"]
-        del self.messages[last:]
-        _say(f"taken back: {text.splitlines()[0][:60] if text else ''}")
-
-    def _last_question(self) -> int:
-        """Index of the last message of the user; raises UserError if there is none."""
-        places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        if not places:
-            raise UserError("nothing has been asked yet")
-        return places[-1]
-
-    def _set_system(self, rest: str) -> None:
-        if rest:
-            self.system = rest
-        _say(f"system prompt: {self.system}" if self.system else "no system prompt; /system TEXT sets one")
-
-    def _think(self, rest: str) -> None:
-        if rest in ("on", "off"):
-            self.thinking = rest == "on"
-        elif rest:
-            raise UserError(f"/think takes on or off, not {rest!r}")
-        _say(f"thinking is {'on' if self.thinking else 'off'}")
-
-    def _set(self, rest: str) -> None:
-        name, _, text = rest.partition(" ")
-        name = {"temperature": "temp"}.get(name, name).replace("_", "-")
-        if name not in SETTINGS:
-            raise UserError(f"/set NAME VALUE, where NAME is one of {', '.join(SETTINGS)}")
-        argument, kind = SETTINGS[name]
+    def _save_cache(self) -> None:
+        if not self.keep_cache or self.session is None:
+            return
         try:
-            value = kind(text.strip())
-        except ValueError:
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(f"{name} takes {what}, not {text.strip()!r}") from None
-        if argument != "max_tokens":
-            Sampler(**{argument: value})  # raises UserError for a value that makes no sense
-        elif value < 1:
-            raise UserError("max-tokens is at least 1")
-        self.settings[argument] = value
-        _say(f"{name} = {value}")
+            self.cache = self.cache or self._cache_of_session(new=True)
+            if self.cache is not None:
+                self.cache.save()
+        except OSError as why:
+            note(f"the cache could not be kept: {why.strerror}")
 
-    def _show(self, rest: str) -> None:
-        changed = [f"{name} {self.settings[argument]}" for name, (argument, _) in SETTINGS.items() if argument in self.settings]
-        pairs = {
-            "model": self.model.path,
-            "context": f"{self.model.n_ctx:,} tokens",
-            "threads": self.model.n_threads,
-            "system": self.system or "-",
-            "thinking": "on" if self.thinking else "off",
-            "settings": ", ".join([*changed, "all others as the model file says"]),
-        }
-        _say("\n".join(f"  {name:<9} {value}" for name, value in pairs.items()))
+    def _cache_of_session(self, new: bool = False) -> "SavedCache | None":
+        """The saved cache of this session, if there is one or a new one is wanted, and the model is one that has a cache here."""
+        if self.session is None or not hasattr(self.model, "cache_rows") or not (new or self.session.cache_path.exists()):
+            return None
+        from glmrun.saved_cache import SavedCache
 
-    def _stats(self, rest: str) -> None:
-        if rest in ("on", "off"):
-            self.show_stats = rest == "on"
-        elif rest:
-            raise UserError(f"/stats takes on or off, not {rest!r}")
-        speed = f", {self.tokens / self.seconds:.1f} tok/s" if self.seconds > 0 else ""
-        state = "on" if self.show_stats else "off"
-        _say(f"{counted(self.answers, 'answer')}, {counted(self.tokens, 'token')}{speed}; the line after each answer is {state}")
-
-    def _context(self, rest: str) -> None:
-        used, size = self._context_used(), self.model.n_ctx
-        bar = "█" * min(30, round(30 * used / size))
-        _say(f"{bar:░<30} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(self.messages), 'message')}")
-
-
-_ALIASES = {"exit": "bye", "quit": "bye", "?": "help", "new": "clear", "retry": "regen"}
-_COMMANDS: dict[str, tuple[Callable[[Conversation, str], None], str, str]] = {
-    "help": (Conversation._help, "/help", "this list"),
-    "clear": (Conversation._clear, "/clear", "forget the conversation, keep the system prompt"),
-    "regen": (Conversation._regen, "/regen", "answer the last message again"),
-    "undo": (Conversation._undo, "/undo", "take back the last message and its answer"),
-    "system": (Conversation._set_system, "/system [TEXT]", "show or set the system prompt"),
-    "think": (Conversation._think, "/think on|off", "let the model think before it answers"),
-    "set": (Conversation._set, "/set NAME VALUE", ", ".join(SETTINGS)),
-    "show": (Conversation._show, "/show", "model and settings"),
-    "stats": (Conversation._stats, "/stats [on|off]", "this session's counts; the line after each answer"),
-    "context": (Conversation._context, "/context", "how full the context is"),
-    "bye": (Conversation._leave, "/bye", "leave (also /exit, /quit)"),
-}
-COMMAND_NAMES = [f"/{name}" for name in _COMMANDS]
-
-
-def _say(text: str) -> None:
-    """What a command has to tell, on standard error: standard output carries answers only."""
-    print(visible(text), file=sys.stderr, flush=True)
+        return SavedCache(self.session.cache_path, self.model)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Ctrl-C and other keys during an answer.
+"""Ctrl-C, Esc and other keys during an answer.
 
 Python runs signal handlers only on the main thread and only between two of its own instructions; a jitted call of some
 seconds on that thread would hold them up. So the answer is made on another thread while the main thread waits on a queue.
@@ -6,33 +6,102 @@ seconds on that thread would hold them up. So the answer is made on another thre
 
 import os
 import queue
+import select
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from prompt_toolkit.input import Input
+
     from glmrun.chunk import Chunk
-    from glmrun.engine import Model
-    from glmrun.remote import RemoteModel
+
+_ESCAPE_SECONDS = 0.1  # an Esc with nothing behind it for so long is the key, not the beginning of another one
+
+
+class _Cancellable(Protocol):
+    def cancel(self) -> None: ...
 
 
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
     """Keep typed keys off the screen while something is printed; they wait, Enter included, for the next prompt. Ctrl-C works."""
+    with _keyboard(line_by_line=True):
+        yield
+
+
+@contextmanager
+def listening(source: "Input", actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
+    """Run actions at their keys, named as prompt_toolkit names them ("escape", "c-o"); other keys wait for the next prompt.
+
+    Actions run on a thread of their own. Ctrl-C stays a signal.
+    """
+    if not _in_foreground():
+        yield
+        return
+    from prompt_toolkit.input.typeahead import store_typeahead
+
+    typed: list[Any] = []
+    ended, end = os.pipe()
+    listener = threading.Thread(target=_listen, args=(source, actions, ended, typed), name="keys", daemon=True)
+    try:
+        with _keyboard(line_by_line=False):
+            listener.start()
+            try:
+                yield
+            finally:
+                os.write(end, b".")
+                listener.join()
+    finally:
+        os.close(end)
+        os.close(ended)
+        store_typeahead(source, typed)
+
+
+def _listen(source: "Input", actions: Mapping[str, Callable[[], None]], ended: int, typed: list) -> None:
+    waiting = False  # for what belongs to an escape character
+    while not source.closed:
+        ready, _, _ = select.select([source.fileno(), ended], [], [], _ESCAPE_SECONDS if waiting else None)
+        if ended in ready:
+            break
+        waiting = bool(ready)
+        pressed = source.read_keys() if ready else source.flush_keys()
+        for press in pressed:
+            name = getattr(press.key, "value", press.key)
+            alone = name != "escape" or (not ready and len(pressed) == 1)  # Alt+key begins with an escape, too
+            if name in actions and alone:
+                actions[name]()
+            else:
+                typed.append(press)
+
+
+@contextmanager
+def _keyboard(line_by_line: bool) -> Iterator[None]:
+    """The terminal's keyboard without echo, and Enter as it is; line_by_line: keys are given out with Enter. Ctrl-C is a signal."""
     if sys.platform == "win32" or not _in_foreground():
         yield
         return
     import termios
 
     before = termios.tcgetattr(sys.stdin)
-    quiet = [before[0] & ~termios.ICRNL, *before[1:3], before[3] & ~termios.ECHO, *before[4:]]
+    local = before[3] & ~termios.ECHO & (-1 if line_by_line else ~termios.ICANON)
+    quiet = [before[0] & ~termios.ICRNL, *before[1:3], local, *before[4:]]
+
+    def set_again(*_: object) -> None:
+        if _in_foreground():  # Ctrl-Z and fg: the shell has set its own
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCONT, set_again) if on_main_thread else None
     termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield
     finally:
+        if on_main_thread:
+            signal.signal(signal.SIGCONT, handler)
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
@@ -41,14 +110,14 @@ def _in_foreground() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
-def interruptible(model: "Model | RemoteModel", chunks: "Iterator[Chunk]") -> "Generator[Chunk]":
-    """The same chunks; Ctrl-C asks the model to stop, so that the last one says "cancelled".
+def interruptible(model: _Cancellable, chunks: "Iterator[Chunk]", asked: threading.Event | None = None) -> "Generator[Chunk]":
+    """The same chunks; Ctrl-C, or whoever sets `asked`, has the model stop, so that the last one says "cancelled".
 
     A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early cancels the answer and waits
     until the model is free again.
     """
     results: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
-    asked = threading.Event()
+    asked = asked or threading.Event()
 
     def produce() -> None:
         try:
@@ -74,7 +143,7 @@ def interruptible(model: "Model | RemoteModel", chunks: "Iterator[Chunk]") -> "G
             yield item
             if asked.is_set() and item.finish_reason is None:
                 model.cancel()  # again, in case the first call came before the answer had begun
-    except GeneratorExit:
+    except (GeneratorExit, KeyboardInterrupt):
         model.cancel()
         worker.join()
         raise

@@ -3,16 +3,15 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from glmrun.terminal.commands import Leave, is_command, run_command
 from glmrun.terminal.console import note, show_error
-from glmrun.terminal.conversation import COMMAND_NAMES, Conversation, Leave
+from glmrun.terminal.conversation import Conversation, Typing
+from glmrun.terminal.interrupt import listening
 from quant.errors import UserError
-
-if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
 
 _QUOTES = '"""'
 _TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
@@ -20,11 +19,24 @@ _TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
 
 def chat_in_terminal(conversation: Conversation) -> int:
     """Read messages with history and several lines, answer each; returns the exit code."""
-    session = _editor(_history_path())
+    from glmrun.terminal.editor import Editor
+
+    conversation.typing = conversation.typing or Typing()
+    history = _history_path() if conversation.typing.history else None
+
+    def other_thinking() -> None:
+        run_command(conversation, f"/think {'off' if conversation.thinking else 'on'}")
+
+    editor = Editor(conversation.typing, history, actions={"s-tab": other_thinking})
+
+    def keys(stop: Callable[[], None]) -> AbstractContextManager:
+        return listening(editor.source, {"escape": stop})
+
+    conversation.listening = keys
     interrupted = -_TWICE_SECONDS
     while True:
         try:
-            text = session.prompt(">>> ", prompt_continuation="... ")
+            text = editor.read()
         except EOFError:
             return 0
         except KeyboardInterrupt:
@@ -33,13 +45,14 @@ def chat_in_terminal(conversation: Conversation) -> int:
             interrupted = time.monotonic()
             note("(Ctrl-C again, Ctrl-D or /bye leaves)")
             continue
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # keys that were not UTF-8
         try:
             _turn(conversation, text)
         except Leave:
             return 0
         except UserError as why:
             show_error(str(why))
+        except KeyboardInterrupt:  # pressed twice during an answer
+            note("(stopped)")
         print(file=sys.stderr, flush=True)
 
 
@@ -59,8 +72,8 @@ def _turn(conversation: Conversation, text: str) -> str | None:
     """Run a command or send a message; returns how the answer ended."""
     if not text.strip():
         return None
-    if text.startswith("/"):
-        conversation.command(text.strip())
+    if is_command(text):
+        run_command(conversation, text.strip())
         return None
     return conversation.say(_without_quotes(text)).finish_reason
 
@@ -72,14 +85,14 @@ def _messages(lines: Iterable[bytes]) -> Iterator[str]:
             block.append(raw.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as why:
             raise UserError(f"standard input, line {number}: not valid UTF-8 (byte 0x{raw[why.start]:02x})", 2) from None
-        if not _open_quotes("\n".join(block)):
+        if not open_quotes("\n".join(block)):
             yield "\n".join(block)
             block.clear()
     if block:
         yield "\n".join(block)
 
 
-def _open_quotes(text: str) -> bool:
+def open_quotes(text: str) -> bool:
     """Whether the text begins with triple quotes that have not been closed at its end."""
     text = text.strip()
     return text.startswith(_QUOTES) and not (len(text) >= 2 * len(_QUOTES) and text.endswith(_QUOTES))
@@ -103,52 +116,6 @@ def _history_path() -> Path | None:
         note(f"{path}: {why.strerror}; messages are not remembered")
         return None
     return path
-
-
-def _editor(history: Path | None) -> "PromptSession[str]":
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        if _open_quotes(event.current_buffer.text):
-            event.current_buffer.insert_text("\n")
-        else:
-            event.current_buffer.validate_and_handle()
-
-    @keys.add("c-j")
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    @keys.add("c-c")
-    def _(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            event.current_buffer.reset()
-        else:
-            event.app.exit(exception=KeyboardInterrupt())
-
-    class Forgiving(FileHistory):
-        """A full disk must not end a conversation."""
-
-        def store_string(self, string: str) -> None:
-            try:
-                super().store_string(string)
-            except OSError as why:
-                note(f"{self.filename!s}: {why.strerror}; this message is not remembered")
-
-    return PromptSession(
-        history=Forgiving(str(history)) if history else InMemoryHistory(),
-        key_bindings=keys,
-        multiline=True,
-        completer=WordCompleter(COMMAND_NAMES, sentence=True),
-        complete_while_typing=False,
-        enable_open_in_editor=True,
-    )
 
 
 def interactive() -> bool:

@@ -31,6 +31,7 @@ class Answer:
     stats: "Stats | None" = None
     reasoning_tokens: int = 0
     reasoning_seconds: float = 0.0
+    token_ids: list[int] | None = None
 
     def add(self, chunk: "Chunk") -> None:
         self.text += chunk.text
@@ -39,6 +40,7 @@ class Answer:
         self.reasoning_tokens += bool(chunk.reasoning)
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.stats = chunk.stats or self.stats
+        self.token_ids = chunk.token_ids or self.token_ids
 
     def message(self) -> dict[str, Any]:
         """The answer as a message of the conversation."""
@@ -47,6 +49,10 @@ class Answer:
             message["reasoning_content"] = self.reasoning
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
+        if self.token_ids:
+            message["token_ids"] = self.token_ids
+        if self.finish_reason not in ("stop", "tool_calls"):
+            message["finish_reason"] = self.finish_reason or "cancelled"
         return message
 
 

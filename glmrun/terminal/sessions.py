@@ -1,0 +1,319 @@
+"""Conversations on disk: each is a journal in the user's state directory, and a line is added and synced with every message.
+
+    {"crc32":"5f3a0c11","record":{"type":"message", ...}}
+
+A line counts if its checksum, of the record's bytes, is right and so were all before it; so a crash, a full disk or a damaged
+block costs the damaged end and nothing else. Records: session (the first), system, message, cut (the first `keep` messages stay).
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from quant.errors import UserError
+
+_LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","record":(\{.*\})\}\n', re.DOTALL)
+_MAX_FILE = 256 << 20  # bytes: no conversation is that long
+_ROLES = ("user", "assistant", "tool")
+
+
+@dataclass
+class Saved:
+    """What a journal says: the conversation as it was left."""
+
+    model: str = ""
+    created: str = ""
+    system: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    n_good: int = 0  # bytes up to the end of the last good line
+    n_bytes: int = 0
+
+    def title(self) -> str:
+        """The beginning of the first question."""
+        first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
+        return " ".join(first.split())[:60]
+
+
+class Session:
+    """An open journal, locked for this process; made by create() and reopen(). append() never loses what was written before."""
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+        self.path, self._descriptor, self._size = path, descriptor, size
+
+    @property
+    def id(self) -> str:
+        """What --resume and /load take."""
+        return self.path.stem
+
+    @property
+    def cache_path(self) -> Path:
+        """Where the model's cache of this conversation may stand (saved_cache.py)."""
+        return self.path.with_suffix(".cache")
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Write one record and wait for the disk; raises OSError, and then the journal is as it was."""
+        data = _line({"type": kind, **fields})
+        try:
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+            _write_all(self._descriptor, data)
+            os.fsync(self._descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def folder() -> Path:
+    """Where journals stand; made if it is missing, for its owner only. Raises OSError."""
+    import platformdirs
+
+    path = Path(platformdirs.user_state_dir("glmrun")) / "sessions"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def create(model: str, system: str | None = None, messages: "list[dict[str, Any]] | tuple[()]" = ()) -> Session:
+    """A new journal, named by the time, that begins with these messages; raises OSError."""
+    now = datetime.now().astimezone()
+    for n in range(1, 1000):
+        path = folder() / f"{now:%Y%m%d-%H%M%S}{'' if n == 1 else f'-{n}'}.jsonl"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            break
+        except FileExistsError:
+            continue
+    session = Session(path, descriptor, 0)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        session.append("session", version=1, created=now.isoformat(timespec="seconds"), model=model)
+        if system is not None:
+            session.append("system", text=system)
+        for message in messages:
+            session.append("message", message=message)
+        _sync_folder(path.parent)
+    except OSError:
+        session.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    return session
+
+
+def reopen(path: Path) -> tuple[Session, Saved, str | None]:
+    """A journal to go on with, what it says, and a line about what was lost, if something was.
+
+    A damaged end is cut off; the file as it was stays beside it as `.damaged-TIME`. Raises UserError: not a journal, or in use.
+    """
+    descriptor = _open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{path.stem} is open in another terminal; close it there, or take another session (/sessions)") from None
+    try:
+        saved = _replay(path, _read(path, descriptor))
+        lost = None
+        if saved.n_good < saved.n_bytes:
+            aside = path.with_name(f"{path.stem}.damaged-{datetime.now():%Y%m%d%H%M%S}")
+            aside.write_bytes(_read(path, descriptor))
+            os.ftruncate(descriptor, saved.n_good)
+            os.fsync(descriptor)
+            lost = f"{path.name}: its last {saved.n_bytes - saved.n_good:,} bytes are damaged and left out (kept in {aside.name})"
+        return Session(path, descriptor, saved.n_good), saved, lost
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read(path: Path) -> Saved:
+    """What a journal says, also while another process writes it; raises UserError if it is none."""
+    descriptor = _open(path, os.O_RDONLY)
+    try:
+        return _replay(path, _read(path, descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def listed(limit: int = 50) -> list[tuple[Path, Saved]]:
+    """The newest journals with at least one message, the last one used first."""
+    try:
+        paths = sorted(folder().glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    except OSError:
+        return []
+    found = []
+    for path in paths:
+        with contextlib.suppress(UserError):
+            saved = read(path)
+            if saved.messages:
+                found.append((path, saved))
+        if len(found) == limit:
+            break
+    return found
+
+
+def find(name: str | None) -> Path:
+    """The journal that a name means: an ID or a part of one, or a file's path; None is the last one used. Raises UserError."""
+    if name is None:
+        newest = listed(1)
+        if not newest:
+            raise UserError("there is no earlier session to go on with", 3)
+        return newest[0][0]
+    if os.sep in name or name.endswith(".jsonl"):
+        return Path(name).expanduser()
+    paths = sorted(folder().glob("*.jsonl"))
+    exact = [path for path in paths if path.stem == name]
+    found = exact or [path for path in paths if name and name in path.stem]
+    if not found:
+        raise UserError(f"no session is called {name}; /sessions in a chat lists them", 3)
+    if len(found) > 1:
+        raise UserError(f"{name} can mean {', '.join(path.stem for path in found[-5:])}; write more of it", 2)
+    return found[0]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a journal stands in our folder, and not somewhere that a user saved it to."""
+    return path.parent.resolve() == folder().resolve()
+
+
+def remove(path: Path) -> None:
+    """Delete a journal and what belongs to it; raises UserError while it is in use."""
+    session, _, _ = reopen(path)
+    try:
+        for other in path.parent.glob(f"{path.stem}.*"):
+            other.unlink(missing_ok=True)
+    finally:
+        session.close()
+
+
+def write_copy(path: Path, model: str, system: str | None, messages: list[dict[str, Any]]) -> None:
+    """Write a conversation as a journal under a name of the user's choice; nothing half-written appears there."""
+    records: list[dict[str, Any]] = [
+        {"type": "session", "version": 1, "created": datetime.now().astimezone().isoformat(timespec="seconds"), "model": model}
+    ]
+    if system is not None:
+        records.append({"type": "system", "text": system})
+    records += [{"type": "message", "message": message} for message in messages]
+    write_new(path, b"".join(map(_line, records)))
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A file that did not exist, whole or not at all. Raises UserError if it does exist, OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.link(part, path)  # unlike a rename, it takes no other file's place
+    except FileExistsError:
+        raise UserError(f"{path} exists; choose another name") from None
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    data = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return b'{"crc32":"%08x","record":%s}\n' % (zlib.crc32(data), data)
+
+
+def _replay(path: Path, data: bytes) -> Saved:
+    saved = Saved(n_bytes=len(data))
+    for record, end in _records(data):
+        if not _apply(record, saved):
+            break
+        saved.n_good = end
+    if not saved.n_good:
+        raise UserError(f"{path}: not a saved session of glmrun, or damaged from its first line on")
+    return saved
+
+
+def _records(data: bytes) -> Iterator[tuple[Any, int]]:
+    """(record, byte behind its line) of the good lines up to the first bad one."""
+    at = 0
+    while at < len(data):
+        end = data.find(b"\n", at) + 1
+        found = _LINE.fullmatch(data, at, end) if end else None
+        if found is None or int(found[1], 16) != zlib.crc32(found[2]):
+            return
+        try:
+            yield json.loads(found[2].decode("utf-8", "surrogatepass")), end
+        except ValueError:
+            return
+        at = end
+
+
+def _apply(record: Any, saved: Saved) -> bool:
+    """Let one record change what is saved; False if it is none that we write."""
+    kind = record.get("type")
+    if not saved.n_good:
+        if kind != "session" or record.get("version") != 1:
+            return False
+        saved.model, saved.created = str(record.get("model", "")), str(record.get("created", ""))
+    elif kind == "system" and isinstance(record.get("text"), str | None):
+        saved.system = record["text"]
+    elif kind == "message" and _is_message(record.get("message")):
+        saved.messages.append(record["message"])
+    elif kind == "cut" and isinstance(record.get("keep"), int) and 0 <= record["keep"] <= len(saved.messages):
+        del saved.messages[record["keep"] :]
+    else:
+        return False
+    return True
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in _ROLES and isinstance(message.get("content"), str)
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", 3) from None
+    except OSError as why:
+        raise UserError(f"{path}: {why.strerror}") from None
+
+
+def _read(path: Path, descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    if size > _MAX_FILE:
+        raise UserError(f"{path}: {size:,} bytes are too many for a saved session")
+    parts, at = [], 0
+    try:
+        while part := os.pread(descriptor, 1 << 20, at):
+            parts.append(part)
+            at += len(part)
+    except OSError as why:
+        raise UserError(f"{path}: {why.strerror}") from None
+    return b"".join(parts)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
