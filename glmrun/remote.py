@@ -68,8 +68,6 @@ class RemoteModel:
 
         Raises UserError while it is iterated: a server that is gone, refuses, or stops in the middle.
         """
-        if think_budget is not None:
-            raise UserError("a server does not take a thinking budget; leave it out", 2)
         body: dict[str, Any] = {
             "model": self.name, "messages": [_as_sent(message) for message in messages],
             "stream": True, "stream_options": {"include_usage": True},
@@ -78,6 +76,8 @@ class RemoteModel:
             body["tools"] = tools
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
+        if think_budget is not None:
+            body["thinking_token_budget"] = think_budget
         if json_schema is not None:
             schema = {"name": "answer", "schema": json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}

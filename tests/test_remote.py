@@ -66,7 +66,8 @@ def test_what_is_asked_has_openais_names(server: Server) -> None:
         "tools": tools, "chat_template_kwargs": asked["chat_template_kwargs"], "max_tokens": 9, "temperature": 0.5, "top_k": 3,
         "repeat_penalty": 1.1, "repetition_penalty": 1.1, "seed": 7,
     }  # fmt: skip
-    said(model, "schema", json_schema={"type": "object"})
+    said(model, "schema", json_schema={"type": "object"}, think_budget=5)
+    assert server.requests[2]["thinking_token_budget"] == 5
     assert server.requests[2]["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
@@ -182,6 +183,17 @@ def test_run_talks_to_a_server(server: Server) -> None:
     done = glmrun("run", "--url", server.url, "cut")
     assert (done.returncode, done.stdout) == (1, b"half an ans\n") and b"error: " in done.stderr and b"Traceback" not in done.stderr
     assert "no server answers" in refused("run", "--url", "http://127.0.0.1:9", "hello", code=1)
+
+
+def test_chat_talks_to_a_server(server: Server) -> None:
+    done = glmrun("chat", "--url", server.url, stdin=b"one\n/show model\n/context\n/prompt\nhello\n")
+    assert (done.returncode, done.stdout.decode()) == (0, "You said: one\nHello\u2028 there 🙂\n")
+    assert [message["content"] for message in server.requests[-1]["messages"]] == ["one", "You said: one", "hello"]
+    assert f"zai-org/GLM-4.7-Flash at {server.url}".encode() in done.stderr and b"of 4,096 tokens" in done.stderr
+    assert b"only it knows the text" in done.stderr
+    done = glmrun("chat", "--url", server.url, stdin=b"too long\n")
+    assert done.returncode == 1 and b"maximum context length" in done.stderr
+    assert "the server decides about ctx" in refused("chat", "--url", server.url, "-c", "4k", code=2)
 
 
 def test_interrupting_a_remote_answer(server: Server) -> None:

@@ -1,10 +1,13 @@
 """`glmrun run`: where the question comes from, and the forms of the answer (tests/scripted_model.py answers)."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_cli import glmrun, refused
+from test_cli import SCRIPT, glmrun, refused
 
 from glmrun.terminal.code_block import FirstCodeBlock
 
@@ -14,12 +17,16 @@ ANSWER = "Here:\n\n```python\ndef f():\n    return 1\n```\nand\n```\nno\n```\n"
 def test_files_and_standard_input_are_added_to_the_question(tmp_path: Path) -> None:
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
     a.write_text("first ☃\n")
-    b.write_text("second\r\n\n")
+    b.write_text("second\r\n")
     assert glmrun("run", "nano", "-f", str(a), "--no-think", scripted=True).stdout.decode() == "You said: first ☃\n"
-    done = glmrun("run", "nano", "Compare", "-f", str(a), "-f", str(b), "--no-think", stdin=b"third\n", scripted=True)
-    assert done.stdout.decode() == "You said: Compare\n\na.txt:\n\nfirst ☃\n\nb.txt:\n\nsecond\n\nthird\n"
-    done = glmrun("run", "Sum up", "-f", str(a), "--no-think", scripted=True)
-    assert done.stdout.decode() == "You said: Sum up\n\nfirst ☃\n"
+    done = glmrun(
+        "run", "nano", "Compare", "-f", "a.txt", "-f", "b.txt", "--no-think", stdin=b"third\n", scripted=True, cwd=tmp_path
+    )
+    files = "`a.txt`:\n```txt\nfirst ☃\n```\n\n`b.txt`:\n```txt\nsecond\n```"
+    assert done.stdout.decode() == f"You said: Compare\n\n{files}\n\nthird\n"
+    shell = f"{sys.executable} {SCRIPT} run 'Sum up' --no-think -f <(echo piped) < /dev/null"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, env={**os.environ, "PYTHONPATH": "."}, check=True)
+    assert "```\npiped\n```" in done.stdout.decode()
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
@@ -27,10 +34,10 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     bad.write_bytes(b"ab\xff")
     with open(big, "wb") as file:
         file.truncate(1 << 30)
-    assert "No such file" in refused("run", "nano", "-f", str(tmp_path / "none"), code=3)
-    assert "Is a directory" in refused("run", "nano", "-f", str(tmp_path), code=1)
-    assert "bad: not valid UTF-8 (byte 0xff at position 2)" in refused("run", "nano", "-f", str(bad), code=2)
-    assert "too large for a prompt" in refused("run", "nano", "-f", str(big), code=2)
+    assert "no such file" in refused("run", "nano", "-f", str(tmp_path / "none"), code=3)
+    assert "is a folder" in refused("run", "nano", "-f", str(tmp_path), code=3)
+    assert "no UTF-8 text (byte 0xff at 2)" in refused("run", "nano", "-f", str(bad), code=1)
+    assert "has 1,073,741,824 bytes" in refused("run", "nano", "-f", str(big), code=1)
 
 
 def test_thinking_can_be_hidden_and_the_answer_held_back() -> None:
@@ -77,7 +84,7 @@ def test_wrong_combinations_are_refused(tmp_path: Path) -> None:
     file.write_text("[1]")
     assert "a JSON schema is an object" in refused("run", "nano", "hi", "--json-schema", str(file), code=2)
     assert "--json-schema: not valid JSON" in refused("run", "nano", "hi", "--json-schema", "{", code=2)
-    assert "No such file" in refused("run", "nano", "hi", "--json-schema", "nosuch", code=3)
+    assert "no such file" in refused("run", "nano", "hi", "--json-schema", "nosuch", code=3)
     assert "exclude each other" in refused("run", "nano", "hi", "--tools", "t.py", "--format", "json", code=2)
     assert "goes with neither" in refused("run", "nano", "hi", "-x", "--json-schema", "{}", code=2)
     assert "'yaml' is not one of" in refused("run", "nano", "hi", "--format", "yaml", code=2)

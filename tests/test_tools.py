@@ -14,7 +14,7 @@ import pytest
 from openai_server import openai_server
 from test_cli import glmrun, refused
 
-from glmrun.chat.tools import Tools
+from glmrun.chat.tools import Result, Tools
 from glmrun.terminal.tool_blocks import call_text
 from glmrun.terminal.tool_calls import Approve, ToolCalls
 from quant.errors import UserError
@@ -147,12 +147,12 @@ def test_a_call_reads_like_python() -> None:
     assert len(call_text(call("f", a="x" * 9999))) < 600
 
 
-def test_never_runs_nothing(tools: Tools) -> None:
-    before = int(tools.run(call("count")).text)
-    refusal = ToolCalls(tools, Approve.never).results([call("count"), call("count")])
-    assert [message["content"] for message in refusal] == ["error: the user did not allow this call"] * 2
-    assert {message["role"] for message in refusal} == {"tool"} and refusal[0]["tool_call_id"] == "call_1"
-    assert int(tools.run(call("count")).text) == before + 1
+def test_never_runs_nothing() -> None:
+    with ToolCalls(FILE, Approve.never) as calls:
+        refusal, stopped = calls.results([call("count"), call("count")])
+        assert [message["content"] for message in refusal] == ["error: the user did not allow this call"] * 2 and not stopped
+        assert {message["role"] for message in refusal} == {"tool"} and refusal[0]["tool_call_id"] == "call_1"
+        assert calls.tools.run(call("count")).text == "1"
 
 
 def test_run_feeds_results_back_until_the_model_answers() -> None:
@@ -168,6 +168,34 @@ def test_run_feeds_results_back_until_the_model_answers() -> None:
         answer = json.loads(glmrun("run", "--url", server.url, "call", "--tools", str(FILE), "--approve", "never", "--json").stdout)
         assert [made["function"]["name"] for made in answer["tool_calls"]] == ["get_weather"] * 2
         assert answer["finish_reason"] == "stop" and "did not allow" in server.requests[-1]["messages"][-1]["content"]
+
+
+def test_chat_feeds_results_back_and_keeps_them() -> None:
+    with openai_server() as server:
+        given = ["--url", server.url, "--tools", str(FILE), "--approve", "auto"]
+        done = glmrun("chat", *given, stdin=b"call\n/tools never\nhello\n/tools\ncall\n")
+        assert (done.returncode, done.stdout.decode()) == (0, "Hello\u2028 there 🙂\n" * 3)
+        assert b"get_weather, add, count, chatter, fail, later; calls are refused" in done.stderr
+        roles = [message["role"] for message in server.requests[-1]["messages"]]
+        assert roles == [
+            "user", "assistant", "tool", "tool", "assistant", "user", "assistant", "user", "assistant", "tool", "tool",
+        ]  # fmt: skip
+        contents = [message["content"] for message in server.requests[-1]["messages"] if message["role"] == "tool"]
+        assert ["sunny" in text for text in contents] == [True, True, False, False] and "did not allow" in contents[-1]
+        assert "no tools are offered" in glmrun("chat", "--url", server.url, stdin=b"/tools\n").stderr.decode()
+
+
+def test_stopping_one_call_stops_the_others_and_answers_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(made: dict[str, Any]) -> Result:
+        if made["id"] == "2":
+            raise KeyboardInterrupt
+        return Result("ok", True)
+
+    with ToolCalls(FILE, Approve.auto) as calls:
+        monkeypatch.setattr(calls.tools, "run", stop)
+        messages, stopped = calls.results([call("count") | {"id": each} for each in ("1", "2", "3")])
+        assert stopped and [message["tool_call_id"] for message in messages] == ["1", "2", "3"]
+        assert [message["content"] for message in messages] == ["ok", *["error: the user stopped this call"] * 2]
 
 
 def test_a_person_is_asked(tmp_path: Path) -> None:

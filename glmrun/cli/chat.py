@@ -11,6 +11,7 @@ from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.engine import Model
+    from glmrun.remote import RemoteModel
 
 
 def chat(
@@ -39,6 +40,9 @@ def chat(
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    url: options.Url = None,
+    tools_file: options.ToolsFile = None,
+    approve: options.Approval = options.Approve.ask,
     keep_cache: options.KeepCache = False,
     history: options.History = True,
     vi: options.Vi = False,
@@ -54,6 +58,8 @@ def chat(
       glmrun chat
       glmrun chat GLM-4.7-Flash-Q4_K_M.gguf -c 32k -s "Answer in one sentence."
       glmrun chat --continue --keep-cache
+      glmrun chat flash --tools weather.py
+      glmrun chat --url http://localhost:8000/v1
       printf 'My name is Ada.\\nWhat is my name?\\n' | glmrun chat --no-think
     """
     from glmrun.sampling import PRESETS
@@ -62,20 +68,20 @@ def chat(
     from glmrun.terminal.console import note
     from glmrun.terminal.conversation import Conversation, Typing
     from glmrun.terminal.repl import chat_in_pipe, chat_in_terminal, interactive
+    from glmrun.terminal.tool_calls import ToolCalls
 
+    if url is not None:
+        options.refuse_beside_url(context, "ctx", "threads", "kv_type", "keep_cache")
     if system is not None:
         options.text_argument(system, "the system prompt")
     if go_on and resume is not None:
         raise UserError("--continue takes the last conversation and --resume another one; leave one out", 2)
     earlier = sessions.find(resume) if go_on or resume is not None else None
 
-    def typed(parameter: str) -> bool:
-        """Whether an option was given on the command line, and not by a variable or the config file."""
-        source = context.get_parameter_source(parameter)
-        return source is not None and source.name == "COMMANDLINE"
+    tools = ToolCalls(tools_file, approve) if tools_file is not None else None
 
-    def open_model(name: str | None) -> "Model":
-        return loading.load_model(loading.resolve_model(name), ctx, threads, kv_type)
+    def open_model(name: str | None) -> "Model | RemoteModel":
+        return loading.open_model(name, url, ctx, threads, kv_type)
 
     names = {
         "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repeat_penalty",
@@ -83,9 +89,9 @@ def chat(
     }  # fmt: skip
     given = {name: context.params[name] for name in names if context.params[name] is not None}
     settings = {names[name]: value for name, value in given.items()} | (PRESETS[preset] if preset else {})
-    settings |= {names[name]: value for name, value in given.items() if typed(name)}
+    settings |= {names[name]: value for name, value in given.items() if options.typed(context, name)}
     conversation = Conversation(
-        open_model(model if model is not None or earlier is None else _model_of(earlier)),
+        open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
         settings,
         thinking=think,
         preserve_thinking=preserve_thinking or preset == "agent",
@@ -94,15 +100,16 @@ def chat(
         saving=history and (interactive() or earlier is not None),
         keep_cache=keep_cache,
         open_model=open_model,
+        tools=tools,
     )
     loaded = conversation.model
     if interactive():
-        what = f"{conversation.model_name} · context {loaded.n_ctx:,} tokens · {loaded.n_threads} threads"
-        note(f"{what} · /help lists commands, Ctrl-D leaves")
+        threads_text = f" · {loaded.n_threads} threads" if url is None else ""
+        note(f"{conversation.model_name} · context {loaded.n_ctx:,} tokens{threads_text} · /help lists commands, Ctrl-D leaves")
     if earlier is not None:
         conversation.resume(earlier)
         show_resumed(conversation)
-    if system is not None and (earlier is None or typed("system")):
+    if system is not None and (earlier is None or options.typed(context, "system")):
         conversation.set_system(system)
     try:
         if interactive():
@@ -111,6 +118,8 @@ def chat(
             code = chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
     finally:
         conversation.close()
+        if tools is not None:
+            tools.tools.close()
     if interactive() and conversation.messages and conversation.saving:
         note("glmrun chat --continue goes on with this conversation")
     raise typer.Exit(code)

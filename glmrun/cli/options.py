@@ -11,8 +11,6 @@ from glmrun.settings import variable
 from glmrun.terminal.tool_calls import Approve
 from quant.errors import UserError
 
-MAX_TEXT = 16 << 20  # bytes of a file that goes into a prompt
-
 
 def parse_size(text: str) -> int:
     """`32768`, `32k` (32,000) or `32K` (32,768) as a number."""
@@ -201,21 +199,14 @@ def read_stdin() -> str:
         ) from None
 
 
-def read_text(path: Path, what: str) -> str:
-    """The text of a file; raises UserError if it is not UTF-8 or too large for a prompt, OSError if it cannot be read."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_TEXT + 1)
-    if len(data) > MAX_TEXT:
-        raise UserError(f"{path}: more than {MAX_TEXT:,} bytes, too large for {what}", 2)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as why:
-        raise UserError(f"{path}: not valid UTF-8 (byte 0x{data[why.start]:02x} at position {why.start:,})", 2) from None
+def typed(context: typer.Context, parameter: str) -> bool:
+    """Whether an option was given on the command line, and not by a variable or the config file."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def refuse_beside_url(context: typer.Context, *names: str) -> None:
     """Raise if options that only an engine on this machine has were given on the command line beside --url."""
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if typed(context, name):
             raise typer.BadParameter(f"--url: the server decides about {name.replace('_', '-')}; leave it out")

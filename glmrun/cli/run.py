@@ -95,7 +95,7 @@ def run(
       glmrun run --url http://localhost:8000/v1 "Name three rivers"
     """
     if url is not None:
-        options.refuse_beside_url(context, "ctx", "threads", "kv_type", "show_prompt")
+        options.refuse_beside_url(context, "ctx", "threads", "kv_type")
     schema = _schema(answer_format, json_schema)
     if extract and (as_json or schema is not None):
         raise typer.BadParameter("-x prints a code block as it is, so it goes with neither --json nor a JSON answer")
@@ -110,9 +110,10 @@ def run(
     from glmrun.terminal.sanitize import visible
     from glmrun.terminal.stream import collect, finish_note, show_answer, stats_line
     from glmrun.terminal.tool_blocks import show_tool_call
+    from glmrun.terminal.tool_calls import ToolCalls
 
     with ExitStack() as stack:
-        calls = stack.enter_context(_tool_calls(tools_file, approve)) if tools_file is not None else None
+        calls = stack.enter_context(ToolCalls(tools_file, approve)) if tools_file is not None else None
         began = time.monotonic()
         model = loading.open_model(model_name, url, ctx, threads, kv_type)
         load_seconds = time.monotonic() - began
@@ -123,7 +124,7 @@ def run(
         given |= {"json_schema": schema} if schema is not None else {}
         given |= {"tools": calls.tools.declarations} if calls else {}
         if show_prompt:
-            text = model.chat_format.render(messages, given.get("tools"), think)  # type: ignore[union-attr]
+            text = model.prompt_text(messages, tools=given.get("tools"), thinking=think)
             print(visible(text), file=sys.stderr, flush=True)
 
         def show(stream: "Iterator[Chunk]", answer: "Answer") -> None:
@@ -176,14 +177,11 @@ def _answers(
         if len(answers) == MAX_ROUNDS:
             note(f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)")
             return answers
-        messages = [*messages, answer.message(), *calls.results(answer.tool_calls)]
-
-
-def _tool_calls(path: Path, approve: options.Approve) -> "ToolCalls":
-    from glmrun.chat.tools import Tools
-    from glmrun.terminal.tool_calls import ToolCalls
-
-    return ToolCalls(Tools(path), approve)
+        results, stopped = calls.results(answer.tool_calls)
+        if stopped:
+            answer.finish_reason = "cancelled"
+            return answers
+        messages = [*messages, answer.message(), *results]
 
 
 def _split_arguments(first: str | None, second: str | None, prompt: str | None, url: str | None) -> tuple[str | None, str | None]:
@@ -210,12 +208,19 @@ def _names_a_model(text: str) -> bool:
 
 
 def _with_texts(question: str | None, files: list[Path]) -> str:
-    """The question, the files and the text on standard input, when that is not a keyboard; of several files each under its name."""
-    texts = [options.read_text(path, "a prompt").rstrip("\r\n") for path in files]
-    named = [f"{path.name}:\n\n{text}" for path, text in zip(files, texts, strict=True)]
+    """The question, the files under their names, and the text on standard input, when that is not a keyboard.
+
+    A single file without a question is the question.
+    """
+    from glmrun.terminal.attachments import read_text, with_files
+
+    text = options.text_argument(question or "", "the prompt")
     piped = "" if sys.stdin is None or sys.stdin.isatty() else options.read_stdin().rstrip("\r\n")
-    parts = [question or "", *(named if len(files) > 1 else texts), piped]
-    parts = [options.text_argument(part, "the prompt") for part in parts if part]
+    if not text and len(files) == 1:
+        text = read_text(files[0]).rstrip("\n")
+    elif files:
+        text = with_files(text, files)
+    parts = [part for part in (text, piped) if part]
     if not parts:
         raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', 2)
     return "\n\n".join(parts)
@@ -227,7 +232,9 @@ def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
         return {"type": "object"} if answer_format is Format.json else None
     where = "--json-schema"
     if not text.lstrip().startswith("{"):
-        where, text = text, options.read_text(Path(text), "a JSON schema")
+        from glmrun.terminal.attachments import read_text
+
+        where, text = text, read_text(Path(text))
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as why:

@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
     try:
         if not _is_there(path):
             raise UserError(f"{path}: no such file", 3)
-        if not path.is_file():
+        if not path.is_file() and not path.is_fifo():  # a pipe: what the shell makes of <(command)
             raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; name a text file", 3)
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)

@@ -16,6 +16,7 @@ from glmrun.terminal.conversation import SETTINGS, Conversation, Typing
 from glmrun.terminal.sanitize import one_line, visible
 from glmrun.terminal.stream import counted
 from glmrun.terminal.tables import bytes_text, columns
+from glmrun.terminal.tool_calls import Approve
 from quant.errors import UserError
 
 _COPY_LIMIT = 74_000  # bytes: what terminals take for their clipboard at once
@@ -186,6 +187,17 @@ def _stats(conversation: Conversation, rest: str) -> None:
     speed = f", {c.tokens / c.seconds:.1f} tok/s" if c.seconds > 0 else ""
     state = "on" if c.show_stats else "off"
     _say(f"{counted(c.answers, 'answer')}, {counted(c.tokens, 'token')}{speed}; the line after each answer is {state}")
+
+
+def _tools(conversation: Conversation, rest: str) -> None:
+    if conversation.tools is None:
+        raise UserError("no tools are offered; glmrun chat --tools FILE.py offers the functions of a file")
+    if rest and rest not in list(Approve):
+        raise UserError(f"/tools takes {', '.join(Approve)}, not {rest!r}")
+    if rest:
+        conversation.tools.approve = Approve(rest)
+    told = {Approve.auto: "are carried out", Approve.ask: "are asked about", Approve.never: "are refused"}
+    _say(f"{', '.join(conversation.tools.tools.names)}; calls {told[conversation.tools.approve]}")
 
 
 def _context(conversation: Conversation, rest: str) -> None:
@@ -368,6 +380,7 @@ COMMANDS = {
     "set": Command(_set, "/set NAME VALUE", f"{', '.join(SETTINGS)}, preset, vi, history", (*SETTINGS, "preset", "vi", "history")),
     "show": Command(_show, "/show [NAME]", "model and settings"),
     "stats": Command(_stats, "/stats [on|off]", "this session's counts; the line after each answer", _ON_OFF),
+    "tools": Command(_tools, "/tools [auto|ask|never]", "what the model can call; whether calls are carried out", tuple(Approve)),
     "context": Command(_context, "/context", "how full the context is"),
     "read": Command(_read, "/read FILE", "put a file into the next message (as @FILE in its text does)", "file"),
     "sessions": Command(_sessions, "/sessions [rm ID]", "list the saved conversations, or delete one", ("rm",)),

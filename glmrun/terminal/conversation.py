@@ -13,6 +13,7 @@ from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.stream import Answer, finish_note, show_answer, stats_line
 from glmrun.terminal.tool_blocks import show_tool_call
+from glmrun.terminal.tool_calls import MAX_ROUNDS, ToolCalls
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Conversation:
     session, cache   where it is kept on disk, from the first message on; None where it is not
     saving           whether it is to be kept
     open_model       opens another model for /model
+    tools            what the model can call
     """
 
     model: Engine
@@ -92,6 +94,7 @@ class Conversation:
     cache: "SavedCache | None" = None
     open_model: Callable[[str], Engine] | None = None
     listening: Callable[[Callable[[], None]], AbstractContextManager] = nullcontext  # to keys, given what stops the answer
+    tools: ToolCalls | None = None
     answers: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -104,7 +107,8 @@ class Conversation:
     @property
     def format(self) -> dict[str, Any]:
         """The options of the model's methods that decide how messages become a prompt."""
-        return {"thinking": self.thinking, "clear_thinking": not self.preserve_thinking}
+        declared = {"tools": self.tools.tools.declarations} if self.tools is not None else {}
+        return {"thinking": self.thinking, "clear_thinking": not self.preserve_thinking, **declared}
 
     def say(self, text: str) -> Answer:
         """Send one message, with the files that it mentions or that wait, and show the answer.
@@ -178,6 +182,24 @@ class Conversation:
         return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
 
     def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
+        """Show the answer, and carry out the calls in it until there is one without."""
+        for _ in range(MAX_ROUNDS):
+            answer = self._one_answer(chunks)
+            if self.tools is None or answer.finish_reason != "tool_calls":
+                return answer
+            results, stopped = self.tools.results(answer.tool_calls)
+            for message in results:
+                self.messages.append(message)
+                self._keep("message", message=message)
+            if stopped:
+                answer.finish_reason = "cancelled"
+                note("(stopped)")
+                return answer
+            chunks = self._chunks()
+        note(f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)")
+        return answer
+
+    def _one_answer(self, chunks: "Iterator[Chunk]") -> Answer:
         answer, asked = Answer(), threading.Event()
 
         def stop() -> None:
@@ -187,7 +209,7 @@ class Conversation:
         try:
             with self.listening(stop), closing(interruptible(self.model, chunks, asked)) as stream:
                 show_answer(stream, answer)
-            for call in answer.tool_calls:
+            for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
                 show_tool_call(call)
         finally:  # an interrupted answer is part of the conversation, as far as it came
             if answer.text or answer.reasoning or answer.tool_calls:

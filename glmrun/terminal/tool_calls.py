@@ -2,15 +2,13 @@
 
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from glmrun.terminal.console import note
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
-
-if TYPE_CHECKING:
-    from glmrun.chat.tools import Tools
 
 MAX_ROUNDS = 25  # of calls for one question: a model that has lost its way stops here
 
@@ -24,14 +22,19 @@ class Approve(StrEnum):
 
 
 class ToolCalls:
-    """Carries out the calls of answers. Raises UserError if it is to ask where nobody can be asked."""
+    """Carries out the calls of answers with the functions of a file.
 
-    def __init__(self, tools: "Tools", approve: Approve) -> None:
+    Raises UserError if the file offers none, or if it is to ask where nobody can be asked.
+    """
+
+    def __init__(self, path: Path, approve: Approve) -> None:
+        from glmrun.chat.tools import Tools
+
         if approve is Approve.ask and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
             raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", 2)
-        self.tools, self._approve = tools, approve
+        self.tools, self.approve = Tools(path), approve
         self._always: set[str] = set()  # functions that need no asking any more
-        for why in tools.left_out:
+        for why in self.tools.left_out:
             note(f"no tool: {why}")
 
     def __enter__(self) -> "ToolCalls":
@@ -40,9 +43,16 @@ class ToolCalls:
     def __exit__(self, *_: object) -> None:
         self.tools.close()
 
-    def results(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages that answer these calls, in order; raises KeyboardInterrupt if the user stops."""
-        return [{"role": "tool", "tool_call_id": call["id"], "content": self._result(call)} for call in calls]
+    def results(self, calls: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+        """(a message with the result of each call, in order; whether the user stopped them with Ctrl-C)."""
+        messages, stopped = [], False
+        for call in calls:
+            try:
+                content = "error: the user stopped this call" if stopped else self._result(call)
+            except KeyboardInterrupt:
+                content, stopped = "error: the user stopped this call", True
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": content})
+        return messages, stopped
 
     def _result(self, call: dict[str, Any]) -> str:
         show_tool_call(call)
@@ -57,8 +67,8 @@ class ToolCalls:
 
     def _may_run(self, call: dict[str, Any]) -> bool:
         name = call["function"]["name"]
-        if self._approve is not Approve.ask or name in self._always or name not in self.tools.names:
-            return self._approve is not Approve.never
+        if self.approve is not Approve.ask or name in self._always or name not in self.tools.names:
+            return self.approve is not Approve.never
         while True:
             print(visible(f"  run it? [y]es, [n]o, [a]lways {name}: "), end="", file=sys.stderr, flush=True)
             said = sys.stdin.readline()
