@@ -65,13 +65,23 @@ class Terminal:
 
     def resize(self, columns: int, rows: int, folding: bool = True) -> None:
         """The user drags the window's edge; some terminals fold lines that have become too long, others cut them off."""
-        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        if not folding:
-            self.screen.resize(rows, columns)
-            return
-        lines, self.screen = self.screen.text(), Screen(columns, rows)
-        self._emulator = pyte.ByteStream(self.screen)
-        self._emulator.feed(lines.replace("\n", "\r\n").encode())
+        with self._came:
+            fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            if not folding:
+                self.screen.resize(rows, columns)
+                return
+            lines, self.screen = self.screen.text(), Screen(columns, rows)
+            self._emulator = pyte.ByteStream(self.screen)
+            self._emulator.feed(lines.replace("\n", "\r\n").encode())
+
+    def type(self, keys: bytes) -> None:
+        """Keys of the user."""
+        os.write(self._ours, keys)
+
+    def text(self) -> str:
+        """All lines of what has arrived."""
+        with self._came:
+            return self.screen.text()
 
     def sync(self) -> str:
         """All lines, when all that was written has arrived."""

@@ -57,7 +57,7 @@ class Tail:
             out += [_move(at, i), "\r", _ERASE_LINE, row]
             at = i
         if len(shown) < len(self._rows):
-            out += [_move(at, len(shown)), "\r", _ERASE_BELOW]
+            out += [_move(at, len(shown)), "\r", _erased(len(self._rows) - len(shown))]
             at = len(shown)
         out.append(_move(at, max(len(shown) - 1, 0)))
         if any(out):
@@ -78,7 +78,7 @@ class Tail:
         if kept == len(lines) == len(self._rows):
             out = ["\n"] if kept else []
         else:
-            out = [_move(at, kept), "\r", _ERASE_BELOW if kept < len(self._rows) else "", *(f"{line}\n" for line in lines[kept:])]
+            out = [_move(at, kept), "\r", _erased(len(self._rows) - kept), *(f"{line}\n" for line in lines[kept:])]
         if self._hidden:
             out.append(_SHOW_CURSOR)
         self._rows, self._has_footer, self._cut, self._given_up, self._hidden = [], False, False, left, False
@@ -104,6 +104,12 @@ class Tail:
 
 def _move(at: int, to: int) -> str:
     return f"\x1b[{at - to}A" if to < at else "\n" * (to - at)
+
+
+def _erased(n_rows: int) -> str:
+    """Erases rows from the cursor's on. tmux keeps what is erased at once from the window's first row to its last, so one goes alone."""
+    below = f"\n{_ERASE_BELOW}{_move(1, 0)}" if n_rows > 1 else ""
+    return _ERASE_LINE + below if n_rows > 0 else ""
 
 
 def _printable(rows: Sequence[str]) -> str:
