@@ -107,7 +107,7 @@ def _move(at: int, to: int) -> str:
 
 
 def _erased(n_rows: int) -> str:
-    """Erases rows from the cursor's on. tmux keeps what is erased at once from the window's first row to its last, so one goes alone."""
+    """Erases rows from the cursor's on; tmux would keep what is erased at once from the first row of the window to the last."""
     below = f"\n{_ERASE_BELOW}{_move(1, 0)}" if n_rows > 1 else ""
     return _ERASE_LINE + below if n_rows > 0 else ""
 
