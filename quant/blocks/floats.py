@@ -39,9 +39,16 @@ def _encode_f16(x, out):
 
 def decode_bf16(blocks: np.ndarray) -> np.ndarray:
     """uint8 (..., 2 n) -> float32 (..., n)."""
-    bits = np.ascontiguousarray(blocks).view("<u2").astype(np.uint32)  # (..., n)
-    bits <<= 16
-    return bits.view(np.float32)  # (..., n)
+    raw = np.require(blocks, np.uint8, ("C_CONTIGUOUS", "ALIGNED", "WRITEABLE")).view("<u2")  # (..., n)
+    out = np.empty(raw.shape, np.float32)  # (..., n)
+    _decode_bf16(raw.reshape(-1), out.view(np.uint32).reshape(-1))
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _decode_bf16(bits, out):
+    for i in range(len(bits)):
+        out[i] = np.uint32(bits[i]) << np.uint32(16)
 
 
 def encode_bf16(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -79,3 +86,12 @@ def single_from_half(half):
     size = np.int32(half & 0x7FFF)
     x = np.float32(size) * np.float32(2.0**-24) if size < 0x400 else np.int32((size + 0x1C000) << 13).view(np.float32)
     return -x if half & 0x8000 else x
+
+
+@njit(cache=True, nogil=True)
+def largest_bits(bits):
+    """The largest of the bits of float32 numbers (int32), their signs left out: magnitudes compare like these, NaN above all."""
+    largest = np.int32(0)
+    for i in range(len(bits)):
+        largest = max(largest, bits[i] & np.int32(0x7FFFFFFF))
+    return largest

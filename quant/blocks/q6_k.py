@@ -29,9 +29,10 @@ from quant.blocks.lanes import (
 )
 from quant.blocks.search import as_half, binade, column_weights, reciprocal
 
-# One lane for each sub-block. The "sums" of codes are (w q q, w q x) over the sub-block: with them the error of any scale is known.
-_FAR = np.array([0, 1, 2, -2, 4, -4, 6, -6, 8, -8, 10, -10, 13, -13, 16, -16], np.float32)
-_CLOSE = np.array([0, 1, -1, 2], np.float32)
+# One lane for each sub-block. The scales tried for it, relative to the one that puts its largest magnitude onto code -32: hardly
+# less, which would cut that value, but up to a sixth more. d leaves room for that: the largest of its block begins at s = -107.
+_FACTORS = np.linspace(0.98, 1.18, 16).astype(np.float32)
+_LARGEST_S = np.float32(107)
 
 
 def decode_q6_k(blocks: np.ndarray) -> np.ndarray:
@@ -50,9 +51,8 @@ def decode_q6_k(blocks: np.ndarray) -> np.ndarray:
 def encode_q6_k(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """float32 (n, columns) -> uint8 (n, columns / 256 * 210), searched for the least sum(weights * (x - y)**2).
 
-    Step 1: for each sub-block alone, the best real scale over four grids; the largest of them sets d.
-    Step 2: the codes of every second s within 16 of the nearest one, and for each the s of least error: each s is another grid.
-    Step 3: d fitted to the codes of the whole block by least squares, rounded to float16, the next s tried on both sides.
+    Step 1: d from the block's largest magnitude; for each sub-block sixteen s, and the one whose codes leave the least error.
+    Step 2: d fitted to those codes of the whole block by least squares, rounded to float16; for it, four s around the chosen one.
     Deterministic, and independent of which rows share a call.
     """
     n, columns = rows.shape
@@ -69,60 +69,119 @@ def _encode(rows, weights, blocks_per_row, out):
     """out[b] = block of rows[256 b : 256 b + 256]; weights float32 (blocks_per_row * 256,) or None, out uint8 (n * 210,)."""
     x = np.empty(256, np.float32)  # (value, lane)
     y = np.empty(256, np.float32)  # codes, (lane, value)
-    zero = splat(np.float32(0))
     for b in range(len(rows) // 256):
+        k = 256 * (b % blocks_per_row)
         transpose(rows, 256 * b, 16, x, 0, 16)
-        largest = zero
-        for i in range(16):
-            v = load(x, 16 * i)
-            largest = maximum(largest, maximum(v, zero - v))
-        up, down = binade(lane(largest_of_all(largest), 0))  # scaled below 4 by a power of two: no sum overflows or vanishes
-        for i in range(16):
-            store(x, 16 * i, load(x, 16 * i) * splat(down))
-        d, s = _search(x, weights, 256 * (b % blocks_per_row), up, down)
+        tails, whole, up, down = _scaled(x, weights, k)
+        d, s = _search(x, weights, k, tails, whole, up, down)
         _quantize(x, d, s, y)
         _pack(y, as_half(d, up, down)[0], s, out, 210 * b)
 
 
+@njit(cache=True, forceinline=True)
+def _scaled(x, w, k):
+    """Scale x below 4 by a power of two, so that no sum overflows or vanishes.
+
+    Returns (tails, the block's value of largest magnitude, that power of two, its inverse); tails are, of each lane, the lowest
+    value, its weight, the highest value, its weight, and sum(w x x).
+    """
+    zero, one = splat(np.float32(0)), splat(np.float32(1))
+    lowest, highest, squares = zero, zero, zero
+    lowest_weight, highest_weight = one, one
+    for i in range(16):
+        v, u = load(x, 16 * i), weigh(w, k + 16 * i, one)
+        lowest_weight, highest_weight = where_less(v, lowest, u, lowest_weight), where_less(highest, v, u, highest_weight)
+        lowest, highest = minimum(lowest, v), maximum(highest, v)
+    top, bottom = lane(largest_of_all(highest), 0), lane(largest_of_all(zero - lowest), 0)
+    up, down = binade(max(top, bottom))
+    for i in range(16):
+        v = load(x, 16 * i) * splat(down)
+        squares = squares + weigh(w, k + 16 * i, v) * v
+        store(x, 16 * i, v)
+    tails = (lowest * splat(down), lowest_weight, highest * splat(down), highest_weight, squares)
+    return tails, (top if top > bottom else -bottom) * down, up, down
+
+
 @njit(cache=True, error_model="numpy")
-def _search(x, w, k, up, down):
+def _search(x, w, k, tails, whole, up, down):
     """(d, s by lane) of least error found; d in the block's range."""
-    scale = _fit(x, w, k)
-    highest, lowest = largest_of_all(scale), largest_of_all(splat(np.float32(0)) - scale)
-    extreme = lane(where_less(highest, lowest, splat(np.float32(0)) - lowest, highest), 0)
-    # A largest s of -116 leaves it some room to both sides.
-    d = as_half(extreme / np.float32(-116), up, down)[1]
-    s = _near(x, w, k, d, _eight_bits(scale * reciprocal(splat(d))), _FAR)
+    zero, (lowest, _, highest, _, nothing) = splat(np.float32(0)), tails
+    extreme = where_less(highest, zero - lowest, lowest, highest)
+    d = as_half(whole / (np.float32(32) * _LARGEST_S), up, down)[1]
+    wanted = extreme * reciprocal(splat(np.float32(-32) * d))
+    error, s = nothing, zero
+    for i in range(0, len(_FACTORS), 4):
+        a, b = _eight_bits(wanted * splat(_FACTORS[i])), _eight_bits(wanted * splat(_FACTORS[i + 1]))
+        c, e = _eight_bits(wanted * splat(_FACTORS[i + 2])), _eight_bits(wanted * splat(_FACTORS[i + 3]))
+        error, s = _best_of_four(x, w, k, tails, d, (a, b, c, e), error, s)
     sums = _sums(x, w, k, splat(d) * s)
-    error = total_of_all(_error(sums, splat(d) * s))
     squares, products = lane(total_of_all(s * s * sums[0]), 0), lane(total_of_all(s * sums[1]), 0)
     other_d = as_half(products / squares, up, down)[1] if squares > 0 else np.float32(0)
-    other_s = _near(x, w, k, other_d, s, _CLOSE)
-    other_error = total_of_all(_error(_sums(x, w, k, splat(other_d) * other_s), splat(other_d) * other_s))
-    if lane(other_error, 0) < lane(error, 0):
-        return other_d, other_s
-    return d, s
+    one, two = splat(np.float32(1)), splat(np.float32(2))
+    close = (s, _eight_bits(s + one), _eight_bits(s - one), _eight_bits(s + two))
+    other_error, other_s = _best_of_four(x, w, k, tails, other_d, close, nothing, zero)
+    gain = total_of_all(error - other_error)  # chosen without a jump, which no CPU could foretell
+    return lane(where_less(zero, gain, splat(other_d), splat(d)), 0), where_less(zero, gain, other_s, s)
 
 
-@njit(cache=True, error_model="numpy")
-def _fit(x, w, k):
-    """For each lane the scale of least error over four grids that round the largest value to -30 .. -33 (the code's end is -32)."""
-    zero, tiny = splat(np.float32(0)), splat(np.float32(1e-7))
-    smallest, largest = zero, zero
+@njit(cache=True, forceinline=True)
+def _best_of_four(x, w, k, tails, d, candidates, error, s):
+    """(error, s), or the candidate of less error sum(w (x - d * s * code)**2), the codes being the nearest ones.
+
+    Four at a time, because each sum waits for itself. Codes are not clipped while rounding errors are summed: only the two
+    outermost values can go beyond the codes' ends, and theirs is added afterwards.
+    """
+    a, b, c, e = (_inverse(d, candidates[0]), _inverse(d, candidates[1]), _inverse(d, candidates[2]), _inverse(d, candidates[3]))
+    zero = splat(np.float32(0))
+    error_a, error_b, error_c, error_e = zero, zero, zero, zero
     for i in range(16):
         v = load(x, 16 * i)
-        smallest, largest = minimum(smallest, v), maximum(largest, v)
-    extreme = where_less(largest, zero - smallest, minimum(smallest, zero - tiny), maximum(largest, tiny))
-    inverse = splat(np.float32(-1)) / extreme
-    best, best_scale = splat(np.float32(-1)), zero
-    a, b = inverse * splat(np.float32(30)), inverse * splat(np.float32(31))
-    c, d = inverse * splat(np.float32(32)), inverse * splat(np.float32(33))
-    for sums in _four_sums(x, w, k, a, b, c, d):
-        scale = sums[1] / maximum(sums[0], tiny)
-        gain = scale * sums[1]
-        best_scale = where_less(best, gain, scale, best_scale)
-        best = maximum(best, gain)
-    return best_scale
+        error_a = error_a + _rounded_off(w, k + 16 * i, v * a)
+        error_b = error_b + _rounded_off(w, k + 16 * i, v * b)
+        error_c = error_c + _rounded_off(w, k + 16 * i, v * c)
+        error_e = error_e + _rounded_off(w, k + 16 * i, v * e)
+    error, s = _better(tails, d, candidates[0], a, error_a, error, s)
+    error, s = _better(tails, d, candidates[1], b, error_b, error, s)
+    error, s = _better(tails, d, candidates[2], c, error_c, error, s)
+    return _better(tails, d, candidates[3], e, error_e, error, s)
+
+
+@njit(cache=True, forceinline=True)
+def _inverse(d, s):
+    return reciprocal(splat(d) * s)
+
+
+@njit(cache=True, forceinline=True)
+def _rounded_off(w, i, t):
+    rest = t - nearest(t)
+    return weigh(w, i, rest) * rest
+
+
+@njit(cache=True, forceinline=True)
+def _better(tails, d, other_s, inverse, rounding, error, s):
+    """(error, s), or what other_s leaves if that is less: `rounding` in steps, and what the outermost values lose by clipping."""
+    zero, two = splat(np.float32(0)), splat(np.float32(2))
+    lowest, lowest_weight, highest, highest_weight, nothing = tails
+    low, high = lowest * inverse, highest * inverse
+    below, above = where_less(inverse, zero, high, low), where_less(inverse, zero, low, high)
+    # (t + 32)**2 - (t + 33)**2 for a value at t that would round to -33; and likewise beyond 31.
+    cut = where_less(inverse, zero, highest_weight, lowest_weight) * maximum(zero - two * below - splat(np.float32(65)), zero)
+    cut = cut + where_less(inverse, zero, lowest_weight, highest_weight) * maximum(two * above - splat(np.float32(63)), zero)
+    scale = splat(d) * other_s
+    other = where_less(zero, scale * scale, scale * scale * (rounding + cut), nothing)
+    return minimum(other, error), where_less(other, error, other_s, s)
+
+
+@njit(cache=True)
+def _sums(x, w, k, scale):
+    """(sum(w q q), sum(w q x)) of each lane for the best codes q of a scale."""
+    zero, inverse = splat(np.float32(0)), reciprocal(scale)
+    squares, products = zero, zero
+    for i in range(16):
+        v = load(x, 16 * i)
+        q = _codes(v, inverse)
+        squares, products = squares + weigh(w, k + 16 * i, q) * q, products + weigh(w, k + 16 * i, q) * v
+    return squares, products
 
 
 @njit(cache=True, forceinline=True)
@@ -133,63 +192,6 @@ def _codes(v, inverse):
 @njit(cache=True, forceinline=True)
 def _eight_bits(s):
     return minimum(maximum(nearest(s), splat(np.float32(-128))), splat(np.float32(127)))
-
-
-@njit(cache=True, forceinline=True)
-def _add(w, i, v, q, sums):
-    uq = weigh(w, i, q)
-    return sums[0] + uq * q, sums[1] + uq * v
-
-
-@njit(cache=True, forceinline=True)
-def _four_sums(x, w, k, inverse_a, inverse_b, inverse_c, inverse_d):
-    """The sums of four sets of codes, each x * inverse rounded. Four at a time, because each sum waits for itself."""
-    zero = splat(np.float32(0))
-    a, b, c, d = (zero, zero), (zero, zero), (zero, zero), (zero, zero)
-    for i in range(16):
-        v = load(x, 16 * i)
-        a = _add(w, k + 16 * i, v, _codes(v, inverse_a), a)
-        b = _add(w, k + 16 * i, v, _codes(v, inverse_b), b)
-        c = _add(w, k + 16 * i, v, _codes(v, inverse_c), c)
-        d = _add(w, k + 16 * i, v, _codes(v, inverse_d), d)
-    return a, b, c, d
-
-
-@njit(cache=True)
-def _sums(x, w, k, scale):
-    """The sums of the best codes for a scale."""
-    zero, inverse = splat(np.float32(0)), reciprocal(scale)
-    sums = (zero, zero)
-    for i in range(16):
-        v = load(x, 16 * i)
-        sums = _add(w, k + 16 * i, v, _codes(v, inverse), sums)
-    return sums
-
-
-@njit(cache=True, forceinline=True)
-def _error(sums, scale):
-    """sum(w (x - scale * code)**2) - sum(w x x) of each lane."""
-    return scale * (scale * sums[0] - (sums[1] + sums[1]))
-
-
-@njit(cache=True, error_model="numpy")
-def _near(x, w, k, d, s, away):
-    """The s of least error for the codes of s + away[0], s + away[1], ...; away float32 (4 n,)."""
-    best, best_s, per_d = splat(np.float32(np.inf)), s, reciprocal(splat(d))
-    for i in range(0, len(away), 4):
-        a, b = _step(d, s, away[i]), _step(d, s, away[i + 1])
-        c, e = _step(d, s, away[i + 2]), _step(d, s, away[i + 3])
-        for sums in _four_sums(x, w, k, a, b, c, e):
-            other = _eight_bits(sums[1] / maximum(sums[0], splat(np.float32(1e-30))) * per_d)
-            error = _error(sums, splat(d) * other)
-            best_s = where_less(error, best, other, best_s)
-            best = minimum(error, best)
-    return best_s
-
-
-@njit(cache=True, forceinline=True)
-def _step(d, s, away):
-    return reciprocal(splat(d) * _eight_bits(s + splat(away)))
 
 
 @njit(cache=True, forceinline=True, error_model="numpy")
