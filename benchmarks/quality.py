@@ -25,19 +25,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live"), str(ROOT / "scripts")]
 
 import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
 from make_golden_blocks import ggml_encode, mean_squared_error, sample_rows  # noqa: E402
-from nano.corpus import Corpus, test_documents  # noqa: E402
+from nano.corpus import Corpus, test_documents, training_documents  # noqa: E402
 
 import glmrun  # noqa: E402
 from glmrun.builtin import CHECKPOINT  # noqa: E402
 from glmrun.engine import Model  # noqa: E402
 from glmrun.gguf_file import open_gguf  # noqa: E402
+from glmrun.importance import Collector  # noqa: E402
 from quant.checkpoint import Checkpoint  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402
 from quant.formats import FORMATS  # noqa: E402
+from quant.importance import Importance  # noqa: E402
 from quant.recipes import RECIPES, choose_format  # noqa: E402
 
 COMPARED = ("Q4_K_M", "Q6_K", "Q8_0")
 POSITIONS = 24_000
+CALIBRATION_CHUNKS = 100
 # Row lengths of the full model's matrices, by class; the ones a recipe treats alike and of one length share a line.
 FULL_SHAPES = {
     "attn_q_a, attn_kv_a_mqa, ffn_gate*, ffn_up*, token_embd, output": 2048,
@@ -144,6 +147,33 @@ def divergence(reference: Path, files: dict[str, Path], documents: list[list[int
     return found
 
 
+def calibration() -> list[list[int]]:
+    """Chunks of 512 token ids of training documents, which share no question with the held-out ones."""
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    corpus, documents = Corpus(CHECKPOINT / "chat_template.jinja"), training_documents(random.Random("calibration"))
+    ids: list[int] = []
+    while len(ids) < CALIBRATION_CHUNKS * 512:
+        ids += tokenizer.encode(corpus.text(next(documents)), add_special_tokens=False).ids
+    return [ids[i * 512 : (i + 1) * 512] for i in range(CALIBRATION_CHUNKS)]
+
+
+def gain_of_importance(original: Path, folder: Path, plain: dict[str, Path], documents: list[list[int]]) -> dict[str, dict]:
+    """{recipe: divergence} of our files without and with an importance matrix, and of llama-quantize's with the same one."""
+    collector = Collector(glmrun.load(original, n_ctx=512), ["training documents"])
+    for ids in calibration():
+        collector.read(ids)
+    importance, found = collector.result(), {}
+    means = {name: sums / importance.counts[name][:, None] for name, sums in importance.sums.items()}
+    for recipe, path in plain.items():
+        files = {"glmrun": path}
+        for name in ("llama-quantize, imatrix", "glmrun, imatrix"):
+            files[name] = folder / f"{recipe}-{name}.gguf"
+        llama.quantize(original, files["llama-quantize, imatrix"], recipe, means)
+        write(files["glmrun, imatrix"], recipe, importance)
+        found[recipe] = divergence(original, files, documents)
+    return found
+
+
 def markdown(results: dict) -> str:
     """The tables of the printed report."""
     classes = list(dict.fromkeys(name for recipe in results["nano"].values() for name in recipe["error"]))
@@ -153,13 +183,20 @@ def markdown(results: dict) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{c['ratio']:.3f}" if c else "" for c in cells) + " |")
     lines += ["", "| nano, KL divergence | mean | less llama-quantize's | same likeliest token |", "|---|---|---|---|"]
     for recipe in COMPARED:
-        for name, row in results["nano"][recipe]["divergence"].items():
-            kl, less = (
-                f"{row['kl']:.3e} ± {row['standard error']:.1e}",
-                f"{row['difference']:.2e} ± {row['its standard error']:.1e}",
-            )
-            lines.append(f"| {recipe}, {name} | {kl} | {less} | {row['same likeliest token']:.2%} |")
+        lines += _divergence_rows(recipe, results["nano"][recipe]["divergence"])
+    lines += ["", "| nano, KL divergence | mean | less glmrun's without a matrix | same likeliest token |", "|---|---|---|---|"]
+    for recipe in COMPARED:
+        lines += _divergence_rows(recipe, results["importance matrix"][recipe])
     return "\n".join(lines)
+
+
+def _divergence_rows(recipe: str, found: dict[str, dict]) -> list[str]:
+    rows = []
+    for name, row in found.items():
+        kl = f"{row['kl']:.3e} ± {row['standard error']:.1e}"
+        less = f"{row['difference']:.2e} ± {row['its standard error']:.1e}"
+        rows.append(f"| {recipe}, {name} | {kl} | {less} | {row['same likeliest token']:.2%} |")
+    return rows
 
 
 def main() -> None:
@@ -175,10 +212,11 @@ def main() -> None:
         "full shapes": {recipe: errors_of_full_shapes(recipe) for recipe in COMPARED},
     }
     with tempfile.TemporaryDirectory() as folder:
-        original = Path(folder, "BF16.gguf")
+        original, plain = Path(folder, "BF16.gguf"), dict[str, Path]()
         write(original, "BF16")
         for recipe in COMPARED:
             ours, theirs = Path(folder, f"{recipe}.gguf"), Path(folder, f"{recipe}-llama.gguf")
+            plain[recipe] = ours
             write(ours, recipe)
             llama.quantize(original, theirs, recipe)
             results["nano"][recipe] = {
@@ -186,13 +224,14 @@ def main() -> None:
                 "error": errors_by_class(original, ours, theirs),
                 "divergence": divergence(original, {"llama-quantize": theirs, "glmrun": ours}, documents),
             }
+        results["importance matrix"] = gain_of_importance(original, Path(folder), plain, documents)
     (ROOT / "benchmarks" / "results" / "quality.json").write_text(json.dumps(results, indent=2) + "\n")
     print(markdown(results))
 
 
-def write(path: Path, recipe: str) -> None:
+def write(path: Path, recipe: str, importance: Importance | None = None) -> None:
     """Convert nano."""
-    for _ in convert(plan(Checkpoint.open(CHECKPOINT), recipe), path):
+    for _ in convert(plan(Checkpoint.open(CHECKPOINT), recipe, importance=importance), path):
         pass
 
 

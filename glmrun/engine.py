@@ -112,6 +112,26 @@ class Model:
                 yield out[:wanted]
             at = end
 
+    def observe(self, tokens: Sequence[int], importance: int, n_logits: int) -> None:
+        """Run tokens from an empty cache, adding the squares of what the matrices read to sums (kernels/importance.py).
+
+        importance   address of the table of sums
+        n_logits     of how many tokens of each step the output matrix is asked
+        """
+        ids = self._checked(tokens)
+        self.reset()
+        self._begin()
+        out = np.empty((min(n_logits, len(ids)), self.config.vocab_size), np.float32)  # float32 (n_logits, n_vocab)
+        self._state.step["importance"] = importance
+        try:
+            for start in range(0, len(ids), self._state.max_tokens):
+                chunk = ids[start : start + self._state.max_tokens]
+                self._step(chunk, out[: len(chunk)])
+            self._finite.wait()
+        finally:
+            self._state.step["importance"] = 0
+            self.reset()
+
     def reset(self) -> None:
         """Empty the cache."""
         self.truncate(0)

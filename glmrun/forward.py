@@ -15,6 +15,7 @@ from glmrun.kernels import kernel, note_compiled
 from glmrun.kernels.attention import attend, merge, round_cache
 from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
+from glmrun.kernels.importance import note_attention, note_ffn, note_output
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
 from glmrun.kernels.matmul import ADD, STORE, matmul, matmul_heads, matmul_twice
 from glmrun.team import CANCEL, DONE_PARTS, STOP, atomic_load, atomic_store, barrier
@@ -149,10 +150,15 @@ def forward(m, layers, s, team, thread, n_threads):
     """
     for i in range(m.num_hidden_layers):
         attention(m, layers[i], s, i, team, thread, n_threads)
+        if s.importance:
+            note_attention(m, s, i, thread, n_threads)
+            barrier(team, n_threads)
         if i < m.first_k_dense_replace:
             dense_ffn(m, layers[i], s, team, thread, n_threads)
         else:
             moe_ffn(m, layers[i], s, team, thread, n_threads)
+        if s.importance:
+            note_ffn(m, s, i, thread, n_threads)
         if thread == 0:
             atomic_store(team + STOP, atomic_load(team + CANCEL))
             atomic_store(team + DONE_PARTS, i + 1)
@@ -160,6 +166,8 @@ def forward(m, layers, s, team, thread, n_threads):
         if atomic_load(team + STOP):
             return CANCELLED
     logits(m, s, team, thread, n_threads)
+    if s.importance:
+        note_output(m, s, thread, n_threads)
     return DONE
 
 

@@ -13,6 +13,7 @@ from glmrun.gguf_file import GGUFFile, open_parts
 from glmrun.split_file import join
 from quant.config import Config, tensor_shapes
 from quant.gguf_header import MetadataValue
+from quant.importance import Importance, from_tensors
 from quant.mapping import ARCHITECTURE, Piece, hyper_parameters
 from quant.recipes import RECIPES
 from quant.shards import Shard, SourceTensor
@@ -82,3 +83,9 @@ def _value(key: str, value: Any) -> MetadataValue:
     if type(value) is float:
         return value if abs(value) < 3e38 else np.float64(value)
     return value
+
+
+def read_importance(path: str | Path) -> Importance:
+    """The importance matrix in a GGUF file, ours or llama.cpp's. Raises UserError."""
+    file = open_parts(path)[0]
+    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in file.tensors.items()}, str(path))

@@ -17,13 +17,14 @@ ALGORITHM, TENSORS, HEADER = (f"glmrun.checksum.{name}" for name in ("algorithm"
 ZEROS = "0" * 64
 
 
-def checksum_metadata(tensors: Sequence[str]) -> dict[str, MetadataValue]:
-    """The three keys, with the header's checksum still to be filled in by seal()."""
-    return {ALGORITHM: "sha256", TENSORS: list(tensors), HEADER: ZEROS}
+def blank_metadata(n_tensors: int) -> dict[str, MetadataValue]:
+    """The three keys, with zeros that seal() replaces."""
+    return {ALGORITHM: "sha256", TENSORS: [ZEROS] * n_tensors, HEADER: ZEROS}
 
 
-def seal(header: bytes) -> bytes:
-    """header with its own checksum in place of the zeros."""
+def seal(header: bytes, tensors: Sequence[str]) -> bytes:
+    """header with the tensors' checksums, and then its own, in place of the zeros."""
+    header = header.replace(packed_pair(TENSORS, [ZEROS] * len(tensors)), packed_pair(TENSORS, list(tensors)), 1)
     return header.replace(packed_pair(HEADER, ZEROS), packed_pair(HEADER, hashlib.sha256(header).hexdigest()), 1)
 
 

@@ -31,7 +31,7 @@ __all__ = ["Done", "Plan", "Progress", "Row", "convert", "plan"]
 
 _CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
 _AHEAD_BYTES = 64 << 20  # the system is asked to read so far ahead of the encoders
-_SAMPLE = 32  # the error of large tensors is measured on one row in so many
+_SAMPLE = 128  # the error of large tensors is measured on one row in so many: it says how good the search is, and costs time
 _F16_MAX = 65504.0
 
 
@@ -188,8 +188,13 @@ class _Conversion:
         Only as many chunks are under way as keep the threads busy: they are the memory that a conversion takes.
         """
         ahead: collections.deque[tuple[Row, Future[_Chunk], bool]] = collections.deque()
-        for row, piece, is_last in _read_ahead(_cut(rows), self.plan.source.tensors):
-            ahead.append((row, self.pool.submit(_encode, row, self.plan.source.tensors[piece.source], piece), is_last))
+        weights: np.ndarray | None = None  # (matrices, columns) of the tensor that is being cut
+        for cut in _read_ahead(_cut(rows), self.plan.source.tensors):
+            if cut.is_first:
+                weights = self.plan.weights(cut.row)
+            of_matrix = None if weights is None else weights[cut.matrix]  # (columns,)
+            tensor = self.plan.source.tensors[cut.piece.source]
+            ahead.append((cut.row, self.pool.submit(_encode, cut.row, tensor, cut.piece, of_matrix), cut.is_last))
             if len(ahead) > 2 * self.n_threads:
                 row, chunk, is_last = ahead.popleft()
                 yield row, chunk.result(), is_last
@@ -198,31 +203,45 @@ class _Conversion:
             yield row, chunk.result(), is_last
 
 
-def _cut(rows: list[Row]) -> Iterator[tuple[Row, Piece, bool]]:
-    """(tensor, piece of at most _CHUNK_WEIGHTS, is it the tensor's last); a piece that has to be turned stays whole."""
+class _Cut(NamedTuple):
+    """At most _CHUNK_WEIGHTS of a tensor."""
+
+    row: Row
+    piece: Piece
+    matrix: int  # of a stack, the one whose rows these are
+    is_first: bool
+    is_last: bool
+
+
+def _cut(rows: list[Row]) -> Iterator[_Cut]:
+    """All tensors in cuts; none goes beyond the end of a matrix, and a piece that has to be turned stays whole."""
     for row in rows:
+        matrix_rows, at = row.shape[-2] if len(row.shape) > 1 else 1, 0
         for piece in row.pieces:
-            step = piece.n_rows if piece.transposed else max(1, _CHUNK_WEIGHTS // piece.shape[-1])
-            for first in range(0, piece.n_rows, step):
-                is_last = piece is row.pieces[-1] and first + step >= piece.n_rows
-                yield row, replace(piece, first_row=piece.first_row + first, n_rows=min(step, piece.n_rows - first)), is_last
+            step, first = max(1, _CHUNK_WEIGHTS // piece.shape[-1]), 0
+            while first < piece.n_rows:
+                n = piece.n_rows if piece.transposed else min(step, piece.n_rows - first, matrix_rows - at % matrix_rows)
+                is_last = piece is row.pieces[-1] and first + n >= piece.n_rows
+                part = replace(piece, first_row=piece.first_row + first, n_rows=n)
+                yield _Cut(row, part, at // matrix_rows, at == 0, is_last)
+                first += n
+                at += piece.shape[-1] if piece.transposed else n
 
 
-def _read_ahead(cut: Iterator[tuple[Row, Piece, bool]], tensors: Mapping[str, SourceTensor]) -> Iterator[tuple[Row, Piece, bool]]:
-    """The same pieces, the system being asked for those to come, so that no encoder waits for the disk."""
-    waiting: collections.deque[tuple[tuple[Row, Piece, bool], int]] = collections.deque()
+def _read_ahead(cuts: Iterator[_Cut], tensors: Mapping[str, SourceTensor]) -> Iterator[_Cut]:
+    """The same, the system being asked for those to come, so that no encoder waits for the disk."""
+    waiting: collections.deque[tuple[_Cut, int]] = collections.deque()
     asked = 0
-    for entry in cut:
-        piece = entry[1]
-        n = tensors[piece.source].will_need(piece.first_row, piece.n_rows)
-        waiting.append((entry, n))
+    for cut in cuts:
+        n = tensors[cut.piece.source].will_need(cut.piece.first_row, cut.piece.n_rows)
+        waiting.append((cut, n))
         asked += n
         while asked > _AHEAD_BYTES:
-            entry, n = waiting.popleft()
+            cut, n = waiting.popleft()
             asked -= n
-            yield entry
-    for entry, _ in waiting:
-        yield entry
+            yield cut
+    for cut, _ in waiting:
+        yield cut
 
 
 class _Chunk(NamedTuple):
@@ -232,8 +251,8 @@ class _Chunk(NamedTuple):
     squared_weight: float = 0.0
 
 
-def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
-    """Read a piece and encode it. Runs in the pool."""
+def _encode(row: Row, tensor: SourceTensor, piece: Piece, weights: np.ndarray | None = None) -> _Chunk:
+    """Read a piece and encode it, weighing errors by the importance of the columns if it is known. Runs in the pool."""
     kind = FORMATS[row.format]
     stored = tensor.read_rows(piece.first_row, piece.n_rows)  # uint8 (n, bytes)
     rows = READABLE[tensor.dtype].decode(stored)  # float32 (rows, columns)
@@ -249,7 +268,7 @@ def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
         raise UserError(
             f"{row.name} has a weight of {largest:.3g}, {kind.name} holds {_F16_MAX:.0f} at most; convert to BF16 or F32"
         )
-    blocks = kind.encode(rows)
+    blocks = kind.encode(rows, weights)
     sample = slice(None, None, _SAMPLE if row.n_weights > _CHUNK_WEIGHTS else 1)
     measured = rows[sample].astype(np.float64)  # (rows / _SAMPLE, columns)
     difference = measured - kind.decode(blocks[sample])
@@ -259,16 +278,9 @@ def _encode(row: Row, tensor: SourceTensor, piece: Piece) -> _Chunk:
 
 def _largest(rows: np.ndarray) -> float:
     """The largest magnitude in rows, NaN and infinities included: magnitudes compare like the integers of the same bits."""
-    if not rows.size:
-        return 0.0
-    bits = rows.view(np.int32)
-    # An integer minimum and maximum, which NumPy vectorizes; of negative numbers the largest magnitude has the largest pattern.
-    highest, lowest = int(bits.max()), int(bits.view(np.uint32).max())
-    return max(_float(highest & 0x7FFFFFFF) if highest >= 0 else 0.0, _float(lowest & 0x7FFFFFFF))
+    from quant.blocks.floats import largest_bits
 
-
-def _float(bits: int) -> float:
-    x = float(np.array(bits, np.int32).view(np.float32))
+    x = float(np.int32(largest_bits(rows.view(np.int32).reshape(-1))).view(np.float32))
     return math.inf if math.isnan(x) else x
 
 

@@ -14,11 +14,12 @@ from typing import Protocol
 
 import numpy as np
 
-from quant.checksums import ZEROS, checksum_metadata, seal
+from quant.checksums import blank_metadata, seal
 from quant.config import Config
 from quant.errors import UserError
 from quant.formats import FORMATS
 from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
+from quant.importance import Importance
 from quant.mapping import Piece
 from quant.recipes import Choice, Recipe, recipe, tensor_formats
 from quant.shards import SourceTensor
@@ -65,15 +66,18 @@ class Part:
 
     def header(self, checksums: list[str]) -> bytes:
         """The front of the file, up to the first tensor's data, with the checksums of its tensors."""
-        described = self.metadata | checksum_metadata(checksums)
-        return seal(
-            pack_header(described, [TensorEntry(r.name, r.shape, FORMATS[r.format].ggml_type, r.n_bytes) for r in self.rows])
-        )
+        return seal(self.blank_header, checksums)
 
     @cached_property
+    def blank_header(self) -> bytes:
+        """The same with zeros in place of the checksums; to pack a vocabulary takes long enough to do it only once."""
+        entries = [TensorEntry(r.name, r.shape, FORMATS[r.format].ggml_type, r.n_bytes) for r in self.rows]
+        return pack_header(self.metadata | blank_metadata(len(entries)), entries)
+
+    @property
     def header_bytes(self) -> int:
         """Size of the header."""
-        return len(self.header([ZEROS] * len(self.rows)))
+        return len(self.blank_header)
 
     @property
     def n_bytes(self) -> int:
@@ -98,6 +102,7 @@ class Plan:
     rows: list[Row]
     metadata: dict[str, MetadataValue]
     split_bytes: int | None
+    importance: Importance | None = None
 
     @property
     def tensor_bytes(self) -> int:
@@ -146,11 +151,14 @@ class Plan:
         """What the bytes depend on, digested, by the name a user knows it by: runs that agree in all of it write the same bytes."""
         return {
             "the source": _digest(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in self.source.files),
-            "the options": _digest(
-                [part.header([ZEROS] * len(part.rows)) for part in self.parts] + [repr(row).encode() for row in self.rows]
-            ),
+            "the options": _digest([part.blank_header for part in self.parts] + [repr(row).encode() for row in self.rows]),
+            "the importance matrix": self.importance.digest() if self.importance else "",
             "glmrun": _digest(_program()),
         }
+
+    def weights(self, row: Row) -> np.ndarray | None:
+        """The importance of a tensor's columns, float32 (matrices, columns), if it is known."""
+        return self.importance.weights(row.name, row.shape) if self.importance else None
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -179,6 +187,7 @@ def plan(
     split_bytes: int | None = None,
     overrides: Mapping[str, MetadataValue] | None = None,
     requantize: bool = False,
+    importance: Importance | None = None,
 ) -> Plan:
     """The plan to convert source: which tensor becomes what, and how many bytes that makes. Reads no weights.
 
@@ -188,6 +197,7 @@ def plan(
     split_bytes    tensor data of one file at most; None: one file
     overrides      metadata to set in the file
     requantize     accept weights that lost precision already
+    importance     where errors cost most; tensors that it does not know are quantized as without it
     """
     chosen = recipe(quantization) if isinstance(quantization, str) else quantization
     config = source.config if mtp else replace(source.config, num_nextn_predict_layers=0)
@@ -200,5 +210,10 @@ def plan(
                 "does; convert the BF16 model, or give --allow-requantize"
             )
         rows.append(Row(name, shape, stored.pop() if len(stored) == 1 else "mixed", kind, n_bytes, parts[name]))
-    described = source.metadata(config, chosen.file_type, sum(row.n_weights for row in rows)) | dict(overrides or {})
-    return Plan(source, config, chosen, rows, described, split_bytes)
+    described = source.metadata(config, chosen.file_type, sum(row.n_weights for row in rows))
+    if importance is not None:
+        n_known = sum(importance.knows(row.name, row.shape) for row in rows)
+        if not n_known:
+            raise UserError("the importance matrix knows none of the model's tensors: it is of another model")
+        described |= importance.metadata(n_known)
+    return Plan(source, config, chosen, rows, described | dict(overrides or {}), split_bytes, importance)

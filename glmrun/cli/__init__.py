@@ -11,7 +11,23 @@ from typing import Annotated, Any
 import typer
 
 from glmrun import settings
-from glmrun.cli import bench, chat, config, convert, demo, doctor, inspect, models, perplexity, plan, pull, run, verify, warmup
+from glmrun.cli import (
+    bench,
+    chat,
+    config,
+    convert,
+    demo,
+    doctor,
+    imatrix,
+    inspect,
+    models,
+    perplexity,
+    plan,
+    pull,
+    run,
+    verify,
+    warmup,
+)
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -22,7 +38,7 @@ _OUTSIDE = {
 }  # fmt: skip
 
 # These take options from the config file; the others work beside one that is broken.
-_WITH_SETTINGS = {"run", "chat", "bench", "plan", "fit", "pull", "convert", "verify", "demo"}
+_WITH_SETTINGS = {"run", "chat", "bench", "plan", "fit", "pull", "convert", "verify", "imatrix", "demo"}
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
 app = typer.Typer(
@@ -46,6 +62,7 @@ app.command("run", short_help="Ask one question, print the answer.")(run.run)
 app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
 app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
 app.command("verify", short_help="Prove a GGUF file intact.")(verify.verify)
+app.command("imatrix", short_help="Measure which weights matter, for convert --imatrix.")(imatrix.imatrix)
 app.command("bench", short_help="Measure tokens per second.")(bench.bench)
 app.command("perplexity", short_help="Measure how well a model predicts a text (also: ppl).")(perplexity.perplexity)
 app.command("ppl", hidden=True)(perplexity.perplexity)

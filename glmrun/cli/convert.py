@@ -66,6 +66,10 @@ def convert(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Accept weights that are quantized already; they lose once more.")
     ] = False,
+    imatrix: Annotated[
+        str | None,
+        typer.Option("--imatrix", metavar="FILE", help="An importance matrix (see `glmrun imatrix`): where errors cost most."),
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option("--metadata", metavar="KEY=[TYPE:]VALUE", help="Set a key of the file; TYPE is int, float, bool or str."),
@@ -115,7 +119,12 @@ def convert(
         model = Checkpoint.open(source)
     for line in model.notes:
         note(line)
-    planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize)
+    importance = None
+    if imatrix:
+        from glmrun.gguf_source import read_importance
+
+        importance = read_importance(imatrix)
+    planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize, importance)
     if dry_run:
         _print_plan(planned)
         return

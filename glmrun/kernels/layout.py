@@ -126,6 +126,7 @@ STEP = np.dtype(
         ("dense_up", np.int64),  # for both
         ("logits", np.int64),  # float32 (n_logits, vocab_size)
         ("logits_stride", np.int64),
+        ("importance", np.int64),  # the table of kernels/importance.py, or 0: nobody wants to know
     ]
 )
 

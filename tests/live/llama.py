@@ -1,7 +1,7 @@
 """llama.cpp, through llama-cpp-python's low-level interface: logits of a GGUF file, and llama.cpp's own quantizer."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import llama_cpp
@@ -60,8 +60,18 @@ def logits(
     return out
 
 
-def quantize(source: Path, target: Path, recipe: str) -> None:
-    """What llama-quantize makes of a GGUF file."""
+def quantize(source: Path, target: Path, recipe: str, importance: Mapping[str, np.ndarray] | None = None) -> None:
+    """What llama-quantize makes of a GGUF file.
+
+    importance   {tensor name: mean squares of its columns' inputs, all its matrices one after the other}
+    """
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = FILE_TYPES[recipe], 2
+    arrays = {name.encode(): np.ascontiguousarray(values, np.float32).reshape(-1) for name, values in (importance or {}).items()}
+    entries = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()  # a name of NULL ends them
+    for entry, (name, values) in zip(entries, arrays.items(), strict=False):
+        entry.name, entry.size = name, values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    if arrays:
+        params.imatrix = entries
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0, _errors[-3:]
