@@ -11,12 +11,16 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -100,32 +104,57 @@ def kill_at_random(trial: Trial, n: int, seed: int) -> dict[str, Any]:
     return trial.result()
 
 
-def kill_at_every_system_call(trial: Trial) -> dict[str, Any]:
-    """A kill at the 1st, 2nd, 3rd ... system call that touches the output's folder or files.
+class _AtOnce:
+    """Stands in for the thread that syncs: does the work before submit() returns, so that one thread makes every call."""
 
-    strace counts the calls of each thread by itself, so those of the thread that syncs have a pass of their own.
+    def __init__(self, _: int) -> None:
+        pass
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> "Future[None]":
+        function(*arguments)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        pass
+
+
+def kill_at_every_system_call(trial: Trial) -> dict[str, Any]:
+    """A kill at the 1st, 2nd, 3rd ... system call that touches the output's folder or files, of each kind that there is.
+
+    strace counts every kind of call in every thread by itself, so all calls are made by one thread here.
     """
     paths = [trial.output.parent, trial.output, journal_path(trial.output), partial_path(trial.output)]
-    strace = ["strace", "-f", "-qq", "-o", os.devnull, *(word for path in paths for word in ("-P", str(path)))]
-    calls = 0
-    for kinds in ("fdatasync,write", "!fdatasync,write"):
-        killed, n = True, 0
-        while killed:
-            n += 1
-            pid = trial.start(stopped=True)
-            os.waitpid(pid, os.WUNTRACED)
-            tracer = subprocess.Popen([*strace, "-e", f"inject={kinds}:signal=KILL:when={n}", "-p", str(pid)])
-            while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
-                time.sleep(0.001)
-            os.kill(pid, signal.SIGCONT)
-            status = os.waitpid(pid, 0)[1]
-            tracer.wait()
-            killed = os.WIFSIGNALED(status)
-            if not killed and status:
-                raise SystemExit(f"the conversion failed under strace: {status}")
-            trial.check(killed)
-        calls += n - 1
-    return trial.result() | {"system calls": calls}
+    strace = ["strace", "-qq", *(word for path in paths for word in ("-P", str(path)))]
+    threads, quant.publish.ThreadPoolExecutor = quant.publish.ThreadPoolExecutor, _AtOnce  # type: ignore[misc, assignment]
+    with tempfile.NamedTemporaryFile("r") as log:
+        if _traced(trial, [*strace, "-o", log.name]):
+            raise SystemExit("the conversion failed under strace")
+        trial.check(False)
+        calls = Counter(re.findall(r"^(\w+)\(", log.read(), re.MULTILINE))
+    for kind, n_calls in calls.items():
+        for n in range(1, n_calls + 1):
+            status = _traced(trial, [*strace, "-o", os.devnull, "-e", f"inject={kind}:signal=KILL:when={n}"])
+            if not os.WIFSIGNALED(status):
+                raise SystemExit(f"no kill at {kind} number {n}: status {status}")
+            trial.check(True)
+        print(f"{kind}: {n_calls} kills", file=sys.stderr, flush=True)
+    quant.publish.ThreadPoolExecutor = threads  # type: ignore[misc]
+    return trial.result() | {"system calls": dict(calls)}
+
+
+def _traced(trial: Trial, strace: list[str]) -> int:
+    """The status of a conversion whose main thread strace watches."""
+    pid = trial.start(stopped=True)
+    os.waitpid(pid, os.WUNTRACED)
+    tracer = subprocess.Popen([*strace, "-p", str(pid)])
+    while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGCONT)
+    status = os.waitpid(pid, 0)[1]
+    tracer.wait()
+    return status
 
 
 def _digest(path: Path) -> str:
@@ -140,17 +169,18 @@ def main() -> None:
     parser.add_argument("-q", "--quant", default="Q4_K_M")
     parser.add_argument("-n", type=int, default=200, help="random kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, help="JSON file for the totals")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the totals of both modes")
     args = parser.parse_args()
     if args.mode == "syscalls" and not shutil.which("strace"):
         parser.error("strace is not installed")
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(args.source, args.quant, Path(folder))
         totals = kill_at_random(trial, args.n, args.seed) if args.mode == "random" else kill_at_every_system_call(trial)
-    text = json.dumps({"mode": args.mode, "source": args.source.name, "quantization": args.quant} | totals, indent=1)
-    print(text)
+    totals = {"mode": args.mode, "source": args.source.name, "quantization": args.quant} | totals
+    print(json.dumps(totals, indent=1))
     if args.output:
-        args.output.write_text(text + "\n")
+        known = json.loads(args.output.read_text()) if args.output.exists() else {}
+        args.output.write_text(json.dumps(known | {args.mode: totals}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
