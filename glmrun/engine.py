@@ -25,7 +25,7 @@ from glmrun.forward import CANCELLED, forward
 from glmrun.gguf_file import open_gguf
 from glmrun.kv_cache import State
 from glmrun.prefault import Prefault
-from glmrun.sampling import Sampler, ThinkBudget
+from glmrun.sampling import Sampler, ThinkBudget, advised
 from glmrun.team import Team
 from glmrun.tokenizer import Tokenizer
 from glmrun.weights import Weights
@@ -56,6 +56,7 @@ class Model:
             raise UserError(
                 f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows"
             )
+        self._advice = advised(self.file.metadata)
         self.chat_format = ChatFormat(self.file.metadata.get("tokenizer.chat_template"), self.tokenizer)
         self.n_ctx_train = limit = self.config.max_position_embeddings
         self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
@@ -377,14 +378,8 @@ class Model:
 
     def sampler(self, **sampling: Any) -> Sampler:
         """A Sampler with the given settings; where one is absent or None, the file's advice or glmrun's default."""
-        advised = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
-        chosen: dict[str, Any] = {}
-        for name, key in advised.items():
-            value = self.file.metadata.get(f"general.sampling.{key}")
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                chosen[name] = value
-        chosen |= {name: value for name, value in sampling.items() if value is not None}
-        return Sampler(**chosen, forbidden=self.tokenizer.undefined_ids)
+        given = {name: value for name, value in sampling.items() if value is not None}
+        return Sampler(**(self._advice | given), forbidden=self.tokenizer.undefined_ids)
 
 
 def _checked_max_tokens(max_tokens: int | None) -> int | None:

@@ -5,13 +5,13 @@ min-p look at the model's own distribution, and temperature only reshapes what t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 if TYPE_CHECKING:
     from glmrun.constraint import Constraint
@@ -33,6 +33,37 @@ PRESETS: dict[str, dict[str, float]] = {
     "coding": {"temperature": 0.7, "top_p": 1.0},
     "agent": {"temperature": 0.0},
 }
+
+
+_ADVISED = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
+
+
+def advised(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """{option: value} that a model file advises; raises UserError for what the option can't be."""
+    found = {}
+    for name, key in _ADVISED.items():
+        key = f"general.sampling.{key}"
+        if (value := metadata.get(key)) is None:
+            continue
+        if name == "top_k" and (type(value) is int or (isinstance(value, float) and value.is_integer())):
+            value = max(0, int(value))  # below 1 is off for others
+        if not _is_legal(name, value):
+            raise UserError(f"{key} is {brief(value)}; expected {_expected(name)}")
+        found[name] = value
+    return found
+
+
+def _is_legal(name: str, value: Any) -> bool:
+    kind, low, high, _ = _LIMITS[name]
+    kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool) and bool(low <= value <= high) and value != math.inf
+
+
+def _expected(name: str) -> str:
+    kind, low, high, hint = _LIMITS[name]
+    what = "a whole number" if kind is int else "a number"
+    bound = f"of at least {low:g}" if high > 1e6 else f"from {low:g} to {high:g}"
+    return f"{what} {bound} ({hint})"
 
 
 @dataclass
@@ -61,17 +92,10 @@ class Sampler:
     _random: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, (kind, low, high, hint) in _LIMITS.items():
+        for name in _LIMITS:
             value = getattr(self, name)
-            if name == "seed" and value is None:
-                continue
-            number = isinstance(
-                value, (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
-            ) and not isinstance(value, bool)
-            if not (number and low <= value <= high) or value == math.inf:
-                what = "a whole number" if kind is int else "a number"
-                bound = f"of at least {low:g}" if high > 1e6 else f"from {low:g} to {high:g}"
-                raise UserError(f"{name} is {value!r}; expected {what} {bound} ({hint})", 2)
+            if not (_is_legal(name, value) or (name == "seed" and value is None)):
+                raise UserError(f"{name} is {value!r}; expected {_expected(name)}", 2)
         if self.forbidden is not None and not len(self.forbidden):
             self.forbidden = None
         self._random = np.random.Generator(np.random.PCG64(self.seed))

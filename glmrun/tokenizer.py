@@ -74,7 +74,7 @@ class Tokenizer:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         """The tokenizer described by a GGUF file's tokenizer.ggml.* keys; raises UserError for whatever does not fit together."""
         model = metadata.get("tokenizer.ggml.model")
-        if model != "gpt2":
+        if not isinstance(model, str) or model != "gpt2":
             raise UserError(f"tokenizer.ggml.model is {brief(model)}; glmrun reads byte-level BPE, which is called 'gpt2'")
         pre = metadata.get("tokenizer.ggml.pre")
         if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:

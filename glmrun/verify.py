@@ -50,8 +50,8 @@ def verify(path: str | Path, n_threads: int | None = None) -> Generator[Checked,
 
 
 def _has_checksums(part: GGUFFile) -> bool:
-    sums, header = part.metadata.get(TENSORS), part.metadata.get(HEADER)
-    if part.metadata.get(ALGORITHM) != "sha256" or not isinstance(sums, list) or not isinstance(header, str):
+    kind, sums, header = (part.metadata.get(key) for key in (ALGORITHM, TENSORS, HEADER))
+    if not isinstance(kind, str) or kind != "sha256" or not isinstance(sums, list) or not isinstance(header, str):
         return False
     if len(sums) != len(part.tensors):
         raise UserError(f"{part.path} has {len(part.tensors):,} tensors and {len(sums):,} checksums: another program rewrote it")

@@ -11,6 +11,7 @@ the experts that were chosen are checked, one token is drawn.
 import argparse
 import ctypes
 import gc
+import hashlib
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ from mutants import Pieces, damage_bytes, gguf_mutant, json_mutant, text_of
 
 if TYPE_CHECKING:
     from glmrun.engine import Model
+    from quant.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 SECONDS, GROWTH, ADDRESSES = 2.0, 256 << 20, 16 << 30  # limits of one mutant: CPU time, memory beyond the largest so far; of all
@@ -53,10 +55,13 @@ class Broken(Exception):
 
 @cache
 def _small_model() -> Pieces:
-    """A model of 0.5 MB with tensors in all formats that run, and some that are converted."""
+    """A model of 0.5 MB with checksums and with tensors in all formats that run, and some that are converted."""
     sys.path.insert(0, str(ROOT / "tests"))
     from foreign_file import Parts, random_blocks  # type: ignore[import-not-found]
     from tiny_model import ODD, write_tiny  # type: ignore[import-not-found]
+
+    from quant.checksums import checksum_metadata, seal
+    from quant.gguf_header import padding
 
     config = replace(
         ODD, hidden_size=256, num_hidden_layers=2, intermediate_size=64, moe_intermediate_size=32, n_routed_experts=4,
@@ -69,7 +74,10 @@ def _small_model() -> Pieces:
             name = f"blk.1.{name}.weight"
             n_rows = int(np.prod(parts.shapes[name][:-1]))
             parts.blocks[name], parts.formats[name] = random_blocks(kind, n_rows, 256, 1 / 16), kind
-        return Pieces.cut(parts.write(Path(folder) / "mixed.gguf").read_bytes())
+        sums = [hashlib.sha256(blocks.data).hexdigest() for blocks in parts.blocks.values()]
+        whole = parts.write(Path(folder) / "mixed.gguf", metadata=parts.metadata | checksum_metadata(sums)).read_bytes()
+        n_data = sum(blocks.nbytes + padding(blocks.nbytes) for blocks in parts.blocks.values())
+        return Pieces.cut(seal(whole[:-n_data]) + whole[-n_data:])
 
 
 @cache
@@ -114,6 +122,7 @@ def try_gguf(raw: bytes, folder: Path, index: int) -> str:
     path = folder / f"{index}.gguf"
     path.write_bytes(raw)
     try:
+        look(path, raw == _small_model().join())
         model = glmrun.load(path, n_ctx=8, n_threads=1)
     except UserError as why:
         _check_line(why)
@@ -134,10 +143,39 @@ def try_gguf(raw: bytes, folder: Path, index: int) -> str:
     return "ran"
 
 
+def look(path: Path, is_whole: bool) -> None:
+    """What inspect, plan, convert and verify do with the file; UserError if the first three refuse it."""
+    from glmrun.gguf_source import GGUFSource
+    from glmrun.measure.model_file import model_facts, plain_metadata
+    from glmrun.measure.plan import demand_of_file
+    from glmrun.verify import verify
+    from quant.errors import UserError
+    from quant.plan import plan
+
+    try:
+        intact = all(step.intact for step in verify(path, 1))
+    except UserError as why:
+        _check_line(why)
+        intact = False
+    if intact != is_whole:
+        raise Broken(f"verify says {'intact' if intact else 'damaged'}")
+    source = GGUFSource.open(path)
+    json.dumps([model_facts(source.file, source.config), plain_metadata(source.file)], allow_nan=False)
+    demand_of_file(source.file, source.config)
+    _plan_bytes(plan(source, "Q8_0", requantize=True))
+
+
+def _plan_bytes(planned: "Plan") -> None:
+    """Build the header that a conversion would write."""
+    if not sum(part.n_bytes for part in planned.parts) > 0:
+        raise Broken("a conversion to nothing")
+
+
 def try_safetensors(files: dict[str, bytes], folder: Path, index: int) -> str:
     """Open the checkpoint and read all of it; the kind of outcome."""
     from quant.checkpoint import Checkpoint
     from quant.errors import UserError
+    from quant.plan import plan
 
     for name, raw in (_small_checkpoint() if not any(folder.iterdir()) else {}).items():
         (folder / name).write_bytes(raw)
@@ -149,6 +187,7 @@ def try_safetensors(files: dict[str, bytes], folder: Path, index: int) -> str:
             n_rows = int(np.prod(tensor.shape[:-1]))
             if tensor.read_rows(0, n_rows).shape != (n_rows, tensor.row_bytes):
                 raise Broken(f"{tensor.name}: rows of another shape")
+        _plan_bytes(plan(checkpoint, "Q8_0"))
     except UserError as why:
         _check_line(why)
         return "refused"

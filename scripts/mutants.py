@@ -128,11 +128,11 @@ def _edge(rng: np.random.Generator, old: int) -> int:
 
 
 def _damage_entries(pieces: Pieces, rng: np.random.Generator) -> Pieces:
-    """Drop, double, swap or rename an entry; half the time the counts and offsets are made to fit again."""
+    """Drop, double, swap or rename an entry, or give it another's value; half the time counts and offsets are made to fit again."""
     in_keys = rng.random() < 0.5
     entries, data = list(pieces.keys if in_keys else pieces.tensors), list(pieces.data)
     i, j = rng.integers(len(entries), size=2).tolist()
-    kind = rng.integers(4)
+    kind = rng.integers(5)
     if kind == 0:
         del entries[i]
         if not in_keys and i < len(data):
@@ -145,6 +145,9 @@ def _damage_entries(pieces: Pieces, rng: np.random.Generator) -> Pieces:
         entries[i], entries[j] = entries[j], entries[i]
         if not in_keys and max(i, j) < len(data):
             data[i], data[j] = data[j], data[i]
+    elif kind == 3 and in_keys:
+        i_value, j_value = (8 + struct.unpack_from("<Q", entries[k])[0] if len(entries[k]) > 8 else 0 for k in (i, j))
+        entries[i] = entries[i][:i_value] + entries[j][j_value:]
     else:
         name = len(entries[i]) and struct.unpack_from("<Q", entries[i])[0]
         at = 8 + int(rng.integers(max(1, min(name, len(entries[i]) - 8))))

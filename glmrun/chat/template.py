@@ -30,8 +30,9 @@ class ChatFormat:
 
     def __init__(self, template_source: str | None, tokenizer: Tokenizer) -> None:
         own = DEFAULT_TEMPLATE.read_text("utf-8")
-        self.source = own if template_source is None else template_source
-        self._run = render if self.source == own else render_apart
+        blank = isinstance(template_source, str) and not template_source.strip()
+        self.source = own if template_source is None or blank else template_source
+        self._run = render if isinstance(self.source, str) and self.source == own else render_apart
         self._tokenizer = tokenizer
         self._seal = Seal(tokenizer.special_texts)
         self.turns = Turns(tokenizer)

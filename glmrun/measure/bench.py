@@ -230,4 +230,5 @@ def facts(model: "Model") -> dict[str, Any]:
 
 def model_type(n_layers: int, file_type: int | None) -> str:
     """llama.cpp's description of a model: architecture, size, quantization; ?B for a size that has no name."""
-    return f"deepseek2 {_SIZES.get(n_layers, '?B')} {_FILE_TYPES.get(file_type, 'unknown')}"  # type: ignore[arg-type]
+    kind = _FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown"
+    return f"deepseek2 {_SIZES.get(n_layers, '?B')} {kind}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
     template = file.metadata.get("tokenizer.chat_template")
     return {
         "file": str(file.path),
-        "name": file.metadata.get("general.name"),
+        "name": name if isinstance(name := file.metadata.get("general.name"), str) else None,
         "architecture": file.metadata.get("general.architecture"),
         "gguf_version": file.version,
         "file_bytes": file.size,
@@ -57,7 +58,7 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
         "tokenizer": "/".join(str(file.metadata.get(f"tokenizer.ggml.{key}", "?")) for key in ("model", "pre")),
         "vocabulary": config.vocab_size,
         "chat_template_sha256": _sha256(template) if isinstance(template, str) else None,
-        "chat_template_is_glmruns": template == _OWN_TEMPLATE.read_text(encoding="utf-8"),
+        "chat_template_is_glmruns": isinstance(template, str) and template == _OWN_TEMPLATE.read_text(encoding="utf-8"),
         "capabilities": capabilities(file, config),
         "warnings": warnings(file),
         "config": config.asdict(),
@@ -170,4 +171,7 @@ def difference(a: "GGUFFile", b: "GGUFFile", data: bool = False) -> dict[str, di
 
 
 def _comparable(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
+    """A value as JSON can write it and == compares it: what is infinite or no number is text."""
+    if isinstance(value, np.ndarray):
+        return [_comparable(v) for v in value.tolist()] if value.dtype.kind == "f" else value.tolist()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

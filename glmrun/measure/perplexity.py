@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 if TYPE_CHECKING:
     from glmrun.engine import Model
@@ -52,7 +52,7 @@ def bos_of(model: "Model") -> int | None:
         return None
     token = model.file.metadata.get("tokenizer.ggml.bos_token_id")
     if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
-        raise UserError(f"{model.path}: add_bos_token is set and bos_token_id is {token!r}; expected a token of the vocabulary")
+        raise UserError(f"{model.path}: add_bos_token is set and bos_token_id is {brief(token)}; expected a token id")
     return token
 
 
