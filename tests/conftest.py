@@ -1,6 +1,7 @@
 """What several tests share: small random models, written once per run."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,12 @@ collect_ignore = ["live"]
 
 
 def pytest_sessionstart() -> None:
-    """The kernels are compiled before a test imports them, on all cores."""
+    """The kernels are compiled before a test imports them, on all cores.
+
+    A shell starts what runs in its background deaf to Ctrl-C, and children inherit that: programs under test are to hear it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     compile_all()
 
 
