@@ -60,7 +60,7 @@ def _small_model() -> Pieces:
     from foreign_file import Parts, random_blocks  # type: ignore[import-not-found]
     from tiny_model import ODD, write_tiny  # type: ignore[import-not-found]
 
-    from quant.checksums import checksum_metadata, seal
+    from quant.checksums import blank_metadata, seal
     from quant.gguf_header import padding
 
     config = replace(
@@ -75,9 +75,9 @@ def _small_model() -> Pieces:
             n_rows = int(np.prod(parts.shapes[name][:-1]))
             parts.blocks[name], parts.formats[name] = random_blocks(kind, n_rows, 256, 1 / 16), kind
         sums = [hashlib.sha256(blocks.data).hexdigest() for blocks in parts.blocks.values()]
-        whole = parts.write(Path(folder) / "mixed.gguf", metadata=parts.metadata | checksum_metadata(sums)).read_bytes()
+        whole = parts.write(Path(folder) / "mixed.gguf", metadata=parts.metadata | blank_metadata(len(sums))).read_bytes()
         n_data = sum(blocks.nbytes + padding(blocks.nbytes) for blocks in parts.blocks.values())
-        return Pieces.cut(seal(whole[:-n_data]) + whole[-n_data:])
+        return Pieces.cut(seal(whole[:-n_data], sums) + whole[-n_data:])
 
 
 @cache
