@@ -18,6 +18,7 @@ from glmrun.cli import (
     convert,
     demo,
     doctor,
+    evaluate,
     imatrix,
     inspect,
     models,
@@ -38,7 +39,9 @@ _OUTSIDE = {
 }  # fmt: skip
 
 # These take options from the config file; the others work beside one that is broken.
-_WITH_SETTINGS = {"run", "chat", "bench", "plan", "fit", "pull", "convert", "verify", "imatrix", "demo"}
+_WITH_SETTINGS = {
+    "run", "chat", "bench", "perplexity", "ppl", "eval", "imatrix", "plan", "fit", "pull", "convert", "verify", "demo",
+}  # fmt: skip
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
 app = typer.Typer(
@@ -66,6 +69,7 @@ app.command("imatrix", short_help="Measure which weights matter, for convert --i
 app.command("bench", short_help="Measure tokens per second.")(bench.bench)
 app.command("perplexity", short_help="Measure how well a model predicts a text (also: ppl).")(perplexity.perplexity)
 app.command("ppl", hidden=True)(perplexity.perplexity)
+app.command("eval", short_help="Ask questions with known answers, count what is right.")(evaluate.evaluate)
 app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
 app.command("show", hidden=True)(inspect.inspect)
 app.command("warmup", short_help="Compile the kernels ahead of the first start.")(warmup.warmup)

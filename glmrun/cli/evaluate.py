@@ -1,0 +1,184 @@
+"""`glmrun eval`: how many questions a model answers right."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from glmrun.cli import loading, options
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.chunk import Chunk
+    from glmrun.engine import Model
+    from glmrun.measure.evaluation import Answered, Question
+
+
+def evaluate(
+    context: typer.Context,
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE.jsonl", help="Questions, one JSON object a line. Left out: nano's skills.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", metavar="MODEL", help="A GGUF file or a name; left out: the setting, else nano."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Answers, a JSON object a line; left out: FILE-MODEL.jsonl."),
+    ] = None,
+    preset: options.Preset = None,
+    temp: Annotated[
+        float | None,
+        typer.Option(
+            "--temp", "--temperature", min=0.0, metavar="X", help="0 always takes the likeliest token. Left out: the preset's."
+        ),
+    ] = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same answers.")] = 0,
+    max_tokens: options.MaxTokens = None,
+    ctx: options.Ctx = None,
+    threads: options.Threads = None,
+    kv_type: options.KvType = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """Ask questions with known answers and count what is right, under the makers' sampling settings.
+
+    A line of FILE has a prompt (or messages), an answer and a check: exact, regex, number or tool_call; it may have skill,
+    tools, thinking, max_tokens and id. Every answer is kept at once: after Ctrl-C the same command goes on. Of the sampling
+    settings only those on the command line count, whatever variables and the config file say.
+
+    \b
+    Examples:
+      glmrun eval
+      glmrun eval questions.jsonl -m GLM-4.7-Flash-Q4_K_M.gguf --preset coding
+      glmrun eval questions.jsonl -m flash --temp 0 -o answers.jsonl --json
+      echo '{"prompt": "What is 6 * 7?", "check": "number", "answer": 42}' > questions.jsonl
+    """
+    from glmrun.builtin import CHECKPOINT
+    from glmrun.measure.evaluation import by_skill, read_suite
+    from glmrun.sampling import PRESETS
+    from glmrun.terminal.console import note
+
+    suite = Path(file) if file is not None else CHECKPOINT / "skills.jsonl"
+    questions = read_suite(suite)
+    path = loading.resolve_model(model)
+    given: dict[str, Any] = {"preset": preset, "temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    sources = {name: context.get_parameter_source(name) for name in given}
+    typed = {name: value for name, value in given.items() if (source := sources[name]) and source.name == "COMMANDLINE"}
+    name = typed.pop("preset", "default")
+    sampling = PRESETS[name] | {"temperature" if key == "temp" else key: value for key, value in typed.items()}
+    if name == "agent":  # which keeps all thinking
+        questions = [replace(question, clear_thinking=False) for question in questions]
+    kept = Path(output or f"{suite.stem}-{path.stem}.jsonl")
+    about = {
+        "questions": suite.name, "sha256": hashlib.sha256(suite.read_bytes()).hexdigest(), "model": path.name,
+        "bytes": path.stat().st_size, "n_ctx": ctx, "kv_type": kv_type, "max_tokens": max_tokens, "seed": seed,
+        "preset": name, **sampling,
+    }  # fmt: skip
+    answers = _read_answers(kept, about)
+    interrupted = False
+    if len(answers) < len(questions):
+        opened = loading.load_model(path, ctx, threads, kv_type)
+        with kept.open("a", encoding="utf-8") as out:
+            if not out.tell():
+                _write(out, about)
+            interrupted = _ask(opened, questions, answers, out, seed, max_tokens, sampling)
+    if as_json:
+        print(json.dumps(about | {"skills": by_skill(answers)}, ensure_ascii=False, indent=2))
+    elif answers:
+        print(_table(answers))
+    if interrupted:
+        note(f"interrupted after {len(answers)} of {len(questions)} questions; the same command goes on")
+        raise typer.Exit(130)
+    note(f"the answers are in {kept}")
+
+
+def _read_answers(kept: Path, about: dict[str, Any]) -> "list[Answered]":
+    """What an earlier run answered; a line that was cut off is removed. Raises UserError if that run was another one."""
+    from glmrun.measure.evaluation import Answered
+
+    if not kept.exists():
+        return []
+    data = kept.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        if not whole and not _line(about).startswith(data.decode()):
+            raise ValueError
+        first, *others = [json.loads(line) for line in whole.decode().splitlines()] or [about]
+        found = [Answered(**line) for line in others]
+        differing = [key for key in about if first[key] != about[key]]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{kept} is there and holds no answers of glmrun eval; name another output with -o") from None
+    if differing:
+        raise UserError(f"{kept} holds another run's answers (other {', '.join(differing)}); remove it or name another output: -o")
+    if len(whole) < len(data):
+        with kept.open("r+b") as file:
+            file.truncate(len(whole))
+    return found
+
+
+def _line(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def _write(out: TextIO, fields: dict[str, Any]) -> None:
+    out.write(_line(fields))
+    out.flush()
+
+
+def _ask(
+    model: "Model", questions: "list[Question]", answers: "list[Answered]", out: TextIO, seed: int, max_tokens: int | None,
+    sampling: dict[str, Any],
+) -> bool:  # fmt: skip
+    """Ask the rest, adding to answers and the file; returns whether Ctrl-C ended it."""
+    from glmrun.measure.evaluation import evaluate
+    from glmrun.terminal.console import note
+    from glmrun.terminal.interrupt import interruptible
+    from glmrun.terminal.progress import work_bar
+
+    done = {answer.id for answer in answers}
+    if done:
+        note(f"{len(done)} of {len(questions)} questions were answered before")
+
+    def chat(*arguments: Any, **settings: Any) -> "Iterator[Chunk]":
+        return interruptible(model, model.chat(*arguments, **settings))
+
+    with work_bar() as bar:
+        bar.update(questions[0].skill, len(answers), len(questions))
+        try:
+            for answer in evaluate(chat, questions, done, seed, max_tokens, **sampling):
+                _write(out, asdict(answer))
+                answers.append(answer)
+                right = sum(a.right for a in answers)
+                bar.update(f"{answer.skill}: {right} right", len(answers), len(questions))
+        except KeyboardInterrupt:
+            return True
+    return len(answers) < len(questions)
+
+
+def _table(answers: "list[Answered]") -> str:
+    from glmrun.measure.evaluation import by_skill
+    from glmrun.terminal.tables import columns
+
+    rows = [["skill", "right", "of", "accuracy"]]
+    for skill, found in by_skill(answers).items():
+        rows.append([skill, str(found["right"]), str(found["of"]), f"{found['accuracy']:.1%} ± {100 * found['error']:4.1f}"])
+    tokens, seconds = sum(a.n_generated for a in answers), sum(a.seconds for a in answers)
+    lines = [columns(rows, right=[1, 2, 3]), "", f"{tokens:,} tokens written in {seconds:,.0f} s"]
+    cut = sum(a.finish_reason == "length" for a in answers)
+    if cut:
+        lines.append(f"{cut} answers were cut off at the limit and count as wrong")
+    refused = [a.finish_reason for a in answers if a.finish_reason.startswith("refused")]
+    if refused:
+        lines.append(f"{len(refused)} questions were refused and count as wrong; the first: {refused[0].removeprefix('refused: ')}")
+    return "\n".join(lines)

@@ -1,0 +1,182 @@
+"""Questions with answers that a program can check, asked one after another.
+
+A suite is a file of JSON lines, one question each:
+
+    {"id": "capitals 1", "skill": "capitals", "messages": [{"role": "user", "content": "What is the capital of Norway?"}],
+     "check": "regex", "answer": "\\\\bOslo\\\\b", "thinking": false, "max_tokens": 200}
+
+messages    OpenAI's; `prompt`, a text, stands for one message of the user. tools: OpenAI's, or absent
+check       exact (runs of white space count as one space), regex (found anywhere), number (the last one in the answer), or
+            tool_call (the one call that is expected: {"name": ..., "arguments": {...}})
+id, skill, thinking, clear_thinking and max_tokens may be absent: the line's number, "all", true, true, no limit.
+"""
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.chunk import Chunk
+
+    Chat = Callable[..., Iterator[Chunk]]  # a model's chat()
+
+CHECKS: dict[str, Any] = {"exact": str, "regex": str, "number": (int, float), "tool_call": dict}
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
+_KEYS = ("id", "skill", "messages", "prompt", "tools", "thinking", "clear_thinking", "max_tokens", "check", "answer")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a suite."""
+
+    id: str
+    skill: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    thinking: bool
+    clear_thinking: bool
+    max_tokens: int | None
+    check: str
+    answer: Any
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of a question; the fields of a line of the results. finish_reason: chat()'s, or why it was refused."""
+
+    id: str
+    skill: str
+    right: bool
+    text: str
+    reasoning: str
+    tool_calls: list[dict[str, Any]]
+    finish_reason: str
+    n_prompt: int
+    n_generated: int
+    seconds: float
+
+
+def read_suite(path: Path) -> list[Question]:
+    """The questions of a file; raises UserError that names the line and what is wrong with it (OSError if it can't be read)."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as why:
+        raise UserError(f"{path}: not valid UTF-8 at byte {why.start:,}") from None
+    questions: dict[str, Question] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(json.loads(line), number)
+            if question.id in questions:
+                raise ValueError(f"another question has the id {question.id!r}, too")
+        except (ValueError, RecursionError) as why:
+            raise UserError(f"{path}, line {number}: {why}") from None
+        questions[question.id] = question
+    if not questions:
+        raise UserError(f"{path}: there is no question in it")
+    return list(questions.values())
+
+
+def _question(line: Any, number: int) -> Question:
+    if not isinstance(line, dict) or not line.keys() <= set(_KEYS):
+        raise ValueError(f"expected an object with keys among {', '.join(_KEYS)}")
+    check, answer, prompt = line.get("check", "exact"), line.get("answer"), line.get("prompt")
+    messages = line.get("messages") if prompt is None else [{"role": "user", "content": prompt}]
+    if (prompt is None) == ("messages" not in line) or not isinstance(prompt, str | None) or not isinstance(messages, list):
+        raise ValueError("expected either messages, a list, or prompt, a text")
+    if not isinstance(check, str) or check not in CHECKS:
+        raise ValueError(f"check is {check!r}; expected {', '.join(CHECKS)}")
+    if not isinstance(answer, CHECKS[check]) or isinstance(answer, bool):
+        raise ValueError(f"answer is {answer!r}, which is nothing that check {check} takes")
+    if check == "tool_call" and not isinstance(answer.get("name"), str):
+        raise ValueError("an answer that is a tool call has a name, and arguments")
+    if check == "regex":
+        try:
+            re.compile(answer)
+        except re.error as why:
+            raise ValueError(f"answer {answer!r} is not a regular expression: {why}") from None
+    thinking, clear, limit, tools = (line.get(key) for key in ("thinking", "clear_thinking", "max_tokens", "tools"))
+    if not isinstance(thinking, bool | None) or not isinstance(clear, bool | None):
+        raise ValueError("thinking and clear_thinking are true or false")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"max_tokens is {limit!r}; expected a whole number above 0")
+    return Question(
+        str(line.get("id", number)), str(line.get("skill", "all")), messages, tools, thinking is not False, clear is not False,
+        limit, check, answer,
+    )  # fmt: skip
+
+
+def is_right(question: Question, text: str, tool_calls: Sequence[dict[str, Any]]) -> bool:
+    """Whether an answer passes its question's check."""
+    if question.check == "tool_call":
+        return [_call(call) for call in tool_calls] == [(question.answer["name"], question.answer.get("arguments", {}))]
+    if question.check == "exact":
+        return not tool_calls and text.split() == question.answer.split()
+    if question.check == "regex":
+        return re.search(question.answer, text) is not None
+    numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return bool(numbers) and math.isclose(float(numbers[-1].replace(",", "")), question.answer, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _call(call: dict[str, Any]) -> tuple[str, Any]:
+    """(name, arguments) of OpenAI's shape, where arguments travel as JSON text."""
+    return call["function"]["name"], json.loads(call["function"]["arguments"])
+
+
+def ask(chat: "Chat", question: Question, seed: int, max_tokens: int | None = None, **sampling: Any) -> Answered:
+    """Put one question; the smaller of both limits holds. Only an answer that came to its own end can be right."""
+    limit = min((n for n in (question.max_tokens, max_tokens) if n is not None), default=None)
+    text, reasoning, calls, reason = "", "", list[dict[str, Any]](), ""
+    n_prompt = n_generated = 0
+    began = time.perf_counter()
+    try:
+        for chunk in chat(
+            question.messages,
+            question.tools,
+            question.thinking,
+            clear_thinking=question.clear_thinking,
+            max_tokens=limit,
+            seed=seed,
+            **sampling,
+        ):
+            text, reasoning = text + chunk.text, reasoning + chunk.reasoning
+            calls += chunk.tool_calls or []
+            reason = chunk.finish_reason or reason
+            n_prompt, n_generated = chunk.stats.n_prompt, chunk.stats.n_generated
+    except UserError as why:
+        reason = f"refused: {why}"
+    right = reason in ("stop", "tool_calls") and is_right(question, text, calls)
+    seconds = round(time.perf_counter() - began, 3)
+    return Answered(question.id, question.skill, right, text, reasoning, calls, reason, n_prompt, n_generated, seconds)
+
+
+def evaluate(
+    chat: "Chat", questions: Sequence[Question], answered: set[str], seed: int, max_tokens: int | None = None, **sampling: Any
+) -> Iterator[Answered]:
+    """Ask what has not been answered, until an answer is cancelled. A question's seed is its place's, wherever a run begins."""
+    for i, question in enumerate(questions):
+        if question.id not in answered:
+            answer = ask(chat, question, seed + i, max_tokens, **sampling)
+            if answer.finish_reason == "cancelled":
+                return
+            yield answer
+
+
+def by_skill(answers: Sequence[Answered]) -> dict[str, dict[str, Any]]:
+    """{skill: {"right", "of", "accuracy", "error"}}, by name and "all" at the end; error: the accuracy's standard error."""
+    found = {skill: [a.right for a in answers if a.skill == skill] for skill in sorted({a.skill for a in answers} - {"all"})}
+    return {skill: _share(some) for skill, some in {**found, "all": [a.right for a in answers]}.items()}
+
+
+def _share(right: list[bool]) -> dict[str, Any]:
+    share = sum(right) / max(1, len(right))
+    error = math.sqrt(share * (1 - share) / max(1, len(right) - 1))
+    return {"right": sum(right), "of": len(right), "accuracy": round(share, 4), "error": round(error, 4)}
