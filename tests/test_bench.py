@@ -10,21 +10,26 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from openai_server import HELLO, MODELS, SCRIPTS, delta, openai_server
 from test_cli import glmrun as run
 from test_cli import refused
 
 import glmrun
 from glmrun import kernels
 from glmrun.builtin import CHECKPOINT
+from glmrun.chunk import Chunk, Stats
 from glmrun.engine import MAX_TOKENS
 from glmrun.measure.bench import N_UBATCH, Case, Choices, Result, cpu_name, measure, model_type
 from glmrun.measure.bench_rows import compare, curves, read_rows, welch
+from glmrun.measure.server_bench import LONG_ANSWER, measure_server
 from glmrun.terminal.bench_output import BenchOutput, bar_chart
 from glmrun.terminal.plot import write
 from glmrun.terminal.tables import BenchTable
@@ -348,6 +353,55 @@ def test_ctrl_c_prints_what_is_done() -> None:
         rows = json.loads(process.stdout.read())
         process.stderr.read()
     assert process.returncode == 130 and [(row["n_prompt"], row["n_gen"]) for row in rows] == [(8, 0)]
+
+
+class Remote:
+    """A server that takes 2 ms a prompt token, of which it knew 10, and 20 ms for each token after the first."""
+
+    name, url, path = "org/GLM-4.7", "http://host/v1", "org/GLM-4.7 at http://host/v1"
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.asked: list[tuple[str, int]] = []
+
+    def chat(self, messages: list[dict], max_tokens: int, temperature: float) -> Iterator[Chunk]:
+        self.asked.append((messages[-1]["content"], max_tokens))
+        n, made = 10 + len(messages[-1]["content"].split()), min(max_tokens, self.most)
+        stats = Stats(n_prompt=n, n_cached=10, prompt_seconds=0.002 * (n - 10))
+        yield Chunk(text="x", stats=stats)
+        yield Chunk(finish_reason="stop", stats=replace(stats, n_generated=made, generate_seconds=0.02 * (made - 1)))
+
+
+def test_a_server_is_measured_by_its_own_counts() -> None:
+    remote: Any = Remote(most=5)
+    cases = Choices([64], [8], [(32, 4)]).cases(Path(remote.name))
+    found = [result for _, _, result in measure_server(remote, cases, 2, warmup=False) if result is not None]
+    rows = [result.asdict() for result in found]
+    assert [list(row) for row in rows] == [FIELDS + LISTS] * 3
+    n_ask = len(remote.asked[2][0].split())
+    seconds = [0.128, 0.16, 0.002 * 32 + 0.02 * 4]  # 8 tokens at the speed of the 5 that came
+    assert [row["samples_ns"] for row in rows] == [[round(1e9 * s)] * 2 for s in seconds]
+    assert [round(row["avg_ts"], 3) for row in rows] == [500.0, 50.0, 250.0]
+    assert [found[0].wide(None)["ttft_ms"], found[1].wide(None)["ttft_ms"]] == [128.0, None]
+    assert [row["model_type"] for row in rows] == ["org/GLM-4.7"] * 3 and rows[0]["cpu_info"] == "http://host/v1"
+    texts, limits = zip(*remote.asked, strict=True)
+    assert limits == (1, 1, 8, 8, 4, 4) and [len(t.split()) for t in texts] == [64] * 2 + [n_ask] * 2 + [32 + n_ask] * 2
+    assert texts[0] != texts[1] and texts[0].split()[8:] == texts[1].split()[8:]
+    with pytest.raises(UserError, match="ended at its first token"):
+        list(measure_server(Remote(most=1), cases[1:], 1))  # type: ignore[arg-type]
+
+
+def test_the_command_measures_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCRIPTS, LONG_ANSWER, [*HELLO[1:3], delta("stop"), {"usage": {"completion_tokens": 2}}])
+    with openai_server() as server:
+        done = run("bench", "--url", server.url, "-p", "16", "-n", "8", "-r", "2", "-o", "jsonl", "-oe", "md", "--plot")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == 0 and [(row["n_prompt"], row["n_gen"]) for row in rows] == [(16, 0), (0, 8)], done.stderr
+        assert all(row["model_type"] == MODELS[0]["id"] and len(row["samples_ns"]) == 2 for row in rows)
+        assert f"{server.url}: tokens as the server counts them" in done.stderr.decode() and b"kernels" not in done.stderr
+        assert "GLM-4.7-Flash, pp16" in done.stderr.decode() and len(server.requests) == 6
+        assert "the server decides about depths" in refused("bench", "--url", server.url, "-d", "8", code=2)
+        assert "ended at its first token" in refused("bench", "--url", server.url, "-p", "0", "-n", "0", "-pg", "4,4", code=1)
 
 
 def test_two_files_are_compared_on_the_command_line(tmp_path: Path) -> None:

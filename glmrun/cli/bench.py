@@ -4,7 +4,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,7 @@ from glmrun.settings import default_model
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.measure.bench import Choices
+    from glmrun.measure.bench import Case, Choices, Result
 
 _MOST = 1 << 24  # tokens
 
@@ -59,6 +59,7 @@ def _parse_pair(text: str) -> tuple[int, int]:
 
 
 def bench(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,6 +109,10 @@ def bench(
     ] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw speed against depth, or threads, in the terminal.")] = False,
     plot_out: Annotated[str | None, typer.Option("--plot-out", metavar="FILE", help="The same as FILE.png or FILE.svg.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="Measure a server with OpenAI's interface instead; -m is a name there."),
+    ] = None,
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: tell what differs between two results."),
@@ -125,6 +130,7 @@ def bench(
       glmrun bench -m a.gguf,b.gguf -n 0 -p 128,512 -t 1-4*2 -o json > speed.json
       glmrun bench -m GLM-4.7-Flash -q Q4_K_M,Q6_K,Q8_0 --wide
       glmrun bench --compare before.json after.json
+      glmrun bench --url http://localhost:8080/v1 -p 512,4096 -r 3
     """
     from glmrun.measure.bench import N_UBATCH, Choices
 
@@ -143,27 +149,32 @@ def bench(
     if not n_tests:
         raise typer.BadParameter("nothing to measure: both -p and -n are 0")
     names = [name for text in models or [] for name in text.split(",") if name]
-    files, n_files = _files(names, quantizations)
+    if url is not None:
+        options.refuse_beside_url(context, "quantizations", "depths", "threads", "ubatches", "kv_type")
     if plot_out is not None:
         from glmrun.terminal.plot import check
 
         check(plot_out)
-    began = time.perf_counter()
-    loading.compile_kernels()
-    compile_seconds = time.perf_counter() - began
+    if url is not None:
+        runs, n_files = _of_server(url, names, choices, repetitions, warmup, delay)
+    else:
+        files, n_files = _files(names, quantizations)
+        runs = _of_files(files, choices, repetitions, warmup, kv_type, delay)
+        began = time.perf_counter()
+        loading.compile_kernels()
+        _note_machine(wanted, time.perf_counter() - began)
 
     from glmrun.terminal.bench_output import BenchOutput
     from glmrun.terminal.tables import BenchTable
 
-    _note_machine(wanted, compile_seconds)
     columns = [*(["n_ubatch"] if lists[3] != [N_UBATCH] else []), *(["type_k", "type_v"] if kv_type else [])]
     outputs = [BenchOutput(output, sys.stdout, BenchTable(columns, wide))]
     if output_err is not None:
         outputs.append(BenchOutput(output_err, sys.stderr, BenchTable(columns, wide)))
     rows: list[dict[str, Any]] = []
     try:
-        with closing(files):
-            for row in _rows(files, choices, n_files * n_tests, repetitions, warmup, kv_type, delay, wide):
+        with closing(runs):
+            for row in _rows(runs, n_files * n_tests, repetitions, wide, () if url else wanted):
                 rows.append(row)
                 for out in outputs:
                     out.row(row)
@@ -178,26 +189,52 @@ def bench(
         raise typer.Exit(code)
 
 
-def _rows(
-    files: Iterator[Path], choices: "Choices", n_tests: int, repetitions: int, warmup: bool, kv_type: str | None, delay: float,
-    wide: bool,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The rows of all files, behind a progress bar that is off the screen whenever a row comes."""
+_Steps = Iterator[tuple["Case", int, "Result | None"]]
+
+
+def _of_files(
+    files: Generator[Path], choices: "Choices", repetitions: int, warmup: bool, kv_type: str | None, delay: float
+) -> Generator[_Steps]:
+    """What each file's measurement yields, one file after another."""
     from glmrun.measure.bench import measure
+
+    with closing(files):
+        for path in files:
+            yield measure(choices.cases(path), repetitions, warmup, kv_type, delay)
+
+
+def _of_server(
+    url: str, names: list[str], choices: "Choices", repetitions: int, warmup: bool, delay: float
+) -> tuple[Generator[_Steps], int]:
+    """(what each model's measurement yields, how many); the server's first model if none is named."""
+    from glmrun.measure.server_bench import measure_server
+    from glmrun.remote import RemoteModel
+    from glmrun.terminal.console import note
+
+    models = [RemoteModel(url, name) for name in names] or [RemoteModel(url)]
+    note(f"{models[0].url}: tokens as the server counts them, times as they pass here")
+    steps = (measure_server(model, choices.cases(Path(model.name)), repetitions, warmup, delay) for model in models)
+    return steps, len(models)
+
+
+def _rows(
+    runs: Iterator[_Steps], n_tests: int, repetitions: int, wide: bool, threads: Sequence[int | None]
+) -> Iterator[dict[str, Any]]:
+    """The rows of all runs, behind a progress bar that is off the screen whenever a row comes; threads: whose bandwidth to tell."""
     from glmrun.measure.machine import memory_bandwidth
     from glmrun.terminal.progress import work_bar
 
-    bandwidth = {n: memory_bandwidth(n).bytes_per_second for n in choices.n_threads} if wide else {}
+    bandwidth = {n: memory_bandwidth(n).bytes_per_second for n in threads} if wide else {}
     done = 0
     with work_bar() as bar:
-        for path in files:
-            for case, taken, result in measure(choices.cases(path), repetitions, warmup, kv_type, delay):
+        for steps in runs:
+            for case, taken, result in steps:
                 if result is None:
-                    bar.update(f"{path.name} {case.name}", done * repetitions + taken, n_tests * repetitions)
+                    bar.update(f"{case.path.name} {case.name}", done * repetitions + taken, n_tests * repetitions)
                     continue
                 bar.clear()
                 done += 1
-                yield result.asdict() | (result.wide(bandwidth[case.n_threads]) if wide else {})
+                yield result.asdict() | (result.wide(bandwidth.get(case.n_threads)) if wide else {})
 
 
 def _files(names: list[str], quantizations: str | None) -> tuple[Generator[Path], int]:

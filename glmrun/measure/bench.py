@@ -27,8 +27,8 @@ _FILE_TYPES = {0: "all F32", 1: "F16", 7: "Q8_0", 15: "Q4_K - Medium", 18: "Q6_K
 # ... and of this architecture's sizes, told apart by the number of layers.
 _SIZES = {27: "16B", 47: "30B.A3B", 60: "236B", 61: "671B"}
 # What llama-bench says about choices that glmrun does not have: its defaults for a CPU.
-_NO_PROCESSOR_CHOICE = {"cpu_mask": "0x0", "cpu_strict": False, "poll": 50}
-_NO_GPU = {
+NO_PROCESSOR_CHOICE = {"cpu_mask": "0x0", "cpu_strict": False, "poll": 50}
+NO_GPU = {
     "n_gpu_layers": 0, "n_cpu_moe": 0, "split_mode": "layer", "main_gpu": 0, "no_kv_offload": False, "flash_attn": 1,
     "devices": "none", "tensor_split": "0.00", "tensor_buft_overrides": "none", "load_mode": "mmap", "embeddings": False,
     "no_op_offload": 0, "no_host": False, "fit_target": 0, "fit_min_ctx": 0,
@@ -221,10 +221,10 @@ def facts(model: "Model") -> dict[str, Any]:
         "n_batch": N_UBATCH,
         "n_ubatch": N_UBATCH,
         "n_threads": model.n_threads,
-        **_NO_PROCESSOR_CHOICE,
+        **NO_PROCESSOR_CHOICE,
         "type_k": cache,
         "type_v": cache,
-        **_NO_GPU,
+        **NO_GPU,
     }
 
 

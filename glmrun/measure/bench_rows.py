@@ -119,7 +119,7 @@ def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[int, float]]]
 
 def _label(row: Row, by: str, rows: Sequence[Row]) -> Iterator[str]:
     """The parts of a curve's name: file and test always, the other things only where they differ."""
-    yield Path(str(row["model_filename"])).stem
+    yield Path(str(row["model_filename"])).name.removesuffix(".gguf")
     yield case_name(int(row["n_prompt"]), int(row["n_gen"]), 0)
     for name, text in (("n_threads", "{} threads"), ("n_depth", "d{}"), ("n_ubatch", "ubatch {}")):
         if name != by and len({other[name] for other in rows}) > 1:

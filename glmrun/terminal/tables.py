@@ -48,10 +48,10 @@ class BenchTable:
 
         values = {
             "model": one_line(row["model_type"]),
-            "size": bytes_text(row["model_size"]),
-            "params": params_text(row["model_n_params"]),
+            "size": bytes_text(row["model_size"]) if row["model_size"] else "",
+            "params": params_text(row["model_n_params"]) if row["model_n_params"] else "",
             "backend": row["backends"],
-            "threads": str(row["n_threads"]),
+            "threads": str(row["n_threads"] or ""),
             "test": case_name(row["n_prompt"], row["n_gen"], row["n_depth"]),
             "t/s": f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
         }
