@@ -100,7 +100,11 @@ class ScriptedModel:
 
 
 def load(
-    path: Path | None = None, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str | None = None
+    path: Path | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    kv_type: str | None = None,
+    patient: bool = True,
 ) -> ScriptedModel:
     return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads or 2)
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -77,6 +80,9 @@ def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.C
     conversation.say("hello there")
     run_command(conversation, "/context")
     assert "6 of 40 tokens (15%), 2 messages" in capsys.readouterr().err
+    assert conversation.bottom_line() == "scripted.gguf · 6 / 40 · 50.0 tok/s"
+    conversation.thinking = False
+    assert conversation.bottom_line(1000) == "scripted.gguf · 1k / 40 · 50.0 tok/s · no thinking"
     conversation.say(" ".join(["word"] * 15))
     assert "38 of 40 tokens of context used: /clear" in capsys.readouterr().err
 
@@ -84,17 +90,19 @@ def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.C
 class Terminal:
     """The chat loop on a pseudo-terminal; a screen of 200 columns so that no line is folded."""
 
-    def __init__(self, state: Path) -> None:
-        environment = {
+    def __init__(self, state: Path, *arguments: str) -> None:
+        environment: Any = {
             **os.environ,
             "PYTHONPATH": os.getcwd(),
             "XDG_STATE_HOME": str(state),
             "TERM": "xterm",
             "PROMPT_TOOLKIT_NO_CPR": "1",
+            "VISUAL": str(state / "editor"),
         }
         self.child = pexpect.spawn(
-            sys.executable, [SCRIPT, "chat", "nano"], env=environment, dimensions=(50, 200), encoding="utf-8", timeout=20
-        )
+            sys.executable, [SCRIPT, "chat", "nano", *arguments], env=environment, cwd=str(state), dimensions=(50, 200),
+            encoding="utf-8", timeout=30,
+        )  # fmt: skip
         self.child.expect("Ctrl-D leaves")
         self.ready()
 
@@ -133,6 +141,73 @@ def test_a_conversation_in_a_terminal(tmp_path: Path) -> None:
     again = Terminal(tmp_path)
     again.send("\x1b[A\x1b[A", "You said: pasted\r\nlines\r\n")  # Up, Up: before /context
     assert again.leave() == 0
+
+
+def test_history_pastes_files_and_an_editor(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "note.md").write_text("what the note says\n")
+    (tmp_path / "editor").write_text('#!/bin/sh\nprintf "XYZ" > "$1"\n')
+    (tmp_path / "editor").chmod(0o755)
+    terminal = Terminal(tmp_path)
+    terminal.send("hello", "You said: hello")
+    terminal.send("other", "You said: other")
+    terminal.send("hel\x1b[A", "You said: hello")  # Up: what begins like it
+    terminal.send("\x12oth\r", "You said: other")  # Ctrl+R
+    terminal.child.send("sum: \x1b[200~" + "\r".join(f"line {n}" for n in range(84)) + "\x1b[201~")
+    terminal.expect(r"\[pasted 84 lines\]")
+    terminal.send("", "You said: sum: line 0 line 1 .*line 83 ")
+    terminal.child.send("@do\t")
+    terminal.expect("note.md")  # what is in the only folder of that name
+    terminal.send("\t", "what the note says")
+    terminal.child.send("draft\x18\x05")  # Ctrl+X Ctrl+E
+    terminal.expect("XYZ")
+    terminal.send("", "You said: XYZ")
+    terminal.send("/th\t off", "thinking is off")
+    terminal.send("/set vi on", "keys as in vi")
+    terminal.child.send("hallo\x1b")
+    time.sleep(1)  # else it is Alt+0
+    terminal.send("0x", "You said: allo")
+    assert terminal.leave() == 0
+
+
+def test_keys_for_thinking_and_for_stopping(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.send("hello", "You said: hello")
+    terminal.child.send("\x0f")  # Ctrl+O
+    terminal.expect("thought for .* 2 tokens .*Let me think.")
+    terminal.ready()
+    terminal.child.send("\x1b[Z")  # Shift+Tab
+    terminal.expect("thinking is off")
+    terminal.send("/set format json", "JSON objects")
+    terminal.send("messages", '"json_schema": {"type": "object"}')
+    terminal.child.send("slow answer\r")
+    terminal.expect("tick tick tick")
+    terminal.child.send("\x1b")  # Esc
+    terminal.expect("stopped")
+    terminal.ready()
+    assert terminal.leave() == 0
+
+
+def test_a_killed_conversation_goes_on(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.send("hello", "You said: hello")
+    terminal.child.send("slow answer\r")
+    terminal.expect("tick tick tick")
+    terminal.child.kill(signal.SIGKILL)
+    terminal.child.expect(pexpect.EOF)
+    terminal.child.close()
+    again = Terminal(tmp_path, "--continue")
+    again.send("/context", "3 messages")
+    again.send("messages", '"content": "You said: hello".*"content": "slow answer"')
+    again.send("/export a.md", "5 messages")
+    again.send("/export a.json", "5 messages")
+    assert again.leave() == 0
+    assert "You said: hello" in (tmp_path / "a.md").read_text()
+    assert [message["role"] for message in json.loads((tmp_path / "a.json").read_text())["messages"]][:3] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`glmrun chat`: a conversation in the terminal."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,10 +65,11 @@ def chat(
     """
     from glmrun.sampling import PRESETS
     from glmrun.terminal import sessions
-    from glmrun.terminal.commands import show_resumed
     from glmrun.terminal.console import note
     from glmrun.terminal.conversation import Conversation, Typing
+    from glmrun.terminal.interrupt import quiet_keyboard
     from glmrun.terminal.repl import chat_in_pipe, chat_in_terminal, interactive
+    from glmrun.terminal.saving import show_resumed
     from glmrun.terminal.tool_calls import ToolCalls
 
     if url is not None:
@@ -81,7 +83,7 @@ def chat(
     tools = ToolCalls(tools_file, approve) if tools_file is not None else None
 
     def open_model(name: str | None) -> "Model | RemoteModel":
-        return loading.open_model(name, url, ctx, threads, kv_type)
+        return loading.open_model(name, url, ctx, threads, kv_type, patient=not interactive())
 
     names = {
         "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repeat_penalty",
@@ -90,27 +92,31 @@ def chat(
     given = {name: context.params[name] for name in names if context.params[name] is not None}
     settings = {names[name]: value for name, value in given.items()} | (PRESETS[preset] if preset else {})
     settings |= {names[name]: value for name, value in given.items() if options.typed(context, name)}
-    conversation = Conversation(
-        open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
-        settings,
-        thinking=think,
-        preserve_thinking=preserve_thinking or preset == "agent",
-        think_budget=think_budget,
-        typing=Typing(vi=vi, history=history) if interactive() else None,
-        saving=history and (interactive() or earlier is not None),
-        keep_cache=keep_cache,
-        open_model=open_model,
-        tools=tools,
-    )
-    loaded = conversation.model
     if interactive():
-        threads_text = f" · {loaded.n_threads} threads" if url is None else ""
-        note(f"{conversation.model_name} · context {loaded.n_ctx:,} tokens{threads_text} · /help lists commands, Ctrl-D leaves")
-    if earlier is not None:
-        conversation.resume(earlier)
-        show_resumed(conversation)
-    if system is not None and (earlier is None or options.typed(context, "system")):
-        conversation.set_system(system)
+        import_module("glmrun.terminal.editor")  # now: it maps memory, which is slow while the model's file is being mapped
+    with quiet_keyboard():  # what is typed meanwhile is for the first prompt
+        conversation = Conversation(
+            open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
+            settings,
+            thinking=think,
+            preserve_thinking=preserve_thinking or preset == "agent",
+            think_budget=think_budget,
+            typing=Typing(vi=vi, history=history) if interactive() else None,
+            saving=history and (interactive() or earlier is not None),
+            keep_cache=keep_cache,
+            open_model=open_model,
+            get_ready=loading.wait_for_disk,
+            tools=tools,
+        )
+        loaded = conversation.model
+        if interactive():
+            threads_text = f" · {loaded.n_threads} threads" if url is None else ""
+            note(f"{conversation.model_name} · context {loaded.n_ctx:,} tokens{threads_text} · /help lists commands, Ctrl-D leaves")
+        if earlier is not None:
+            conversation.resume(earlier)
+            show_resumed(conversation)
+        if system is not None and (earlier is None or options.typed(context, "system")):
+            conversation.set_system(system)
     try:
         if interactive():
             code = chat_in_terminal(conversation)
@@ -130,6 +136,8 @@ def _model_of(session: Path) -> str | None:
     from glmrun.terminal import sessions
 
     path = sessions.read(session).model
+    if " at http" in path:
+        raise UserError(f"the conversation was held with {path}; add --url, or name a model: glmrun chat MODEL --continue", 2)
     if path and not Path(path).exists():
         raise UserError(f"the conversation was held with {path}, which is not there; name a model: glmrun chat MODEL --continue", 3)
     return path or None

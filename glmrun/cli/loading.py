@@ -4,7 +4,7 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmrun.settings import default_model
 from glmrun.terminal.console import note
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    name: str | None, url: str | None, ctx: int | None, threads: int | None, kv_type: str | None
+    name: str | None, url: str | None, ctx: int | None, threads: int | None, kv_type: str | None, patient: bool = True
 ) -> "Model | RemoteModel":
-    """The model that a MODEL argument means: on the server at url, else on this machine."""
+    """The model that a MODEL argument means: on the server at url, else on this machine; patient as in load_model()."""
     if url is None:
-        return load_model(resolve_model(name), ctx, threads, kv_type)
+        return load_model(resolve_model(name), ctx, threads, kv_type, patient)
     from glmrun.remote import RemoteModel
 
     return RemoteModel(url, name)
@@ -61,8 +61,13 @@ def only_one(name: str, found: "list[LocalModel]") -> "LocalModel":
     return found[0]
 
 
-def load_model(path: Path, ctx: int | None = None, threads: int | None = None, kv_type: str | None = None) -> "Model":
-    """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are compiled."""
+def load_model(
+    path: Path, ctx: int | None = None, threads: int | None = None, kv_type: str | None = None, patient: bool = True
+) -> "Model":
+    """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are compiled.
+
+    patient   wait_for_disk() here, and not before the first answer
+    """
     import glmrun
     from glmrun.kernels import are_compiled
     from glmrun.terminal.progress import reading_bar, waiting
@@ -87,11 +92,21 @@ def load_model(path: Path, ctx: int | None = None, threads: int | None = None, k
         watched.lease()
     if model.prefault.partial:
         note(model.prefault.partial)
-    if model.prefault.is_waiting_for_disk():
-        with reading_bar() as bar:
-            while not model.prefault.wait(0.1):
-                bar.update(f"reading {path.name} into memory", model.prefault.n_done, model.prefault.n_bytes)
+    if patient:
+        wait_for_disk(model)
     return model
+
+
+def wait_for_disk(model: Any) -> None:
+    """Wait, with a bar, until a model's file is in memory; where only pages have to be mapped that goes on beside an answer."""
+    from glmrun.terminal.progress import reading_bar
+
+    prefault = getattr(model, "prefault", None)  # a server has none
+    if prefault is None or not prefault.is_waiting_for_disk():
+        return
+    with reading_bar() as bar:
+        while not prefault.wait(0.1):
+            bar.update(f"reading {model.path.name} into memory", prefault.n_done, prefault.n_bytes)
 
 
 def compile_kernels() -> None:

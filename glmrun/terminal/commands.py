@@ -1,37 +1,38 @@
 """The slash commands: one table, and what each does to the conversation."""
 
-import base64
 import re
-import sys
+import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import cast, get_args
 
 from glmrun.sampling import PRESETS, Sampler
-from glmrun.terminal import export, sessions
+from glmrun.terminal import saving
 from glmrun.terminal.attachments import read_text
-from glmrun.terminal.console import note, show_error
+from glmrun.terminal.console import say, show_error
 from glmrun.terminal.conversation import SETTINGS, Conversation, Typing
-from glmrun.terminal.sanitize import one_line, visible
-from glmrun.terminal.stream import counted
-from glmrun.terminal.tables import bytes_text, columns
+from glmrun.terminal.stream import Answer, Thinking, counted, show_thinking
 from glmrun.terminal.tool_calls import Approve
 from quant.errors import UserError
 
-_COPY_LIMIT = 74_000  # bytes: what terminals take for their clipboard at once
 _PEERS_NAMES = {"temperature": "temp", "num-predict": "max-tokens", "n-predict": "max-tokens"}
 _KEYS = """\
   Enter            sends                       Up, Down      earlier messages that begin like this one
   Alt+Enter        new line (also Ctrl+J)      Ctrl+R        searches earlier messages
   Tab              completes commands, @files  Ctrl+X Ctrl+E opens $EDITOR (also Ctrl+G)
-  Esc, Ctrl+C      stops an answer             Shift+Tab     thinking on or off
+  Esc, Ctrl+C      stops an answer             Ctrl+O        all of the answer's thinking
+  Shift+Tab        thinking on or off          Ctrl+L        clears the screen
   Ctrl+C Ctrl+C    leaves, on an empty line    Ctrl+D        leaves
   A text in triple quotes may have many lines; @path puts a file into the message."""
 
 
 class Leave(Exception):
     """The user wants to go."""
+
+
+_COLUMN = 24  # where the list of commands tells what they do
 
 
 def is_command(text: str) -> bool:
@@ -56,11 +57,21 @@ def run_command(conversation: Conversation, line: str) -> None:
 
 def _help(conversation: Conversation, rest: str) -> None:
     if rest in ("keys", "shortcuts"):
-        _say(_KEYS)
+        say(_KEYS)
         return
-    width = max(len(command.usage) for command in COMMANDS.values())
-    lines = [f"  {command.usage:<{width}}  {command.help}" for command in COMMANDS.values()]
-    _say("\n".join([*lines, "", _KEYS]))
+    say("\n".join([_usage(name, command) for name, command in COMMANDS.items()] + ["", _KEYS]))
+
+
+def _usage(name: str, command: "Command") -> str:
+    """What a command takes and does, with the names that other programs have for it, folded for the terminal."""
+    others = ", ".join(f"/{other}" for other, ours in _ALIASES.items() if ours == name)
+    text = command.help + (f" (also {others})" if others else "")
+    indent = " " * (_COLUMN + 2)
+    width = max(_COLUMN + 30, min(shutil.get_terminal_size().columns, 120) - 1)
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    if len(command.usage) >= _COLUMN:
+        return "\n".join([f"  {command.usage}", *lines])
+    return "\n".join([f"  {command.usage:<{_COLUMN}}{lines[0].lstrip()}", *lines[1:]])
 
 
 def _leave(conversation: Conversation, rest: str) -> None:
@@ -70,7 +81,7 @@ def _leave(conversation: Conversation, rest: str) -> None:
 def _clear(conversation: Conversation, rest: str) -> None:
     kept = f"; the last one is {conversation.session.id}" if conversation.session else ""
     conversation.start_over()
-    _say("a new conversation" + (" (the system prompt stays)" if conversation.system else "") + kept)
+    say("a new conversation" + (" (the system prompt stays)" if conversation.system else "") + kept)
 
 
 def _regen(conversation: Conversation, rest: str) -> None:
@@ -79,19 +90,19 @@ def _regen(conversation: Conversation, rest: str) -> None:
 
 def _undo(conversation: Conversation, rest: str) -> None:
     count = _whole(rest or "1", "/undo takes a number of exchanges")
-    _say(f"taken back: {_brief(conversation.take_back(count))}")
+    say(f"taken back: {saving.brief(conversation.take_back(count))}")
 
 
 def _edit(conversation: Conversation, rest: str) -> None:
     line = _line(conversation)
     line.draft = conversation.take_back()
-    _say("the last message is taken back: change it and send it again")
+    say("the last message is taken back: change it and send it again")
 
 
 def _system(conversation: Conversation, rest: str) -> None:
     if rest:
         conversation.set_system(None if rest == "none" else rest)
-    _say(f"system prompt: {conversation.system}" if conversation.system else "no system prompt; /system TEXT sets one")
+    say(f"system prompt: {conversation.system}" if conversation.system else "no system prompt; /system TEXT sets one")
 
 
 def _think(conversation: Conversation, rest: str) -> None:
@@ -99,22 +110,29 @@ def _think(conversation: Conversation, rest: str) -> None:
         conversation.thinking, conversation.think_budget = rest == "on", None
     elif rest in ("keep", "forget"):
         conversation.preserve_thinking = rest == "keep"
-    elif rest in ("show", "hide"):
-        conversation.show_thinking = rest == "show"
-        if rest == "show" and (thinking := conversation.last_answer().get("reasoning_content")):
-            _say(thinking)
-            return
+    elif rest in get_args(Thinking):
+        conversation.show_thinking = cast(Thinking, rest)
+        if rest == "show":
+            show_last_thinking(conversation)
     elif rest:
         budget = _whole(rest, "/think takes on or off, show or hide, keep or forget, or a number of tokens", least=0)
         conversation.thinking, conversation.think_budget = True, budget
-    _say(f"thinking is {_thinking(conversation)}")
+    say(f"thinking is {_thinking(conversation)}")
+
+
+def show_last_thinking(conversation: Conversation) -> None:
+    """Print the thinking behind the last answer."""
+    thinking = next((m.get("reasoning_content", "") for m in reversed(conversation.messages) if m["role"] == "assistant"), "")
+    last = conversation.last
+    show_thinking(last if last is not None and last.reasoning == thinking else Answer(reasoning=thinking))
 
 
 def _thinking(conversation: Conversation) -> str:
     budget = conversation.think_budget
     limit = "" if budget is None else f", at most {counted(budget, 'token')}"
     earlier = "kept in the prompt" if conversation.preserve_thinking else "left out of the prompt"
-    return f"{'on' + limit if conversation.thinking else 'off'}; that of earlier answers is {earlier}"
+    shown = {"fold": "folded into a line", "show": "shown", "hide": "hidden"}[conversation.show_thinking]
+    return f"{'on' + limit if conversation.thinking else 'off'}, {shown}; that of earlier answers is {earlier}"
 
 
 def _set(conversation: Conversation, rest: str) -> None:
@@ -125,7 +143,7 @@ def _set(conversation: Conversation, rest: str) -> None:
         _SWITCHES[name](conversation, text)
         return
     if name not in SETTINGS:
-        raise UserError(f"/set NAME VALUE, where NAME is one of {', '.join([*SETTINGS, 'preset', 'system', 'vi', 'history'])}")
+        raise UserError(f"/set NAME VALUE, where NAME is one of {', '.join([*SETTINGS, *_OTHERS])}")
     argument, kind = SETTINGS[name]
     try:
         value = kind(text)
@@ -137,7 +155,7 @@ def _set(conversation: Conversation, rest: str) -> None:
     elif value < 1:
         raise UserError("max-tokens is at least 1")
     conversation.settings[argument] = value
-    _say(f"{name} = {value}")
+    say(f"{name} = {value}")
 
 
 def _set_preset(conversation: Conversation, name: str) -> None:
@@ -149,10 +167,21 @@ def _set_preset(conversation: Conversation, name: str) -> None:
     _show(conversation, "")
 
 
+def _set_format(conversation: Conversation, text: str) -> None:
+    if text not in ("json", "text"):
+        raise UserError("/set format takes json or text")
+    if text == "json" and conversation.tools is not None:
+        raise UserError("a JSON answer and tools exclude each other; start the chat without --tools")
+    conversation.settings.pop("json_schema", None)
+    if text == "json":
+        conversation.settings["json_schema"] = {"type": "object"}
+    say("answers are " + ("JSON objects" if text == "json" else "as the model writes them"))
+
+
 def _set_vi(conversation: Conversation, text: str) -> None:
     line = _line(conversation)
     line.vi = _on(text)
-    _say(f"keys as in {'vi' if line.vi else 'emacs'}")
+    say(f"keys as in {'vi' if line.vi else 'emacs'}")
 
 
 def _set_history(conversation: Conversation, text: str) -> None:
@@ -160,11 +189,12 @@ def _set_history(conversation: Conversation, text: str) -> None:
     line.history = conversation.saving = _on(text)
     if not line.history:
         conversation.close()
-    _say("messages and the conversation are " + ("remembered" if line.history else "remembered no longer; what was stays on disk"))
+    say("messages and the conversation are " + ("remembered" if line.history else "remembered no longer; what was stays on disk"))
 
 
 def _show(conversation: Conversation, rest: str) -> None:
-    changed = [f"{name} {conversation.settings[key]}" for name, (key, _) in SETTINGS.items() if key in conversation.settings]
+    changed = ["format json"] if "json_schema" in conversation.settings else []
+    changed += [f"{name} {conversation.settings[key]}" for name, (key, _) in SETTINGS.items() if key in conversation.settings]
     session = conversation.session.id if conversation.session else "-"
     pairs = {
         "model": conversation.model.path,
@@ -177,7 +207,7 @@ def _show(conversation: Conversation, rest: str) -> None:
     }
     if rest and rest not in pairs:
         raise UserError(f"/show takes one of {', '.join(pairs)}, or nothing")
-    _say("\n".join(f"  {name:<9} {value}" for name, value in pairs.items() if rest in ("", name)))
+    say("\n".join(f"  {name:<9} {value}" for name, value in pairs.items() if rest in ("", name)))
 
 
 def _stats(conversation: Conversation, rest: str) -> None:
@@ -186,7 +216,7 @@ def _stats(conversation: Conversation, rest: str) -> None:
     c = conversation
     speed = f", {c.tokens / c.seconds:.1f} tok/s" if c.seconds > 0 else ""
     state = "on" if c.show_stats else "off"
-    _say(f"{counted(c.answers, 'answer')}, {counted(c.tokens, 'token')}{speed}; the line after each answer is {state}")
+    say(f"{counted(c.answers, 'answer')}, {counted(c.tokens, 'token')}{speed}; the line after each answer is {state}")
 
 
 def _tools(conversation: Conversation, rest: str) -> None:
@@ -197,13 +227,13 @@ def _tools(conversation: Conversation, rest: str) -> None:
     if rest:
         conversation.tools.approve = Approve(rest)
     told = {Approve.auto: "are carried out", Approve.ask: "are asked about", Approve.never: "are refused"}
-    _say(f"{', '.join(conversation.tools.tools.names)}; calls {told[conversation.tools.approve]}")
+    say(f"{', '.join(conversation.tools.tools.names)}; calls {told[conversation.tools.approve]}")
 
 
 def _context(conversation: Conversation, rest: str) -> None:
     used, size = conversation.used(), conversation.model.n_ctx
     bar = "█" * min(30, round(30 * used / size))
-    _say(f"{bar:░<30} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(conversation.messages), 'message')}")
+    say(f"{bar:░<30} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(conversation.messages), 'message')}")
 
 
 def _read(conversation: Conversation, rest: str) -> None:
@@ -213,80 +243,7 @@ def _read(conversation: Conversation, rest: str) -> None:
     text = read_text(path)
     if path not in conversation.attached:
         conversation.attached.append(path)
-    _say(f"{path}: {counted(len(text.splitlines()), 'line')}, with the next message")
-
-
-def _save(conversation: Conversation, rest: str) -> None:
-    if not rest:
-        where = conversation.session.id if conversation.session else "nowhere yet"
-        raise UserError(f"/save FILE writes a copy that /load reads; the conversation itself is kept as {where}")
-    path = Path(rest).expanduser()
-    sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages)
-    _say(f"{path}: {counted(len(conversation.messages), 'message')}; /load {path} reads it")
-
-
-def _load(conversation: Conversation, rest: str) -> None:
-    if not rest:
-        raise UserError("/load takes the ID of a session (/sessions lists them) or a file that /save wrote")
-    conversation.resume(Path(rest).expanduser() if Path(rest).expanduser().is_file() else sessions.find(rest))
-    show_resumed(conversation)
-
-
-def _sessions(conversation: Conversation, rest: str) -> None:
-    action, _, name = rest.partition(" ")
-    if action in ("rm", "delete"):
-        path = sessions.find(name.strip() or "-")
-        if conversation.session is not None and path == conversation.session.path:
-            raise UserError(f"{path.stem} is this conversation; /clear first")
-        sessions.remove(path)
-        _say(f"{path.stem} is deleted")
-        return
-    if action:
-        raise UserError("/sessions lists them, /sessions rm ID deletes one")
-    found = sessions.listed(20)
-    if not found:
-        _say("no conversation has been saved yet")
-        return
-    rows = [["session", "used", "messages", "cache", "begins with"]]
-    for path, saved in reversed(found):
-        used = datetime.fromtimestamp(path.stat().st_mtime)
-        cache = path.with_suffix(".cache")
-        size = bytes_text(cache.stat().st_size) if cache.exists() else "-"
-        rows.append([path.stem, f"{used:%d %b %H:%M}", str(len(saved.messages)), size, saved.title()])
-    _say(columns(rows, right=[2, 3]))
-
-
-def _export(conversation: Conversation, rest: str) -> None:
-    path = Path(rest).expanduser()
-    if path.suffix not in (".md", ".json"):
-        raise UserError("/export takes the name of a file that ends in .md or .json")
-    c = conversation
-    title = _brief(next((m.get("typed", m["content"]) for m in c.messages if m["role"] == "user"), ""))
-    text = (
-        export.as_json(c.model_name, c.system, c.messages)
-        if path.suffix == ".json"
-        else export.as_markdown(title, c.model_name, c.system, c.messages)
-    )
-    sessions.write_new(path, text.encode("utf-8", "replace"))
-    _say(f"{path}: {counted(len(c.messages), 'message')}")
-
-
-def _copy(conversation: Conversation, rest: str) -> None:
-    text = conversation.last_answer()["content"]
-    if rest == "code":
-        blocks = export.code_blocks(text)
-        if not blocks:
-            raise UserError("the last answer has no code block")
-        text = blocks[-1]
-    elif rest:
-        raise UserError("/copy takes the last answer, /copy code its last code block")
-    data = visible(text).encode("utf-8", "replace")
-    if not sys.stderr.isatty():
-        raise UserError("there is no terminal whose clipboard could be used")
-    if len(data) > _COPY_LIMIT:
-        raise UserError(f"the answer has {len(data):,} bytes; terminals take {_COPY_LIMIT:,} (/export FILE.md writes it to a file)")
-    sys.stderr.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
-    _say(f"{counted(len(text), 'character')} handed to the terminal's clipboard, if it has one")
+    say(f"{path}: {counted(len(text.splitlines()), 'line')}, with the next message")
 
 
 def _model(conversation: Conversation, rest: str) -> None:
@@ -294,36 +251,20 @@ def _model(conversation: Conversation, rest: str) -> None:
         raise UserError("this conversation cannot change its model")
     if rest and conversation.open_model is not None:
         conversation.change_model(conversation.open_model(rest))
-    _say(f"{conversation.model.path} · context {conversation.model.n_ctx:,} tokens")
+    say(f"{conversation.model.path} · context {conversation.model.n_ctx:,} tokens")
 
 
 def _prompt(conversation: Conversation, rest: str) -> None:
     messages = conversation.all_messages()
     if not messages:
         raise UserError("nothing has been asked yet")
-    _say(conversation.model.prompt_text(messages, **conversation.format))
+    say(conversation.model.prompt_text(messages, **conversation.format))
 
 
 def _multiline(conversation: Conversation, rest: str) -> None:
     line = _line(conversation)
     line.multiline = _on(rest) if rest else not line.multiline
-    _say("Enter begins a new line, Alt+Enter sends" if line.multiline else "Enter sends, Alt+Enter begins a new line")
-
-
-def show_resumed(conversation: Conversation) -> None:
-    """Tell which conversation goes on, with its last exchange."""
-    c = conversation
-    what = f"{c.session.id} · " if c.session else ""
-    note(f"{what}{counted(len(c.messages), 'message')}, {c.used():,} of {c.model.n_ctx:,} tokens of context")
-    if not c.messages:
-        return
-    last = c.messages[c.last_question() :]
-    _say(f"> {_brief(last[0].get('typed', last[0]['content']))}")
-    if len(last) == 1:
-        note("the last message has no answer; /regen answers it")
-    for message in last[1:]:
-        if message["content"]:
-            _say(message["content"])
+    say("Enter begins a new line, Alt+Enter sends" if line.multiline else "Enter sends, Alt+Enter begins a new line")
 
 
 def _whole(text: str, what: str, least: int = 1) -> int:
@@ -344,17 +285,6 @@ def _line(conversation: Conversation) -> Typing:
     return conversation.typing
 
 
-def _brief(text: str) -> str:
-    """The beginning of a text, on one line."""
-    line = one_line(text[:200])
-    return line if len(line) <= 60 else line[:59] + "…"
-
-
-def _say(text: str) -> None:
-    """What a command has to tell, on standard error: standard output carries answers only."""
-    print(visible(text), file=sys.stderr, flush=True)
-
-
 @dataclass(frozen=True)
 class Command:
     """completes   what may follow: these words, or the kind of it: file, session, model"""
@@ -366,6 +296,7 @@ class Command:
 
 
 _ON_OFF = ("on", "off")
+_OTHERS = ("preset", "format", "vi", "history")  # of /set
 COMMANDS = {
     "help": Command(_help, "/help [keys]", "this list", ("keys",)),
     "clear": Command(_clear, "/clear", "begin a new conversation, keep the system prompt"),
@@ -374,24 +305,24 @@ COMMANDS = {
     "edit": Command(_edit, "/edit", "take the last message back into the line, to change it"),
     "system": Command(_system, "/system [TEXT|none]", "show or set the system prompt"),
     "think": Command(
-        _think, "/think [on|off|show|hide|keep|forget|N]", "think first, N tokens at most; show it; keep it in the prompt",
-        ("on", "off", "show", "hide", "keep", "forget"),
+        _think, "/think [on|off|N|show|fold|hide|keep|forget]", "think first, N tokens at most; show it; keep it in the prompt",
+        ("on", "off", *get_args(Thinking), "keep", "forget"),
     ),
-    "set": Command(_set, "/set NAME VALUE", f"{', '.join(SETTINGS)}, preset, vi, history", (*SETTINGS, "preset", "vi", "history")),
+    "set": Command(_set, "/set NAME VALUE", ", ".join([*SETTINGS, *_OTHERS]), (*SETTINGS, *_OTHERS)),
     "show": Command(_show, "/show [NAME]", "model and settings"),
     "stats": Command(_stats, "/stats [on|off]", "this session's counts; the line after each answer", _ON_OFF),
     "tools": Command(_tools, "/tools [auto|ask|never]", "what the model can call; whether calls are carried out", tuple(Approve)),
     "context": Command(_context, "/context", "how full the context is"),
     "read": Command(_read, "/read FILE", "put a file into the next message (as @FILE in its text does)", "file"),
-    "sessions": Command(_sessions, "/sessions [rm ID]", "list the saved conversations, or delete one", ("rm",)),
-    "load": Command(_load, "/load ID|FILE", "go on with a saved conversation", "session"),
-    "save": Command(_save, "/save FILE", "write a copy of the conversation that /load reads", "file"),
-    "export": Command(_export, "/export FILE", "write it as Markdown (.md) or JSON (.json)", "file"),
-    "copy": Command(_copy, "/copy [code]", "the last answer, or its last code block, to the clipboard", ("code",)),
+    "sessions": Command(saving.list_sessions, "/sessions [rm ID]", "list the saved conversations, or delete one", ("rm",)),
+    "load": Command(saving.load, "/load ID|FILE", "go on with a saved conversation", "session"),
+    "save": Command(saving.save, "/save FILE", "write a copy of the conversation that /load reads", "file"),
+    "export": Command(saving.export_to, "/export FILE", "write it as Markdown (.md) or JSON (.json)", "file"),
+    "copy": Command(saving.copy, "/copy [code]", "the last answer, or its last code block, to the clipboard", ("code",)),
     "model": Command(_model, "/model [NAME]", "show or change the model", "model"),
     "prompt": Command(_prompt, "/prompt", "what the model is given to read"),
     "multiline": Command(_multiline, "/multiline [on|off]", "let Enter begin a new line and Alt+Enter send", _ON_OFF),
-    "bye": Command(_leave, "/bye", "leave (also /exit, /quit)"),
+    "bye": Command(_leave, "/bye", "leave"),
 }  # fmt: skip
 _ALIASES = {
     "exit": "bye", "quit": "bye", "q": "bye", "?": "help", "new": "clear", "reset": "clear", "retry": "regen", "backtrack": "undo",
@@ -400,6 +331,7 @@ _ALIASES = {
 }  # fmt: skip
 _SWITCHES: dict[str, Callable[[Conversation, str], None]] = {
     "preset": _set_preset,
+    "format": _set_format,
     "vi": _set_vi,
     "history": _set_history,
     "nohistory": lambda conversation, _: _set_history(conversation, "off"),

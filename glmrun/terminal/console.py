@@ -55,6 +55,11 @@ def note(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """What a command has to tell, on standard error as it is: standard output carries answers only."""
+    print(visible(text), file=sys.stderr, flush=True)
+
+
 def show_error(message: str) -> None:
     """`error: message` on standard error: one line, harmless whatever the message quotes."""
     print(f"error: {one_line(message)}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """A conversation in the terminal: its messages, how they are answered, and what of it is kept on disk."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,13 @@ from glmrun.terminal import sessions
 from glmrun.terminal.attachments import mentioned, with_files
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible
-from glmrun.terminal.stream import Answer, finish_note, show_answer, stats_line
+from glmrun.terminal.stream import Answer, AnswerView, Thinking, bottom_line, finish_note, stats_line
 from glmrun.terminal.tool_blocks import show_tool_call
 from glmrun.terminal.tool_calls import MAX_ROUNDS, ToolCalls
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chunk import Chunk
+    from glmrun.chunk import Chunk, Stats
     from glmrun.saved_cache import SavedCache
 
 # Name in /set -> (argument of Engine.chat, type).
@@ -74,6 +74,7 @@ class Conversation:
     session, cache   where it is kept on disk, from the first message on; None where it is not
     saving           whether it is to be kept
     open_model       opens another model for /model
+    get_ready        waits for what a model needs before it answers
     tools            what the model can call
     """
 
@@ -83,7 +84,7 @@ class Conversation:
     thinking: bool = True
     preserve_thinking: bool = True
     think_budget: int | None = None
-    show_thinking: bool = False
+    show_thinking: Thinking = "fold"
     show_stats: bool = True
     messages: list[dict[str, Any]] = field(default_factory=list)
     attached: list[Path] = field(default_factory=list)
@@ -92,9 +93,11 @@ class Conversation:
     keep_cache: bool = False
     session: sessions.Session | None = None
     cache: "SavedCache | None" = None
-    open_model: Callable[[str], Engine] | None = None
-    listening: Callable[[Callable[[], None]], AbstractContextManager] = nullcontext  # to keys, given what stops the answer
+    open_model: Callable[[str], Any] | None = None
+    get_ready: Callable[[Any], None] = lambda model: None
+    listening: Callable[[Mapping[str, Callable[[], None]]], AbstractContextManager] = nullcontext  # to keys during an answer
     tools: ToolCalls | None = None
+    last: Answer | None = None  # the last one of this run
     answers: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -178,6 +181,12 @@ class Conversation:
         messages = [*self.all_messages(), *more]
         return self.model.count_tokens(messages, **self.format) if messages else 0
 
+    def bottom_line(self, used: int | None = None) -> str:
+        """The model, how full the context is, how fast the last answer comes or came."""
+        stats = self.last.stats if self.last is not None else None
+        line = bottom_line(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)
+        return line if self.thinking else f"{line} · no thinking"
+
     def _chunks(self) -> "Iterator[Chunk]":
         return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
 
@@ -200,15 +209,22 @@ class Conversation:
         return answer
 
     def _one_answer(self, chunks: "Iterator[Chunk]") -> Answer:
-        answer, asked = Answer(), threading.Event()
+        self.last = answer = Answer()
+        asked, before = threading.Event(), self.used()
 
         def stop() -> None:
             asked.set()
             self.model.cancel()
 
+        def footer(stats: "Stats") -> str:
+            return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
+
+        self.get_ready(self.model)
+        view = AnswerView(answer, self.show_thinking, footer)
+        keys = {"escape": stop, "c-o": view.expand_thinking}
         try:
-            with self.listening(stop), closing(interruptible(self.model, chunks, asked)) as stream:
-                show_answer(stream, answer)
+            with self.listening(keys), closing(interruptible(self.model, chunks, asked)) as stream:
+                view.show(stream)
             for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
                 show_tool_call(call)
         finally:  # an interrupted answer is part of the conversation, as far as it came

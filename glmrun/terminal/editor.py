@@ -12,11 +12,12 @@ from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.styles import Style
 
 from glmrun.terminal import sessions
 from glmrun.terminal.commands import COMMANDS, is_command
@@ -63,6 +64,7 @@ class Editor:
             enable_suspend=True,
             tempfile_suffix=".md",
             bottom_toolbar=toolbar,
+            style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
             reserve_space_for_menu=6,
         )
         self.source = self._session.app.input
@@ -76,7 +78,7 @@ class Editor:
         self._pastes.clear()
         return f" {text}" if text.startswith("/") and not typed.startswith("/") else text  # a pasted path is no command
 
-    def _keys(self, actions: dict[str, Callable[[], None]]) -> KeyBindings:
+    def _keys(self, actions: dict[str, Callable[[], None]]) -> ConditionalKeyBindings:
         keys = KeyBindings()
 
         def send_or_break(event: KeyPressEvent, send: bool) -> None:
@@ -109,6 +111,19 @@ class Editor:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text(self._pastes.shown(event.data))
 
+        @keys.add("tab")
+        def _(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            found = list(_Completer().get_completions(buffer.document, CompleteEvent(completion_requested=True)))
+            if len(found) == 1:  # it is taken; in a folder there is more
+                buffer.complete_state = None
+                buffer.apply_completion(found[0])
+                buffer.start_completion()
+            elif buffer.complete_state is not None:
+                buffer.complete_next()
+            else:
+                buffer.start_completion(insert_common_part=True)
+
         @keys.add("backspace")
         def _(event: KeyPressEvent) -> None:
             before = event.current_buffer.document.text_before_cursor
@@ -123,7 +138,7 @@ class Editor:
 
         for key, action in actions.items():
             keys.add(key)(lambda event, action=action: _above(action))
-        return keys
+        return ConditionalKeyBindings(keys, ~is_searching)  # Ctrl+R has its own Enter
 
 
 class _Pastes:

@@ -3,11 +3,12 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
-from glmrun.terminal.commands import Leave, is_command, run_command
+from glmrun.terminal.commands import Leave, is_command, run_command, show_last_thinking
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.conversation import Conversation, Typing
 from glmrun.terminal.interrupt import listening
@@ -24,17 +25,23 @@ def chat_in_terminal(conversation: Conversation) -> int:
     conversation.typing = conversation.typing or Typing()
     history = _history_path() if conversation.typing.history else None
 
+    bottom = ""
+
     def other_thinking() -> None:
+        nonlocal bottom
         run_command(conversation, f"/think {'off' if conversation.thinking else 'on'}")
+        bottom = conversation.bottom_line()
 
-    editor = Editor(conversation.typing, history, actions={"s-tab": other_thinking})
+    actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
+    editor = Editor(conversation.typing, history, lambda: bottom, actions)
 
-    def keys(stop: Callable[[], None]) -> AbstractContextManager:
-        return listening(editor.source, {"escape": stop})
+    def keys(actions: Mapping[str, Callable[[], None]]) -> AbstractContextManager:
+        return listening(editor.source, actions)
 
     conversation.listening = keys
     interrupted = -_TWICE_SECONDS
     while True:
+        bottom = conversation.bottom_line()
         try:
             text = editor.read()
         except EOFError:

@@ -70,17 +70,11 @@ def show_answer(
     markdown: bool = True,
 ) -> None:
     """Print chunks as they come and add them to answer, which holds what was said also when the loop is left by an exception."""
-    view = AnswerView(answer, thinking, footer, markdown)
-    with quiet_keyboard():
-        try:
-            for chunk in chunks:
-                view.feed(chunk)
-        finally:
-            view.close()
+    AnswerView(answer, thinking, footer, markdown).show(chunks)
 
 
 class AnswerView:
-    """Shows one answer; feed() every chunk, then close().
+    """Shows one answer: show() all chunks, or feed() each, then close().
 
     thinking   on a terminal; where there is none it is plain text, unless it is to be hidden
     footer     what stands below an answer on a terminal while it is being written
@@ -107,6 +101,15 @@ class AnswerView:
         self._expand = False
         self._progress = PromptProgress()
         self._progress.start()
+
+    def show(self, chunks: "Iterable[Chunk]") -> None:
+        """Show chunks as they come; what was shown is complete also when the loop is left by an exception."""
+        with quiet_keyboard():
+            try:
+                for chunk in chunks:
+                    self.feed(chunk)
+            finally:
+                self.close()
 
     def feed(self, chunk: "Chunk") -> None:
         """Add a chunk to the answer and show it."""
@@ -200,7 +203,7 @@ def show_thinking(answer: Answer) -> None:
     if not answer.reasoning:
         note("there was no thinking before the last answer")
         return
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and answer.reasoning_tokens:
         note(f"▾ {thought_line(answer.reasoning_seconds, answer.reasoning_tokens)}")
     if shows_codes(sys.stderr):
         from glmrun.terminal.screen import print_lines
