@@ -118,8 +118,10 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
     """({name: tensor in a format that kernels read}, lines for the user): the file's own, in place, or converted copies.
 
     Uses all cores; tells `converting`, if there is anything to convert, before the first tensor and after each.
-    Raises UserError if the copies do not fit into the memory that is free.
+    Raises UserError if the copies do not fit into the memory that is free, and for weights that are not finite.
     """
+    from glmrun.finite import check_finite  # loads Numba
+
     conversions = plan(file, config)
     needed, free = sum(c.n_bytes for c in conversions), available_memory()
     if needed > free:
@@ -132,8 +134,11 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
     lines, done = notes(conversions), 0
     if converting and conversions:
         converting(lines, 0, needed)
+    sources = {c.source.name: c.source for c in conversions}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for c in conversions:
+            if c.source.name in sources:  # an encoder would hide what is not finite
+                check_finite(file, sources.pop(c.source.name))
             tensors[c.name] = TensorInfo(c.name, c.shape, c.format, _convert(c, pool))
             done += c.n_bytes
             if converting:

@@ -45,6 +45,18 @@ def first_not_finite(tensor: TensorInfo, stopped: Callable[[], bool] = lambda: F
     return None
 
 
+def check_finite(file: GGUFFile, tensor: TensorInfo) -> None:
+    """Raise UserError if a weight of the tensor is not finite."""
+    found = first_not_finite(tensor)
+    if found is not None:
+        raise UserError(_said(file, tensor, found))
+
+
+def _said(file: GGUFFile, tensor: TensorInfo, found: int) -> str:
+    where = f"{tensor.name} at byte {tensor.offset + found:,}"
+    return f"{file.path}: {where}: a weight that is not a finite number; fetch the file again"
+
+
 class FiniteCheck:
     """A thread that looks at all tensors of a model."""
 
@@ -81,8 +93,7 @@ class FiniteCheck:
             for tensor in self._tensors:
                 found = first_not_finite(tensor, lambda: self._stop)
                 if found is not None:
-                    where = f"{tensor.name} at byte {tensor.offset + found:,}"
-                    self._error = f"{self._file.path}: {where}: a weight that is not a finite number; fetch the file again"
+                    self._error = _said(self._file, tensor, found)
                     return
             if remember and not self._stop:
                 self._remember()

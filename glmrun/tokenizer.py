@@ -18,7 +18,7 @@ import numpy as np
 from quant.errors import UserError, brief
 
 # llama.cpp's token types (tokenizer.ggml.token_type).
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 _KNOWN_TYPES = range(1, 7)
 
 MAX_MERGES = 1 << 20  # GLM has 321,649
@@ -85,6 +85,8 @@ class Tokenizer:
         if len(ids) != len(tokens):
             i, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
             raise UserError(f"tokenizer.ggml.tokens has {brief(token)} twice, as {i} and {ids[token]}; tokens must be different")
+        if not np.isin(types, (_NORMAL, _BYTE)).any():
+            raise UserError("tokenizer.ggml.token_type marks no token as an ordinary one; no text could be encoded")
         merges = _strings(metadata, "tokenizer.ggml.merges")
         if len(merges) > MAX_MERGES:
             raise UserError(f"tokenizer.ggml.merges has {len(merges):,} entries; glmrun takes up to {MAX_MERGES:,}")

@@ -73,6 +73,18 @@ def test_a_model_with_one_is_refused_before_the_first_token(tiny_gguf: Callable[
         list(model.generate([1, 2, 3], max_tokens=3))
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_one_in_a_format_that_is_converted(tiny_gguf: Callable[..., Tiny], tmp_path: Path, name: str) -> None:
+    """What the kernels are given would not show it."""
+    parts, tensor = Parts.read(tiny_gguf("Q4_K_M").path), "blk.1.ffn_up_exps.weight"
+    n_rows, n_columns = np.prod(parts.shapes[tensor][:-1]), parts.shapes[tensor][-1]
+    parts.blocks[tensor], parts.formats[tensor] = random_blocks(name, int(n_rows), n_columns, 0.1), name
+    at = FIELDS.get(name, (0,))[-1]
+    parts.blocks[tensor][777, at : at + 2] = 0xFF
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_up_exps\.weight at byte [\d,]+: a weight that is not a finite number"):
+        glmrun.load(parts.write(tmp_path / "nan.gguf"), n_ctx=64).logits([1])
+
+
 def test_a_norm_is_looked_at_too(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> None:
     parts = Parts.read(tiny_gguf("F32").path)
     parts.blocks["output_norm.weight"][0, 3] = 0x7F

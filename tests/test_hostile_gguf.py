@@ -187,6 +187,7 @@ METADATA: list[tuple[str, dict[str, Any], str]] = [
     ("G31", {T + "token_type": [1, 1]}, "must be a list of 1016 whole numbers"),
     ("G31", {T + "token_type": None}, "must be a list of 1016 whole numbers"),
     ("G31", {T + "token_type": [9] * 1016}, "token_type[0] is 9"),
+    ("G31", {T + "token_type": [5] * 1016}, "marks no token as an ordinary one"),
     ("G31", {T + "tokens": ["a", *"bcdefgha"], T + "token_type": [1] * 9}, "tokenizer.ggml.tokens has 'a' twice"),
     ("G31", {T + "tokens": [str(i) for i in range(2000)], T + "token_type": [1] * 2000}, "vocabulary has 2,000 tokens"),
     ("G32", {T + "eos_token_id": 1016}, "eos_token_id is 1016"),
