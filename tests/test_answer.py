@@ -2,19 +2,26 @@
 
 import codecs
 import itertools
+import json
 import random
 import re
+import struct
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from emulator import Terminal, printable
+from gguf_bytes import ALIGNMENT, STRING, key
+from gguf_bytes import text as string
+from tiny_model import Tiny
 
 from glmrun.chunk import Chunk, Stats
+from glmrun.cli import _run as main_without_exit
 from glmrun.terminal import screen
 from glmrun.terminal.progress import PromptProgress
-from glmrun.terminal.sanitize import visible
+from glmrun.terminal.sanitize import json_text, visible
 from glmrun.terminal.stream import Answer, AnswerView, bottom_line, show_answer, show_thinking, stats_line
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 
@@ -260,10 +267,49 @@ def test_no_escape_sequence_gets_through_when_every_byte_is_painted(on_terminal:
     nothing_got_through(terminal)
 
 
+def with_keys(model: bytes, texts: list[str]) -> bytes:
+    """A model file with texts as further keys and values."""
+    n_keys = struct.unpack_from("<Q", model, 16)[0]
+    added = b"".join(key(f"{n}.{text}", STRING, string(text)) for n, text in enumerate(texts))
+    length = len(added) + len(key("filler", STRING, string("")))
+    added += key("filler", STRING, string("x" * (-length % ALIGNMENT)))
+    return model[:16] + struct.pack("<Q", n_keys + len(texts) + 1) + added + model[24:]
+
+
+def test_what_a_file_says_of_itself_is_harmless(
+    on_terminal: Callable[..., Terminal], tiny_gguf: Callable[..., Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(54)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    folder = tmp_path / "glmrun" / "models"
+    folder.mkdir(parents=True)
+    model = with_keys(tiny_gguf().path.read_bytes(), [hostile(rng) for _ in range(200)])
+    names = [hostile(rng).replace("/", "").replace("\0", "") + ".gguf" for _ in range(20)] + ["\udc9b7777m\udcff.gguf"]
+    terminal = on_terminal()
+    for name in names:
+        (folder / name).write_bytes(model)
+        path = str(folder / name)
+        assert main_without_exit(["inspect", path]) == main_without_exit(["inspect", path, "--json"]) == 0
+        assert main_without_exit(["verify", path + "x"]) == 3
+    for form in (["--metadata"], ["--metadata", "--json"], ["--tensors"], ["--diff", str(tiny_gguf().path)]):
+        assert main_without_exit(["inspect", path, *form]) == ("--diff" in form)
+    assert main_without_exit(["plan", path]) in (0, 1)
+    assert main_without_exit(["list"]) == main_without_exit(["list", "--json"]) == 0
+    nothing_got_through(terminal)
+
+
 def test_what_a_terminal_is_not_shown_is_spelled_out(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
     show_answer([Chunk(text="a\x1b[7777mb\u202ec **d\x07**", token=1)], Answer())
     assert terminal.close() == "a␛[7777mb⟨U+202E⟩c d␇"
+
+
+def test_json_is_harmless_and_the_same() -> None:
+    rng = random.Random(55)
+    texts = [hostile(rng) for _ in range(1000)] + ["\x7f", "\udc9b", "\U000e0041", "日本"]
+    for shown in (json_text(texts), json_text(texts, indent=None)):
+        printable(shown.encode())
+        assert json.loads(shown) == texts and "日本" in shown
 
 
 @pytest.mark.parametrize("paint", [str, visible])

@@ -1,6 +1,5 @@
 """`glmrun doctor`: what glmrun finds on this machine, and what to do about what is wrong."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,13 +24,14 @@ def doctor(
     from dataclasses import asdict
 
     from glmrun.measure.doctor import examine
+    from glmrun.terminal.sanitize import json_text
 
     report = examine(measure)
     if as_json:
         found = asdict(report)
         for kind in ("problems", "hints"):
             found[kind] = [{"found": what, "advice": advice} for what, advice in found[kind]]
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+        print(json_text(found))
     else:
         print(_text(report))
     if report.problems:

@@ -57,13 +57,14 @@ def inspect(
     facts = model_facts(opened, config_from_gguf(opened))
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
+    from glmrun.terminal.sanitize import json_text, one_line, visible
+
     if as_json:
         lists: dict[str, Any] = ({"metadata": pairs} if metadata else {}) | ({"tensor_list": rows} if tensors else {})
         lists |= {"sha256": digests.pop(""), "tensor_sha256": digests} if hash_data else {}
-        print(json.dumps(facts | lists, ensure_ascii=False, indent=2))
+        print(json_text(facts | lists))
         return
 
-    from glmrun.terminal.sanitize import one_line, visible
     from glmrun.terminal.tables import columns
 
     if hash_data:
@@ -129,13 +130,13 @@ def _hashes(file: "GGUFFile") -> dict[str, str]:
 def _diff(a: "GGUFFile", b: "GGUFFile", pattern: re.Pattern[str], data: bool, as_json: bool) -> None:
     """Print what differs, as `- a's` and `+ b's`; exit code 1 if anything does."""
     from glmrun.measure.model_file import brief, difference
-    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.sanitize import json_text, one_line
 
     found = {
         kind: {name: pair for name, pair in pairs.items() if pattern.search(name)} for kind, pairs in difference(a, b, data).items()
     }
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+        print(json_text(found))
     else:
         for kind, pairs in found.items():
             for name, pair in pairs.items():

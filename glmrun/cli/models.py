@@ -1,6 +1,5 @@
 """`glmrun list` and `glmrun rm`: the models that are on this machine."""
 
-import json
 import sys
 from datetime import datetime
 from typing import Annotated
@@ -25,6 +24,7 @@ def list_models(
     """
     from glmrun.local_models import local_models, models_folder
     from glmrun.terminal.console import note
+    from glmrun.terminal.sanitize import json_text
     from glmrun.terminal.tables import bytes_text, columns
 
     models = local_models()
@@ -36,7 +36,7 @@ def list_models(
             }
             for m in models
         ]  # fmt: skip
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json_text(rows))
     elif not models:
         note(f"no models yet; glmrun pull fetches one, and converted ones are looked for in {models_folder()}")
     else:

@@ -1,6 +1,5 @@
 """`glmrun perplexity`: how well a model predicts a text, and how far it is from a reference."""
 
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -65,6 +64,7 @@ def perplexity(
 
     from glmrun.measure.perplexity import cut, score, statistics
     from glmrun.measure.reference import Reference, ReferenceWriter
+    from glmrun.terminal.sanitize import json_text
 
     reference, text, writer = None, "", None
     if base is not None and compare:
@@ -83,7 +83,7 @@ def perplexity(
     facts = {"model": str(path), "file": None if compare else file, "n_ctx": n_ctx, "chunks": done, "positions": n_scored}
     compared = statistics(scores) if reference and n_scored >= _LEAST_SCORED else None
     if as_json:
-        print(json.dumps(facts | (compared or {"ppl": list(scores.perplexity)}), ensure_ascii=False, indent=2))
+        print(json_text(facts | (compared or {"ppl": list(scores.perplexity)})))
     elif compared:
         print(report(compared))
     else:

@@ -107,7 +107,7 @@ def run(
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
 
     from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import visible
+    from glmrun.terminal.sanitize import json_text, visible
     from glmrun.terminal.stream import collect, finish_note, show_answer, stats_line
     from glmrun.terminal.tool_blocks import show_tool_call
     from glmrun.terminal.tool_calls import ToolCalls
@@ -141,7 +141,7 @@ def run(
         answers = _answers(model, messages, given, calls, show)
     answer = answers[-1]
     if as_json:
-        print(json.dumps(_as_json(answers, str(model.path), load_seconds), ensure_ascii=False, indent=2))
+        print(json_text(_as_json(answers, str(model.path), load_seconds)))
     elif ending := finish_note(answer, model.n_ctx):
         note(ending)
     if stats and answer.stats is not None:

@@ -1,11 +1,10 @@
 """llama-bench's forms of output, and its rows as a bar chart."""
 
 import csv
-import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.sanitize import json_text, one_line, visible
 from glmrun.terminal.tables import BenchTable
 
 _BAR = 40  # columns of the longest bar
@@ -23,12 +22,12 @@ class BenchOutput:
         """Add an object of llama-bench's JSON."""
         self._rows.append(row)
         for line in self._lines(row, len(self._rows) == 1):
-            print(line, file=self._stream, flush=True)
+            print(visible(line) if self._stream.isatty() else line, file=self._stream, flush=True)
 
     def end(self) -> None:
         """Print what had to wait for all rows."""
         if self._form == "json":
-            print(json.dumps(self._rows, ensure_ascii=False, indent=2), file=self._stream, flush=True)
+            print(json_text(self._rows), file=self._stream, flush=True)
 
     def _lines(self, row: dict[str, Any], first: bool) -> Iterator[str]:
         if self._form == "md":
@@ -36,7 +35,7 @@ class BenchOutput:
                 yield self._table.heading()
             yield self._table.row(row)
         elif self._form == "jsonl":
-            yield json.dumps(row, ensure_ascii=False)
+            yield json_text(row, indent=None)
         elif self._form in ("csv", "sql"):
             flat = {name: value for name, value in row.items() if not isinstance(value, list)}
             yield from (_csv if self._form == "csv" else _sql)(flat, first)

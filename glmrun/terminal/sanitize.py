@@ -6,7 +6,9 @@ Each such character is replaced by itself, for each is harmless once its escape 
 remembered between two pieces of a stream, and a sequence split at any place stays harmless.
 """
 
+import json
 import re
+from typing import Any
 
 # C0 without newline and tab, DEL, C1 · Arabic letter mark, zero-width space, direction marks, line and paragraph separators,
 # embeddings, overrides, isolates, word joiner and other invisible operators, byte order mark, interlinear annotations ·
@@ -28,6 +30,11 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """visible(text) on a single line: for error messages, file names and cells of tables."""
     return " ".join(visible(text).split())
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """value as JSON for a terminal, a pipe or a file alike: what visible() would show stands in it as an escape (\\u202e)."""
+    return _HIDDEN.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 class VisibleStream:
