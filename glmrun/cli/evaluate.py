@@ -68,6 +68,7 @@ def evaluate(
     from glmrun.measure.evaluation import by_skill, read_suite
     from glmrun.sampling import PRESETS
     from glmrun.terminal.console import note
+    from glmrun.terminal.sanitize import json_text
 
     suite = Path(file) if file is not None else CHECKPOINT / "skills.jsonl"
     questions = read_suite(suite)
@@ -94,7 +95,7 @@ def evaluate(
                 _write(out, about)
             interrupted = _ask(opened, questions, answers, out, seed, max_tokens, sampling)
     if as_json:
-        print(json.dumps(about | {"skills": by_skill(answers)}, ensure_ascii=False, indent=2))
+        print(json_text(about | {"skills": by_skill(answers)}))
     elif answers:
         print(_table(answers))
     if interrupted:
