@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from quant.shards import SourceTensor
 __all__ = ["Done", "Plan", "Progress", "Row", "convert", "plan"]
 
 _CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
+_PART_WEIGHTS = 1 << 18  # of it widened to float32 at once: they stay in a core's cache
 _AHEAD_BYTES = 64 << 20  # the system is asked to read so far ahead of the encoders
 _SAMPLE = 128  # the error of large tensors is measured on one row in so many: it says how good the search is, and costs time
 _F16_MAX = 65504.0
@@ -253,27 +255,49 @@ class _Chunk(NamedTuple):
 
 def _encode(row: Row, tensor: SourceTensor, piece: Piece, weights: np.ndarray | None = None) -> _Chunk:
     """Read a piece and encode it, weighing errors by the importance of the columns if it is known. Runs in the pool."""
-    kind = FORMATS[row.format]
-    stored = tensor.read_rows(piece.first_row, piece.n_rows)  # uint8 (n, bytes)
-    rows = READABLE[tensor.dtype].decode(stored)  # float32 (rows, columns)
+    kind, source = FORMATS[row.format], READABLE[tensor.dtype]
+    stays = tensor.dtype == kind.name and not piece.transposed
+    stored = tensor.read_rows(piece.first_row, piece.n_rows, None if stays else _scratch.of(piece.n_rows * tensor.row_bytes))
+    n, columns = (piece.shape[-1], piece.n_rows) if piece.transposed else (piece.n_rows, piece.shape[-1])
     if piece.transposed:
-        rows = np.ascontiguousarray(rows.T)  # float32 (columns, rows)
-    largest = _largest(rows)
-    if not largest < math.inf:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
-        n_bad = rows.size - int(np.count_nonzero(np.isfinite(rows)))
-        return _Chunk(np.zeros((len(rows), kind.row_bytes(rows.shape[1])), np.uint8), n_bad)
-    if tensor.dtype == kind.name and not piece.transposed:
-        return _Chunk(stored)
-    if kind.name not in ("F32", "BF16") and largest > _F16_MAX:
-        raise UserError(
-            f"{row.name} has a weight of {largest:.3g}, {kind.name} holds {_F16_MAX:.0f} at most; convert to BF16 or F32"
-        )
-    blocks = kind.encode(rows, weights)
-    sample = slice(None, None, _SAMPLE if row.n_weights > _CHUNK_WEIGHTS else 1)
-    measured = rows[sample].astype(np.float64)  # (rows / _SAMPLE, columns)
-    difference = measured - kind.decode(blocks[sample])
-    # Not a dot product: the library behind it would start threads of its own.
-    return _Chunk(blocks, 0, float(np.square(difference).sum()), float(np.square(measured).sum()))
+        whole = np.ascontiguousarray(source.decode(stored).T)  # float32 (columns, rows)
+    blocks = stored if stays else np.empty((n, kind.row_bytes(columns)), np.uint8)
+    step, n_bad, error, weight = max(1, _PART_WEIGHTS // columns), 0, 0.0, 0.0
+    sampled = row.n_weights > _CHUNK_WEIGHTS  # then as many rows are measured as one in _SAMPLE would be, all in the first part
+    every = max(1, _SAMPLE * min(step, n) // n) if sampled else 1
+    for first in range(0, n, step):
+        part = slice(first, first + step)
+        rows = whole[part] if piece.transposed else source.decode(stored[part])  # float32 (step, columns)
+        largest = _largest(rows)
+        if not largest < math.inf:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
+            n_bad += rows.size - int(np.count_nonzero(np.isfinite(rows)))
+        elif not stays:
+            if kind.name not in ("F32", "BF16") and largest > _F16_MAX:
+                raise UserError(
+                    f"{row.name} has a weight of {largest:.3g}, {kind.name} holds {_F16_MAX:.0f} at most; convert to BF16 or F32"
+                )
+            blocks[part] = kind.encode(rows, weights)
+            if first == 0 or not sampled:
+                measured = rows[::every].astype(np.float64)  # (rows / every, columns)
+                difference = measured - kind.decode(blocks[part][::every])
+                # Not a dot product: the library behind it would start threads of its own.
+                error, weight = error + float(np.square(difference).sum()), weight + float(np.square(measured).sum())
+    return _Chunk(blocks, n_bad, error, weight)
+
+
+class _Scratch(threading.local):
+    """Bytes that a thread reads into again and again: fresh pages cost as much as reading."""
+
+    _bytes = np.empty(0, np.uint8)
+
+    def of(self, n_bytes: int) -> np.ndarray:
+        """uint8 (n_bytes,), what it holds is lost with the next call."""
+        if self._bytes.size < n_bytes:
+            self._bytes = np.empty(n_bytes, np.uint8)
+        return self._bytes[:n_bytes]
+
+
+_scratch = _Scratch()
 
 
 def _largest(rows: np.ndarray) -> float:

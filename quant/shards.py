@@ -64,13 +64,14 @@ class SourceTensor:
         """Bytes of one row."""
         return READABLE[self.dtype].row_bytes(self.shape[-1])
 
-    def read_rows(self, first: int, n: int) -> np.ndarray:
+    def read_rows(self, first: int, n: int, into: np.ndarray | None = None) -> np.ndarray:
         """Rows first .. first + n - 1 as they are stored, all leading dimensions counted as rows: uint8 (n, row_bytes).
 
+        into   uint8 (n * row_bytes,), the memory they are read into; None = fresh
         A one-dimensional tensor is one row. Raises UserError when the file has changed since it was checked, Interrupted when
         it cannot be read.
         """
-        rows = np.empty((n, self.row_bytes), np.uint8)
+        rows = np.empty((n, self.row_bytes), np.uint8) if into is None else into.reshape(n, self.row_bytes)
         buffer = rows.data.cast("B")
         try:
             with open(self.shard.path, "rb", buffering=0) as file:
