@@ -58,21 +58,28 @@ def tensor_class(name: str) -> str:
     return re.sub(r"^blk\.\d+\.|\.weight$", "", name)
 
 
-def errors_by_class(original: Path, ours: Path, theirs: Path) -> dict[str, dict]:
-    """{class: formats, the two sums of squared errors, their ratio}, over all tensors that are not stored exactly."""
-    files = [open_gguf(path) for path in (original, ours, theirs)]
+def errors_by_class(original: Path, ours: Path, theirs: Path, means: dict[str, np.ndarray]) -> dict[str, dict]:
+    """{class: formats, sums of squared errors, plain and weighed by what the columns are multiplied by, and their ratios}.
+
+    means   {tensor name: mean squares of its columns' inputs}; the embedding has none and counts plainly
+    Tensors that are stored exactly are left out.
+    """
+    files = [open_gguf(path).tensors for path in (original, ours, theirs)]
     found: dict[str, dict] = {}
-    for name, tensor in files[1].tensors.items():
-        assert tensor.format == files[2].tensors[name].format, name
+    for name, tensor in files[1].items():
+        assert tensor.format == files[2][name].format, name
         if FORMATS[tensor.format].block_length == 1:
             continue
-        x, *both = (file.floats(name).astype(np.float64) for file in files)
-        row = found.setdefault(tensor_class(name), {"formats": [], "ours": 0.0, "llama-quantize": 0.0})
+        x, *both = (file[name].floats().astype(np.float64) for file in files)
+        weights = means[name].reshape(*x.shape[:-2], 1, x.shape[-1]) if name in means else np.ones(1)
+        row = found.setdefault(tensor_class(name), {"formats": [], "plain": [0.0, 0.0], "weighted": [0.0, 0.0]})
         row["formats"] = sorted({*row["formats"], tensor.format})
-        row["ours"] += float(np.sum((both[0] - x) ** 2))
-        row["llama-quantize"] += float(np.sum((both[1] - x) ** 2))
+        for i, y in enumerate(both):
+            squares = (y - x) ** 2
+            row["plain"][i] += float(squares.sum())
+            row["weighted"][i] += float((weights * squares).sum())
     for row in found.values():
-        row["ratio"] = row["ours"] / row["llama-quantize"]
+        row |= {f"{kind} ratio": row[kind][0] / row[kind][1] for kind in ("plain", "weighted")}
     return found
 
 
@@ -157,36 +164,28 @@ def calibration() -> list[list[int]]:
     return [ids[i * 512 : (i + 1) * 512] for i in range(CALIBRATION_CHUNKS)]
 
 
-def gain_of_importance(original: Path, folder: Path, plain: dict[str, Path], documents: list[list[int]]) -> dict[str, dict]:
-    """{recipe: divergence} of our files without and with an importance matrix, and of llama-quantize's with the same one."""
+def collected(original: Path) -> Importance:
+    """The importance matrix of nano over calibration()."""
     collector = Collector(glmrun.load(original, n_ctx=512), ["training documents"])
     for ids in calibration():
         collector.read(ids)
-    importance, found = collector.result(), {}
-    means = {name: sums / importance.counts[name][:, None] for name, sums in importance.sums.items()}
-    for recipe, path in plain.items():
-        files = {"glmrun": path}
-        for name in ("llama-quantize, imatrix", "glmrun, imatrix"):
-            files[name] = folder / f"{recipe}-{name}.gguf"
-        llama.quantize(original, files["llama-quantize, imatrix"], recipe, means)
-        write(files["glmrun, imatrix"], recipe, importance)
-        found[recipe] = divergence(original, files, documents)
-    return found
+    return collector.result()
 
 
 def markdown(results: dict) -> str:
     """The tables of the printed report."""
-    classes = list(dict.fromkeys(name for recipe in results["nano"].values() for name in recipe["error"]))
-    lines = [f"| nano, error ratio | {' | '.join(COMPARED)} |", "|---|" + "---|" * len(COMPARED)]
+    nano = results["nano"]
+    classes = list(dict.fromkeys(name for recipe in nano.values() for name in recipe["error"]))
+    lines = [f"| nano, error ratio, plain and weighted | {' | '.join(COMPARED)} |", "|---|" + "---|" * len(COMPARED)]
     for name in classes:
-        cells = [results["nano"][r]["error"].get(name) for r in COMPARED]
-        lines.append(f"| {name} | " + " | ".join(f"{c['ratio']:.3f}" if c else "" for c in cells) + " |")
-    lines += ["", "| nano, KL divergence | mean | less llama-quantize's | same likeliest token |", "|---|---|---|---|"]
-    for recipe in COMPARED:
-        lines += _divergence_rows(recipe, results["nano"][recipe]["divergence"])
-    lines += ["", "| nano, KL divergence | mean | less glmrun's without a matrix | same likeliest token |", "|---|---|---|---|"]
-    for recipe in COMPARED:
-        lines += _divergence_rows(recipe, results["importance matrix"][recipe])
+        cells = [nano[r]["error"].get(name) for r in COMPARED]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{c['plain ratio']:.3f}, {c['weighted ratio']:.3f}" if c else "" for c in cells) + " |"
+        )
+    for title, kind in (("llama-quantize's", "divergence"), ("glmrun's without a matrix", "with importance matrix")):
+        lines += ["", f"| nano, KL divergence | mean | less {title} | same likeliest token |", "|---|---|---|---|"]
+        for recipe in COMPARED:
+            lines += _divergence_rows(recipe, nano[recipe][kind])
     return "\n".join(lines)
 
 
@@ -212,19 +211,26 @@ def main() -> None:
         "full shapes": {recipe: errors_of_full_shapes(recipe) for recipe in COMPARED},
     }
     with tempfile.TemporaryDirectory() as folder:
-        original, plain = Path(folder, "BF16.gguf"), dict[str, Path]()
+        original = Path(folder, "BF16.gguf")
         write(original, "BF16")
+        importance = collected(original)
+        means = {name: sums / importance.counts[name][:, None].clip(1) for name, sums in importance.sums.items()}
         for recipe in COMPARED:
-            ours, theirs = Path(folder, f"{recipe}.gguf"), Path(folder, f"{recipe}-llama.gguf")
-            plain[recipe] = ours
+            names = ("glmrun", "llama-quantize", "glmrun, imatrix", "llama-quantize, imatrix")
+            ours, theirs, ours_weighed, theirs_weighed = files = [Path(folder, f"{recipe}-{name}.gguf") for name in names]
             write(ours, recipe)
             llama.quantize(original, theirs, recipe)
+            write(ours_weighed, recipe, importance)
+            llama.quantize(original, theirs_weighed, recipe, means)
             results["nano"][recipe] = {
-                "bytes": {"ours": tensor_bytes(ours), "llama-quantize": tensor_bytes(theirs)},
-                "error": errors_by_class(original, ours, theirs),
+                "bytes": dict(zip(names, map(tensor_bytes, files), strict=True)),
+                "error": errors_by_class(original, ours, theirs, means),
+                "error, imatrix": errors_by_class(original, ours_weighed, theirs_weighed, means),
                 "divergence": divergence(original, {"llama-quantize": theirs, "glmrun": ours}, documents),
+                "with importance matrix": divergence(
+                    original, dict(zip(names[::2] + names[3:], files[::2] + files[3:], strict=True)), documents
+                ),
             }
-        results["importance matrix"] = gain_of_importance(original, Path(folder), plain, documents)
     (ROOT / "benchmarks" / "results" / "quality.json").write_text(json.dumps(results, indent=2) + "\n")
     print(markdown(results))
 
@@ -237,8 +243,7 @@ def write(path: Path, recipe: str, importance: Importance | None = None) -> None
 
 def tensor_bytes(path: Path) -> int:
     """Bytes of all tensors."""
-    file = open_gguf(path)
-    return sum(file.rows(name).nbytes for name in file.tensors)
+    return sum(tensor.rows.nbytes for tensor in open_gguf(path).tensors.values())
 
 
 if __name__ == "__main__":
