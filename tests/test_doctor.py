@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,11 @@ def test_a_broken_part_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_without_compiling_nothing_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert any("NUMBA_DISABLE_JIT" in what for what, _ in examine().problems)
+
+
+def test_every_library_of_ours_is_looked_for() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert {*doctor.LIBRARIES} == {re.split(r"[<>=!~ ;\[]", wanted)[0] for wanted in project["dependencies"]} | {"llvmlite"}
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

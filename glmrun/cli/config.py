@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Settings: a flag beats a GLMRUN_* variable, which beats the config file, which beats the default.",
+    help="""Settings: a flag beats a GLMRUN_* variable, which beats the config file, which beats the default.
+
+    \b
+    Examples:
+      glmrun config show
+      glmrun config path
+    """,
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -19,8 +19,8 @@ from glmrun.hub import cache_folder as hub_folder
 from glmrun.measure.machine import cpu_name, memory, memory_bandwidth
 
 LIBRARIES = (
-    "numpy", "numba", "llvmlite", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "huggingface_hub", "psutil",
-    "platformdirs", "safetensors", "gguf",
+    "numpy", "numba", "llvmlite", "tokenizers", "jinja2", "typer", "rich", "markdown-it-py", "prompt_toolkit",
+    "huggingface_hub", "httpx2", "pydantic", "docstring_parser", "llguidance", "psutil", "platformdirs", "safetensors", "gguf",
 )  # fmt: skip
 # LLVM's names of what our kernels gain by, on x86 and ARM.
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avxvnni", "avx512bf16", "neon", "dotprod", "i8mm", "sve")

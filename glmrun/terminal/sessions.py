@@ -38,8 +38,8 @@ class Saved:
 
     def title(self) -> str:
         """The beginning of the first question."""
-        first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
-        return " ".join(first.split())[:60]
+        first = next((m.get("typed", m["content"]) for m in self.messages if m["role"] == "user"), "")
+        return " ".join(first.split())[:48]
 
 
 class Session:
