@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pexpect
 import pytest
 from scripted_model import ScriptedModel
 
+from glmrun.terminal import sessions
 from glmrun.terminal.commands import run_command
 from glmrun.terminal.conversation import Conversation
 from glmrun.terminal.repl import chat_in_pipe
+from quant.errors import UserError
 
 SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
 
@@ -84,7 +87,12 @@ def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.C
     conversation.thinking = False
     assert conversation.bottom_line(1000) == "scripted.gguf · 1k / 40 · 50.0 tok/s · no thinking"
     conversation.say(" ".join(["word"] * 15))
-    assert "38 of 40 tokens of context used: /clear" in capsys.readouterr().err
+    ways = "/clear starts over, /undo takes the last exchange back, -c 80 has a larger one"
+    assert f"38 of 40 tokens of context used: {ways}" in capsys.readouterr().err
+    fresh = Conversation(ScriptedModel(n_ctx=40), system="word " * 60)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="500 tokens"):
+        fresh.say("long")
+    assert capsys.readouterr().err == "61 of 40 tokens of context wanted: -c 122 has a larger one\n" and fresh.messages == []
 
 
 class Terminal:
@@ -186,6 +194,21 @@ def test_keys_for_thinking_and_for_stopping(tmp_path: Path) -> None:
     terminal.expect("stopped")
     terminal.ready()
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_from_outside_keeps_what_was_said_and_the_terminal(tmp_path: Path, number: int) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.child.send("slow answer\r")
+    terminal.expect("tick tick tick")
+    terminal.child.kill(number)
+    terminal.child.expect(pexpect.EOF)
+    assert termios.tcgetattr(terminal.child.child_fd)[3] & termios.ECHO
+    terminal.child.close()
+    assert terminal.child.exitstatus == 128 + number
+    [path] = (tmp_path / "glmrun" / "sessions").glob("*.jsonl")
+    saved = sessions.read(path)
+    assert saved.messages[-1]["content"].startswith("tick tick tick") and saved.messages[-1]["finish_reason"] == "cancelled"
 
 
 def test_a_killed_conversation_goes_on(tmp_path: Path) -> None:

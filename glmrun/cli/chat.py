@@ -67,7 +67,7 @@ def chat(
     from glmrun.terminal import sessions
     from glmrun.terminal.console import note
     from glmrun.terminal.conversation import Conversation, Typing
-    from glmrun.terminal.interrupt import quiet_keyboard
+    from glmrun.terminal.interrupt import orderly_end, quiet_keyboard
     from glmrun.terminal.repl import chat_in_pipe, chat_in_terminal, interactive
     from glmrun.terminal.saving import show_resumed
     from glmrun.terminal.tool_calls import ToolCalls
@@ -119,7 +119,8 @@ def chat(
             conversation.set_system(system)
     try:
         if interactive():
-            code = chat_in_terminal(conversation)
+            with orderly_end():
+                code = chat_in_terminal(conversation)
         else:
             code = chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
     finally:

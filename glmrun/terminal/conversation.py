@@ -127,7 +127,6 @@ class Conversation:
             chunks = self._chunks()
         except UserError:
             self.messages.pop()
-            self._offer_room(self.used(message))
             raise
         waiting, self.attached = self.attached, []
         self._keep("message", message=message)
@@ -135,6 +134,7 @@ class Conversation:
             return self._answer(chunks)
         except UserError:  # a server refuses only now
             if self.messages[-1] is message:
+                self._offer_room()
                 self.cut(len(self.messages) - 1)
                 self.attached = waiting
             raise
@@ -188,7 +188,11 @@ class Conversation:
         return line if self.thinking else f"{line} · no thinking"
 
     def _chunks(self) -> "Iterator[Chunk]":
-        return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
+        try:
+            return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
+        except UserError:
+            self._offer_room()
+            raise
 
     def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
         """Show the answer, and carry out the calls in it until there is one without."""
@@ -246,15 +250,20 @@ class Conversation:
         self.seconds += stats.generate_seconds
         if self.show_stats:
             note(stats_line(stats))
-        self._offer_room(self.used())
+        self._offer_room()
 
-    def _offer_room(self, used: int) -> None:
-        """Near the end of the context, say what can be done; nothing is cut off without a word."""
-        size, most = self.model.n_ctx, self.model.n_ctx_train
+    def _offer_room(self) -> None:
+        """Near the end of the context and beyond, say what can be done; nothing is cut off without a word."""
+        used, size, most = self.used(), self.model.n_ctx, self.model.n_ctx_train
         if used < _NEARLY_FULL * size:
             return
-        larger = f", glmrun chat --continue -c {min(2 * size, most)} goes on with a larger one" if size < most else ""
-        note(f"{used:,} of {size:,} tokens of context used: /clear starts over, /undo takes the last exchange back{larger}")
+        answered = any(message["role"] == "assistant" for message in self.messages)
+        ways = ["/clear starts over", "/undo takes the last exchange back"] if answered else []
+        if size < most and used <= _NEARLY_FULL * most:
+            larger = min(2 * max(size, used), most)
+            ways.append(f"{'glmrun chat --continue ' if self.session else ''}-c {larger} has a larger one")
+        if ways:
+            note(f"{used:,} of {size:,} tokens of context {'used' if used <= size else 'wanted'}: {', '.join(ways)}")
 
     # ---- on disk -----------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,22 @@ def _keyboard(line_by_line: bool) -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """A lost terminal or `kill` ends the program as sys.exit() does: what was said is kept, the terminal is as it was."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _in_foreground() -> bool:
     """Whether standard input is a terminal whose settings are ours to change: the system stops a background job that tries."""
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
@@ -143,7 +159,7 @@ def interruptible(model: _Cancellable, chunks: "Iterator[Chunk]", asked: threadi
             yield item
             if asked.is_set() and item.finish_reason is None:
                 model.cancel()  # again, in case the first call came before the answer had begun
-    except (GeneratorExit, KeyboardInterrupt):
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
         model.cancel()
         worker.join()
         raise

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
@@ -59,7 +60,8 @@ class ToolCalls:
         if not self._may_run(call):
             show_tool_result("not carried out", failed=True)
             return "error: the user did not allow this call"
-        result = self.tools.run(call)
+        with quiet_keyboard():
+            result = self.tools.run(call)
         if result.printed.strip():
             show_tool_output(result.printed)
         show_tool_result(result.text, failed=not result.worked)
