@@ -196,7 +196,7 @@ def test_a_consumer_of_llama_benchs_json_takes_every_field(loaded: list[Stopwatc
     assert database.execute("SELECT n_prompt, n_gen FROM llama_bench").fetchall() == [(512, 0), (0, 128)]
 
 
-def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch]) -> None:
+def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch], monkeypatch: pytest.MonkeyPatch) -> None:
     pp, tg = _results(Choices([512], [8]).cases(A), repetitions=2)
     found = tg.wide(2e9)  # 100 tokens a second of 5 MB each
     assert (found["weights_gb_s"], found["bandwidth_share"], found["ttft_ms"]) == (0.5, 0.25, None)
@@ -211,6 +211,10 @@ def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch]) -> None:
     assert heading[5:] == ["n_ubatch", "test", "t/s", "ttft ms", "peak memory", "GB/s", "of bandwidth"]
     assert first[5:9] == ["512", "pp512", "1000.00 ± 0.00", "512.0"] and first[10:] == ["", ""]
     assert second[8] == "" and second[10:] == ["0.50", "25%"]
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("COLUMNS", "80")
+    line, below = BenchTable(["n_ubatch"], measured=True).row(tg.asdict() | tg.wide(2e9)).splitlines()
+    assert len(line) <= 80 and re.fullmatch(r"  (peak memory: .* MiB, )?GB/s: 0\.50, of bandwidth: 25%", below)
 
 
 def test_mean_and_spread_are_those_of_the_samples() -> None:
@@ -289,7 +293,7 @@ def test_two_results_are_compared_test_by_test(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, b)))
     found, alone = compare(read_rows(str(tmp_path / "a.json")), read_rows(str(tmp_path / "b.jsonl")))
     assert [d.test for d in found] == ["tg8", "tg8 @ d64", "tg8 @ d128"] and alone == 1
-    assert [d.verdict for d in found] == ["faster", "no difference shown", "one sample only"]
+    assert [d.verdict for d in found] == ["faster", "unclear", "one sample only"]
     assert abs(found[0].relative - 1.0) <= 1e-9 and compare(b, a)[0][0].verdict == "slower"
     (tmp_path / "c.json").write_text('[{"samples_ts": [1]}]')
     with pytest.raises(UserError, match="not the output of glmrun bench or llama-bench"):
@@ -298,13 +302,14 @@ def test_two_results_are_compared_test_by_test(tmp_path: Path) -> None:
 
 def test_curves_are_by_depth_or_by_threads() -> None:
     deep = [_row([4.0], n_depth=64), _row([8.0]), _row([100.0], n_prompt=512, n_gen=0)]
-    assert curves(deep) == ("depth", {"f, tg8": [(0, 8.0), (64, 4.0)], "f, pp512": [(0, 100.0)]})
-    assert curves([_row([4.0], n_threads=1), _row([8.0])]) == ("threads", {"f, tg8": [(1, 4.0), (2, 8.0)]})
+    assert curves(deep) == ("depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}, "pp512": {"f": [(0, 100.0)]}})
+    assert curves([_row([4.0], n_threads=1), _row([8.0])]) == ("threads", {"tg8": {"f": [(1, 4.0), (2, 8.0)]}})
     by, found = curves([_row([4.0], n_threads=1), _row([8.0]), _row([2.0], n_depth=9)])
-    assert by == "depth" and list(found) == ["f, tg8, 1 threads", "f, tg8, 2 threads"]
-    chart = bar_chart(*curves(deep)).splitlines()
+    assert by == "depth" and list(found["tg8"]) == ["f, 1 threads", "f, 2 threads"]
+    chart = bar_chart(*curves([*deep, _row([0.65], model_filename="a/g.v1.gguf")])).splitlines()
     assert chart == [
-        "tokens a second by depth", "", "f, tg8", "   d0 ███▎ 8.00", "  d64 █▋ 4.00", "", "f, pp512", f"   d0 {'█' * 40} 100.00",
+        "tokens a second by depth", "", "tg8, f", f"   d0 {'█' * 40} 8.00", f"  d64 {'█' * 20} 4.00", "",
+        "tg8, g.v1", "   d0 ███▎ 0.65", "", "pp512, f", f"  d0 {'█' * 40} 100.00",
     ]  # fmt: skip
 
 
@@ -399,7 +404,7 @@ def test_the_command_measures_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.returncode == 0 and [(row["n_prompt"], row["n_gen"]) for row in rows] == [(16, 0), (0, 8)], done.stderr
         assert all(row["model_type"] == MODELS[0]["id"] and len(row["samples_ns"]) == 2 for row in rows)
         assert f"{server.url}: tokens as the server counts them" in done.stderr.decode() and b"kernels" not in done.stderr
-        assert "GLM-4.7-Flash, pp16" in done.stderr.decode() and len(server.requests) == 6
+        assert "pp16, GLM-4.7-Flash" in done.stderr.decode() and len(server.requests) == 6
         assert "the server decides about depths" in refused("bench", "--url", server.url, "-d", "8", code=2)
         assert "ended at its first token" in refused("bench", "--url", server.url, "-p", "0", "-n", "0", "-pg", "4,4", code=1)
 
@@ -408,7 +413,9 @@ def test_two_files_are_compared_on_the_command_line(tmp_path: Path) -> None:
     for name, samples in (("a", [10.0, 10.1, 9.9]), ("b", [12.0, 12.1, 11.9])):
         (tmp_path / f"{name}.json").write_text(json.dumps([_row(samples)]))
     done = run("bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
-    assert done.stdout.decode().splitlines()[1].split() == ["m", "2", "tg8", "10.00", "12.00", "+20.0%", "0.000", "faster"]
+    model, heading, row = done.stdout.decode().split("\n")[:3]
+    assert model == "m, 2 threads" and heading.split()[:3] == ["test", "a", "t/s"]
+    assert row.split() == ["tg8", "10.00", "12.00", "+20.0%", "0.000", "faster"]
     assert "no such file" in refused("bench", "--compare", "a.json", "b.json", code=3).lower()
 
 
@@ -423,6 +430,6 @@ def test_a_plot_is_a_picture_or_one_line_that_says_what_is_missing(tmp_path: Pat
 def test_curves_become_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for suffix, start in ((".svg", b"<?xml"), (".png", b"\x89PNG")):
-        write(str(tmp_path / f"x{suffix}"), "cpu", "depth", {"f, tg8": [(0, 8.0), (64, 4.0)]})
+        write(str(tmp_path / f"x{suffix}"), "cpu", "depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}, "pp8": {"f": [(0, 9.0)]}})
         assert (tmp_path / f"x{suffix}").read_bytes().startswith(start)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]

@@ -314,16 +314,20 @@ def _plot(rows: list[dict[str, Any]], to_terminal: bool, path: str | None, strea
 def _print_comparison(a: str, b: str) -> None:
     from glmrun.measure.bench_rows import SIGNIFICANT, compare, read_rows
     from glmrun.terminal.console import note
+    from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.tables import columns
 
     found, alone = compare(read_rows(a), read_rows(b))
     if not found:
         raise UserError(f"{a} and {b} have no test in common: the same model, threads, prompt, tokens and depth")
-    rows = [["model", "threads", "test", f"{Path(a).stem} t/s", f"{Path(b).stem} t/s", "difference", "p", "verdict"]]
+    heading = ["test", f"{Path(a).stem} t/s", f"{Path(b).stem} t/s", "difference", "p", "verdict"]
+    groups: dict[str, list[list[str]]] = {}
     for d in found:
         p = "-" if d.p_value is None else f"{d.p_value:.3f}"
-        rows.append([d.model, str(d.n_threads), d.test, f"{d.a:.2f}", f"{d.b:.2f}", f"{d.relative:+.1%}", p, d.verdict])
-    print(columns(rows, right=[1, 3, 4, 5, 6]))
+        cells = [d.test, f"{d.a:.2f}", f"{d.b:.2f}", f"{d.relative:+.1%}", p, d.verdict]
+        groups.setdefault(f"{d.model}, {d.n_threads} threads", []).append(cells)
+    for model, rows in groups.items():
+        print(f"{one_line(model)}\n{columns([heading, *rows], right=[1, 2, 3, 4])}\n")
     note(f"p: how often chance alone makes such a difference (Welch's t-test); called one below {SIGNIFICANT}")
     if alone:
         note(f"{alone} tests are in one file only")

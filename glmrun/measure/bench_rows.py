@@ -57,7 +57,7 @@ class Difference:
         if self.p_value is None:
             return "one sample only"
         if self.p_value >= SIGNIFICANT:
-            return "no difference shown"
+            return "unclear"
         return "faster" if self.b > self.a else "slower"
 
 
@@ -104,23 +104,26 @@ def _midpoints(start: float, end: float, count: int = 20_000) -> np.ndarray:
 # ---- arranged for a plot ---------------------------------------------------------------------------------------------
 
 
-def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[int, float]]]]:
-    """(what varies: "depth" or "threads", {label: [(that, tokens a second)]}): one curve for each model and kind of test.
+Curves = dict[str, dict[str, list[tuple[int, float]]]]
+
+
+def curves(rows: Sequence[Row]) -> tuple[str, Curves]:
+    """(what varies: "depth" or "threads", {test: {label: [(that, tokens a second)]}}): one curve for each test and model.
 
     Threads if several were measured and only one depth, otherwise depth.
     """
     threads, depths = ({int(row[name]) for row in rows} for name in ("n_threads", "n_depth"))
     by = "n_threads" if len(threads) > 1 and len(depths) == 1 else "n_depth"
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: Curves = {}
     for row in rows:
-        found.setdefault(", ".join(_label(row, by, rows)), []).append((int(row[by]), float(row["avg_ts"])))
-    return by.removeprefix("n_"), {label: sorted(points) for label, points in found.items()}
+        test = found.setdefault(case_name(int(row["n_prompt"]), int(row["n_gen"]), 0), {})
+        test.setdefault(", ".join(_label(row, by, rows)), []).append((int(row[by]), float(row["avg_ts"])))
+    return by.removeprefix("n_"), {test: {label: sorted(points) for label, points in some.items()} for test, some in found.items()}
 
 
 def _label(row: Row, by: str, rows: Sequence[Row]) -> Iterator[str]:
-    """The parts of a curve's name: file and test always, the other things only where they differ."""
+    """The parts of a curve's name: the file always, the other things only where they differ."""
     yield Path(str(row["model_filename"])).name.removesuffix(".gguf")
-    yield case_name(int(row["n_prompt"]), int(row["n_gen"]), 0)
     for name, text in (("n_threads", "{} threads"), ("n_depth", "d{}"), ("n_ubatch", "ubatch {}")):
         if name != by and len({other[name] for other in rows}) > 1:
             yield text.format(row[name])

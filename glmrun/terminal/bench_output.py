@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from glmrun.measure.bench_rows import Curves
 from glmrun.terminal.sanitize import json_text, one_line, visible
 from glmrun.terminal.tables import BenchTable
 
@@ -74,15 +75,16 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, bool) else value
 
 
-def bar_chart(by: str, curves: dict[str, list[tuple[int, float]]]) -> str:
-    """Curves as bars, a group for each: `d4096 ████████▌ 31.10`; all to one scale."""
-    longest = max((speed for points in curves.values() for _, speed in points), default=0.0)
-    names = {label: [f"{'d' if by == 'depth' else ''}{x}" for x, _ in points] for label, points in curves.items()}
-    width = max((len(name) for group in names.values() for name in group), default=0)
+def bar_chart(by: str, curves: Curves) -> str:
+    """Curves as bars, a group for each: `d4096 ████████▌ 31.10`; those of one test to one scale."""
     lines = [f"tokens a second by {by}"]
-    for label, points in curves.items():
-        lines += ["", one_line(label)]
-        for name, (_, speed) in zip(names[label], points, strict=True):
-            eighths = round(8 * _BAR * speed / longest) if longest else 0
-            lines.append(f"  {name:>{width}} {'█' * (eighths // 8)}{_EIGHTHS[eighths % 8].strip()} {speed:.2f}")
+    for test, some in curves.items():
+        longest = max(speed for points in some.values() for _, speed in points)
+        names = {x: f"{'d' if by == 'depth' else ''}{x}" for points in some.values() for x, _ in points}
+        width = max(map(len, names.values()))
+        for label, points in some.items():
+            lines += ["", one_line(f"{test}, {label}")]
+            for x, speed in points:
+                eighths = round(8 * _BAR * speed / longest)
+                lines.append(f"  {names[x]:>{width}} {'█' * (eighths // 8)}{_EIGHTHS[eighths % 8].strip()} {speed:.2f}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from glmrun.measure.bench_rows import Curves
 from quant.errors import UserError
 
 KINDS = (".png", ".svg")
@@ -20,17 +21,19 @@ def check(path: str) -> None:
         raise UserError("a plot in a file needs matplotlib: pip install 'glmrun[plot]'; --plot draws in the terminal") from None
 
 
-def write(path: str, title: str, by: str, curves: dict[str, list[tuple[int, float]]]) -> None:
-    """Draw tokens a second against `by`; the file appears under its name only when complete."""
+def write(path: str, title: str, by: str, curves: Curves) -> None:
+    """Draw tokens a second against `by`, a picture for each test beside the others; the file appears when it is complete."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel=by, ylabel="tokens a second", title=title)
-    for label, points in curves.items():
-        axes.plot([x for x, _ in points], [speed for _, speed in points], marker="o", label=label)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(1 + 5 * len(curves), 5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (test, some) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for label, points in some.items():
+            axes.plot([x for x, _ in points], [speed for _, speed in points], marker="o", label=label)
+        axes.set(title=test, xlabel=by, ylabel="tokens a second")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
     target = Path(path)
     unfinished = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix.lower()}")
     try:

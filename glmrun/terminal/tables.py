@@ -17,14 +17,15 @@ _WIDE = {
     "test": (15, True),
     "t/s": (20, True),
 }
-_NARROW = {"model": (26, False), "size": (9, True), "test": (13, True), "t/s": (17, True)}
+_NARROW = {"model": (22, False), "size": (9, True), "test": (19, True), "t/s": (17, True)}
 # Columns that stand there when something differs from llama-bench's default, and those of --wide.
 _CHOICES = {"n_ubatch": (8, True), "type_k": (6, True), "type_v": (6, True)}
 _MEASURED = {"ttft ms": (9, True), "peak memory": (11, True), "GB/s": (6, True), "of bandwidth": (12, True)}
 
 
 class BenchTable:
-    """llama-bench's Markdown table, a line at a time; a terminal that is too narrow for it gets the columns that matter most.
+    """llama-bench's Markdown table, a line at a time; a terminal that is too narrow for it gets the columns that matter most,
+    and what --wide measures below each line.
 
     choices   names among n_ubatch, type_k and type_v that get a column
     measured  add what --wide measures
@@ -35,7 +36,7 @@ class BenchTable:
         columns |= {name: width for name, width in _CHOICES.items() if name in choices}
         columns |= {name: _WIDE[name] for name in ("test", "t/s")} | (_MEASURED if measured else {})
         fits = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= len(_line(dict.fromkeys(columns, ""), columns))
-        self._columns = columns if fits or measured else _NARROW
+        self._columns, self._below = (columns, False) if fits else (_NARROW, measured)
 
     def heading(self) -> str:
         """The two lines it begins with."""
@@ -47,7 +48,7 @@ class BenchTable:
         from glmrun.measure.bench import case_name
 
         values = {
-            "model": one_line(row["model_type"]),
+            "model": one_line(row["model_type"].removeprefix("deepseek2 ") if self._columns is _NARROW else row["model_type"]),
             "size": bytes_text(row["model_size"]) if row["model_size"] else "",
             "params": params_text(row["model_n_params"]) if row["model_n_params"] else "",
             "backend": row["backends"],
@@ -56,15 +57,17 @@ class BenchTable:
             "t/s": f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
         }
         values |= {name: str(row[name]) for name in _CHOICES if name in self._columns}
-        if "GB/s" in self._columns:
-            ttft, peak, weights, share = (row[name] for name in ("ttft_ms", "peak_memory_bytes", "weights_gb_s", "bandwidth_share"))
-            values |= {
-                "ttft ms": "" if ttft is None else f"{ttft:.1f}",
-                "peak memory": "" if peak is None else bytes_text(peak),
-                "GB/s": "" if weights is None else f"{weights:.2f}",
-                "of bandwidth": "" if share is None else f"{share:.0%}",
-            }
-        return _line(values, self._columns)
+        if "GB/s" not in self._columns and not self._below:
+            return _line(values, self._columns)
+        ttft, peak, weights, share = (row[name] for name in ("ttft_ms", "peak_memory_bytes", "weights_gb_s", "bandwidth_share"))
+        measured = {
+            "ttft ms": "" if ttft is None else f"{ttft:.1f}",
+            "peak memory": "" if peak is None else bytes_text(peak),
+            "GB/s": "" if weights is None else f"{weights:.2f}",
+            "of bandwidth": "" if share is None else f"{share:.0%}",
+        }
+        below = f"\n  {', '.join(f'{name}: {text}' for name, text in measured.items() if text)}" if self._below else ""
+        return _line(values | measured, self._columns) + below
 
 
 def _line(values: dict[str, str], columns: dict[str, tuple[int, bool]]) -> str:
