@@ -70,6 +70,7 @@ def chat(
     from glmrun.terminal.interrupt import orderly_end, quiet_keyboard
     from glmrun.terminal.repl import chat_in_pipe, chat_in_terminal, interactive
     from glmrun.terminal.saving import show_resumed
+    from glmrun.terminal.stream import counted
     from glmrun.terminal.tool_calls import ToolCalls
 
     if url is not None:
@@ -110,8 +111,8 @@ def chat(
         )
         loaded = conversation.model
         if interactive():
-            threads_text = f" · {loaded.n_threads} threads" if url is None else ""
-            note(f"{conversation.model_name} · context {loaded.n_ctx:,} tokens{threads_text} · /help lists commands, Ctrl-D leaves")
+            threads_text = f" · {counted(loaded.n_threads, 'thread')}" if url is None else ""
+            note(f"{conversation.model_name} · context {loaded.n_ctx:,} tokens{threads_text} · /help, Ctrl-D leaves")
         if earlier is not None:
             conversation.resume(earlier)
             show_resumed(conversation)
