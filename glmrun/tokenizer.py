@@ -87,7 +87,7 @@ class Tokenizer:
             raise UserError(f"tokenizer.ggml.tokens has {brief(token)} twice, as {i} and {ids[token]}; tokens must be different")
         if not np.isin(types, (_NORMAL, _BYTE)).any():
             raise UserError("tokenizer.ggml.token_type marks no token as an ordinary one; no text could be encoded")
-        merges = _strings(metadata, "tokenizer.ggml.merges")
+        merges = _strings(metadata, "tokenizer.ggml.merges", least=0)
         if len(merges) > MAX_MERGES:
             raise UserError(f"tokenizer.ggml.merges has {len(merges):,} entries; glmrun takes up to {MAX_MERGES:,}")
         found = cls(ids, types, merges, pre, _eog_ids(metadata, ids))
@@ -213,12 +213,12 @@ class TextStream:
         return text
 
 
-def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
+def _strings(metadata: Mapping[str, Any], key: str, least: int = 1) -> list[str]:
     value = metadata.get(key)
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or not len(value):
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or len(value) < least:
         raise UserError(f"{key} is missing or no list of strings; the file has no usable tokenizer")
     strings = value if type(value) is list else list(value)
-    if set(map(type, strings)) != {str}:
+    if set(map(type, strings)) - {str}:
         i = next(i for i, string in enumerate(strings) if type(string) is not str)
         raise UserError(f"{key}[{i}] is {brief(strings[i])}; expected a string")
     return strings

@@ -130,7 +130,7 @@ def config_from_json(source: dict[str, Any]) -> Config:
         found = source.get("model_type") or source.get("architectures") or "of no model_type"
         raise UserError(f"the model is {brief(found)}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
     if quantized := source.get("quantization_config"):
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        method = str(quantized.get("quant_method") if isinstance(quantized, dict) else quantized)[:40]
         raise UserError(f"the checkpoint is quantized already ({method}); download the original: glmrun converts BF16, F16 or F32")
     for key, implemented in _FIXED.items():
         if source.get(key) is not None and source[key] != implemented:

@@ -17,6 +17,14 @@ from quant.vocabulary import Vocabulary
 
 ARCHITECTURE = "deepseek2"  # what llama.cpp calls models of this build
 _GATING = {"softmax": 1, "sigmoid": 2}
+# generation_config.json's key -> (key below general.sampling, lowest and highest value).
+_SAMPLING = {
+    "temperature": ("temp", 0, 1e9),
+    "top_k": ("top_k", -1, (1 << 31) - 1),
+    "top_p": ("top_p", 0, 1),
+    "min_p": ("min_p", 0, 1),
+    "repetition_penalty": ("penalty_repeat", 1e-6, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -211,21 +219,19 @@ def _tokenizer(v: Vocabulary, eos: list[int], pad: int | None) -> dict[str, Meta
         "padding": end_of_text if pad is None else pad,
     }
     found: dict[str, MetadataValue] = {"ggml.model": "gpt2", "ggml.pre": v.pre, "ggml.tokens": v.tokens, "ggml.token_type": v.types}
-    if v.merges:
-        found["ggml.merges"] = v.merges
+    found["ggml.merges"] = v.merges
     found |= {f"ggml.{key}_token_id": i for key, i in ids.items() if i is not None}
     # The chat template writes the prefix; a reader that adds one too would double it.
     return found | {"ggml.add_bos_token": False}
 
 
 def _sampling(generation_config: Mapping[str, Any]) -> Iterator[tuple[str, MetadataValue]]:
-    names = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
-    for key, name in names.items():
+    for key, (name, low, high) in _SAMPLING.items():
         value = generation_config.get(key)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 31:
-            raise UserError(f"generation_config.json: {key} is {brief(value)}; glmrun expects a number from 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise UserError(f"generation_config.json: {key} is {brief(value)}; glmrun expects a number from {low:g} to {high:g}")
         yield f"general.sampling.{name}", np.int32(value) if name == "top_k" else float(value)
 
 

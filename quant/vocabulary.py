@@ -3,6 +3,7 @@
 Only byte-level BPE with a pre-tokenizer that GGUF has a name for: another one would cut text differently without a word.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from quant.errors import UserError, brief
 from quant.strict_json import MAX_TOKENIZER, read_json_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+_MAX_ADDED = 256  # characters, as when the file is read
 
 # GLM's pre-tokenizer, as tokenizer.json writes it and with the case-insensitive group written out; GGUF's name is "glm4".
 _GLM_TAIL = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,8 +58,11 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     for text, i, special in _added_tokens(path, source.get("added_tokens") or []):
         _place(path, texts, i, text)
         types[i] = CONTROL if special else USER_DEFINED
-    merges = _merges(path, model)
-    return Vocabulary([f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)], types, merges, pre)
+    tokens = [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
+    if len(set(tokens)) < len(tokens):
+        text, n = Counter(tokens).most_common(1)[0]
+        raise UserError(f"{path}: the token {brief(text)} has {n} ids; tokens must be different")
+    return Vocabulary(tokens, types, _merges(path, model), pre)
 
 
 def _check_model(path: Path, model: dict[str, Any]) -> None:
@@ -110,6 +115,8 @@ def _added_tokens(path: Path, added: Any) -> Iterator[tuple[str, int, bool]]:
     for token in added if isinstance(added, list) else [added]:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or type(token.get("id")) is not int:
             raise UserError(f"{path}: an added token without text and id: {str(token)[:80]}")
+        if len(token["content"]) > _MAX_ADDED:
+            raise UserError(f"{path}: an added token of {len(token['content']):,} characters; glmrun takes up to {_MAX_ADDED}")
         yield token["content"], token["id"], bool(token.get("special"))
 
 

@@ -18,6 +18,7 @@ import pytest
 from checkpoint_folder import SMALL, source_tensors, tokenizer_json, write_folder, write_safetensors
 from test_checkpoint import INDEX, SHARD, edit_json, refusal
 
+from glmrun.tokenizer import Tokenizer
 from quant.checkpoint import Checkpoint
 from quant.errors import UserError
 from quant.shards import read_header
@@ -200,6 +201,7 @@ FOLDERS: list[tuple[str, Callable[[Path], object], str]] = [
     ("S14", config(n_routed_experts=6), "missing from the weights: model.layers.1.mlp.experts.5"),
     ("S14", config(num_hidden_layers=2), "num_hidden_layers is 2, but the weights have 3"),
     ("S14", config(num_hidden_layers=10**30), "num_hidden_layers is 1000000"),
+    ("S14", config(quantization_config="x" * 5000), "is quantized already (xxx"),
     ("S14", config(eos_token_id=[260, 320]), "eos_token_id is [260, 320]"),
     ("S15", config(vocab_size=400), "model.embed_tokens.weight has the shape (320, 256)"),
     ("S15", config(vocab_size=1 << 40), "vocab_size is 1099511627776"),
@@ -215,6 +217,8 @@ FOLDERS: list[tuple[str, Callable[[Path], object], str]] = [
     ("S16", tokenizer(lambda t: t["model"]["merges"].append("the x")), "the merge 'the x'"),
     ("S16", tokenizer(lambda t: t["model"]["merges"].append(["t", "h", "e"])), "does not join two tokens"),
     ("S16", tokenizer(lambda t: t["added_tokens"].append({"id": 3, "content": "<x>"})), "share the id 3"),
+    ("S16", tokenizer(lambda t: t["added_tokens"].append({"id": 319, "content": "<|user|>"})), "the token '<|user|>' has 2 ids"),
+    ("S16", tokenizer(lambda t: t["added_tokens"].append({"id": 319, "content": "x" * 257})), "an added token of 257 characters"),
     ("S19", put("chat_template.jinja", b"x" * ((1 << 20) + 1)), "chat_template.jinja has 1,048,577 bytes"),
     ("S19", put("chat_template.jinja", b"abc\xff"), "chat_template.jinja is not valid UTF-8 at byte 3"),
     ("S20", lambda f: shutil.rmtree(f), "does not exist"),
@@ -293,6 +297,20 @@ def test_s20_a_folder_of_links_that_cannot_be_written(folder: Path, tmp_path: Pa
     finally:
         links.chmod(0o755)
     assert len(os.listdir(links)) == len(before) - 1
+
+
+def test_s16_a_tokenizer_without_merges_converts_to_a_model_that_runs(folder: Path) -> None:
+    tokenizer(lambda t: t["model"].update(merges=[]))(folder)
+    model = Checkpoint.open(folder)
+    found = Tokenizer.from_metadata(model.metadata(model.config, 0, 1))
+    assert found.decode(found.encode("the text")) == "the text"
+
+
+@pytest.mark.parametrize("key, value", [("top_p", 1.5), ("min_p", -0.1), ("repetition_penalty", 0), ("temperature", 1e300)])
+def test_advice_for_sampling_that_no_file_may_give(folder: Path, key: str, value: float) -> None:
+    put("generation_config.json", json.dumps({key: value}).encode())(folder)
+    model = Checkpoint.open(folder)
+    assert f"generation_config.json: {key} is {value}" in str(refusal(lambda: model.metadata(model.config, 0, 1)))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

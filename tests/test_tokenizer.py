@@ -193,7 +193,7 @@ def test_a_megabyte_of_one_character_encodes():
         ("tokens", 5, "tokens is missing or no list"),
         ("tokens", [1, 2], r"tokens\[0\] is 1; expected a string"),
         ("tokens", ["a", None], r"tokens\[1\] is None"),
-        ("merges", [], "merges is missing"),
+        ("merges", None, "merges is missing"),
         ("merges", [3], r"merges\[0\] is 3"),
         ("token_type", None, "token_type must be a list of"),
         ("token_type", [1, 1], "token_type must be a list of"),
