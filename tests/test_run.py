@@ -40,6 +40,16 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     assert "has 1,073,741,824 bytes" in refused("run", "nano", "-f", str(big), code=1)
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_flag_beats_a_preset_beats_the_settings(command: str) -> None:
+    variables = {**os.environ, "PYTHONPATH": ".", "GLMRUN_TEMPERATURE": "0.2", "GLMRUN_TOP_P": "0.3", "GLMRUN_MIN_P": "0.4"}
+    given = [command, "nano", "--preset", "coding", "--top-p", "0.5", "--think-budget", "3"]
+    done = glmrun(*given, stdin=b"messages\n", env=variables, scripted=True)
+    said = json.loads(done.stdout)
+    chosen = {name: said.get(name) for name in ("temperature", "top_p", "min_p", "think_budget", "seed")}
+    assert chosen == {"temperature": 0.7, "top_p": 0.5, "min_p": 0.4, "think_budget": 3, "seed": None}
+
+
 def test_thinking_can_be_hidden_and_the_answer_held_back() -> None:
     shown = glmrun("run", "nano", "hello", "--no-stream", scripted=True)
     assert shown.stdout == b"You said: hello\n" and b"Let me think." in shown.stderr

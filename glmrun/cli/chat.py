@@ -63,7 +63,6 @@ def chat(
       glmrun chat --url http://localhost:8000/v1
       printf 'My name is Ada.\\nWhat is my name?\\n' | glmrun chat --no-think
     """
-    from glmrun.sampling import PRESETS
     from glmrun.terminal import sessions
     from glmrun.terminal.console import note
     from glmrun.terminal.conversation import Conversation, Typing
@@ -86,19 +85,12 @@ def chat(
     def open_model(name: str | None) -> "Model | RemoteModel":
         return loading.open_model(name, url, ctx, threads, kv_type, patient=not interactive())
 
-    names = {
-        "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "repeat_penalty",
-        "seed": "seed", "max_tokens": "max_tokens",
-    }  # fmt: skip
-    given = {name: context.params[name] for name in names if context.params[name] is not None}
-    settings = {names[name]: value for name, value in given.items()} | (PRESETS[preset] if preset else {})
-    settings |= {names[name]: value for name, value in given.items() if options.typed(context, name)}
     if interactive():
         import_module("glmrun.terminal.editor")  # now: it maps memory, which is slow while the model's file is being mapped
     with quiet_keyboard():  # what is typed meanwhile is for the first prompt
         conversation = Conversation(
             open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
-            settings,
+            options.sampling(context),
             thinking=think,
             preserve_thinking=preserve_thinking or preset == "agent",
             think_budget=think_budget,

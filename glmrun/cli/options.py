@@ -199,6 +199,18 @@ def read_stdin() -> str:
         ) from None
 
 
+def sampling(context: typer.Context) -> dict[str, Any]:
+    """The arguments of Engine.chat that a command's options give; what was typed beats a preset, which beats the settings."""
+    from glmrun.sampling import PRESETS
+
+    names = ("temp", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")
+    arguments = {name: "temperature" if name == "temp" else name for name in names if context.params[name] is not None}
+    given = {argument: context.params[name] for name, argument in arguments.items()}
+    preset = context.params["preset"]
+    flags = {argument: context.params[name] for name, argument in arguments.items() if typed(context, name)}
+    return given | (PRESETS[preset] if preset else {}) | flags
+
+
 def typed(context: typer.Context, parameter: str) -> bool:
     """Whether an option was given on the command line, and not by a variable or the config file."""
     source = context.get_parameter_source(parameter)

@@ -40,6 +40,7 @@ def run(
         list[Path] | None, typer.Option("-f", "--file", metavar="FILE", help="Add the text of a file; may be repeated.")
     ] = None,
     system: options.System = None,
+    preset: options.Preset = None,
     max_tokens: options.MaxTokens = None,
     temp: options.Temperature = None,
     top_p: options.TopP = None,
@@ -48,6 +49,7 @@ def run(
     repeat_penalty: options.RepeatPenalty = None,
     seed: options.Seed = None,
     think: options.Think = True,
+    think_budget: options.ThinkBudget = None,
     hide_thinking: Annotated[
         bool, typer.Option("--hide-thinking", "--hidethinking", help="Do not print the thinking to standard error.")
     ] = False,
@@ -117,10 +119,7 @@ def run(
         began = time.monotonic()
         model = loading.open_model(model_name, url, ctx, threads, kv_type)
         load_seconds = time.monotonic() - began
-        given: dict[str, Any] = {
-            "thinking": think, "max_tokens": max_tokens, "temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p,
-            "repeat_penalty": repeat_penalty, "seed": seed,
-        }  # fmt: skip
+        given = {"thinking": think, "think_budget": think_budget, **options.sampling(context)}
         given |= {"json_schema": schema} if schema is not None else {}
         given |= {"tools": calls.tools.declarations} if calls else {}
         if show_prompt:
