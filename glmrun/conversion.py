@@ -118,7 +118,8 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
     """({name: tensor in a format that kernels read}, lines for the user): the file's own, in place, or converted copies.
 
     Uses all cores; tells `converting`, if there is anything to convert, before the first tensor and after each.
-    Raises UserError if the copies do not fit into the memory that is free, and for weights that are not finite.
+    Raises UserError if the copies do not fit into the memory that is free, and for weights that are not finite, and if the
+    file is changed meanwhile.
     """
     from glmrun.finite import check_finite  # loads Numba
 
@@ -143,6 +144,8 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
             done += c.n_bytes
             if converting:
                 converting(lines, done, needed)
+            for watched in file.watched:
+                watched.check()
     return tensors, lines
 
 

@@ -22,7 +22,7 @@ from glmrun.constraint import Grammar
 from glmrun.conversion import Converting
 from glmrun.finite import FiniteCheck
 from glmrun.forward import CANCELLED, forward
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf_file import GGUFFile, open_gguf
 from glmrun.kv_cache import State
 from glmrun.prefault import Prefault
 from glmrun.sampling import Sampler, ThinkBudget, advised
@@ -40,15 +40,15 @@ class Model:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | GGUFFile,
         n_ctx: int | None = None,
         n_threads: int | None = None,
         kv_type: str | None = None,
         converting: Converting | None = None,
     ) -> None:
         """Open and validate the file; arguments as in glmrun.load(). Raises UserError."""
-        self.file = open_gguf(path)
-        self.path = self.file.path
+        self.file = path if isinstance(path, GGUFFile) else open_gguf(path)
+        self.path = path = self.file.path
         self.config = config_from_gguf(self.file)
         self.prefault = Prefault(self.file, self.config)  # goes on beside what follows
         self.tokenizer = Tokenizer.from_metadata(whole_vocabulary(self.file.metadata, self.config.vocab_size))

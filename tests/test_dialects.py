@@ -1,5 +1,6 @@
 """Files as others publish them: other keys, other formats, matrices in one tensor, several parts. Each runs like ours."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,22 @@ def test_what_is_converted_is_said_before_it_is(tmp_path: Path, tiny: Tiny, caps
     loading.load_model(path, 64)
     said = capsys.readouterr().err.splitlines()
     assert said == [*lines, "converting unsplit.gguf ..."]
+
+
+def test_a_file_that_changes_while_it_is_converted(tmp_path: Path, tiny: Tiny) -> None:
+    parts = Parts.read(tiny.path)
+    unsplit_kv_b(parts, "Q8_0")
+    path = parts.write(tmp_path / "unsplit.gguf")
+    with pytest.raises(UserError, match="changed by another program"):
+        glmrun.load(path, n_ctx=64, converting=lambda lines, done, total: os.utime(path))
+
+
+def test_what_is_no_model_is_refused_before_kernels_are_loaded(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts.read(tiny.path)
+    del parts.metadata["deepseek2.block_count"]
+    monkeypatch.delattr(loading, "compile_kernels")
+    with pytest.raises(UserError, match="block_count is missing"):
+        loading.load_model(parts.write(tmp_path / "damaged.gguf"))
 
 
 def test_a_foreign_embedding_is_read_row_by_row(tmp_path: Path, tiny: Tiny) -> None:

@@ -64,18 +64,19 @@ def only_one(name: str, found: "list[LocalModel]") -> "LocalModel":
 def load_model(
     path: Path, ctx: int | None = None, threads: int | None = None, kv_type: str | None = None, patient: bool = True
 ) -> "Model":
-    """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are compiled.
+    """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are loaded or compiled.
 
     patient   wait_for_disk() here, and not before the first answer
     """
     import glmrun
-    from glmrun.kernels import are_compiled
+    from glmrun.architecture import config_from_gguf
+    from glmrun.gguf_file import open_gguf
     from glmrun.terminal.progress import reading_bar, waiting
 
-    if not are_compiled():
-        from glmrun.gguf_file import open_gguf
-
-        open_gguf(path)
+    file = open_gguf(path)
+    config_from_gguf(file)
+    for watched in file.watched:
+        watched.lease()
     compile_kernels()
     with ExitStack() as opening, reading_bar() as bar:
         opening.enter_context(waiting(f"opening {path.name}"))
@@ -87,9 +88,7 @@ def load_model(
                     note(line)
             bar.update(f"converting {path.name}", done, total)
 
-        model = glmrun.load(path, n_ctx=ctx, n_threads=threads, kv_type=kv_type, converting=converting)
-    for watched in model.file.watched:
-        watched.lease()
+        model = glmrun.load(file, n_ctx=ctx, n_threads=threads, kv_type=kv_type, converting=converting)
     if model.prefault.partial:
         note(model.prefault.partial)
     if patient:
