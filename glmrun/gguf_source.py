@@ -89,4 +89,4 @@ def _value(key: str, value: Any) -> MetadataValue:
 def read_importance(path: str | Path) -> Importance:
     """The importance matrix in a GGUF file, ours or llama.cpp's. Raises UserError."""
     file = open_parts(path)[0]
-    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in file.tensors.items()}, str(path))
+    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in file.tensors.items()}, Path(path))

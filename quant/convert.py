@@ -86,7 +86,7 @@ def convert(
     files = {part.path(output): part for part in plan.parts}
     sizes = {path: part.n_bytes for path, part in files.items()}
     identity = plan.identity() if resumable else None
-    with publish(output, sizes, force, plan.source.files, identity, restart) as out:
+    with publish(output, sizes, force, plan.files, identity, restart) as out:
         pool = ThreadPoolExecutor(n_threads)
         try:
             yield from _Conversion(plan, output, out, pool, n_threads).run()

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Importance:
     datasets: list[str]
     n_chunks: int
     chunk_size: int
+    files: tuple[Path, ...] = ()  # where it was read from
 
     def knows(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether it tells anything of the tensor of that name and row-major shape. Raises UserError if it is of another model."""
@@ -87,13 +89,13 @@ class Importance:
         return header + b"".join(array.astype("<f4").tobytes() + bytes(padding(array.nbytes)) for array in arrays.values())
 
 
-def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> Importance:
-    """An importance matrix from the values of a GGUF file; `where` names it in errors.
+def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], file: Path) -> Importance:
+    """An importance matrix from the values of a GGUF file.
 
     Raises UserError for a file of another kind, and for sums that are negative, not finite or without counts.
     """
     if metadata.get("general.type") != "imatrix":
-        raise UserError(f"{where} is no importance matrix: its general.type is {metadata.get('general.type')!r}, not 'imatrix'")
+        raise UserError(f"{file} is no importance matrix: its general.type is {metadata.get('general.type')!r}, not 'imatrix'")
     sums, counts = {}, {}
     for full, values in tensors.items():
         if not full.endswith(".in_sum2"):
@@ -101,10 +103,10 @@ def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray],
         name = full.removesuffix(".in_sum2")
         found, seen = np.atleast_2d(values), tensors.get(f"{name}.counts")
         if seen is None or found.ndim > 2 or seen.size != len(found):
-            raise UserError(f"{where}: {full} has {len(found)} rows and {0 if seen is None else seen.size} counts")
+            raise UserError(f"{file}: {full} has {len(found)} rows and {0 if seen is None else seen.size} counts")
         for array in (found, seen):
             if not (np.isfinite(array).all() and (array >= 0).all()):
-                raise UserError(f"{where}: {name} has sums or counts that are negative or not finite")
+                raise UserError(f"{file}: {name} has sums or counts that are negative or not finite")
         sums[name], counts[name] = found.astype(np.float32), seen.reshape(-1).astype(np.float32)
     datasets, n_chunks, chunk_size = (metadata.get(f"imatrix.{what}") for what in ("datasets", "chunk_count", "chunk_size"))
     return Importance(
@@ -113,4 +115,5 @@ def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray],
         [text for text in datasets if isinstance(text, str)] if isinstance(datasets, list) else [],
         n_chunks if isinstance(n_chunks, int) and 0 <= n_chunks < 1 << 32 else 0,
         chunk_size if isinstance(chunk_size, int) and 0 <= chunk_size < 1 << 32 else 0,
+        (file,),
     )

@@ -147,6 +147,11 @@ class Plan:
         """Size of the file or files."""
         return sum(part.n_bytes for part in self.parts)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files it reads, none of which may be its output."""
+        return [*self.source.files, *(self.importance.files if self.importance else ())]
+
     def identity(self) -> dict[str, str]:
         """What the bytes depend on, digested, by the name a user knows it by: runs that agree in all of it write the same bytes."""
         return {

@@ -273,7 +273,7 @@ def _check_target(path: Path, force: bool, sources: Iterable[Path], kept: bool =
         raise UserError(f"the output {path} is {what}; give the name of a file")
     for source in sources:
         if os.path.samestat(found, source.stat()):
-            raise UserError(f"the output {path} is one of the model's own files; choose another output")
+            raise UserError(f"the output {path} is one of the files it would be made from; choose another output")
     if not force:
         raise (Interrupted if kept else UserError)(f"{path} exists already; give another output, or --force to replace it")
 

@@ -168,6 +168,10 @@ def test_what_is_no_importance_matrix_is_refused(tmp_path: Path, tiny_gguf: Call
     path.write_bytes(header)
     nothing = read_importance(path)
     assert (nothing.datasets, nothing.n_chunks, nothing.chunk_size) == ([], 0, 0)
+    (tmp_path / "own.gguf").write_bytes(collected(tiny_gguf("BF16").path, [IDS]).packed())
+    own = plan(GGUFSource.open(tiny_gguf("BF16").path), "Q8_0", importance=read_importance(tmp_path / "own.gguf"))
+    with pytest.raises(UserError, match="one of the files it would be made from"):
+        next(convert(own, tmp_path / "own.gguf", force=True))
     other = replace(example(), sums={"w": np.ones((1, 4), np.float32)}, counts={"w": np.ones(1, np.float32)})
     with pytest.raises(UserError, match="none of the model's tensors"):
         plan(GGUFSource.open(tiny_gguf("BF16").path), "Q8_0", importance=other)

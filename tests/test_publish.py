@@ -361,7 +361,7 @@ def test_output_that_is_a_source(tmp_path: Path) -> None:
     before = shard.read_bytes()
     (tmp_path / "link.gguf").symlink_to(shard)
     for output in (shard, tmp_path / "link.gguf", folder / "config.json"):
-        assert "model's own files" in str(refused(folder, output, force=True))
+        assert "files it would be made from" in str(refused(folder, output, force=True))
     assert shard.read_bytes() == before
 
 

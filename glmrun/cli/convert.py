@@ -204,7 +204,7 @@ def _write(planned: "Plan", path: Path, force: bool, restart: bool, threads: int
     except KeyboardInterrupt:
         if journal_path(path).exists():
             command = shlex.join(["glmrun", *(word for word in sys.argv[1:] if word != "--restart")])
-            note(f"interrupted; what is finished is kept in {path.parent}. The same command goes on: {command}")
+            note(f"interrupted; what is finished is kept beside {path}. The same command goes on: {command}")
         # Threads may still be reading or compiling; nothing of it matters any more, and waiting for them would take long.
         sys.stdout.flush()
         sys.stderr.flush()
