@@ -99,7 +99,7 @@ class SavedCache:
         line = file.readline(_MAX_HEADER)
         try:
             header = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or header.get("glmrun_cache") != 1:
             self.ignored = "it is no saved cache"

@@ -146,7 +146,7 @@ def test_resumed_after_kill(window: Callable[..., Window], tmp_path: Path) -> No
     wait_for(chat, PROMPT)
     ask(chat, "My name is Maria.", "Nice to meet you, Maria!")
     ask(chat, "/set repeat-penalty 0.5", "= 0.5")
-    chat.type("What can you do?\r")
+    chat.type("What can you do? " * 12 + "\r")  # more tokens than the penalty looks back at: it thinks for ever
     wait_for(chat, "^▸ thinking")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     wait_for(chat, "^exit code 137")

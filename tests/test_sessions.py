@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,11 @@ def test_no_session_yet() -> None:
         {"type": "message", "message": {"role": "king", "content": "x"}},
         {"type": "message", "message": {"role": "user", "content": 1}},
         {"type": "message", "message": "x"},
+        {"type": "message", "message": {"role": ["user"], "content": "x"}},
+        {"type": "message", "message": {"role": "user", "content": "x", "typed": 1}},
+        {"type": "message", "message": {"role": "assistant", "content": "x", "reasoning_content": None}},
+        {"type": "message", "message": {"role": "assistant", "content": "", "tool_calls": 1}},
+        {"type": "message", "message": {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}},
         {"type": "cut", "keep": 99},
         {"type": "cut", "keep": -1},
         {"type": "future"},
@@ -142,6 +148,14 @@ def test_records_that_nobody_writes_end_the_reading(record: dict) -> None:
         file.write(sessions._line({"type": "message", "message": MESSAGES[0]}))
     saved = sessions.read(path)
     assert saved.messages == MESSAGES and saved.n_good < saved.n_bytes
+
+
+def test_a_record_of_a_hundred_thousand_brackets_ends_the_reading() -> None:
+    path = journal()
+    deep = b'{"type":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with open(path, "ab") as file:
+        file.write(b'{"crc32":"%08x","record":%s}\n' % (zlib.crc32(deep), deep))
+    assert sessions.read(path).messages == MESSAGES
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

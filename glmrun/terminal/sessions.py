@@ -255,7 +255,7 @@ def _records(data: bytes) -> Iterator[tuple[Any, int]]:
             return
         try:
             yield json.loads(found[2].decode("utf-8", "surrogatepass")), end
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         at = end
 
@@ -279,7 +279,18 @@ def _apply(record: Any, saved: Saved) -> bool:
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") in _ROLES and isinstance(message.get("content"), str)
+    """Whether it is one that we write: whoever shows it need not look again. token_ids are looked at where they are used."""
+    if not isinstance(message, dict) or message.get("role") not in _ROLES or "content" not in message:
+        return False
+    texts = ("content", "typed", "reasoning_content", "finish_reason", "tool_call_id")
+    calls = message.get("tool_calls", [])
+    return all(isinstance(message.get(key, ""), str) for key in texts) and isinstance(calls, list) and all(map(_is_call, calls))
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    parts = (call.get("id"), function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None,)
+    return all(isinstance(part, str) for part in parts)
 
 
 def _open(path: Path, flags: int) -> int:
