@@ -238,6 +238,27 @@ def test_what_early_files_leave_out(tiny: Tiny, ours: np.ndarray, tmp_path: Path
     assert len(model.tokenizer.eog_ids) == 3
 
 
+def test_what_published_files_say_besides(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    """Keys of ggml-org's, Unsloth's, LM Studio's and Ollama's files that change nothing, numbers wider than ours, other padding."""
+    parts = Parts.read(tiny.path)
+    wide = {k: np.uint64(v) if type(v) is int else np.float64(v) for k, v in parts.metadata.items() if type(v) in (int, float)}
+    types = np.array(parts.metadata["tokenizer.ggml.token_type"], np.int32)
+    types[types == 5] = 4  # Ollama's converter makes padding user-defined
+    parts.metadata |= wide | {
+        "general.alignment": 32, "general.tags": ["unsloth", "text-generation"], "general.languages": ["en", "zh"],
+        "general.base_model.count": 1, "general.base_model.0.repo_url": "https://huggingface.co/zai-org/GLM-4.7-Flash",
+        "general.parameter_count": np.uint64(29_943_393_920), "general.quantized_by": "Unsloth", "general.file_type": 15,
+        "quantize.imatrix.file": "imatrix.gguf", "quantize.imatrix.entries_count": 607, "quantize.imatrix.chunks_count": 85,
+        "deepseek2.rope.scaling.type": "none", "tokenizer.ggml.scores": np.zeros(SMALL.vocab_size, np.float32),
+        "tokenizer.ggml.token_type": types, "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.unknown_token_id": 7, "tokenizer.ggml.padding_token_id": 8,
+    }  # fmt: skip
+    model = glmrun.load(parts.write(tmp_path / "published.gguf"), n_ctx=64)
+    assert np.array_equal(model.logits(TOKENS), ours)
+    unused = np.flatnonzero(np.array(Parts.read(tiny.path).metadata["tokenizer.ggml.token_type"]) == 5)
+    assert model.tokenizer.undefined_ids.tolist() == unused.tolist() and len(unused) > 8
+
+
 def test_a_file_of_the_prediction_layer_alone(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> None:
     parts = Parts.read(tiny_gguf("F32", ODDER).path)
     names = [n for n in parts.blocks if not n.startswith(tuple(f"blk.{i}." for i in range(ODDER.num_hidden_layers)))]
@@ -267,6 +288,16 @@ def test_any_part_opens_all(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> Non
         assert file.path == paths[0] and len(file.mappings) == 3
         assert file.size == sum(p.stat().st_size for p in paths)
     assert np.array_equal(logits(paths[1]), ours)
+
+
+def test_a_first_part_without_tensors(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    """As llama-gguf-split --no-tensor-first-split writes it, with numbers of 16 bits."""
+    parts, names = Parts.read(tiny.path), list(Parts.read(tiny.path).blocks)
+    own = {"split.count": np.uint16(3), "split.tensors.count": np.int32(len(names))}
+    for i, part in enumerate(([], names[:9], names[9:])):
+        described = own | {"split.no": np.uint16(i)} | (parts.metadata if i == 0 else {})
+        parts.write(tmp_path / f"model-{i + 1:05}-of-00003.gguf", part, described)
+    assert np.array_equal(logits(tmp_path / "model-00003-of-00003.gguf"), ours)
 
 
 def test_one_part_of_one_is_a_file(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
