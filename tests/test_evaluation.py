@@ -135,8 +135,8 @@ def test_an_answer_is_kept_with_its_counts(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (answers[0].text, answers[0].reasoning, answers[0].n_prompt, answers[0].n_generated) == ("four", "hhhh", 3, 4)
     assert by_skill(answers) == {
-        "echo": {"right": 1, "of": 2, "accuracy": 0.5, "error": 0.5},
-        "all": {"right": 1, "of": 3, "accuracy": 0.3333, "error": 0.3333},
+        "echo": {"right": 1, "of": 2, "accuracy": 0.5, "error": 0.25},
+        "all": {"right": 1, "of": 3, "accuracy": 0.3333, "error": 0.2191},
     }
 
 
@@ -191,7 +191,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as a crash in the middle of a line leaves it
     again = run(*arguments, "--json")
     assert b"1 of 3 questions were answered before" in again.stderr
-    assert json.loads(again.stdout)["skills"]["all"] == {"right": 2, "of": 3, "accuracy": 0.6667, "error": 0.3333}
+    assert json.loads(again.stdout)["skills"]["all"] == {"right": 2, "of": 3, "accuracy": 0.6667, "error": 0.2191}
     same = [json.loads(line) | {"seconds": 0} for line in out.read_text().splitlines()[1:]]
     assert same == [answer | {"seconds": 0} for answer in answers]
     assert run(*arguments).stdout.splitlines()[:4] == whole.stdout.splitlines()[:4]  # nothing is left to ask

@@ -177,6 +177,6 @@ def by_skill(answers: Sequence[Answered]) -> dict[str, dict[str, Any]]:
 
 
 def _share(right: list[bool]) -> dict[str, Any]:
-    share = sum(right) / max(1, len(right))
-    error = math.sqrt(share * (1 - share) / max(1, len(right) - 1))
-    return {"right": sum(right), "of": len(right), "accuracy": round(share, 4), "error": round(error, 4)}
+    n, share = len(right), (sum(right) + 1) / (len(right) + 2)  # Laplace's: 0 of 3 is not certainly 0
+    error = math.sqrt(share * (1 - share) / (n + 2))
+    return {"right": sum(right), "of": n, "accuracy": round(sum(right) / max(1, n), 4), "error": round(error, 4)}
