@@ -73,12 +73,13 @@ class Emulated:
 
     def __init__(self, command: Sequence[str], columns: int, rows: int) -> None:
         self._terminal = Terminal(columns, rows)
+        self._terminal.screen.write_process_input = self.type  # where the cursor is, when the program asks
         terminal = self._terminal.stream.fileno()
         take = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
         self._process = subprocess.Popen(
             [sys.executable, "-c", take, "sh", "-c", _SHELL, "sh", *command],
             stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-            env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm-256color"},
+            env={**os.environ, "TERM": "xterm-256color"},
         )  # fmt: skip
 
     def type(self, text: str) -> None:

@@ -112,7 +112,7 @@ def _think(conversation: Conversation, rest: str) -> None:
         conversation.preserve_thinking = rest == "keep"
     elif rest in get_args(Thinking):
         conversation.show_thinking = cast(Thinking, rest)
-        if rest == "show":
+        if rest == "show" and conversation.messages:
             show_last_thinking(conversation)
     elif rest:
         budget = _whole(rest, "/think takes on or off, show or hide, keep or forget, or a number of tokens", least=0)

@@ -257,7 +257,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def _rate(tokens: int, seconds: float) -> str:
-    return f"{tokens / seconds:.1f} tok/s" if seconds > 0 else "- tok/s"
+    return f"{tokens / seconds:,.1f} tok/s" if seconds > 0 else "- tok/s"
 
 
 def _short(tokens: int) -> str:
