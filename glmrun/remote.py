@@ -99,7 +99,8 @@ class RemoteModel:
         raise UserError("the server writes the prompt; only it knows the text", 2)
 
     def _answer(self, body: dict[str, Any], cancelled: threading.Event) -> Iterator[Chunk]:
-        answer, events = _Answer(), queue.SimpleQueue[Any]()
+        answer = _Answer(ChatStream(None, thinking=False, tools=body.get("tools")))
+        events = queue.SimpleQueue[Any]()
         connection = _Connection()
         reader = threading.Thread(target=self._read, args=(body, events, connection), name="remote answer", daemon=True)
         reader.start()
@@ -229,16 +230,19 @@ class _Connection:
 
 @dataclass
 class _Answer:
-    """What has come of one answer."""
+    """What has come of one answer.
 
+    tags   finds what servers that do not know the model's format leave in the text: thinking and calls between tags
+    """
+
+    tags: ChatStream
     began: float = field(default_factory=time.monotonic)
     first: float | None = None  # when the first of it came
     finish_reason: str | None = None
     n_pieces: int = 0
     calls: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
-    # Servers that do not know the model's format leave the thinking in the text, between tags.
-    tags: ChatStream = field(default_factory=lambda: ChatStream(None, thinking=False))
+    written_calls: list[dict[str, Any]] = field(default_factory=list)  # found by tags
 
     def add(self, event: dict[str, Any]) -> Iterator[Chunk]:
         """The chunks of one object of the stream, or of a whole answer."""
@@ -261,6 +265,7 @@ class _Answer:
             self.first = self.first or time.monotonic()
             self.n_pieces += 1
         text, reasoning = (found.text, reasoning + found.reasoning) if found else ("", reasoning)
+        self.written_calls += (found.tool_calls or []) if found else []
         if text or reasoning:
             yield Chunk(text=text, reasoning=reasoning, stats=self.stats)
 
@@ -280,7 +285,7 @@ class _Answer:
     def last(self) -> Chunk:
         """The chunk that ends the answer."""
         rest = self.tags.finish()
-        calls = [call for call in self.calls if call["function"]["name"]]
+        calls = [call for call in self.calls if call["function"]["name"]] or self.written_calls + (rest.tool_calls or [])
         for call in calls:
             call["id"] = call["id"] or f"call_{secrets.token_hex(12)}"
         reason = "tool_calls" if calls else "length" if self.finish_reason == "length" else "stop"

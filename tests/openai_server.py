@@ -44,6 +44,11 @@ SCRIPTS: dict[str, list[dict[str, Any]]] = {
     "call": CALLS,
     "unnumbered": UNNUMBERED,
     "tags": [delta(content="<thi"), delta(content="nk>\nx</think>\n\ny"), delta("stop")],
+    "written": [
+        delta(content="Hm.<tool"),
+        delta(content="_call>get_weather<arg_key>city</arg_key><arg_value>Bonn</arg_value></tool_call>"),
+        delta("stop"),
+    ],
     "escapes": [delta(content="\x1b[31mred"), delta("stop")],
     "length": [delta(content="cut"), delta("length")],
     "cut": [delta(content="half an ans")],

@@ -162,6 +162,9 @@ def test_the_bottom_line_is_short() -> None:
 
 def test_the_line_of_counts_tells_what_was_read() -> None:
     done = Stats(50, n_cached=10, n_prefilled=50, prompt_seconds=0.5, n_generated=2000, generate_seconds=100.0)
+    assert (
+        stats_line(Stats(n_generated=1, generate_seconds=0.5, prompt_seconds=3.0)) == "1 token, 2.0 tok/s · first token after 3.0 s"
+    )
     assert stats_line(done) == "2,000 tokens, 20.0 tok/s · prompt 40 read in 0.5 s, 80.0 tok/s · 10 cached"
     assert (
         stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0))

@@ -86,6 +86,15 @@ def test_tool_calls_come_in_pieces(server: Server) -> None:
     ]
 
 
+def test_calls_that_a_server_leaves_in_the_text_are_found(server: Server) -> None:
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}}}}]
+    text, _, last = said(RemoteModel(server.url), "written", tools=tools)
+    assert text == "Hm." and last.finish_reason == "tool_calls" and last.tool_calls is not None
+    assert [each["function"] for each in last.tool_calls] == [{"name": "get_weather", "arguments": '{"city": "Bonn"}'}]
+    text, _, last = said(RemoteModel(server.url), "written")
+    assert text.startswith("Hm.<tool_call>get_weather") and last.finish_reason == "stop"
+
+
 def test_other_ways_to_answer(server: Server) -> None:
     model = RemoteModel(server.url)
     assert said(model, "tags")[:2] == ("y", "x")

@@ -105,7 +105,10 @@ class Conversation:
     @property
     def model_name(self) -> str:
         """The model's name for people."""
-        return getattr(self.model.path, "name", None) or str(self.model.path)
+        if isinstance(self.model.path, Path):
+            return self.model.path.name
+        name, _, server = str(self.model.path).rpartition(" at ")
+        return f"{name.rsplit('/', 1)[-1]} at {server}"
 
     @property
     def format(self) -> dict[str, Any]:

@@ -237,6 +237,8 @@ def stats_line(stats: "Stats") -> str:
     if stats.n_generated:
         parts.append(f"{counted(stats.n_generated, 'token')}, {_rate(stats.n_generated, stats.generate_seconds)}")
     of_all = f" of {stats.n_prompt - stats.n_cached:,}" if stats.n_prefilled < stats.n_prompt else ""
+    if not stats.n_prompt:  # a server that does not count
+        return " · ".join([*parts, f"first token after {stats.prompt_seconds:.1f} s"])
     parts.append(f"prompt {read:,}{of_all} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
     if stats.n_cached:
         parts.append(f"{stats.n_cached:,} cached")
