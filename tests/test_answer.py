@@ -104,6 +104,22 @@ def test_thinking_unfolds_in_the_middle(on_terminal: Callable[..., Terminal]) ->
     assert without_times(terminal.close()).split("\n") == [*map(str.strip, THOUGHTS), "▸ thought for 0.0 s · 6 tokens", "Answer"]
 
 
+def test_the_window_of_thinking_begins_anew_in_a_smaller_one(on_terminal: Callable[..., Terminal]) -> None:
+    terminal = on_terminal()
+    view = AnswerView(Answer(), hint="Ctrl+O shows all")
+    feed = iter(chunks(*THOUGHTS, "Answer", thinking=6))
+    for chunk in itertools.islice(feed, 5):
+        view.feed(chunk)
+    terminal.sync()
+    terminal.resize(33, 12)
+    view.feed(next(feed))
+    shown = without_times(terminal.sync())
+    assert shown.endswith("\n▸ thinking 0.0 s · 6 tokens · Ct…\n  thought 3\n  thought 4\n  thought 5")
+    view.feed(next(feed))
+    view.close()
+    assert without_times(terminal.close()).endswith("  thought 4\n▸ thought for 0.0 s · 6 tokens\nAnswer")
+
+
 def test_what_is_broken_off_stays_and_the_cursor_comes_back(on_terminal: Callable[..., Terminal]) -> None:
     terminal = on_terminal()
 

@@ -115,7 +115,7 @@ def test_ctrl_c_in_an_answer(window: Callable[..., Window]) -> None:
     chat = window(*GLMRUN, "chat", "nano", "--temp", "0", "--repeat-penalty", "0.5")  # so that it thinks for ever
     wait_for(chat, PROMPT)
     chat.type("What can you do?\r")
-    screen = wait_for(chat, r"^▸ thinking [\d.]+ s · \d\d+ tokens(\n  \S.*){3}\n+nano")
+    screen = wait_for(chat, r"^▸ thinking [\d.]+ s · \d\d+ tokens · Ctrl\+O shows all(\n  \S.*){3}\n+nano")
     assert "▸ thought" not in screen
     chat.type("\x03")
     screen = wait_for(chat, r"stopped(.|\n)*" + PROMPT)

@@ -227,7 +227,7 @@ class Conversation:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
 
         self.get_ready(self.model)
-        view = AnswerView(answer, self.show_thinking, footer)
+        view = AnswerView(answer, self.show_thinking, footer, hint="Ctrl+O shows all" if self.typing is not None else "")
         keys = {"escape": stop, "c-o": view.expand_thinking}
         try:
             with self.listening(keys), closing(interruptible(self.model, chunks, asked)) as stream:

@@ -19,11 +19,11 @@ _SHARE = 8  # times as long as one takes: painting costs at most a ninth of the 
 class _Painter:
     """What all texts share: a tail, the pace of painting, lines in the terminal's own codes."""
 
-    def __init__(self, stream: TextIO, footer: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(self, stream: TextIO, footer: Callable[[], str | None] = lambda: None, grows: bool = True) -> None:
         from rich.console import Console
 
         self.console = Console(file=stream, highlight=False, markup=False, emoji=False)
-        self._stream, self._tail, self._footer = stream, Tail(stream), footer
+        self._stream, self._tail, self._footer = stream, Tail(stream, grows), footer
         self._next = 0.0
 
     def is_due(self) -> bool:
@@ -96,7 +96,7 @@ class ThoughtScreen:
     """Thinking, dim: in a window of `rows` lines below a title, which goes away, or all of it (rows None)."""
 
     def __init__(self, stream: TextIO, rows: int | None, footer: Callable[[], str | None] = lambda: None) -> None:
-        self._painter, self._n_rows = _Painter(stream, footer), rows
+        self._painter, self._n_rows = _Painter(stream, footer, grows=rows is None), rows
         self._safe, self._text = VisibleStream(), ""
         self.title = ""
 

@@ -79,6 +79,7 @@ class AnswerView:
     thinking   on a terminal; where there is none it is plain text, unless it is to be hidden
     footer     what stands below an answer on a terminal while it is being written
     markdown   whether a terminal sees the answer laid out; otherwise as it is
+    hint       how all of the thinking can be seen, beside its window
 
     Standard output and standard error are a terminal or not on their own account. A terminal sees the answer as Markdown; a pipe,
     a file or TERM=dumb get the text itself. The answer ends with a newline, wherever it goes.
@@ -90,8 +91,10 @@ class AnswerView:
         thinking: Thinking = "fold",
         footer: "Callable[[Stats], str] | None" = None,
         markdown: bool = True,
+        hint: str = "",
     ) -> None:
         self._answer, self._thinking, self._status = answer, thinking, footer
+        self._hint = f" · {hint}" if hint else ""
         self._rich_out, self._rich_err = markdown and shows_codes(sys.stdout), shows_codes(sys.stderr)
         self._thought: ThoughtScreen | None = None
         self._markdown: MarkdownScreen | None = None
@@ -161,7 +164,7 @@ class AnswerView:
         self._stretch, self._n_stretch = self._stretch + text, self._n_stretch + 1
         if self._rich_err:
             self._thought = self._thought or self._thought_screen()
-            self._thought.title = f"▸ thinking {self._seconds():.1f} s · {counted(self._n_stretch, 'token')}"
+            self._thought.title = f"▸ thinking {self._seconds():.1f} s · {counted(self._n_stretch, 'token')}{self._hint}"
             self._thought.add(text)
         elif self._thinking != "hide":
             sys.stderr.write(self._plain_thought.push(text))

@@ -27,10 +27,13 @@ def window(stream: TextIO) -> tuple[int, int]:
 
 
 class Tail:
-    """Rows at the cursor, which stands at the beginning of a line when there are none. Rows may hold colours, nothing else."""
+    """Rows at the cursor, which stands at the beginning of a line when there are none. Rows may hold colours, nothing else.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    grows   whether rows are painted over by rows that begin as they did
+    """
+
+    def __init__(self, stream: TextIO, grows: bool = True) -> None:
+        self._stream, self._grows = stream, grows
         self._rows: list[str] = []  # on the screen; the cursor is in the last one
         self._has_footer = False
         self._cut = False  # whether rows above these did not fit into the window
@@ -92,7 +95,7 @@ class Tail:
         if all(cell_len(_CODES.sub("", row)) <= width for row in self._rows) and len(self._rows) < max(height, 2):
             return
         rows = self._rows[:-1] if self._has_footer else self._rows
-        self._given_up = "" if self._cut else self._given_up + _printable(rows)
+        self._given_up = "" if self._cut or not self._grows else self._given_up + _printable(rows)
         self._write("\r", _ERASE_LINE if self._has_footer else "", "" if self._has_footer else "\n", _FOLD_LINES)
         self._rows = []
 
