@@ -7,12 +7,14 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pexpect
 import pytest
 from scripted_model import ScriptedModel
 
+from glmrun.cli.loading import wait_for_disk
 from glmrun.terminal import sessions
 from glmrun.terminal.commands import run_command
 from glmrun.terminal.conversation import Conversation
@@ -93,6 +95,15 @@ def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.C
     with pytest.raises(UserError, match="500 tokens"):
         fresh.say("long")
     assert capsys.readouterr().err == "61 of 40 tokens of context wanted: -c 122 has a larger one\n" and fresh.messages == []
+
+
+def test_the_first_answer_waits_for_the_models_file(capsys: pytest.CaptureFixture[str]) -> None:
+    waits = iter([False, True])
+    on_disk = SimpleNamespace(is_waiting_for_disk=lambda: True, wait=lambda seconds: next(waits), n_done=1, n_bytes=2)
+    model = ScriptedModel()
+    model.prefault = on_disk  # type: ignore[attr-defined]
+    Conversation(model, get_ready=wait_for_disk).say("hello")  # type: ignore[arg-type]
+    assert next(waits, "waited") == "waited" and capsys.readouterr().out == "You said: hello\n"
 
 
 class Terminal:

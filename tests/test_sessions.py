@@ -7,7 +7,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from test_cli import glmrun, refused
 
+from glmrun.cache_folder import cache_folder
 from glmrun.terminal import sessions
 from quant.errors import UserError
 
@@ -177,6 +179,19 @@ def test_a_copy_takes_no_other_files_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists"):
         sessions.write_copy(path, "m.gguf", None, MESSAGES[:1])
     assert sessions.read(path).messages == MESSAGES and list(tmp_path.glob(".*")) == []
+
+
+def test_a_conversation_goes_on_with_its_model(state: Path) -> None:
+    def held_with(model: str) -> None:
+        sessions.create(model, None, MESSAGES[:2]).close()
+
+    held_with("/nowhere/m.gguf")
+    assert "held with /nowhere/m.gguf, which is not there; name a model" in refused("chat", "--continue", code=3)
+    held_with("GLM at http://localhost:8000/v1")
+    assert "add --url" in refused("chat", "--continue", code=2)
+    held_with(str(cache_folder() / "nano" / "of-an-earlier-version" / "nano-Q8_0.gguf"))
+    done = glmrun("chat", "--continue", stdin=b"hello\n", scripted=True)
+    assert (done.returncode, done.stdout) == (0, b"You said: hello\n") and len(sessions.listed()[0][1].messages) == 4
 
 
 def test_a_killed_process_leaves_all_that_it_had_written(state: Path) -> None:

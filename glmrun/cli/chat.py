@@ -127,9 +127,12 @@ def chat(
 
 def _model_of(session: Path) -> str | None:
     """The model that a saved conversation was held with; raises UserError if it is not there any more."""
+    from glmrun.cache_folder import cache_folder
     from glmrun.terminal import sessions
 
     path = sessions.read(session).model
+    if Path(path).parent.parent == cache_folder() / "nano":
+        return "nano"  # whose file has another place in each version
     if " at http" in path:
         raise UserError(f"the conversation was held with {path}; add --url, or name a model: glmrun chat MODEL --continue", 2)
     if path and not Path(path).exists():
