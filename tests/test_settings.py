@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -137,8 +138,17 @@ def test_the_shell_completes_commands_and_models(tmp_path: Path) -> None:
     (tmp_path / "GLM-4.7-Flash-Q4_K_M.gguf").write_bytes(b"GGUF")
     environment = {
         **os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_MODELS": str(tmp_path), "HF_HOME": str(tmp_path / "hf"),
-        "_GLMRUN_COMPLETE": "complete_bash",
+        "_GLMRUN_COMPLETE": "complete_bash", "XDG_STATE_HOME": str(tmp_path),
     }  # fmt: skip
-    for words, expected in (("glmrun ins", b"inspect"), ("glmrun chat GLM", b"GLM-4.7-Flash-Q4_K_M"), ("glmrun config s", b"show")):
+    (tmp_path / "glmrun" / "sessions").mkdir(parents=True)
+    record = b'{"type":"session","version":1}', b'{"type":"message","message":{"role":"user","content":"hello"}}'
+    lines = [b'{"crc32":"%08x","record":%s}\n' % (zlib.crc32(each), each) for each in record]
+    (tmp_path / "glmrun" / "sessions" / "20260102-030405.jsonl").write_bytes(b"".join(lines))
+    for words, expected in (
+        ("glmrun ins", b"inspect"),
+        ("glmrun chat GLM", b"GLM-4.7-Flash-Q4_K_M"),
+        ("glmrun config s", b"show"),
+        ("glmrun chat -r 2026", b"20260102-030405"),
+    ):
         done = glmrun(env=environment | {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))})
         assert done.stdout.split() == [expected], done

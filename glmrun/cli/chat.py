@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from glmrun.remote import RemoteModel
 
 
+def complete_session(incomplete: str) -> list[tuple[str, str]]:
+    """IDs of saved conversations that go on from what was typed, with what they begin with."""
+    from glmrun.terminal import sessions
+    from glmrun.terminal.sanitize import one_line
+
+    return [(path.stem, one_line(saved.title())) for path, saved in sessions.listed(20) if path.stem.startswith(incomplete)]
+
+
 def chat(
     context: typer.Context,
     model: Annotated[
@@ -25,7 +33,13 @@ def chat(
     go_on: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
     resume: Annotated[
         str | None,
-        typer.Option("-r", "--resume", metavar="ID", help="Go on with this one: an ID from /sessions, or a file of /save."),
+        typer.Option(
+            "-r",
+            "--resume",
+            metavar="ID",
+            autocompletion=complete_session,
+            help="Go on with this one: an ID from /sessions, or a file of /save.",
+        ),
     ] = None,
     preset: options.Preset = None,
     max_tokens: options.MaxTokens = None,

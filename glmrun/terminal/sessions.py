@@ -130,7 +130,7 @@ def reopen(path: Path) -> tuple[Session, Saved, str | None]:
         lost = None
         if saved.n_good < saved.n_bytes:
             aside = path.with_name(f"{path.stem}.damaged-{datetime.now():%Y%m%d%H%M%S}")
-            aside.write_bytes(_read(path, descriptor))
+            write_new(aside, _read(path, descriptor))
             os.ftruncate(descriptor, saved.n_good)
             os.fsync(descriptor)
             lost = f"{path.name}: its last {saved.n_bytes - saved.n_good:,} bytes are damaged and left out (kept in {aside.name})"
