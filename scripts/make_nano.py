@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two Python threads work side by side instead, see nano/training.py
 
 import torch
+from make_skills import suite
 from nano import checkpoint, vocabulary
 from nano.architecture import Nano, nano_config
 from nano.card import card
@@ -105,6 +106,7 @@ def main() -> None:
     (args.out / "evaluation.json").write_text(json.dumps({"training": facts, **results}, indent=2) + "\n", encoding="utf-8")
     (args.out / "README.md").write_text(card(facts, results), encoding="utf-8")
     (args.out / "heldout.txt").write_text(held_out_text(corpus, tests), encoding="utf-8")
+    (args.out / "skills.jsonl").write_text(suite(tests), encoding="utf-8")
 
 
 def held_out_text(corpus: Corpus, tests: list, limit: int = 60_000) -> str:
