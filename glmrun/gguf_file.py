@@ -39,6 +39,7 @@ _SCALARS: dict[int, np.dtype] = {
     _F64: np.dtype("<f8"),
 }
 
+_READ = 1 << 20  # bytes of the header read at a time
 MAX_KEY = 65_535  # bytes, the format's own limit
 MAX_STRING = 16 << 20  # bytes of one value
 MAX_ELEMENTS = 16 << 20  # of one array
@@ -89,10 +90,14 @@ class GGUFFile:
 
 
 class _Cursor:
-    """Reads little-endian fields from the front of the mapping and knows what it is reading when the bytes run out."""
+    """Reads little-endian fields from the front of a file and knows what it is reading when the bytes run out.
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size, self.at, self.n_texts = path, data, len(data), 0, 0
+    With plain reads: a mapped file that another program shortens in this very moment would end the process.
+    """
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+        self.path, self._descriptor, self.size, self.at, self.n_texts = path, descriptor, size, 0, 0
+        self.data = bytearray()  # what has been read so far, from the file's first byte on
 
     def error(self, field: str, found: str) -> UserError:
         field = field if field.isprintable() and len(field) <= 120 else brief(field)
@@ -103,6 +108,17 @@ class _Cursor:
             left = self.size - self.at
             found = f"{n_bytes:,} bytes were expected, {left:,} are left of {self.size:,}; is the download complete?"
             raise self.error(field, found)
+        self.read_to(self.at + n_bytes)
+
+    def read_to(self, end: int) -> int:
+        """Have the bytes before `end`, as far as the file goes; how many there are now."""
+        end = min(end, self.size)
+        while len(self.data) < end:
+            more = os.pread(self._descriptor, max(end - len(self.data), _READ), len(self.data))
+            if not more:
+                raise UserError(f"{self.path}: ended at byte {len(self.data):,} of {self.size:,} while it was being read")
+            self.data += more
+        return len(self.data)
 
     def scalar(self, kind: int, field: str) -> Any:
         dtype = _SCALARS[kind]
@@ -134,13 +150,17 @@ class _Cursor:
         self.n_texts += count
         if self.n_texts > MAX_TEXTS:
             raise self.error(field, f"more than {MAX_TEXTS:,} texts in the file's lists")
-        data, at, size, out = self.data, self.at, self.size, []
+        data, at, end, out = self.data, self.at, len(self.data), []
         unpack = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):
+                if at + 8 > end:
+                    end = self.read_to(at + 8)
                 length = unpack(data, at)[0]
                 at += 8
-                if length > MAX_KEY or length > size - at:
+                if length > MAX_KEY:
+                    break
+                if at + length > end and at + length > (end := self.read_to(at + length)):
                     break
                 out.append(data[at : at + length].decode("utf-8"))
                 at += length
@@ -196,8 +216,9 @@ def open_parts(path: str | os.PathLike) -> list[GGUFFile]:
 
 def _open_part(path: Path) -> GGUFFile:
     data, watched = _map(path)
-    cursor = _Cursor(path, data)
-    _check_magic(path, data)
+    cursor = _Cursor(path, watched.descriptor, len(data))
+    cursor.read_to(512)
+    _check_magic(path, cursor.data)
     cursor.at = 4
     version = cursor.scalar(_U32, "version")
     if version not in (2, 3):
@@ -233,12 +254,12 @@ def _map(path: Path) -> tuple[mmap.mmap, Watched]:
         if status.st_size < 24:
             raise UserError(f"{path}: not a GGUF file: it has {status.st_size} bytes, a header alone has 24")
         return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), watched
-    except (OSError, OverflowError) as why:
+    except (OSError, OverflowError, ValueError) as why:  # ValueError: it has become empty
         raise UserError(f"{path}: can't be mapped: {getattr(why, 'strerror', why)}") from None
 
 
-def _check_magic(path: Path, data: mmap.mmap) -> None:
-    head = data[:512]
+def _check_magic(path: Path, data: bytearray) -> None:
+    head = bytes(data[:512])
     if head.startswith(b"GGUF"):
         return
     if head.startswith(b"version https://git-lfs"):

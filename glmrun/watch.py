@@ -19,34 +19,34 @@ class Watched:
     """An open file; owns the descriptor."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.path, self._descriptor, self._leased = path, descriptor, False
+        self.path, self.descriptor, self._leased = path, descriptor, False
         self._was = self._now()
 
     def __del__(self) -> None:
-        os.close(self._descriptor)  # which gives the lease back
+        os.close(self.descriptor)  # which gives the lease back
 
     def lease(self) -> bool:
         """Make writers wait while this object lives; whether the system does so. It needs the file's owner and a local disk."""
         if hasattr(fcntl, "F_SETLEASE"):
             with contextlib.suppress(OSError):
-                fcntl.fcntl(self._descriptor, fcntl.F_SETSIG, signal.SIGURG)  # what tells of a writer; nobody minds this one
-                fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+                fcntl.fcntl(self.descriptor, fcntl.F_SETSIG, signal.SIGURG)  # what tells of a writer; nobody minds this one
+                fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
                 self._leased = True
         return self._leased
 
     def status(self) -> os.stat_result:
         """What the system says of it now."""
-        return os.fstat(self._descriptor)
+        return os.fstat(self.descriptor)
 
     def check(self) -> None:
         """Raise UserError if the file has been changed, or is about to be; from then on every time."""
-        waiting = self._leased and fcntl.fcntl(self._descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK
+        waiting = self._leased and fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK
         if waiting or self._now() != self._was:
             self._was = (-1, -1)
             if self._leased:
                 self._leased = False
                 with contextlib.suppress(OSError):
-                    fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                    fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             raise UserError(f"{self.path}: the model file has been changed by another program; open it again")
 
     def _now(self) -> tuple[int, int]:

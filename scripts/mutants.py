@@ -77,6 +77,8 @@ def _tensor_fields(raw: bytes, at: int) -> list[tuple[int, int]]:
     """[(position, bytes)] of the numbers in an entry of the tensor table; the last one is the offset."""
     (length,) = struct.unpack_from("<Q", raw, at)
     (n_dims,) = struct.unpack_from("<I", raw, at + 8 + length)
+    if n_dims > 8:
+        raise struct.error("damaged already")
     dims = at + 12 + length
     return [(at, 8), (dims - 4, 4), *((dims + 8 * i, 8) for i in range(n_dims)), (dims + 8 * n_dims, 4), (dims + 8 * n_dims + 4, 8)]
 

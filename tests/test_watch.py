@@ -82,3 +82,31 @@ def test_no_descriptor_is_lost(copy: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError):
             open_gguf(bad)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_file_that_shrinks_and_grows_while_it_is_opened(copy: Path) -> None:
+    """The header is read, not mapped, and weights are touched later: a line or a file, whatever moment it is."""
+    spoil = f"""
+import os, itertools
+whole = open({str(copy)!r}, "rb").read()
+for size in itertools.cycle((0, 100, 5000, len(whole) // 2, len(whole) - 1)):
+    with open({str(copy)!r}, "r+b", buffering=0) as file:
+        file.truncate(size)
+        os.sched_yield()
+        file.seek(0)
+        file.write(whole)
+    os.sched_yield()
+"""
+    spoiler = subprocess.Popen([sys.executable, "-c", spoil])
+    refused, end = 0, time.monotonic() + 60
+    try:
+        while refused < 200 and time.monotonic() < end:
+            try:
+                assert open_gguf(copy).tensors
+            except UserError as why:
+                assert "\n" not in str(why)
+                refused += 1
+    finally:
+        spoiler.kill()
+        spoiler.wait()
+    assert refused == 200

@@ -77,6 +77,7 @@ def load_model(
     config_from_gguf(file)
     for watched in file.watched:
         watched.lease()
+        watched.check()  # what came before the lease
     compile_kernels()
     with ExitStack() as opening, reading_bar() as bar:
         opening.enter_context(waiting(f"opening {path.name}"))
