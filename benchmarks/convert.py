@@ -1,7 +1,8 @@
 """glmrun convert beside llama.cpp's quantizer on the same BF16 file, two threads each, in turns; needs llama-cpp-python.
 
 convert.py model-BF16.gguf [-q RECIPE] [--rounds N]    prints Markdown, writes benchmarks/results/convert.json
-    (scripts/make_synthetic.py --layers 2 -q BF16 -o model-BF16.gguf writes one with the real shapes)
+    (scripts/make_synthetic.py --layers 2 -q BF16 -o /dev/shm/model-BF16.gguf writes one with the real shapes, into memory: what
+    both write goes beside it, and on a disk its speed would be measured, because only glmrun waits until the disk has it all)
 """
 
 import argparse

@@ -31,7 +31,6 @@ from quant.shards import SourceTensor
 __all__ = ["Done", "Plan", "Progress", "Row", "convert", "plan"]
 
 _CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
-_PART_WEIGHTS = 1 << 18  # of it widened to float32 at once: they stay in a core's cache
 _AHEAD_BYTES = 64 << 20  # the system is asked to read so far ahead of the encoders
 _SAMPLE = 128  # the error of large tensors is measured on one row in so many: it says how good the search is, and costs time
 _F16_MAX = 65504.0
@@ -197,7 +196,7 @@ class _Conversion:
             of_matrix = None if weights is None else weights[cut.matrix]  # (columns,)
             tensor = self.plan.source.tensors[cut.piece.source]
             ahead.append((cut.row, self.pool.submit(_encode, cut.row, tensor, cut.piece, of_matrix), cut.is_last))
-            if len(ahead) > 2 * self.n_threads:
+            if len(ahead) > 4 * self.n_threads:
                 row, chunk, is_last = ahead.popleft()
                 yield row, chunk.result(), is_last
         while ahead:
@@ -258,31 +257,25 @@ def _encode(row: Row, tensor: SourceTensor, piece: Piece, weights: np.ndarray | 
     kind, source = FORMATS[row.format], READABLE[tensor.dtype]
     stays = tensor.dtype == kind.name and not piece.transposed
     stored = tensor.read_rows(piece.first_row, piece.n_rows, None if stays else _scratch.of(piece.n_rows * tensor.row_bytes))
-    n, columns = (piece.shape[-1], piece.n_rows) if piece.transposed else (piece.n_rows, piece.shape[-1])
+    rows = source.decode(stored)  # float32 (rows, columns)
     if piece.transposed:
-        whole = np.ascontiguousarray(source.decode(stored).T)  # float32 (columns, rows)
-    blocks = stored if stays else np.empty((n, kind.row_bytes(columns)), np.uint8)
-    step, n_bad, error, weight = max(1, _PART_WEIGHTS // columns), 0, 0.0, 0.0
-    sampled = row.n_weights > _CHUNK_WEIGHTS  # then as many rows are measured as one in _SAMPLE would be, all in the first part
-    every = max(1, _SAMPLE * min(step, n) // n) if sampled else 1
-    for first in range(0, n, step):
-        part = slice(first, first + step)
-        rows = whole[part] if piece.transposed else source.decode(stored[part])  # float32 (step, columns)
-        largest = _largest(rows)
-        if not largest < math.inf:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
-            n_bad += rows.size - int(np.count_nonzero(np.isfinite(rows)))
-        elif not stays:
-            if kind.name not in ("F32", "BF16") and largest > _F16_MAX:
-                raise UserError(
-                    f"{row.name} has a weight of {largest:.3g}, {kind.name} holds {_F16_MAX:.0f} at most; convert to BF16 or F32"
-                )
-            blocks[part] = kind.encode(rows, weights)
-            if first == 0 or not sampled:
-                measured = rows[::every].astype(np.float64)  # (rows / every, columns)
-                difference = measured - kind.decode(blocks[part][::every])
-                # Not a dot product: the library behind it would start threads of its own.
-                error, weight = error + float(np.square(difference).sum()), weight + float(np.square(measured).sum())
-    return _Chunk(blocks, n_bad, error, weight)
+        rows = np.ascontiguousarray(rows.T)  # float32 (columns, rows)
+    largest = _largest(rows)
+    if not largest < math.inf:  # nothing can be encoded; the bytes only keep the place until the tensor has been counted
+        n_bad = rows.size - int(np.count_nonzero(np.isfinite(rows)))
+        return _Chunk(np.zeros((len(rows), kind.row_bytes(rows.shape[1])), np.uint8), n_bad)
+    if stays:
+        return _Chunk(stored)
+    if kind.name not in ("F32", "BF16") and largest > _F16_MAX:
+        raise UserError(
+            f"{row.name} has a weight of {largest:.3g}, {kind.name} holds {_F16_MAX:.0f} at most; convert to BF16 or F32"
+        )
+    blocks = kind.encode(rows, weights)
+    sample = slice(None, None, _SAMPLE if row.n_weights > _CHUNK_WEIGHTS else 1)
+    measured = rows[sample].astype(np.float64)  # (rows / _SAMPLE, columns)
+    difference = measured - kind.decode(blocks[sample])
+    # Not a dot product: the library behind it would start threads of its own.
+    return _Chunk(blocks, 0, float(np.square(difference).sum()), float(np.square(measured).sum()))
 
 
 class _Scratch(threading.local):
