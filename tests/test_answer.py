@@ -174,13 +174,13 @@ def test_tool_calls_are_blocks(on_terminal: Callable[..., Terminal]) -> None:
 def test_the_bottom_line_is_short() -> None:
     assert bottom_line("m\x1b[2J", 3174, 32768, Stats(n_generated=10, generate_seconds=0.5)) == "m␛[2J · 3.1k / 32k · 20.0 tok/s"
     assert bottom_line("nano", 820, 202_752) == "nano · 820 / 198k"
+    assert bottom_line("nano", 11, 4096, Stats(n_generated=1, generate_seconds=0.001)) == "nano · 11 / 4k"
 
 
 def test_the_line_of_counts_tells_what_was_read() -> None:
     done = Stats(50, n_cached=10, n_prefilled=50, prompt_seconds=0.5, n_generated=2000, generate_seconds=100.0)
-    assert (
-        stats_line(Stats(n_generated=1, generate_seconds=0.5, prompt_seconds=3.0)) == "1 token, 2.0 tok/s · first token after 3.0 s"
-    )
+    assert stats_line(Stats(n_generated=1, generate_seconds=0.5, prompt_seconds=3.0)) == "1 token · first token after 3.0 s"
+    assert stats_line(Stats(n_generated=2, generate_seconds=0.5, prompt_seconds=3.0)).startswith("2 tokens, 4.0 tok/s · ")
     assert stats_line(done) == "2,000 tokens, 20.0 tok/s · prompt 40 read in 0.5 s, 80.0 tok/s · 10 cached"
     assert (
         stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0))

@@ -73,7 +73,7 @@ class Editor:
         """The next message; raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C on an empty line."""
         self._session.editing_mode = EditingMode.VI if self._typing.vi else EditingMode.EMACS
         draft, self._typing.draft = self._typing.draft, ""
-        typed = self._session.prompt(">>> ", default=draft, prompt_continuation="... ")
+        typed = self._session.prompt(">>> ", default=draft, prompt_continuation=lambda width, line, wraps: "" if wraps else "... ")
         text = _as_utf8(self._pastes.expanded(typed))
         self._pastes.clear()
         return f" {text}" if text.startswith("/") and not typed.startswith("/") else text  # a pasted path is no command

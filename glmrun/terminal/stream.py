@@ -238,7 +238,10 @@ def stats_line(stats: "Stats") -> str:
     """`64 tokens, 17.9 tok/s · prompt 12 read in 0.3 s, 40 tok/s · 512 cached`."""
     read, parts = stats.n_prefilled - stats.n_cached, []
     if stats.n_generated:
-        parts.append(f"{counted(stats.n_generated, 'token')}, {_rate(stats.n_generated, stats.generate_seconds)}")
+        rate = (
+            f", {_rate(stats.n_generated, stats.generate_seconds)}" if stats.n_generated > 1 else ""
+        )  # the first comes with the prompt
+        parts.append(counted(stats.n_generated, "token") + rate)
     of_all = f" of {stats.n_prompt - stats.n_cached:,}" if stats.n_prefilled < stats.n_prompt else ""
     if not stats.n_prompt:  # a server that does not count
         return " · ".join([*parts, f"first token after {stats.prompt_seconds:.1f} s"])
@@ -251,7 +254,7 @@ def stats_line(stats: "Stats") -> str:
 def bottom_line(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> str:
     """`GLM-4.7-Flash-Q4_K_M · 3.1k / 32k · 17.9 tok/s`: the model, how full the context is, how fast the last answer came."""
     parts = [one_line(model), f"{_short(used)} / {_short(n_ctx)}"]
-    if stats is not None and stats.n_generated and stats.generate_seconds > 0:
+    if stats is not None and stats.n_generated > 1 and stats.generate_seconds > 0:
         parts.append(_rate(stats.n_generated, stats.generate_seconds))
     return " · ".join(parts)
 
