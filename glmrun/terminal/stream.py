@@ -238,9 +238,7 @@ def stats_line(stats: "Stats") -> str:
     """`64 tokens, 17.9 tok/s · prompt 12 read in 0.3 s, 40 tok/s · 512 cached`."""
     read, parts = stats.n_prefilled - stats.n_cached, []
     if stats.n_generated:
-        rate = (
-            f", {_rate(stats.n_generated, stats.generate_seconds)}" if stats.n_generated > 1 else ""
-        )  # the first comes with the prompt
+        rate = f", {_rate(stats.n_generated, stats.generate_seconds)}" if stats.n_generated > 1 else ""
         parts.append(counted(stats.n_generated, "token") + rate)
     of_all = f" of {stats.n_prompt - stats.n_cached:,}" if stats.n_prefilled < stats.n_prompt else ""
     if not stats.n_prompt:  # a server that does not count
