@@ -1,5 +1,6 @@
 """A Hugging Face model folder of the GLM-4.7-Flash family, as transformers 4 and 5 save it: checked whole, read lazily."""
 
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ class Checkpoint:
     def name(self) -> str:
         """The model's name: the folder's; in a hub's cache (models--USER--NAME/snapshots/COMMIT) the repository's."""
         folder = self.folder.resolve()
-        return folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
+        name = folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
+        return os.fsencode(name).decode(errors="replace")  # a folder's name may be any bytes
 
     @property
     def files(self) -> list[Path]:

@@ -5,6 +5,7 @@ plan(Checkpoint.open("GLM-4.7-Flash"), "Q4_K_M").file_bytes
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -154,8 +155,9 @@ class Plan:
 
     def identity(self) -> dict[str, str]:
         """What the bytes depend on, digested, by the name a user knows it by: runs that agree in all of it write the same bytes."""
+        found = ((os.fsencode(path.resolve()), path.stat()) for path in self.source.files)
         return {
-            "the source": _digest(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in self.source.files),
+            "the source": _digest(name + f" {status.st_size} {status.st_mtime_ns}".encode() for name, status in found),
             "the options": _digest([part.blank_header for part in self.parts] + [repr(row).encode() for row in self.rows]),
             "the importance matrix": self.importance.digest() if self.importance else "",
             "glmrun": _digest(_program()),

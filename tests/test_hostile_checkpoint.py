@@ -21,6 +21,7 @@ from test_checkpoint import INDEX, SHARD, edit_json, refusal
 from glmrun.tokenizer import Tokenizer
 from quant.checkpoint import Checkpoint
 from quant.errors import UserError
+from quant.plan import plan
 from quant.shards import read_header
 from quant.strict_json import MAX_BYTES
 from quant.vocabulary import read_vocabulary
@@ -311,6 +312,12 @@ def test_advice_for_sampling_that_no_file_may_give(folder: Path, key: str, value
     put("generation_config.json", json.dumps({key: value}).encode())(folder)
     model = Checkpoint.open(folder)
     assert f"generation_config.json: {key} is {value}" in str(refusal(lambda: model.metadata(model.config, 0, 1)))
+
+
+def test_s20_a_folder_whose_name_is_no_utf8(folder: Path, tmp_path: Path) -> None:
+    named = folder.rename(tmp_path / os.fsdecode(b"model-\xff"))
+    planned = plan(Checkpoint.open(named), "Q8_0")
+    assert planned.metadata["general.name"] == "model-\ufffd" and planned.identity()["the source"]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
