@@ -230,12 +230,16 @@ def test_a_killed_conversation_goes_on(tmp_path: Path) -> None:
     terminal.child.kill(signal.SIGKILL)
     terminal.child.expect(pexpect.EOF)
     terminal.child.close()
+    (tmp_path / "other.gguf").touch()
     again = Terminal(tmp_path, "--continue")
     again.send("/context", "3 messages")
+    again.send("/model other.gguf", "other.gguf")
     again.send("messages", '"content": "You said: hello".*"content": "slow answer"')
     again.send("/export a.md", "5 messages")
     again.send("/export a.json", "5 messages")
     assert again.leave() == 0
+    [path] = (tmp_path / "glmrun" / "sessions").glob("*.jsonl")
+    assert sessions.read(path).model == str(tmp_path / "other.gguf")
     assert "You said: hello" in (tmp_path / "a.md").read_text()
     assert [message["role"] for message in json.loads((tmp_path / "a.json").read_text())["messages"]][:3] == [
         "user",

@@ -38,10 +38,11 @@ def test_what_was_written_is_read(state: Path) -> None:
     session.append("system", text="Be brief.")
     session.append("message", message=MESSAGES[2])
     session.append("cut", keep=2)
+    session.append("model", path="n.gguf")
     session.append("message", message=MESSAGES[0])
     session.close()
     saved = sessions.read(session.path)
-    assert saved.messages == [*MESSAGES[:2], MESSAGES[0]] and saved.system == "Be brief." and saved.model == "m.gguf"
+    assert saved.messages == [*MESSAGES[:2], MESSAGES[0]] and saved.system == "Be brief." and saved.model == "n.gguf"
     assert saved.n_good == saved.n_bytes == session.path.stat().st_size
     assert session.path.parent == state and session.path.stat().st_mode & 0o777 == 0o600 and state.stat().st_mode & 0o777 == 0o700
 
@@ -139,6 +140,7 @@ def test_no_session_yet() -> None:
         {"type": "message", "message": {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}},
         {"type": "cut", "keep": 99},
         {"type": "cut", "keep": -1},
+        {"type": "model", "path": 1},
         {"type": "future"},
         {},
     ],

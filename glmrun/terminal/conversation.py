@@ -298,11 +298,14 @@ class Conversation:
             note(lost)
         self.system, self.messages = saved.system, saved.messages
         self.attached.clear()
+        if saved.model != self._model_path():
+            self._keep("model", path=self._model_path())
         self._load_cache()
 
     def change_model(self, model: Engine) -> None:
         """Go on with another model; it reads the conversation with the next message."""
         self.model, self.cache = model, None
+        self._keep("model", path=self._model_path())
 
     def close(self) -> None:
         """Leave the conversation; what is on disk stays."""
@@ -319,13 +322,16 @@ class Conversation:
             return
         try:
             if self.session is None:
-                path = self.model.path
-                self.session = sessions.create(str(path.absolute() if isinstance(path, Path) else path), self.system, self.messages)
+                self.session = sessions.create(self._model_path(), self.system, self.messages)
             else:
                 self.session.append(kind, **fields)
         except OSError as why:
             note(f"this conversation could not be saved: {why.strerror}; the next message tries again")
             self._leave_session()  # a journal that lacks a line tells another story: the next one begins with all messages
+
+    def _model_path(self) -> str:
+        """What --continue opens."""
+        return str(self.model.path.absolute() if isinstance(self.model.path, Path) else self.model.path)
 
     def _load_cache(self) -> None:
         cache = self._cache_of_session()

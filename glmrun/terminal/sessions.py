@@ -3,7 +3,8 @@
     {"crc32":"5f3a0c11","record":{"type":"message", ...}}
 
 A line counts if its checksum, of the record's bytes, is right and so were all before it; so a crash, a full disk or a damaged
-block costs the damaged end and nothing else. Records: session (the first), system, message, cut (the first `keep` messages stay).
+block costs the damaged end and nothing else. Records: session (the first), model, system, message, cut (the
+first `keep` messages stay).
 """
 
 import contextlib
@@ -269,6 +270,8 @@ def _apply(record: Any, saved: Saved) -> bool:
         saved.model, saved.created = str(record.get("model", "")), str(record.get("created", ""))
     elif kind == "system" and isinstance(record.get("text"), str | None):
         saved.system = record["text"]
+    elif kind == "model" and isinstance(record.get("path"), str):
+        saved.model = record["path"]
     elif kind == "message" and _is_message(record.get("message")):
         saved.messages.append(record["message"])
     elif kind == "cut" and isinstance(record.get("keep"), int) and 0 <= record["keep"] <= len(saved.messages):
