@@ -7,9 +7,11 @@ back a message costs nothing. Whatever does not fit (another model, another type
 left aside: the prompt is read again, which is slower and never wrong. Nothing is synced, since losing it loses no word.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -76,6 +78,9 @@ class SavedCache:
 
     def _write(self, tokens: list[int], start: int) -> None:
         new = np.array(tokens[start:], np.int32)  # int32 (tokens,)
+        needed = len(new) * self._position_bytes
+        if (free := shutil.disk_usage(self.path.parent).free) < 2 * needed:  # a full disk would lose words
+            raise OSError(errno.ENOSPC, f"it takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of disk are free")
         begun, self._end = self._end, 0  # until all is written
         opened = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if begun else os.O_TRUNC), 0o600)
         with open(opened, "r+b", buffering=0) as file:

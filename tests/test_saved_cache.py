@@ -1,9 +1,11 @@
 """A conversation's cache on disk: the same logits after a restart, and nothing but a slower start where the file does not fit."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,3 +129,17 @@ def test_the_fingerprint_follows_the_file(tiny: Tiny, tmp_path: Path) -> None:
 def test_no_file_is_no_cache(tiny: Tiny, tmp_path: Path) -> None:
     cache = SavedCache(tmp_path / "none", opened(tiny))
     assert cache.load() == 0 and cache.ignored is None
+
+
+def test_a_disk_that_is_nearly_full_keeps_its_room(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened(tiny)
+    last_logits(model, PROMPT)
+    cache = SavedCache(tmp_path / "c", model)
+    size = cache._position_bytes * len(PROMPT)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * size - 1))
+    with pytest.raises(OSError, match="of disk are free"):
+        cache.save()
+    assert not (tmp_path / "c").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * size))
+    cache.save()
+    assert size < (tmp_path / "c").stat().st_size < size + 1000 and SavedCache(tmp_path / "c", opened(tiny)).load() == len(PROMPT)
