@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from emulator import Terminal
@@ -65,7 +66,9 @@ class Tmux:
         self._run("resize-window", "-x", str(columns), "-y", str(rows))
 
     def close(self) -> None:
+        socket = self._run("display-message", "-p", "#{socket_path}").strip()
         self._run("kill-server")
+        Path(socket).unlink(missing_ok=True)  # tmux may leave it there
 
 
 class Emulated:
