@@ -13,7 +13,7 @@ from glmrun.gguf_file import GGUFFile, open_parts
 from glmrun.split_file import join
 from quant.config import Config, tensor_shapes
 from quant.gguf_header import MetadataValue
-from quant.importance import Importance, from_tensors
+from quant.importance import Importance, from_tensors, is_importance
 from quant.mapping import ARCHITECTURE, Piece, hyper_parameters
 from quant.recipes import RECIPES
 from quant.shards import Shard, SourceTensor
@@ -89,4 +89,5 @@ def _value(key: str, value: Any) -> MetadataValue:
 def read_importance(path: str | Path) -> Importance:
     """The importance matrix in a GGUF file, ours or llama.cpp's. Raises UserError."""
     file = open_parts(path)[0]
-    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in file.tensors.items()}, Path(path))
+    tensors = file.tensors if is_importance(file.metadata) else {}  # a model's weights would fill the memory
+    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in tensors.items()}, Path(path))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
 
 # So many vectors whose columns are all alike are added to those that a matrix has seen: an expert that rarely is chosen is
@@ -89,13 +89,19 @@ class Importance:
         return header + b"".join(array.astype("<f4").tobytes() + bytes(padding(array.nbytes)) for array in arrays.values())
 
 
+def is_importance(metadata: Mapping[str, Any]) -> bool:
+    """Whether a GGUF file with these metadata holds an importance matrix."""
+    kind = metadata.get("general.type")
+    return isinstance(kind, str) and kind == "imatrix"
+
+
 def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], file: Path) -> Importance:
     """An importance matrix from the values of a GGUF file.
 
     Raises UserError for a file of another kind, and for sums that are negative, not finite or without counts.
     """
-    if metadata.get("general.type") != "imatrix":
-        raise UserError(f"{file} is no importance matrix: its general.type is {metadata.get('general.type')!r}, not 'imatrix'")
+    if not is_importance(metadata):
+        raise UserError(f"{file} is no importance matrix: its general.type is {brief(metadata.get('general.type'))}, not 'imatrix'")
     sums, counts = {}, {}
     for full, values in tensors.items():
         if not full.endswith(".in_sum2"):

@@ -112,7 +112,7 @@ def _damage_number(pieces: Pieces, rng: np.random.Generator) -> Pieces:
     i = int(rng.integers(len(entries)))
     try:
         fields = _key_fields(entries[i], 0)[0] if in_keys else _tensor_fields(entries[i], 0)
-    except (struct.error, KeyError):  # damaged already
+    except (struct.error, KeyError, OverflowError):  # damaged already
         fields = [(int(rng.integers(len(entries[i]))), 1)]
     at, size = fields[min(int(rng.integers(len(fields) + 3)), len(fields) - 1)]
     old = int.from_bytes(entries[i][at : at + size], "little")

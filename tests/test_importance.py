@@ -207,3 +207,13 @@ def test_errors_fall_where_they_cost_less(recipe: str, tmp_path: Path, tiny_gguf
         assert errors[1] <= 0.99 * errors[0], (name, errors)
         n += 1
     assert n >= 20
+
+
+def test_a_kind_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is given by mistake would fill the memory."""
+    monkeypatch.delattr("glmrun.gguf_file.TensorInfo.floats")
+    path = tmp_path / "model.gguf"
+    for kind in ("model", 3, np.array([1, 2], np.uint32)):
+        path.write_bytes(pack_header({"general.type": kind}, [TensorEntry("w.in_sum2", (8,), 0, 32)]) + bytes(32))
+        with pytest.raises(UserError, match="is no importance matrix: its general.type is "):
+            read_importance(path)
