@@ -1,6 +1,6 @@
 """Open damaged files by the thousand: each gives a model or one line, in time and in memory, and no process dies of it.
 
-python scripts/fuzz.py -n 100000                     # both readers; totals as JSON into benchmarks/results/fuzz.json
+python scripts/fuzz.py -n 100000 --out FILE          # both readers; totals as JSON
 python scripts/fuzz.py gguf -n 1 --first 4711        # one mutant again, with its traceback
 python scripts/fuzz.py gguf -n 1 --first 4711 --save mutant.gguf
 
