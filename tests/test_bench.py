@@ -428,7 +428,6 @@ def test_a_plot_is_a_picture_or_one_line_that_says_what_is_missing(tmp_path: Pat
 
 
 def test_curves_become_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     for suffix, start in ((".svg", b"<?xml"), (".png", b"\x89PNG")):
         write(str(tmp_path / f"x{suffix}"), "cpu", "depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}, "pp8": {"f": [(0, 9.0)]}})
         assert (tmp_path / f"x{suffix}").read_bytes().startswith(start)

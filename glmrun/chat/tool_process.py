@@ -1,4 +1,4 @@
-"""The process in which a user's tools run: started by tools.py as `python -P tool_process.py FILE`.
+"""The process in which a user's tools run: started by tools.py as `python -u -P tool_process.py FILE`.
 
 Requests come as lines of JSON on standard input, each is answered by a line of JSON on standard output. What the tools print goes
 to standard error, whatever way they print it.
@@ -30,8 +30,6 @@ def main(path: str) -> None:
     os.dup2(2, 1)
 
     def reply(message: dict[str, Any]) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
         print(json.dumps(message), file=replies, flush=True)
 
     try:

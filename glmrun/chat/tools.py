@@ -111,7 +111,7 @@ class _Worker:
     def __init__(self, path: Path) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
         self._read = 0
-        command = [sys.executable, "-P", str(Path(__file__).with_name("tool_process.py")), str(path)]
+        command = [sys.executable, "-u", "-P", str(Path(__file__).with_name("tool_process.py")), str(path)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True, encoding="utf-8"
         )

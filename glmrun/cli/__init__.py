@@ -113,9 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
         _discard_output()
         code = 141
     except OSError as why:
-        show_error(f"the output can't be written: {why.strerror}")
+        if code == 0:  # else the reason has been told, and what failed then is still in the buffer
+            show_error(f"the output can't be written: {why.strerror}")
+            code = 1
         _discard_output()
-        code = 1
     sys.exit(code)
 
 
