@@ -51,9 +51,9 @@ class Team:
         aligned = self._flags[self.flags - self._flags.ctypes.data :].view(np.int64)[: SIZE // 8]  # int64 (SIZE / 8,)
         self._cancel, self._parts = aligned[CANCEL // 8 :], aligned[DONE_PARTS // 8 :]
         self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
-        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._runs = 0
         for thread, work in enumerate(self._work):
-            arguments = (work, self._done, self._flags, (self.flags, thread, self.n_threads))
+            arguments = (work, self._flags, (self.flags, thread, self.n_threads))
             threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}").start()
         weakref.finalize(self, _dismiss, self._work)
 
@@ -68,14 +68,22 @@ class Team:
         behind inside the caller's buffers.
         """
         self._parts[0] = 0
-        for work in self._work:
-            work.put((function, arguments))
-        results: list[Any] = []
+        self._runs += 1
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        results: list[Any] = []  # the threads fill it: an exception that a signal raises here can lose a wake-up, but no result
+        job = (self._runs, function, arguments, results, done)
         interrupted: BaseException | None = None
+        handed_out = False
         while len(results) < self.n_threads:
             try:
-                results.append(self._done.get(timeout=None if interrupted else seconds))
+                if not handed_out:
+                    for work in self._work:  # again after an exception: a job that only some threads get would hold them for ever
+                        work.put(job)
+                    handed_out = True
+                done.get(timeout=0.1 if interrupted else seconds)
             except queue.Empty:
+                if interrupted is not None:
+                    continue
                 try:
                     yield None
                 except BaseException as error:
@@ -106,14 +114,20 @@ class Team:
         self._cancel[0] = 0
 
 
-def _serve(work: queue.SimpleQueue, done: queue.SimpleQueue, flags: np.ndarray, place: tuple[int, int, int]) -> None:
+def _serve(work: queue.SimpleQueue, flags: np.ndarray, place: tuple[int, int, int]) -> None:
     """A thread's life; it holds on to the flags' memory, not to the Team, so that a forgotten Team ends."""
+    last = 0
     while (job := work.get()) is not None:
-        function, arguments = job
+        run, function, arguments, results, done = job
+        if run == last:
+            continue  # handed out twice
+        last = run
         try:
-            done.put(function(*arguments, *place))
+            results.append(function(*arguments, *place))
         except BaseException as error:
-            done.put(error)
+            results.append(error)
+        done.put(None)
+        del job, function, arguments, results, done  # what it worked on may be freed while it waits
 
 
 def _dismiss(works: list[queue.SimpleQueue]) -> None:

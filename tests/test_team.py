@@ -1,5 +1,6 @@
 """The threads: all take part, none runs ahead of a barrier, a cancel reaches them, errors come back."""
 
+import signal
 import threading
 import time
 
@@ -65,6 +66,34 @@ def test_watching_tells_that_it_lasts_and_giving_up_ends_it() -> None:
     assert next(watched) is None
     watched.close()  # waits for the threads, or the next run would meet them
     assert team.run(_rounds, slots.ctypes.data, 5) == 0
+
+
+def test_a_signal_at_any_moment_loses_no_thread() -> None:
+    """Without care a result is lost between two lines, or a job reaches one thread only: the next barrier then never ends."""
+
+    class Alarm(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Alarm
+
+    team, slots = Team(), np.zeros(256, np.int64)  # int64 (256,)
+    before, caught = signal.signal(signal.SIGALRM, interrupt), 0
+    try:
+        for turn in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + turn * 5e-7)
+                while True:
+                    assert team.run(_rounds, slots.ctypes.data, 3) == 0
+            except Alarm:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == 400
+    runs = slots[128]
+    assert team.run(_rounds, slots.ctypes.data, 5) == 0
+    assert slots[128] - runs == team.n_threads
 
 
 def test_an_error_comes_back_and_the_team_goes_on() -> None:
