@@ -115,7 +115,7 @@ class SavedCache:
         self._end = file.tell()
         while head := file.read(_SEGMENT.size):
             if not self._read_segment(file, head):
-                self.ignored = f"it is damaged behind position {len(self._tokens):,}"
+                self.ignored = self.ignored or f"it is damaged behind position {len(self._tokens):,}"
                 return
             self._end = file.tell()
 
@@ -124,7 +124,11 @@ class SavedCache:
         if len(head) < _SEGMENT.size:
             return False
         word, start, n, crc = _SEGMENT.unpack(head)
-        if word != _WORD or not (0 <= start <= len(self._tokens) and 0 < n <= self._model.n_ctx - start):
+        there = (os.fstat(file.fileno()).st_size - file.tell()) // self._position_bytes
+        if word != _WORD or not (0 <= start <= len(self._tokens) and 0 < n <= there):
+            return False
+        if start + n > self._model.n_ctx:
+            self.ignored = f"it reaches position {start + n:,}, this context holds {self._model.n_ctx:,}"
             return False
         tokens = np.empty(n, np.int32)  # int32 (tokens,)
         found = zlib.crc32(tokens.data) if _fill(file, tokens.data) else None

@@ -174,6 +174,7 @@ def test_tool_calls_are_blocks(on_terminal: Callable[..., Terminal]) -> None:
 def test_the_bottom_line_is_short() -> None:
     assert bottom_line("m\x1b[2J", 3174, 32768, Stats(n_generated=10, generate_seconds=0.5)) == "m␛[2J · 3.1k / 32k · 20.0 tok/s"
     assert bottom_line("nano", 820, 202_752) == "nano · 820 / 198k"
+    assert bottom_line("nano", 3174, 32000) == "nano · 3.2k / 32k"
     assert bottom_line("nano", 11, 4096, Stats(n_generated=1, generate_seconds=0.001)) == "nano · 11 / 4k"
 
 

@@ -25,7 +25,7 @@ def tiny(tiny_gguf: Callable[..., Tiny]) -> Tiny:
 
 
 def opened(tiny: Tiny, **options) -> "glmrun.Model":
-    return glmrun.load(tiny.path, n_ctx=256, n_threads=2, **options)
+    return glmrun.load(tiny.path, **{"n_ctx": 256, "n_threads": 2} | options)
 
 
 def last_logits(model: "glmrun.Model", tokens: list[int]) -> np.ndarray:
@@ -86,6 +86,12 @@ def test_a_damaged_file_costs_time_and_nothing_else(tiny: Tiny, tmp_path: Path, 
     cache.save()  # and it is a good one again
     again = opened(tiny)
     assert SavedCache(path, again).load() == len(PROMPT) + 3
+
+
+def test_a_longer_cache_than_the_context_is_not_called_damaged(tiny: Tiny, tmp_path: Path) -> None:
+    saved(tiny, tmp_path / "c")
+    cache = SavedCache(tmp_path / "c", opened(tiny, n_ctx=32))
+    assert cache.load() == 0 and cache.ignored == f"it reaches position {len(PROMPT)}, this context holds 32"
 
 
 def test_every_cut_leaves_a_prefix_of_what_was_saved(tiny: Tiny, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def stats_line(stats: "Stats") -> str:
 
 def bottom_line(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> str:
     """`GLM-4.7-Flash-Q4_K_M · 3.1k / 32k · 17.9 tok/s`: the model, how full the context is, how fast the last answer came."""
-    parts = [one_line(model), f"{_short(used)} / {_short(n_ctx)}"]
+    parts = [one_line(model), f"{_short(used, n_ctx)} / {_short(n_ctx, n_ctx)}"]
     if stats is not None and stats.n_generated > 1 and stats.generate_seconds > 0:
         parts.append(_rate(stats.n_generated, stats.generate_seconds))
     return " · ".join(parts)
@@ -266,6 +266,6 @@ def _rate(tokens: int, seconds: float) -> str:
     return f"{tokens / seconds:,.1f} tok/s" if seconds > 0 else "- tok/s"
 
 
-def _short(tokens: int) -> str:
-    """Thousands of 1,024, as contexts are given: 820, 3.1k, 32k."""
-    return str(tokens) if tokens < 1000 else f"{tokens / 1024:.1f}".removesuffix(".0") + "k"
+def _short(tokens: int, n_ctx: int) -> str:
+    """820, 3.1k, 32k: thousands of 1,024 where the context is a number of them (`-c 32K`), of 1,000 where not (`-c 32k`)."""
+    return str(tokens) if tokens < 1000 else f"{tokens / (1000 if n_ctx % 1024 else 1024):.1f}".removesuffix(".0") + "k"
