@@ -108,7 +108,7 @@ class Model:
         while at < len(ids):
             end = min(at + self._state.max_tokens, max(at, first) + rows, len(ids))
             wanted = end - max(at, first)
-            self._step(ids[at:end], out[:wanted] if wanted > 0 else self._last_logits)
+            self._step(ids[at:end], out[: max(wanted, 0)])
             if wanted > 0:
                 yield out[:wanted]
             at = end
@@ -175,7 +175,7 @@ class Model:
         self._finite.wait()
         start = time.perf_counter()
         for at in range(0, len(ids), n_step):
-            self._step(ids[at : at + n_step], self._last_logits)
+            self._step(ids[at : at + n_step], self._last_logits[: int(at + n_step >= len(ids))])
         return time.perf_counter() - start
 
     def decode_tokens(self, n: int, token: int = 0) -> float:
@@ -211,7 +211,7 @@ class Model:
         self._team.resume()
 
     def _step(self, ids: np.ndarray, out: np.ndarray) -> bool:
-        """Run checked ids through the model behind what is cached; out (n_logits, n_vocab) takes the last tokens' logits.
+        """Run checked ids through the model behind what is cached; out (n_logits, n_vocab) takes the last tokens' logits, if any.
 
         Returns False, with the cache as it was, if cancelled.
         """
@@ -221,12 +221,10 @@ class Model:
         """_step(), with None every so many seconds while it lasts, and its result at last."""
         for watched in self.file.watched:
             watched.check()
-        state, step = self._state, self._state.step
+        state = self._state
         state.x[: len(ids)] = self.weights.embed(ids)
-        step["n_tokens"], step["position"], step["n_logits"] = len(ids), len(self._cached), len(out)
-        step["logits"], step["logits_stride"] = out.ctypes.data, out.strides[0]
-        self._state.reach(len(self._cached) + len(ids))
-        for result in self._team.watch(seconds, forward, self.weights.model, self.weights.layers, step):
+        state.begin(len(ids), len(self._cached), out)
+        for result in self._team.watch(seconds, forward, self.weights.model, self.weights.layers, state.step, state.tail):
             if result is None:
                 yield None
             elif result != CANCELLED:
@@ -244,7 +242,8 @@ class Model:
         yield Chunk(stats=stats)
         for at in range(cached, len(ids), self._state.max_tokens):
             part, done = ids[at : at + self._state.max_tokens], False
-            for result in () if self._cancelled else self._watched_step(part, logits, PROGRESS_SECONDS):
+            wanted = logits[: int(at + len(part) == len(ids))]  # of the last part only
+            for result in () if self._cancelled else self._watched_step(part, wanted, PROGRESS_SECONDS):
                 if result is None:  # so many layers of this part are done
                     so_far = at + len(part) * self._team.parts // self.config.num_hidden_layers
                     yield Chunk(stats=replace(stats, n_prefilled=so_far, prompt_seconds=time.perf_counter() - start))

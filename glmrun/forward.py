@@ -30,6 +30,22 @@ def norm_rows(m, x, x_stride, weight, out, first, end):
         rms_norm(x + t * x_stride, weight, out.columns, m.rms_norm_eps, out.floats + t * out.floats_stride)
 
 
+@kernel(void(model_record, layer_record, step_record, int64, int64, int64, int64, int64))
+def cache_latents(m, layer, s, i, n, team, thread, n_threads):
+    """Fill the cache rows of the first n tokens and no more: in the last layer nothing else of them is read again."""
+    t0, t1 = n * thread // n_threads, n * (thread + 1) // n_threads
+    norm_rows(m, s.x, s.x_stride, layer.attn_norm, s.normed, t0, t1)
+    if reads_codes(layer.attn_kv_a_mqa.format):
+        quantize(s.normed, True, n, t0, t1)
+        quantize_rest(s.normed, s.rest, n, t0, t1)
+    barrier(team, n_threads)
+    scratch = scratch_of(s, thread)
+    matmul_twice(layer.attn_kv_a_mqa, s.normed, s.rest, 0, n, s.kv_a, s.kv_a_stride, scratch, thread, n_threads)
+    barrier(team, n_threads)
+    store_latents(m, s, layer.attn_kv_a_norm, i, t0, t1)
+    barrier(team, n_threads)
+
+
 @kernel(void(model_record, layer_record, step_record, int64, int64, int64, int64))
 def attention(m, layer, s, i, team, thread, n_threads):
     """x += attn_output(v_b(attend(...))): multi-head latent attention, absorbed (DeepSeek-V2, section 2.1)."""
@@ -140,15 +156,21 @@ def logits(m, s, team, thread, n_threads):
     barrier(team, n_threads)
 
 
-@kernel(int64(model_record, layer_array, step_record, int64, int64, int64), entry=True)
-def forward(m, layers, s, team, thread, n_threads):
-    """Run s.n_tokens tokens through the model: fills their cache rows and the logits of the last s.n_logits.
+@kernel(int64(model_record, layer_array, step_record, step_record, int64, int64, int64), entry=True)
+def forward(m, layers, s, tail, team, thread, n_threads):
+    """Run s.n_tokens tokens through the model: fills their cache rows and the logits of the last tail.n_logits.
 
     m, layers, s   records of kernels/layout.py; s.x holds the embeddings and is overwritten
+    tail           the step as the last layer sees it: only those of the last tokens that somebody asks for, perhaps none
     team           address of the team's flags
     Returns DONE, or CANCELLED if the cancel flag was raised: the cache rows of this step are then not complete.
     """
     for i in range(m.num_hidden_layers):
+        if i == m.num_hidden_layers - 1 and tail.n_tokens < s.n_tokens:
+            cache_latents(m, layers[i], s, i, s.n_tokens - tail.n_tokens, team, thread, n_threads)
+            s = tail
+            if s.n_tokens == 0:
+                return DONE
         attention(m, layers[i], s, i, team, thread, n_threads)
         if s.importance:
             note_attention(m, s, i, thread, n_threads)

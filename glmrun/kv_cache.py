@@ -27,7 +27,8 @@ LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
 class State:
     """Cache and scratch for up to n_ctx positions, steps of up to max_tokens tokens, n_threads threads.
 
-    step     record STEP with every address filled; n_tokens, position and n_logits are set for each step
+    step     record STEP with every address filled; begin() sets what changes with each step
+    tail     the same step as the last layer sees it
     x        float32 (max_tokens, hidden_size): where the embeddings go
     """
 
@@ -39,8 +40,9 @@ class State:
         layer_bytes = n_ctx * int(m["row_bytes"])
         cache = self._reserved(c.num_hidden_layers * layer_bytes, "cache")
         self.cache = cache.reshape(-1, n_ctx, int(m["row_bytes"]))  # uint8 (layers, n_ctx, row_bytes)
-        records = np.zeros(1, STEP)  # STEP (1,)
-        self.step = s = records[0]
+        self._steps = np.zeros(2, STEP)  # STEP (2,)
+        self.step, self.tail = self._steps
+        s = self.step
         s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, layer_bytes
         rope = self._reserved(n_ctx * c.qk_rope_head_dim * 4, "table of angles")
         self._rope = rope.view(np.float32).reshape(n_ctx, -1, 2)  # float32 (n_ctx, qk_rope_head_dim / 2, 2), as far as reached
@@ -78,6 +80,20 @@ class State:
         shared = c.n_shared_experts * c.moe_intermediate_size
         s["dense"], s["shared"] = self._rows(t, c.intermediate_size), self._rows(t, shared)
         s["dense_up"], _ = self._plain(t, max(c.intermediate_size, shared))
+
+    def begin(self, n_tokens: int, position: int, logits: np.ndarray) -> None:
+        """Set up a step of n_tokens tokens behind `position` cached ones; logits (n_logits, n_vocab) takes those of the last ones.
+
+        Where importance is measured, the last layer sees all tokens.
+        """
+        s = self.step
+        s["n_tokens"], s["position"], s["n_logits"] = n_tokens, position, len(logits)
+        s["logits"], s["logits_stride"] = logits.ctypes.data, logits.strides[0]
+        self.reach(position + n_tokens)
+        self._steps[1] = s
+        skipped = 0 if s["importance"] else n_tokens - len(logits)
+        self.tail["n_tokens"], self.tail["position"] = n_tokens - skipped, position + skipped
+        self.tail["x"] = s["x"] + skipped * s["x_stride"]
 
     def reach(self, n_positions: int) -> None:
         """Have the angles of the first n_positions positions ready."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparison import errors
+from comparison import errors, nmse
 from naive import Naive
 from tiny_model import ODD, ODDER, Tiny, random_weights, write_tiny
 
@@ -183,3 +183,19 @@ def test_every_hyper_parameter_is_obeyed(tmp_path, config):
         assert model.config == replace(config, **stored)  # a GGUF file keeps them as float32
         got = model.logits(TOKENS)
     assert errors(got, Naive(tiny.weights, config).logits(TOKENS)).max() <= FLOAT32
+
+
+@pytest.mark.parametrize("choice,limit", [("F32", FLOAT32), ("Q4_K_M", 3e-3)])  # rounding alone: 5e-4
+def test_the_last_layer_computes_only_what_is_asked_for(tiny_gguf, choice, limit):
+    """Most of a prompt's tokens pass the last layer only as far as its cache wants them; what comes out is the same."""
+    tiny = tiny_gguf(choice, ODD)
+    tokens = np.random.default_rng(6).integers(0, 256, 41).tolist()
+    whole, part = (glmrun.load(tiny.path, n_ctx=64, n_threads=2) for _ in range(2))
+    expected = whole.logits(tokens)[-1]
+    part.prefill_tokens(tokens[:30], n_ubatch=15)  # a step without logits, one with its last token's
+    part.prefill_tokens(tokens[30:])
+    assert part.cached_tokens == whole.cached_tokens == tokens
+    assert errors(part._last_logits[0], expected) <= limit
+    kind = np.float32 if choice == "F32" else np.float16
+    rows, wanted = (model.cache_rows[:, :41].copy().view(kind) for model in (part, whole))
+    assert nmse(rows[-1], wanted[-1]) <= limit and nmse(rows, wanted) <= limit
