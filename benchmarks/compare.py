@@ -5,11 +5,13 @@
 
 Each engine runs in a process of its own and waits, idle, while the other one measures; with --apart it ends before the other one
 starts, for files of which the memory holds only one engine's. llama.cpp is measured at each of its settings (weights repacked or
-not, flash attention on or off), one setting at a time, and stands in the table with the better figure of each row; medians of
-the rounds. Beside them the machine's own limits. Needs llama-cpp-python (pip install -e '.[dev]').
+not, flash attention on or off), one setting at a time, in turns with glmrun: a ratio is the median over pairs of neighbouring
+measurements, since a shared machine changes its speed from one second to the next, and in the table each row has the setting
+at which glmrun is ahead the least. Beside them the machine's own limits. Needs llama-cpp-python (pip install -e '.[dev]').
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -25,7 +27,7 @@ BEGIN, END = "<!-- speed: made by benchmarks/compare.py --table -->\n", "<!-- en
 SETTINGS = {"repacked, flash": (1, 1), "repacked": (1, 0), "mapped, flash": (0, 1), "mapped": (0, 0)}
 
 
-# ---- a measuring process: reads {"depth", "prompt", "generate"} lines, answers {"pp", "tg"} in tokens a second --------------
+# ---- a measuring process: reads {"depth", "pp": n, "tg": n} lines, answers {"pp", "tg"} in tokens a second, for n > 0 -------
 
 
 class Glmrun:
@@ -113,11 +115,12 @@ def serve(engine: Glmrun | LlamaCpp) -> None:
     engine.write(4)
     print("ready", flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
-        engine.fill(order["depth"])
-        read = order["prompt"] / engine.read(order["prompt"])
-        engine.fill(order["depth"])
-        print(json.dumps({"pp": read, "tg": order["generate"] / engine.write(order["generate"])}), flush=True)
+        order, speeds = json.loads(line), {}
+        for test, append in (("pp", engine.read), ("tg", engine.write)):
+            if order[test]:
+                engine.fill(order["depth"])
+                speeds[test] = order[test] / append(order[test])
+        print(json.dumps(speeds), flush=True)
 
 
 class Process:
@@ -174,15 +177,15 @@ def main() -> None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, float]]]:
-    """({test: {engine: tokens a second of each round}}, {engine: what its process told when it ended})."""
+def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, list[float]]]], dict[str, dict[str, float]]]:
+    """({test: {setting: {engine: tokens a second of each round}}}, {engine: what its process told when it ended})."""
     with open(options.model, "rb", buffering=0) as file:  # into the page cache: both engines find it there
         part = bytearray(16 << 20)
         while file.readinto(part):
             pass
     depths = [int(depth) for depth in options.depths.split(",")]
     n_ctx = str(max(depths) + options.prompt + options.generate + 256)
-    samples: dict[str, dict[str, list[float]]] = {}
+    samples: dict[str, dict[str, dict[str, list[float]]]] = {}
     starts: dict[str, dict[str, float]] = {}
     processes: dict[str, Process] = {}
 
@@ -196,15 +199,17 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[float
             processes[name] = Process(engine, options.model, str(options.threads), n_ctx, *setting)
         return processes[name]
 
+    lengths = {"pp": options.prompt, "tg": options.generate}
+    orders = (
+        [lengths] if options.apart else [{**lengths, "tg": 0}, {**lengths, "pp": 0}]
+    )  # neighbours in time where it costs nothing
     for setting in options.settings.split(";"):
-        for depth in depths:
-            order = {"depth": depth, "prompt": options.prompt, "generate": options.generate}
-            for _ in range(options.rounds):
-                for name in ("glmrun", setting):
-                    for test, value in process(name).measure(order).items():
-                        n = options.prompt if test == "pp" else options.generate
-                        row = f"{test}{n}" + (f" @ d{depth}" if depth else "")
-                        samples.setdefault(row, {}).setdefault(name, []).append(value)
+        for depth, _, order in itertools.product(depths, range(options.rounds), orders):
+            for name in ("glmrun", setting):
+                for test, value in process(name).measure({"depth": depth, **order}).items():
+                    row = f"{test}{lengths[test]}" + (f" @ d{depth}" if depth else "")
+                    turns = samples.setdefault(row, {}).setdefault(setting, {"glmrun": [], "llama.cpp": []})
+                    turns["glmrun" if name == "glmrun" else "llama.cpp"].append(value)
         if setting in processes:
             starts[setting] = processes.pop(setting).close()
     starts |= {name: left.close() for name, left in processes.items()}
@@ -222,12 +227,17 @@ def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
     team, model = Team(options.threads), Model(options.model, 64, 1)
     bandwidth, peak, weight_bytes = read_bandwidth(team), int8_peak(team), model.weights.bytes_per_token
     rows = {}
-    for row, engines in samples.items():
-        medians = {name: statistics.median(values) for name, values in engines.items()}
-        mine = medians.pop("glmrun")
-        best = max(medians, key=lambda name: medians[name])
-        share = mine * weight_bytes / bandwidth if row.startswith("tg") and "@" not in row else None
-        rows[row] = {"glmrun": mine, "llama.cpp": medians, "best": best, "ratio": mine / medians[best], "share_of_bandwidth": share}
+    for row, settings in samples.items():
+        medians = {
+            name: {engine: statistics.median(values) for engine, values in turns.items()} for name, turns in settings.items()
+        }
+        ratios = {
+            name: statistics.median(a / b for a, b in zip(turns["glmrun"], turns["llama.cpp"], strict=True))
+            for name, turns in settings.items()
+        }
+        best = min(ratios, key=lambda name: ratios[name])
+        share = medians[best]["glmrun"] * weight_bytes / bandwidth if row.startswith("tg") and "@" not in row else None
+        rows[row] = {**medians[best], "setting": best, "ratio": ratios[best], "ratios": ratios, "share_of_bandwidth": share}
     return {
         "model": Path(options.model).stem,
         "layers": model.config.num_hidden_layers,
@@ -249,7 +259,7 @@ def table(results: list[dict]) -> list[str]:
         name = f"{result['model']}, {result['layers']} layers"
         for test, row in result["rows"].items():
             share = f" ({row['share_of_bandwidth']:.0%} of the bandwidth)" if row["share_of_bandwidth"] else ""
-            figures = f"{row['glmrun']:.1f}{share} | {row['llama.cpp'][row['best']]:.1f} | {row['best']} | {row['ratio']:.2f}"
+            figures = f"{row['glmrun']:.1f}{share} | {row['llama.cpp']:.1f} | {row['setting']} | {row['ratio']:.2f}"
             lines.append(f"| {name} | {test} | {figures} |")
         fastest = min(
             (name for name in result["starts"] if name != "glmrun"), key=lambda n: result["starts"][n]["seconds_to_first_token"]

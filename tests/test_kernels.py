@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glmrun.kernels import q4_k, q6_k
+from glmrun.kernels import q4_k, q6_k, q8_0
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
 from glmrun.kernels.elementwise import reads_codes, rms_norm, silu_multiply
 from glmrun.kernels.layout import WEIGHT
@@ -188,11 +188,12 @@ def test_rope_angles_are_exact_far_out(position: int) -> None:
     assert np.abs(table[:, 1] - np.sin(angle)).max() <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
-def test_two_terms_at_once_are_the_sum_of_both(name: str) -> None:
-    blocks, (x, rest) = random_rows(name, 33, 512), np.random.default_rng(3).standard_normal((2, 1, 512)).astype(np.float32)
-    (rows, values), (more, rounded_rest) = rounded(x, name), rounded(rest / 127, name)
-    kernel, out = (q4_k if name == "Q4_K" else q6_k).dot_rows_twice, np.zeros(33, np.float32)
-    kernel(blocks.ctypes.data, blocks.shape[1], 33, 2, rows.ctypes.data, more.ctypes.data, out.ctypes.data)
+@pytest.mark.parametrize("name,columns", [("Q4_K", 512), ("Q6_K", 512), ("Q8_0", 512), ("Q8_0", 224)])
+def test_two_terms_at_once_are_the_sum_of_both(name: str, columns: int) -> None:
+    x, rest = np.random.default_rng(3).standard_normal((2, 1, columns)).astype(np.float32)
+    blocks, (rows, values), (more, rounded_rest) = random_rows(name, 33, columns), rounded(x, name), rounded(rest / 127, name)
+    kernel, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0}[name].dot_rows_twice, np.zeros(33, np.float32)
+    n_blocks = columns // FORMATS[name].block_length
+    kernel(blocks.ctypes.data, blocks.shape[1], 33, n_blocks, rows.ctypes.data, more.ctypes.data, out.ctypes.data)
     expected = ((values + rounded_rest) @ FORMATS[name].decode(blocks).astype(np.float64).T)[0]  # float64 (33,)
     assert np.abs(out - expected).max() <= 2e-6 * np.abs(expected).max()

@@ -212,6 +212,9 @@ def matmul_twice(w, x, rest, t0, n, out, out_stride, scratch, thread, n_threads)
     if n == 1 and w.format == Q6_K:
         q6_k.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 256, address, second, together)
         return
+    if n == 1 and w.format == Q8_0:
+        q8_0.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 32, address, second, together)
+        return
     for r in range(first, end, NEAR):
         after = min(r + NEAR, end)
         multiply(w, 0, r, after, address, stride, 0, n, out, out_stride, 0, 0, STORE, scratch)

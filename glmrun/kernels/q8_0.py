@@ -94,6 +94,31 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
+    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is read once."""
+    for r in range(n_rows):
+        row, a, b, i = rows + r * row_bytes, zero_f32x16(), zero_f32x16(), 0
+        while i + 4 <= n_blocks:
+            block = row + i * BLOCK
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+            c0 = flip_sign_bit(load_two_u8x32(block + 2, block + 36))
+            c1 = flip_sign_bit(load_two_u8x32(block + 70, block + 104))
+            d = spaced_f16(block, 4, BLOCK)
+            a, b = add_four(c0, c1, d, x, i, n_blocks, a, b)
+            a, b = add_four(c0, c1, d, rest, i, n_blocks, a, b)
+            i += 4
+        block = row + i * BLOCK
+        if i + 2 <= n_blocks:
+            codes, d = flip_sign_bit(load_two_u8x32(block + 2, block + 36)), spaced_f16(block, 2, BLOCK)
+            a, b = add_two(codes, d, x, i, n_blocks, a), add_two(codes, d, rest, i, n_blocks, b)
+            block += 2 * BLOCK
+        if n_blocks % 2:
+            codes, d = flip_sign_bit(load_half_u8x64(block + 2)), spaced_f16(block, 1, BLOCK)
+            a, b = add_last(codes, d, x, n_blocks, a), add_last(codes, d, rest, n_blocks, b)
+        store_f32(out + r * 4, total(a + b))
+
+
 @kernel(_four(int64, int64, int64, int64, int64, int64))
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
