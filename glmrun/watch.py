@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import weakref
 from pathlib import Path
 
 from quant.errors import UserError
@@ -20,10 +21,8 @@ class Watched:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor, self._leased = path, descriptor, False
+        weakref.finalize(self, os.close, descriptor)  # which gives the lease back
         self._was = self._now()
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)  # which gives the lease back
 
     def lease(self) -> bool:
         """Make writers wait while this object lives; whether the system does so. It needs the file's owner and a local disk."""

@@ -110,3 +110,10 @@ for size in itertools.cycle((0, 100, 5000, len(whole) // 2, len(whole) - 1)):
         spoiler.kill()
         spoiler.wait()
     assert refused == 200
+
+
+def test_a_script_that_never_lets_go_of_its_model_ends_in_silence(copy: Path) -> None:
+    """The interpreter takes its modules apart before the last objects."""
+    script = f"import glmrun; model = glmrun.load({str(copy)!r}, n_ctx=64, n_threads=1)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
