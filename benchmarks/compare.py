@@ -276,7 +276,7 @@ def table(results: list[dict]) -> list[str]:
 
 def write_table() -> None:
     """Put the table of all results between the README's marks."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("compare-*.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("compare-*.json"), key=lambda path: path.stem)]
     text = README.read_text()
     before, rest = text.split(BEGIN)
     README.write_text(before + BEGIN + "\n" + "\n".join(table(results)) + "\n\n" + END + rest.split(END)[1])
