@@ -34,7 +34,7 @@ class Glmrun:
     """Our engine, with the hooks that `glmrun bench` uses."""
 
     def __init__(self, path: str, threads: int, n_ctx: int) -> None:
-        from glmrun.engine import Model
+        from glmrun.engine.model import Model
 
         self.model = Model(path, n_ctx, threads)
 
@@ -227,9 +227,9 @@ def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
     """Medians, ratios and the machine's limits, as they go into the JSON file."""
     from machine import int8_peak
 
-    from glmrun.engine import Model
+    from glmrun.engine.model import Model
+    from glmrun.kernels.team import Team
     from glmrun.measure.machine import read_bandwidth
-    from glmrun.team import Team
 
     team, model = Team(options.threads), Model(options.model, 64, 1)
     bandwidth, peak, weight_bytes = read_bandwidth(team), int8_peak(team), model.weights.bytes_per_token

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import llama  # noqa: E402
 
-from glmrun.builtin import CHECKPOINT  # noqa: E402
-from glmrun.gguf_source import GGUFSource  # noqa: E402
+from glmrun.gguf.source import GGUFSource  # noqa: E402
+from glmrun.store.nano import CHECKPOINT  # noqa: E402
 from quant.checkpoint import Checkpoint  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402
 from quant.plan import Source  # noqa: E402

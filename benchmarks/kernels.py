@@ -13,13 +13,13 @@ import numpy as np
 from machine import int8_peak
 from numba import int64
 
-from glmrun.kernels import kernel
 from glmrun.kernels.activations import row_bytes
-from glmrun.kernels.elementwise import quantize, reads_codes
+from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import ACTIVATION, WEIGHT, activation_record, weight_record
 from glmrun.kernels.matmul import STORE, matmul, scratch_bytes
+from glmrun.kernels.rows import quantize, reads_codes
+from glmrun.kernels.team import Team, barrier
 from glmrun.measure.machine import read_bandwidth
-from glmrun.team import Team, barrier
 from quant.formats import FORMATS
 
 COLUMNS = {"Q4_K": 2048, "Q6_K": 1536, "Q8_0": 2048, "Q5_0": 192, "BF16": 2048, "F16": 2048, "F32": 2048}

@@ -8,10 +8,13 @@ import time
 import numpy as np
 from numba import int64, types
 
-from glmrun.kernels import kernel
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.simd.arithmetic import to_f32
+from glmrun.kernels.simd.dots import add_dot_u8s8, dot_u8s8
+from glmrun.kernels.simd.memory import bytes_of, load_u8x64, store_f32x16
+from glmrun.kernels.simd.types import i32x16
+from glmrun.kernels.team import Team, barrier
 from glmrun.measure.machine import read_bandwidth
-from glmrun.simd import add_dot_u8s8, bytes_of, dot_u8s8, i32x16, load_u8x64, store_f32x16, to_f32
-from glmrun.team import Team, barrier
 
 
 @kernel(i32x16(i32x16, types.int64), inline="always")

@@ -21,17 +21,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
 from make_golden_blocks import ggml_encode, mean_squared_error, sample_rows  # noqa: E402
 from nano.corpus import Corpus, test_documents, training_documents  # noqa: E402
 
 import glmrun  # noqa: E402
-from glmrun.builtin import CHECKPOINT  # noqa: E402
-from glmrun.engine import Model  # noqa: E402
-from glmrun.gguf_file import open_gguf  # noqa: E402
-from glmrun.importance import Collector  # noqa: E402
+from glmrun.engine.importance import Collector  # noqa: E402
+from glmrun.engine.model import Model  # noqa: E402
+from glmrun.gguf.reader import open_gguf  # noqa: E402
+from glmrun.store.nano import CHECKPOINT  # noqa: E402
 from quant.checkpoint import Checkpoint  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402
 from quant.formats import FORMATS  # noqa: E402

@@ -4,9 +4,9 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glmrun.conversion import Converting
-    from glmrun.engine import Model
-    from glmrun.gguf_file import GGUFFile
+    from glmrun.engine.model import Model
+    from glmrun.gguf.reader import GGUFFile
+    from glmrun.tensors.repack import Converting
 
 __version__ = "0.1.0"
 
@@ -30,10 +30,10 @@ def load(
     from glmrun.warmup import compile_all
 
     compile_all()
-    from glmrun.engine import Model
+    from glmrun.engine.model import Model
 
     if path is None:
-        from glmrun.builtin import nano_path
+        from glmrun.store.nano import nano_path
 
         path = nano_path()
     return Model(path, n_ctx, n_threads, kv_type, converting)

@@ -11,14 +11,14 @@ answer is written, up to some hundred while a prompt is read.
 from numba import int64, void
 
 import glmrun.kernels.scales  # noqa: F401  # no part of a step, but what is below this page is compiled before the first start
-from glmrun.kernels import kernel, note_compiled
-from glmrun.kernels.attention import attend, merge, round_cache
-from glmrun.kernels.elementwise import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents
+from glmrun.kernels.attention.attend import attend, merge, round_cache
+from glmrun.kernels.compiled.cache import kernel, note_compiled
 from glmrun.kernels.experts import experts_down, experts_gated, gated, gather, route, scratch_of
 from glmrun.kernels.importance import note_attention, note_ffn, note_output
 from glmrun.kernels.layout import activation_record, layer_array, layer_record, model_record, step_record
 from glmrun.kernels.matmul import ADD, STORE, matmul, matmul_heads, matmul_twice
-from glmrun.team import CANCEL, DONE_PARTS, STOP, atomic_load, atomic_store, barrier
+from glmrun.kernels.rows import place_rope, quantize, quantize_rest, reads_codes, rms_norm, store_latents
+from glmrun.kernels.team import CANCEL, DONE_PARTS, STOP, atomic_load, atomic_store, barrier
 
 DONE, CANCELLED = 0, 1
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glmrun import kernels
+from glmrun.kernels.compiled import cache as kernels
 
 KEPT_DAYS = 30  # for how long a cache folder of other sources or another machine is kept after its last use
 MOST_WORKERS = 8  # more find nothing to do: kernels wait for each other
@@ -39,7 +39,7 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
         return
     kernels.defer()
     import glmrun.forward  # noqa: F401  # all kernels are below it
-    from glmrun.team import available_cores
+    from glmrun.kernels.team import available_cores
 
     todo = kernels.registered
     n_workers = min(n_workers or available_cores(), MOST_WORKERS)

@@ -33,7 +33,7 @@ import numpy as np
 from mutants import Pieces, damage_bytes, gguf_mutant, json_mutant, text_of
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
+    from glmrun.engine.model import Model
     from quant.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -57,8 +57,8 @@ class Broken(Exception):
 def _small_model() -> Pieces:
     """A model of 0.5 MB with checksums and with tensors in all formats that run, and some that are converted."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from foreign_file import Parts, random_blocks  # type: ignore[import-not-found]
-    from tiny_model import ODD, write_tiny  # type: ignore[import-not-found]
+    from support.foreign_file import Parts, random_blocks  # type: ignore[import-not-found]
+    from support.tiny_model import ODD, write_tiny  # type: ignore[import-not-found]
 
     from quant.checksums import blank_metadata, seal
     from quant.gguf_header import padding
@@ -84,7 +84,7 @@ def _small_model() -> Pieces:
 def _small_checkpoint() -> dict[str, bytes]:
     """{file name: content} of a model folder."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from checkpoint_folder import SMALL, write_folder  # type: ignore[import-not-found]
+    from support.checkpoint_folder import SMALL, write_folder  # type: ignore[import-not-found]
 
     config = replace(
         SMALL, hidden_size=32, num_hidden_layers=2, intermediate_size=32, moe_intermediate_size=32, n_routed_experts=2,
@@ -145,10 +145,10 @@ def try_gguf(raw: bytes, folder: Path, index: int) -> str:
 
 def look(path: Path, is_whole: bool) -> None:
     """What inspect, plan, convert and verify do with the file; UserError if the first three refuse it."""
-    from glmrun.gguf_source import GGUFSource
+    from glmrun.gguf.source import GGUFSource
+    from glmrun.gguf.verify import verify
     from glmrun.measure.model_file import model_facts, plain_metadata
     from glmrun.measure.plan import demand_of_file
-    from glmrun.verify import verify
     from quant.errors import UserError
     from quant.plan import plan
 
@@ -306,7 +306,7 @@ def _worker(reader: str, seed: int, first: int, end: int, progress: str) -> None
 
 def fuzz(reader: str, seed: int, first: int, n: int, jobs: int) -> dict[str, Any]:
     """n mutants in several processes that are started again where one dies; totals."""
-    import glmrun.engine  # noqa: F401  # compiles the kernels, if need be, before a process is timed
+    import glmrun.engine.model  # noqa: F401  # compiles the kernels, if need be, before a process is timed
 
     total: dict[str, Any] = {"mutants": n, "seed": seed, "outcomes": Counter(), "failures": [], "died": 0}
     total |= {"slowest CPU seconds": 0.0, "growth MiB": 0}

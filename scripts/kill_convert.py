@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import quant.publish
-from glmrun.verify import verify
+from glmrun.gguf.verify import verify
 from quant.checkpoint import Checkpoint
 from quant.convert import convert, plan
 from quant.publish import journal_path, partial_path

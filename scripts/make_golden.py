@@ -21,11 +21,11 @@ import torch
 from transformers import AutoTokenizer, Glm4MoeLiteForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "live")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
-from comparison import errors, nmse  # type: ignore[import-not-found]  # noqa: E402
-from router_margins import router_margins  # type: ignore[import-not-found]  # noqa: E402
+from support import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
+from support.comparison import errors, nmse  # type: ignore[import-not-found]  # noqa: E402
+from support.router_margins import router_margins  # type: ignore[import-not-found]  # noqa: E402
 
 from quant.checkpoint import Checkpoint  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from rich.console import Console  # noqa: E402
 from rich.text import Text  # noqa: E402
+from support.window import Tmux, Window, wait_for  # type: ignore[import-not-found] # noqa: E402
 from test_screens import CLOCK, CODE, GLMRUN, PROMPT, ask  # type: ignore[import-not-found] # noqa: E402
-from window import Tmux, Window, wait_for  # type: ignore[import-not-found] # noqa: E402
 
 COLUMNS = 80
 _FONTS = re.compile(r"@font-face \{.*?\}", re.DOTALL)  # which Rich has a browser fetch

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_folder import write_folder
-from tiny_model import ODD, Tiny, write_tiny
+from support.checkpoint_folder import write_folder
+from support.tiny_model import ODD, Tiny, write_tiny
 
 from glmrun.warmup import compile_all
 from quant.config import Config

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from naive import attend_rounded
 
-from glmrun.kernels import attention, attention_float
-from glmrun.kernels.cached_row import row_bytes, store_cached
-from glmrun.kernels.lanes import QUERIES
+from glmrun.kernels.attention import attend as attention
+from glmrun.kernels.attention import exact as attention_float
+from glmrun.kernels.attention.cached_row import row_bytes, store_cached
+from glmrun.kernels.attention.tile import QUERIES
 from glmrun.kernels.layout import F16, F32, MODEL, Q8_0, STEP
 
 LATENT, ROW = 128, 192

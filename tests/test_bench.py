@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openai_server import HELLO, MODELS, SCRIPTS, delta, openai_server
+from support.openai_server import HELLO, MODELS, SCRIPTS, delta, openai_server
 from test_cli import glmrun as run
 from test_cli import refused
 
 import glmrun
-from glmrun import kernels
-from glmrun.builtin import CHECKPOINT
-from glmrun.chunk import Chunk, Stats
-from glmrun.engine import MAX_TOKENS
+from glmrun.chat.chunk import Chunk, Stats
+from glmrun.engine.model import MAX_TOKENS
+from glmrun.kernels.compiled import cache as kernels
 from glmrun.measure.bench import N_UBATCH, Case, Choices, Result, cpu_name, measure, model_type
+from glmrun.measure.bench_output import BenchOutput, bar_chart
 from glmrun.measure.bench_rows import compare, curves, read_rows, welch
 from glmrun.measure.server_bench import LONG_ANSWER, measure_server
-from glmrun.terminal.bench_output import BenchOutput, bar_chart
+from glmrun.store.nano import CHECKPOINT
 from glmrun.terminal.plot import write
 from glmrun.terminal.tables import BenchTable
 from quant.errors import UserError

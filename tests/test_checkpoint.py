@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_folder import (
+from safetensors import safe_open
+from support.checkpoint_folder import (
     ADDED,
     GLM_SPLIT,
     SMALL,
@@ -22,7 +23,6 @@ from checkpoint_folder import (
     write_folder,
     write_safetensors,
 )
-from safetensors import safe_open
 
 from quant.checkpoint import Checkpoint, config_from_json
 from quant.errors import UserError

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import make_synthetic
 import pytest
-from checkpoint_folder import write_folder
-from scripted_model import ESCAPES
+from support.checkpoint_folder import write_folder
+from support.scripted_model import ESCAPES
+from support.tiny_model import ODD, Tiny
 from synthetic_checkpoint import write_checkpoint
-from tiny_model import ODD, Tiny
 from typer import BadParameter
 
 from glmrun.cli import app
@@ -27,7 +27,7 @@ from glmrun.cli.bench import parse_counts
 from glmrun.cli.options import parse_size
 from quant.config import FLASH
 
-SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
+SCRIPT = str(Path(__file__).with_name("support") / "scripted_model.py")
 COMMANDS = sorted(str(command.name) for command in app.registered_commands if not command.hidden)
 
 

@@ -8,9 +8,9 @@ import pytest
 from test_tokenizer import tokenizer
 
 import glmrun
-from glmrun.constraint import Constraint, Grammar
-from glmrun.engine import Model
-from glmrun.sampling import Sampler
+from glmrun.engine.constraint import Constraint, Grammar
+from glmrun.engine.model import Model
+from glmrun.engine.sampling import Sampler
 from quant.errors import UserError
 
 PERSON = {

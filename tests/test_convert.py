@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 import pytest
-from checkpoint_folder import SMALL, bf16, floats, fuse_experts, source_tensors, write_folder
 from make_synthetic import FLASH
+from support.checkpoint_folder import SMALL, bf16, floats, fuse_experts, source_tensors, write_folder
 from synthetic_checkpoint import config_json, source_shapes, write_checkpoint, write_sparse_shards
 
 import quant.convert

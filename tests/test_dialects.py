@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import errors
-from foreign_file import Parts, random_blocks
 from naive import Naive
-from tiny_model import ODD, ODDER, Tiny
+from support.comparison import errors
+from support.foreign_file import Parts, random_blocks
+from support.tiny_model import ODD, ODDER, Tiny
 
 import glmrun
-from glmrun import conversion
 from glmrun.cli import loading
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf.reader import open_gguf
+from glmrun.tensors import repack as conversion
 from quant.errors import UserError
 from quant.formats import FOREIGN
 

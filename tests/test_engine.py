@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparison import text_of, tokens_of
-from tiny_model import ODD, Tiny, vocabulary, write_tiny
+from support.comparison import text_of, tokens_of
+from support.tiny_model import ODD, Tiny, vocabulary, write_tiny
 
 import glmrun
 from quant.errors import UserError
@@ -192,7 +192,7 @@ def test_progress_is_told_while_a_long_prompt_is_read(tiny):
 
 
 def test_progress_is_told_inside_a_step_and_leaving_there_changes_nothing(tiny, monkeypatch):
-    monkeypatch.setattr("glmrun.engine.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("glmrun.engine.model.PROGRESS_SECONDS", 0)
     model = glmrun.load(tiny.path, n_ctx=512)
     ids = np.random.default_rng(4).integers(0, 900, 350).tolist()
     *within, _ = [chunk.stats for chunk in model.generate(ids, max_tokens=1, temperature=0)]

@@ -16,9 +16,9 @@ import pytest
 from test_cli import glmrun as run
 from test_cli import refused
 
-from glmrun.builtin import CHECKPOINT
-from glmrun.chunk import Chunk, Stats
+from glmrun.chat.chunk import Chunk, Stats
 from glmrun.measure.evaluation import Answered, ask, by_skill, evaluate, is_right, read_suite
+from glmrun.store.nano import CHECKPOINT
 from quant.errors import UserError
 
 

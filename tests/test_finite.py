@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_file import Parts, random_blocks
-from tiny_model import Tiny
+from support.foreign_file import Parts, random_blocks
+from support.tiny_model import Tiny
 
 import glmrun
-from glmrun.finite import FiniteCheck, first_not_finite
-from glmrun.gguf_file import TensorInfo, open_gguf
+from glmrun.gguf.reader import TensorInfo, open_gguf
+from glmrun.tensors.finite import FiniteCheck, first_not_finite
 from quant.errors import UserError
 from quant.formats import FOREIGN, FORMATS, READABLE
 
@@ -96,7 +96,7 @@ def test_a_norm_is_looked_at_too(tiny_gguf: Callable[..., Tiny], tmp_path: Path)
 def test_a_large_file_that_passed_is_remembered(
     tiny_gguf: Callable[..., Tiny], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glmrun.finite._REMEMBERED_FROM", 1)
+    monkeypatch.setattr("glmrun.tensors.finite._REMEMBERED_FROM", 1)
     monkeypatch.setenv("GLMRUN_CACHE_DIR", str(tmp_path))
     file = open_gguf(tiny_gguf("Q4_K_M").path)
     assert FiniteCheck(file, file.tensors.values()).wait(60)

@@ -1,10 +1,10 @@
 """A conversation with nano from turn to turn: what is read again, what is kept, and thinking that is limited."""
 
 import pytest
-from comparison import tokens_of
+from support.comparison import tokens_of
 
 import glmrun
-from glmrun.engine import Chunk
+from glmrun.engine.model import Chunk
 from quant.errors import UserError
 
 QUESTIONS = ("What is 17 + 25?", "Hello, who are you?", "What is the capital of France?")

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparison import errors, nmse
 from naive import Naive
-from tiny_model import ODD, ODDER, Tiny, random_weights, write_tiny
+from support.comparison import errors, nmse
+from support.tiny_model import ODD, ODDER, Tiny, random_weights, write_tiny
 
 import glmrun
 

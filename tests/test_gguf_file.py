@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_bytes import DATA, build
+from support.gguf_bytes import DATA, build
 
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf.reader import open_gguf
 from quant.errors import UserError
 
 

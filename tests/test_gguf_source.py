@@ -8,14 +8,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoint_folder import write_folder
+from support.checkpoint_folder import write_folder
 from typer import BadParameter
 
-from glmrun.architecture import config_from_gguf
 from glmrun.cli.convert import _choice, _override, _parse_bytes
-from glmrun.gguf_file import open_gguf
-from glmrun.gguf_source import GGUFSource
-from glmrun.verify import verify
+from glmrun.gguf.architecture import config_from_gguf
+from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.source import GGUFSource
+from glmrun.gguf.verify import verify
 from quant.checkpoint import Checkpoint
 from quant.convert import convert, plan
 from quant.errors import UserError

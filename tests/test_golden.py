@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import errors, greedy_tokens, nmse, top1
+from support.comparison import errors, greedy_tokens, nmse, top1
 
 import glmrun
 from quant.checkpoint import Checkpoint

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_folder import SMALL, source_tensors, tokenizer_json, write_folder, write_safetensors
+from support.checkpoint_folder import SMALL, source_tensors, tokenizer_json, write_folder, write_safetensors
 from test_checkpoint import INDEX, SHARD, edit_json, refusal
 
-from glmrun.tokenizer import Tokenizer
+from glmrun.chat.tokenizer import Tokenizer
 from quant.checkpoint import Checkpoint
 from quant.errors import UserError
 from quant.plan import plan

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_file import Parts
-from gguf_bytes import ARRAY, BOOL, DATA, F32, KEYS, STRING, TENSORS, U8, U32, U64, build, key, tensor, text
-from tiny_model import ODD, Tiny
+from support.foreign_file import Parts
+from support.gguf_bytes import ARRAY, BOOL, DATA, F32, KEYS, STRING, TENSORS, U8, U32, U64, build, key, tensor, text
+from support.tiny_model import ODD, Tiny
 
 import glmrun
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf.reader import open_gguf
 from quant.errors import UserError
 from quant.formats import ggml_type_name
 

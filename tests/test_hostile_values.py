@@ -7,7 +7,7 @@ from typing import Any
 import fuzz
 import numpy as np
 import pytest
-from gguf_bytes import text
+from support.gguf_bytes import text
 from test_hostile_gguf import refusal
 
 import glmrun

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoint_folder import write_folder
-from hub_server import COMMIT, Hub
+from support.checkpoint_folder import write_folder
+from support.hub_server import COMMIT, Hub
+from support.tiny_model import Tiny
 from test_cli import glmrun
-from tiny_model import Tiny
 
-from glmrun import hub as client
 from glmrun.cli.loading import resolve_model
-from glmrun.hub import Reference, RemoteFile, choose_files, is_plain_path, quantization_of
-from glmrun.local_models import local_models, matching
+from glmrun.store import hub as client
+from glmrun.store.hub import Reference, RemoteFile, choose_files, is_plain_path, quantization_of
+from glmrun.store.local import local_models, matching
 from quant.errors import UserError
 
 FLASH = "ggml-org/GLM-4.7-Flash-GGUF"

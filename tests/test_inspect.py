@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_file import Parts
+from support.foreign_file import Parts
+from support.tiny_model import Tiny
 from test_cli import glmrun as run
-from tiny_model import Tiny
 
-from glmrun.architecture import config_from_gguf
-from glmrun.builtin import nano_path
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf.architecture import config_from_gguf
+from glmrun.gguf.reader import open_gguf
 from glmrun.measure.model_file import capabilities, difference, hashes, model_facts, warnings
+from glmrun.store.nano import nano_path
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from glmrun.kernels import q4_k, q6_k, q8_0
+from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
-from glmrun.kernels.elementwise import reads_codes, rms_norm, silu_multiply
+from glmrun.kernels.formats import q4_k, q6_k, q8_0
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
-from glmrun.kv_cache import rope_table
+from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
 from quant.formats import FORMATS
 
 BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")

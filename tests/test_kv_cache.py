@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import errors
-from tiny_model import ODD
+from support.comparison import errors
+from support.tiny_model import ODD
 from typer.testing import CliRunner
 
 import glmrun
 from glmrun.cli import app
-from glmrun.kv_cache import ANGLES, State, rope_table
+from glmrun.engine.workspace import ANGLES, State, rope_table
 from quant.errors import UserError
 
 TOKENS = np.random.default_rng(5).integers(0, 950, 40).tolist()

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
-from emulator import Terminal, cells, printable
 from pygments.lexers import get_lexer_by_name
 from rich.console import Console
+from support.emulator import Terminal, cells, printable
 
 from glmrun.terminal import highlight, screen
 from glmrun.terminal.highlight import Highlighter

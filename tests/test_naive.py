@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparison import nmse
 from naive import Naive, rms_norm, rope, round_activations, softmax
-from tiny_model import ODD, ODDER, random_weights
+from support.comparison import nmse
+from support.tiny_model import ODD, ODDER, random_weights
 
 TOKENS = np.random.default_rng(7).integers(0, ODD.vocab_size, 24)
 

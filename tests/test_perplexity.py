@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.tiny_model import Tiny
 from test_cli import glmrun as run
 from test_cli import refused
-from tiny_model import Tiny
 
 import glmrun
 from glmrun.cli.perplexity import report

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.tiny_model import ODD, Tiny
 from test_cli import glmrun
-from tiny_model import ODD, Tiny
 
-from glmrun.architecture import config_from_gguf
 from glmrun.cli import plan as command
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf.architecture import config_from_gguf
+from glmrun.gguf.reader import open_gguf
 from glmrun.measure import machine
 from glmrun.measure.machine import Bandwidth, Memory, group_memory, memory, memory_bandwidth
 from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, devices, fits_device
@@ -59,7 +59,7 @@ def test_a_file_asks_for_what_its_tensors_are(tiny_gguf: Callable[..., Tiny]) ->
 
 
 def test_the_file_and_the_recipe_agree(tiny_gguf: Callable[..., Tiny]) -> None:
-    from glmrun.weights import Weights
+    from glmrun.tensors.weights import Weights
 
     file = open_gguf(tiny_gguf("Q8_0").path)
     config = config_from_gguf(file)

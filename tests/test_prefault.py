@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from tiny_model import Tiny
+from support.tiny_model import Tiny
 
-from glmrun import prefault
-from glmrun.architecture import config_from_gguf
-from glmrun.gguf_file import open_gguf
-from glmrun.prefault import PAGE, ROOM, SLICE, Prefault, _slices, available_memory
+from glmrun.gguf.architecture import config_from_gguf
+from glmrun.gguf.reader import open_gguf
+from glmrun.tensors import prefault
+from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _slices, available_memory
 
 
 def test_slices_cover_the_extents_in_whole_pages() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_folder import SMALL, bf16, source_tensors, write_folder
+from support.checkpoint_folder import SMALL, bf16, source_tensors, write_folder
 
 import quant.publish
 from quant.checkpoint import Checkpoint

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from openai_server import Server, openai_server
+from support.openai_server import Server, openai_server
 from test_cli import glmrun, refused
 
-from glmrun.chunk import Chunk
-from glmrun.remote import RemoteModel
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.remote import RemoteModel
 from quant.config import FLASH
 from quant.errors import UserError
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pexpect
 import pytest
-from scripted_model import ScriptedModel
+from support.scripted_model import ScriptedModel
 
 from glmrun.cli.loading import wait_for_disk
-from glmrun.terminal import sessions
-from glmrun.terminal.commands import run_command
-from glmrun.terminal.conversation import Conversation
-from glmrun.terminal.repl import chat_in_pipe
+from glmrun.repl import sessions
+from glmrun.repl.commands import run_command
+from glmrun.repl.conversation import Conversation
+from glmrun.repl.loop import chat_in_pipe
 from quant.errors import UserError
 
-SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
+SCRIPT = str(Path(__file__).with_name("support") / "scripted_model.py")
 
 
 def _pipe(text: str, **options: object) -> Conversation:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from glmrun.sampling import Sampler
+from glmrun.engine.sampling import Sampler
 from quant.errors import UserError
 
 OFF = {"top_p": 1.0, "min_p": 0.0}

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from comparison import tokens_of
-from tiny_model import ODD, Tiny
+from support.comparison import tokens_of
+from support.tiny_model import ODD, Tiny
 
 import glmrun
-from glmrun.saved_cache import SavedCache, fingerprint
+from glmrun.engine.saved_cache import SavedCache, fingerprint
 
 PROMPT = np.random.default_rng(5).integers(0, 256, 60).tolist()
 SMALL = replace(ODD, num_hidden_layers=2, hidden_size=256, intermediate_size=512)

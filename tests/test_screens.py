@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from window import Window, open_window, wait_for
+from support.window import Window, open_window, wait_for
 
 GLMRUN = [sys.executable, "-m", "glmrun"]
 CODE = "Write a Python function that adds two numbers"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_cli import glmrun, refused
 
-from glmrun.cache_folder import cache_folder
-from glmrun.terminal import sessions
+from glmrun.machine import cache_folder
+from glmrun.repl import sessions
 from quant.errors import UserError
 
 MESSAGES = [
@@ -198,7 +198,7 @@ def test_a_conversation_goes_on_with_its_model(state: Path) -> None:
 
 def test_a_killed_process_leaves_all_that_it_had_written(state: Path) -> None:
     program = (
-        "from glmrun.terminal import sessions\n"
+        "from glmrun.repl import sessions\n"
         "s = sessions.create('m', None, [])\n"
         "for n in range(1000000):\n"
         "    s.append('message', message={'role': 'user', 'content': str(n)})\n"

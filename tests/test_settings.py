@@ -10,7 +10,7 @@ from test_cli import glmrun, refused
 
 from glmrun import settings
 from glmrun.cli import options
-from glmrun.sampling import Sampler
+from glmrun.engine.sampling import Sampler
 from glmrun.settings import SETTINGS, config_path, defaults, origins, read_config
 from quant.errors import UserError
 

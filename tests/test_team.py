@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numba import int64
 
-from glmrun.kernels import kernel
-from glmrun.simd import atomic_add, load_i64, store_i64
-from glmrun.team import CANCEL, Team, atomic_load, available_cores, barrier
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.simd.atomic import atomic_add
+from glmrun.kernels.simd.memory import load_i64, store_i64
+from glmrun.kernels.team import CANCEL, Team, atomic_load, available_cores, barrier
 
 
 @kernel(int64(int64, int64, int64, int64, int64), entry=True)

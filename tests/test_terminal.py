@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyte
 import pytest
-from emulator import Screen, printable
-from scripted_model import ESCAPES
+from support.emulator import Screen, printable
+from support.scripted_model import ESCAPES
 
 from glmrun.terminal.sanitize import one_line, visible
 from glmrun.terminal.tables import bytes_text, columns, params_text
 
-SCRIPT = str(Path(__file__).with_name("scripted_model.py"))
+SCRIPT = str(Path(__file__).with_name("support") / "scripted_model.py")
 FORBIDDEN = [
     *range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
     *range(0x2060, 0x2070), 0xFEFF, 0xD800, 0xDCFF, 0xDFFF, *range(0xE0000, 0xE0080),

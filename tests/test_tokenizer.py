@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from glmrun.tokenizer import Tokenizer
+from glmrun.chat.tokenizer import Tokenizer
 from quant.errors import UserError
 
 CONTROL = ["<|endoftext|>", "[MASK]", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]

@@ -11,15 +11,15 @@ from typing import Any
 
 import pexpect
 import pytest
-from openai_server import openai_server
+from support.openai_server import openai_server
 from test_cli import glmrun, refused
 
 from glmrun.chat.tools import Result, Tools
+from glmrun.repl.tool_calls import Approve, ToolCalls
 from glmrun.terminal.tool_blocks import call_text
-from glmrun.terminal.tool_calls import Approve, ToolCalls
 from quant.errors import UserError
 
-FILE = Path(__file__).with_name("sample_tools.py")
+FILE = Path(__file__).with_name("support") / "sample_tools.py"
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:

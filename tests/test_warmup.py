@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glmrun import self_test, warmup
-from glmrun.cache_folder import cache_folder
+from glmrun import warmup
+from glmrun.kernels.compiled import self_test
+from glmrun.machine import cache_folder
 
 CALLEES: list[set[int]] = [set(), set(), {0}, {0, 1}, {2, 3}, set(), {4}]
 
@@ -66,7 +67,7 @@ def test_a_worker_compiles_into_the_cache(tmp_path: Path) -> None:
 
 def test_the_list_of_kernels_is_found_and_its_order_fits() -> None:
     code = (
-        "from glmrun import kernels; kernels.defer(); import glmrun.forward\n"
+        "from glmrun.kernels.compiled import cache as kernels; kernels.defer(); import glmrun.forward\n"
         "names = [k.jitted.py_func.__name__ for k in kernels.registered]\n"
         "assert not any(k.jitted.overloads for k in kernels.registered)\n"
         "assert [k.entry for k in kernels.registered][-1] and names[-1] == 'forward'\n"
@@ -78,7 +79,9 @@ def test_the_list_of_kernels_is_found_and_its_order_fits() -> None:
 
 def test_without_a_folder_nothing_is_cached(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = _python("from glmrun import kernels; print(kernels.folder, kernels.are_compiled())", tmp_path / "file")
+    result = _python(
+        "from glmrun.kernels.compiled import cache as kernels; print(kernels.folder, kernels.are_compiled())", tmp_path / "file"
+    )
     assert result.stdout.split() == ["None", "False"], result.stderr
 
 
@@ -154,10 +157,10 @@ def test_a_wrong_dot_is_found_said_once_and_remembered(tmp_path: Path, capsys: p
 
 def test_a_distrusted_instruction_is_not_compiled(tmp_path: Path) -> None:
     code = (
-        "from glmrun import self_test, simd\n"
+        "from glmrun.kernels.simd import target as simd; from glmrun.kernels.compiled import self_test\n"
         "self_test.is_right = lambda dots: False\n"
         "simd.dot_bits() or exit()\n"
-        "import glmrun.kernels as k\n"
+        "import glmrun.kernels.compiled.cache as k\n"
         "assert simd.dot_bits() == 0 and not simd.has_vnni()\n"
         "print(k.folder.name, len(list(k.folder.parent.iterdir())))"
     )
@@ -170,7 +173,7 @@ def test_a_distrusted_instruction_is_not_compiled(tmp_path: Path) -> None:
 def test_half_width_instruction_where_the_cpu_has_only_that(tmp_path: Path) -> None:
     """Alder Lake's AVX-VNNI: compiled here, not run."""
     code = (
-        "from glmrun import self_test, simd\n"
+        "from glmrun.kernels.simd import target as simd; from glmrun.kernels.compiled import self_test\n"
         "code = ' '.join(self_test.compiled().inspect_asm().values())\n"
         "print(simd.dot_bits(), 'vpdpbusd' in code and 'ymm' in code and 'zmm' not in code)"
     )
@@ -182,14 +185,14 @@ def test_half_width_instruction_where_the_cpu_has_only_that(tmp_path: Path) -> N
 
 def test_another_place_of_the_same_sources_finds_the_same_code(tmp_path: Path) -> None:
     import glmrun.forward
-    from glmrun import kernels
+    from glmrun.kernels.compiled import cache as kernels
 
     assert kernels.folder is not None
     root = Path(glmrun.forward.__file__).parent.parent
     for package in ("glmrun", "quant"):
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     before = {path: path.stat().st_mtime_ns for path in kernels.folder.rglob("*.nb?")}
-    code = "import glmrun.forward as f; print(f.__file__); from glmrun.kernels import folder; print(folder)"
+    code = "import glmrun.forward as f; print(f.__file__); from glmrun.kernels.compiled.cache import folder; print(folder)"
     result = _python(code, cache_folder(), PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
     assert result.stdout.split() == [str(tmp_path / "glmrun" / "forward.py"), str(kernels.folder)], result.stderr
     assert {path: path.stat().st_mtime_ns for path in kernels.folder.rglob("*.nb?")} == before

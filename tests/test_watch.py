@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_model import Tiny
+from support.tiny_model import Tiny
 
 import glmrun
-from glmrun.gguf_file import open_gguf
+from glmrun.gguf.reader import open_gguf
 from quant.errors import UserError
 
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from glmrun.chat.tokenizer import Tokenizer
 from glmrun.chat.tool_call import is_complete, parse_call, schemas
-from glmrun.tokenizer import Tokenizer
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _TAG = re.compile("|".join(TAGS))

@@ -11,8 +11,8 @@ from typing import Any
 
 from glmrun.chat.sandbox import one_line, render, render_apart, to_json
 from glmrun.chat.seal import Seal, unused_character
+from glmrun.chat.tokenizer import Tokenizer
 from glmrun.chat.turns import Turns
-from glmrun.tokenizer import Tokenizer
 from quant.errors import UserError
 
 DEFAULT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")

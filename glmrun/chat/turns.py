@@ -9,7 +9,7 @@ place of the rendering where both say the same.
 from collections.abc import Sequence
 
 from glmrun.chat.stream import TAGS, ChatStream
-from glmrun.tokenizer import Tokenizer
+from glmrun.chat.tokenizer import Tokenizer
 
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 

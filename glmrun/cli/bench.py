@@ -164,7 +164,7 @@ def bench(
         loading.compile_kernels()
         _note_machine(wanted, time.perf_counter() - began)
 
-    from glmrun.terminal.bench_output import BenchOutput
+    from glmrun.measure.bench_output import BenchOutput
     from glmrun.terminal.tables import BenchTable
 
     columns = [*(["n_ubatch"] if lists[3] != [N_UBATCH] else []), *(["type_k", "type_v"] if kv_type else [])]
@@ -207,8 +207,8 @@ def _of_server(
     url: str, names: list[str], choices: "Choices", repetitions: int, warmup: bool, delay: float
 ) -> tuple[Generator[_Steps], int]:
     """(what each model's measurement yields, how many); the server's first model if none is named."""
+    from glmrun.chat.remote import RemoteModel
     from glmrun.measure.server_bench import measure_server
-    from glmrun.remote import RemoteModel
     from glmrun.terminal.console import note
 
     models = [RemoteModel(url, name) for name in names] or [RemoteModel(url)]
@@ -242,7 +242,7 @@ def _rows(
 def _files(names: list[str], quantizations: str | None) -> tuple[Generator[Path], int]:
     """(the files to measure, each ready when it comes, how many)."""
     names = names or [name for name in [default_model()] if name]
-    from glmrun.builtin import QUANTIZATIONS, nano_path
+    from glmrun.store.nano import QUANTIZATIONS, nano_path
     from quant.recipes import recipe
 
     if quantizations is None:
@@ -259,8 +259,8 @@ def _files(names: list[str], quantizations: str | None) -> tuple[Generator[Path]
 
 def _converted(source: Path, recipes: list[str]) -> Generator[Path]:
     """The source in one quantization after another, in the cache folder; each is deleted before the next is made."""
-    from glmrun.cache_folder import cache_folder
-    from glmrun.gguf_source import GGUFSource
+    from glmrun.gguf.source import GGUFSource
+    from glmrun.machine import cache_folder
     from glmrun.terminal.progress import BytesProgress
     from quant.checkpoint import Checkpoint
     from quant.convert import convert, plan
@@ -285,7 +285,7 @@ def _note_machine(threads: list[int | None], compile_seconds: float) -> None:
     import llvmlite.binding as llvm
 
     from glmrun import __version__
-    from glmrun.cores import available_cores
+    from glmrun.machine import available_cores
     from glmrun.measure.doctor import FEATURES
     from glmrun.measure.machine import cpu_name, memory
     from glmrun.terminal.console import note
@@ -302,8 +302,8 @@ def _note_machine(threads: list[int | None], compile_seconds: float) -> None:
 
 
 def _plot(rows: list[dict[str, Any]], to_terminal: bool, path: str | None, stream_is_free: bool) -> None:
+    from glmrun.measure.bench_output import bar_chart
     from glmrun.measure.bench_rows import curves
-    from glmrun.terminal.bench_output import bar_chart
     from glmrun.terminal.plot import write
 
     by, found = curves(rows)

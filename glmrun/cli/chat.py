@@ -11,13 +11,13 @@ from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
-    from glmrun.remote import RemoteModel
+    from glmrun.chat.remote import RemoteModel
+    from glmrun.engine.model import Model
 
 
 def complete_session(incomplete: str) -> list[tuple[str, str]]:
     """IDs of saved conversations that go on from what was typed, with what they begin with."""
-    from glmrun.terminal import sessions
+    from glmrun.repl import sessions
     from glmrun.terminal.sanitize import one_line
 
     return [(path.stem, one_line(saved.title())) for path, saved in sessions.listed(20) if path.stem.startswith(incomplete)]
@@ -77,14 +77,14 @@ def chat(
       glmrun chat --url http://localhost:8000/v1
       printf 'My name is Ada.\\nWhat is my name?\\n' | glmrun chat --no-think
     """
-    from glmrun.terminal import sessions
+    from glmrun.repl import sessions
+    from glmrun.repl.conversation import Conversation, Typing
+    from glmrun.repl.loop import chat_in_pipe, chat_in_terminal, interactive
+    from glmrun.repl.saving import show_resumed
+    from glmrun.repl.tool_calls import ToolCalls
+    from glmrun.terminal.answer import counted
     from glmrun.terminal.console import note
-    from glmrun.terminal.conversation import Conversation, Typing
     from glmrun.terminal.interrupt import orderly_end, quiet_keyboard
-    from glmrun.terminal.repl import chat_in_pipe, chat_in_terminal, interactive
-    from glmrun.terminal.saving import show_resumed
-    from glmrun.terminal.stream import counted
-    from glmrun.terminal.tool_calls import ToolCalls
 
     if url is not None:
         options.refuse_beside_url(context, "ctx", "threads", "kv_type", "keep_cache")
@@ -100,7 +100,7 @@ def chat(
         return loading.open_model(name, url, ctx, threads, kv_type, patient=not interactive())
 
     if interactive():
-        import_module("glmrun.terminal.editor")  # now: it maps memory, which is slow while the model's file is being mapped
+        import_module("glmrun.repl.editor")  # now: it maps memory, which is slow while the model's file is being mapped
     with quiet_keyboard():  # what is typed meanwhile is for the first prompt
         conversation = Conversation(
             open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
@@ -141,8 +141,8 @@ def chat(
 
 def _model_of(session: Path) -> str | None:
     """The model that a saved conversation was held with; raises UserError if it is not there any more."""
-    from glmrun.cache_folder import cache_folder
-    from glmrun.terminal import sessions
+    from glmrun.machine import cache_folder
+    from glmrun.repl import sessions
 
     path = sessions.read(session).model
     if Path(path).parent.parent == cache_folder() / "nano":

@@ -112,7 +112,7 @@ def convert(
     from quant.convert import plan
 
     if Path(source).is_file():
-        from glmrun.gguf_source import GGUFSource
+        from glmrun.gguf.source import GGUFSource
 
         model: Checkpoint | GGUFSource = GGUFSource.open(source)
     else:
@@ -121,7 +121,7 @@ def convert(
         note(line)
     importance = None
     if imatrix:
-        from glmrun.gguf_source import read_importance
+        from glmrun.gguf.source import read_importance
 
         importance = read_importance(imatrix)
     planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize, importance)

@@ -27,13 +27,13 @@ def demo(threads: options.Threads = None) -> None:
     Example:
       glmrun demo
     """
-    from glmrun.builtin import QUANTIZATIONS, nano_path
     from glmrun.measure.bench import Choices, measure
+    from glmrun.store.nano import QUANTIZATIONS, nano_path
+    from glmrun.terminal.answer import Answer, show_answer, stats_line
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
     from glmrun.terminal.progress import waiting, work_bar
     from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.stream import Answer, show_answer, stats_line
     from glmrun.terminal.tables import BenchTable, bytes_text
 
     _title("nano, the small model that comes with glmrun, in three quantizations")

@@ -13,8 +13,8 @@ from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chunk import Chunk
-    from glmrun.engine import Model
+    from glmrun.chat.chunk import Chunk
+    from glmrun.engine.model import Model
     from glmrun.measure.evaluation import Answered, Question
 
 
@@ -64,9 +64,9 @@ def evaluate(
       glmrun eval questions.jsonl -m flash --temp 0 -o answers.jsonl --json
       echo '{"prompt": "What is 6 * 7?", "check": "number", "answer": 42}' > questions.jsonl
     """
-    from glmrun.builtin import CHECKPOINT
+    from glmrun.engine.sampling import PRESETS
     from glmrun.measure.evaluation import by_skill, read_suite
-    from glmrun.sampling import PRESETS
+    from glmrun.store.nano import CHECKPOINT
     from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import json_text
 

@@ -39,7 +39,7 @@ def imatrix(
     path, target = loading.resolve_model(model), Path(output)
     loaded = loading.load_model(path, chunk_size, threads)
 
-    from glmrun.importance import Collector
+    from glmrun.engine.importance import Collector
 
     ids = loaded.tokenizer.encode(text, special=True)
     n = min(len(ids) // chunk_size, chunks or len(ids))

@@ -9,7 +9,7 @@ import typer
 from glmrun.cli import loading, options
 
 if TYPE_CHECKING:
-    from glmrun.gguf_file import GGUFFile
+    from glmrun.gguf.reader import GGUFFile
 
 _LONGEST_LIST = 5  # elements of a metadata list that are shown
 
@@ -45,8 +45,8 @@ def inspect(
     except re.error as why:
         raise typer.BadParameter(f"--match: {match!r} is not a regular expression: {why}") from None
 
-    from glmrun.architecture import config_from_gguf
-    from glmrun.gguf_file import open_gguf
+    from glmrun.gguf.architecture import config_from_gguf
+    from glmrun.gguf.reader import open_gguf
     from glmrun.measure.model_file import model_facts, plain_metadata, tensor_rows
 
     opened = open_gguf(loading.resolve_model(model))

@@ -11,9 +11,9 @@ from glmrun.terminal.console import note
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
-    from glmrun.local_models import LocalModel
-    from glmrun.remote import RemoteModel
+    from glmrun.chat.remote import RemoteModel
+    from glmrun.engine.model import Model
+    from glmrun.store.local import LocalModel
 
 
 def open_model(
@@ -22,7 +22,7 @@ def open_model(
     """The model that a MODEL argument means: on the server at url, else on this machine; patient as in load_model()."""
     if url is None:
         return load_model(resolve_model(name), ctx, threads, kv_type, patient)
-    from glmrun.remote import RemoteModel
+    from glmrun.chat.remote import RemoteModel
 
     return RemoteModel(url, name)
 
@@ -37,13 +37,13 @@ def resolve_model(model: str | None) -> Path:
         note("no model given: using nano, the small model that comes with glmrun")
         model = "nano"
     if model == "nano":
-        from glmrun.builtin import nano_path
+        from glmrun.store.nano import nano_path
 
         return nano_path()
     if os.path.exists(model):
         return Path(model)
 
-    from glmrun.local_models import local_models, matching
+    from glmrun.store.local import local_models, matching
 
     found = [known for known in matching(model, local_models()) if known.kind != "checkpoint"]
     if not found:
@@ -69,8 +69,8 @@ def load_model(
     patient   wait_for_disk() here, and not before the first answer
     """
     import glmrun
-    from glmrun.architecture import config_from_gguf
-    from glmrun.gguf_file import open_gguf
+    from glmrun.gguf.architecture import config_from_gguf
+    from glmrun.gguf.reader import open_gguf
     from glmrun.terminal.progress import reading_bar, waiting
 
     file = open_gguf(path)
@@ -111,7 +111,7 @@ def wait_for_disk(model: Any) -> None:
 
 def compile_kernels() -> None:
     """Have the kernels ready; where this machine has not compiled them before, a bar or a line says that it does."""
-    from glmrun.kernels import are_compiled
+    from glmrun.kernels.compiled.cache import are_compiled
     from glmrun.terminal.progress import kernels_bar
     from glmrun.warmup import compile_all
 

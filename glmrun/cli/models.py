@@ -22,7 +22,7 @@ def list_models(
       glmrun list
       glmrun list --json
     """
-    from glmrun.local_models import local_models, models_folder
+    from glmrun.store.local import local_models, models_folder
     from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import json_text
     from glmrun.terminal.tables import bytes_text, columns
@@ -68,7 +68,7 @@ def remove_model(
       glmrun rm q8_0 --yes
     """
     from glmrun.cli.loading import only_one
-    from glmrun.local_models import local_models, matching, remove
+    from glmrun.store.local import local_models, matching, remove
     from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.tables import bytes_text

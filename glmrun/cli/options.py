@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from glmrun.repl.tool_calls import Approve
 from glmrun.settings import variable
-from glmrun.terminal.tool_calls import Approve
 from quant.errors import UserError
 
 
@@ -36,7 +36,7 @@ def setting(key: str) -> dict[str, Any]:
 
 def complete_model(incomplete: str) -> list[str]:
     """Names of models on this machine, for the shell; it completes paths itself."""
-    from glmrun.local_models import local_models
+    from glmrun.store.local import local_models
 
     return [model.name for model in local_models() if model.name.startswith(incomplete) and model.kind != "checkpoint"]
 
@@ -51,7 +51,7 @@ MODEL: Any = typer.Argument(
 
 def parse_preset(text: str) -> str:
     """text, if it names a preset of sampling settings."""
-    from glmrun.sampling import PRESETS
+    from glmrun.engine.sampling import PRESETS
 
     if text not in PRESETS:
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(PRESETS)}")
@@ -201,7 +201,7 @@ def read_stdin() -> str:
 
 def sampling(context: typer.Context) -> dict[str, Any]:
     """The arguments of Engine.chat that a command's options give; what was typed beats a preset, which beats the settings."""
-    from glmrun.sampling import PRESETS
+    from glmrun.engine.sampling import PRESETS
 
     names = ("temp", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")
     arguments = {name: "temperature" if name == "temp" else name for name in names if context.params[name] is not None}

@@ -96,7 +96,7 @@ def perplexity(
 def _text(file: str | None, special: bool) -> tuple[str, bool]:
     """(the text, whether its control tokens count as such)."""
     if file is None:
-        from glmrun.builtin import CHECKPOINT
+        from glmrun.store.nano import CHECKPOINT
 
         return (CHECKPOINT / "heldout.txt").read_text(encoding="utf-8"), True
     try:

@@ -45,7 +45,7 @@ def plan(
       glmrun plan model.gguf -c 200k --json
       glmrun plan --devices
     """
-    from glmrun.architecture import DEFAULT_CONTEXT
+    from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.measure.machine import memory, memory_bandwidth
     from glmrun.measure.plan import demand_of_recipe
     from quant.recipes import RECIPES
@@ -88,8 +88,8 @@ def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]"
     if recipe is not None:
         return demand_of_recipe(FLASH, recipe, kv_type), f"GLM-4.7-Flash as {recipe.name}", False
 
-    from glmrun.architecture import config_from_gguf
-    from glmrun.gguf_file import open_gguf
+    from glmrun.gguf.architecture import config_from_gguf
+    from glmrun.gguf.reader import open_gguf
 
     file = open_gguf(loading.resolve_model(what))
     demand = demand_of_file(file, config_from_gguf(file), kv_type)
@@ -98,7 +98,7 @@ def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]"
 
 def _disk() -> tuple[Path, int]:
     """Where a model would be put, the hub's cache, and the bytes that are free there."""
-    from glmrun.hub import cache_folder
+    from glmrun.store.hub import cache_folder
 
     folder = cache_folder()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())

@@ -11,7 +11,7 @@ from quant.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glmrun.hub import Reference, RemoteFile
+    from glmrun.store.hub import Reference, RemoteFile
     from quant.config import Config
 
 
@@ -40,7 +40,7 @@ def pull(
     """
     from dataclasses import replace
 
-    from glmrun import hub
+    from glmrun.store import hub
 
     reference = hub.Reference.parse(model)
     if quantization is not None and reference.quantization not in (None, quantization):
@@ -57,10 +57,10 @@ def pull(
 
 def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | None) -> bool:
     """Tell what is fetched and whether the model fits into memory; raises UserError if the disk has no room."""
-    from glmrun import hub
-    from glmrun.architecture import DEFAULT_CONTEXT
+    from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.measure.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
+    from glmrun.store import hub
     from glmrun.terminal.console import note
     from glmrun.terminal.tables import bytes_text
     from quant.recipes import recipe
@@ -87,7 +87,7 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
 
 def _config(reference: "Reference", files: "list[RemoteFile]") -> "Config":
     """The shape that a checkpoint says it has: its config.json is fetched for it."""
-    from glmrun import hub
+    from glmrun.store import hub
     from quant.checkpoint import config_from_json
     from quant.strict_json import read_json_object
 
@@ -96,7 +96,7 @@ def _config(reference: "Reference", files: "list[RemoteFile]") -> "Config":
 
 def _fetch(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
     """Download the files; the first one's place."""
-    from glmrun import hub
+    from glmrun.store import hub
     from glmrun.terminal.progress import BytesProgress
 
     with BytesProgress() as bar:
@@ -106,8 +106,8 @@ def _fetch(reference: "Reference", files: "list[RemoteFile]", threads: int | Non
 def _convert(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
     """Download a checkpoint and convert it into the models folder; the new file's place."""
     from glmrun.cli.convert import convert
-    from glmrun.hub import DEFAULT_QUANTIZATION
-    from glmrun.local_models import models_folder
+    from glmrun.store.hub import DEFAULT_QUANTIZATION
+    from glmrun.store.local import models_folder
     from glmrun.terminal.console import note
     from quant.recipes import recipe
 

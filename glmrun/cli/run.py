@@ -17,11 +17,11 @@ from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chunk import Chunk
-    from glmrun.engine import Model
-    from glmrun.remote import RemoteModel
-    from glmrun.terminal.stream import Answer
-    from glmrun.terminal.tool_calls import ToolCalls
+    from glmrun.chat.chunk import Chunk
+    from glmrun.chat.remote import RemoteModel
+    from glmrun.engine.model import Model
+    from glmrun.repl.tool_calls import ToolCalls
+    from glmrun.terminal.answer import Answer
 
 
 class Format(StrEnum):
@@ -108,11 +108,11 @@ def run(
     if system is not None:
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
 
+    from glmrun.repl.tool_calls import ToolCalls
+    from glmrun.terminal.answer import collect, finish_note, show_answer, stats_line
     from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import json_text, visible
-    from glmrun.terminal.stream import collect, finish_note, show_answer, stats_line
     from glmrun.terminal.tool_blocks import show_tool_call
-    from glmrun.terminal.tool_calls import ToolCalls
 
     with ExitStack() as stack:
         calls = stack.enter_context(ToolCalls(tools_file, approve)) if tools_file is not None else None
@@ -161,10 +161,10 @@ def _answers(
     show: "Callable[[Iterator[Chunk], Answer], None]",
 ) -> "list[Answer]":
     """The model's answers: one, and another one after each round of tool calls."""
+    from glmrun.repl.tool_calls import MAX_ROUNDS
+    from glmrun.terminal.answer import Answer
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
-    from glmrun.terminal.stream import Answer
-    from glmrun.terminal.tool_calls import MAX_ROUNDS
 
     answers = []
     while True:
@@ -201,7 +201,7 @@ def _names_a_model(text: str) -> bool:
         return True
     if "/" not in text or " " in text:
         return False
-    from glmrun.local_models import local_models
+    from glmrun.store.local import local_models
 
     return any(text.casefold() == model.name.casefold() for model in local_models())
 
@@ -211,7 +211,7 @@ def _with_texts(question: str | None, files: list[Path]) -> str:
 
     A single file without a question is the question.
     """
-    from glmrun.terminal.attachments import read_text, with_files
+    from glmrun.repl.attachments import read_text, with_files
 
     text = options.text_argument(question or "", "the prompt")
     piped = "" if sys.stdin is None or sys.stdin.isatty() else options.read_stdin().rstrip("\r\n")
@@ -231,7 +231,7 @@ def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
         return {"type": "object"} if answer_format is Format.json else None
     where = "--json-schema"
     if not text.lstrip().startswith("{"):
-        from glmrun.terminal.attachments import read_text
+        from glmrun.repl.attachments import read_text
 
         where, text = text, read_text(Path(text))
     try:

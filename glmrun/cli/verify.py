@@ -21,11 +21,11 @@ def verify(
     Example:
       glmrun verify GLM-4.7-Flash-Q4_K_M.gguf
     """
+    from glmrun.gguf.verify import verify as check
     from glmrun.terminal.console import note
     from glmrun.terminal.progress import BytesProgress
     from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.tables import bytes_text
-    from glmrun.verify import verify as check
 
     began, damaged, checked = time.monotonic(), 0, 0
     with BytesProgress() as bar, closing(check(file, threads)) as steps:

@@ -17,8 +17,8 @@ def warmup() -> None:
       glmrun warmup
       GLMRUN_CACHE_DIR=/srv/cache glmrun warmup
     """
-    from glmrun import kernels
-    from glmrun.cache_folder import cache_folder
+    from glmrun.kernels.compiled import cache as kernels
+    from glmrun.machine import cache_folder
 
     if kernels.folder is None:
         raise UserError(

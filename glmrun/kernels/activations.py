@@ -2,21 +2,15 @@
 
 from numba import boolean, float32, int64, types
 
-from glmrun.kernels import kernel
-from glmrun.simd import (
-    absolute,
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_to_i32, shift_left, total, total_i32
+from glmrun.kernels.simd.dots import dot_u8s8
+from glmrun.kernels.simd.memory import (
     bytes_of,
-    dot_u8s8,
-    f32x16,
-    i32x16,
-    largest,
     load_f32x16,
     load_half_u8x64,
     load_two_u8x32,
     load_u8x64,
-    maximum,
-    round_to_i32,
-    shift_left,
     splat_f32,
     store_f32,
     store_i8x16,
@@ -24,11 +18,10 @@ from glmrun.simd import (
     store_i32,
     store_i32x16,
     store_u8x64,
-    total,
-    total_i32,
     zero_f32x16,
     zero_i32x16,
 )
+from glmrun.kernels.simd.types import f32x16, i32x16
 
 FEW = 5  # from this many activations on, rows are unpacked into panels; fewer meet them row by row
 SMALLEST = 1e-30  # 256 neighbours that are all nearer to zero are zeros: the inverse of their scale may not be a float32

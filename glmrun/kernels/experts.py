@@ -4,12 +4,13 @@ import math
 
 from numba import float32, int64, types
 
-from glmrun.kernels import kernel
-from glmrun.kernels.elementwise import silu_multiply
+from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import activation_record, model_record, step_record, weight_record
 from glmrun.kernels.matmul import ADD, STORE, form_of, multiply, share
-from glmrun.simd import atomic_load, load_f32, load_i64, store_f32, store_i64
-from glmrun.team import CANCEL
+from glmrun.kernels.rows import silu_multiply
+from glmrun.kernels.simd.atomic import atomic_load
+from glmrun.kernels.simd.memory import load_f32, load_i64, store_f32, store_i64
+from glmrun.kernels.team import CANCEL
 
 _void = types.void
 

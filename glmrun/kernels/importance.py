@@ -6,9 +6,10 @@ behind the feed-forward part, while the buffers still hold them. Threads share c
 
 from numba import int64, types
 
-from glmrun.kernels import kernel
+from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import activation_record, model_record, step_record
-from glmrun.simd import fma, load_f32, load_f32x16, load_i64, store_f32, store_f32x16
+from glmrun.kernels.simd.arithmetic import fma
+from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, store_f32, store_f32x16
 
 _void = types.void
 

@@ -5,12 +5,13 @@ For few x the rows are unpacked in registers, for up to four x at once; for many
 
 from numba import float32, int64, types
 
-from glmrun.kernels import floats, kernel, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.activations import FEW
-from glmrun.kernels.elementwise import reads_codes
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import floats, q4_k, q5_0, q6_k, q8_0, tile
+from glmrun.kernels.formats.panel import TABLE, panel_bytes, unpack_panel
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, weight_record
-from glmrun.kernels.panel import TABLE, panel_bytes, unpack_panel
-from glmrun.simd import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
+from glmrun.kernels.rows import reads_codes
+from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
 
 ROWS = 32  # at a time
 NEAR = 128  # rows of a matrix that stay in the second-level cache

@@ -2,9 +2,9 @@
 
 from numba import int64
 
-from glmrun.kernels import kernel
-from glmrun.simd import load_f32x16, store_f32x16, zero_f32x16
-from glmrun.team import barrier
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.simd.memory import load_f32x16, store_f32x16, zero_f32x16
+from glmrun.kernels.team import barrier
 
 LINE = 256  # bytes read by one turn of the loop
 

@@ -2,8 +2,8 @@
 
 from numba import int64, uint32
 
-from glmrun.kernels import kernel
-from glmrun.simd import load_u32
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.simd.memory import load_u32
 
 TOGETHER = 64  # words between two looks at what was found
 

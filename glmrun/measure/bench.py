@@ -19,7 +19,7 @@ import numpy as np
 from glmrun.measure.machine import cpu_name, peak_memory
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
+    from glmrun.engine.model import Model
 
 N_UBATCH = 512  # tokens of one step while a prompt is read, and at most
 # llama.cpp's names of general.file_type, as its tools print them.
@@ -204,7 +204,7 @@ def _tokens(model: "Model", count: int, seed: int) -> list[int]:
 def facts(model: "Model") -> dict[str, Any]:
     """The file and the machine under llama-bench's names."""
     from glmrun import __version__
-    from glmrun.weights import KV_TYPES
+    from glmrun.tensors.weights import KV_TYPES
 
     tensors = model.file.tensors.values()
     cache = next(name for name, code in KV_TYPES.items() if code == model.weights.model["cache_type"])

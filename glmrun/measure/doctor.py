@@ -13,10 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glmrun.cache_folder import cache_folder
-from glmrun.cores import available_cores
-from glmrun.hub import cache_folder as hub_folder
+from glmrun.machine import available_cores, cache_folder
 from glmrun.measure.machine import cpu_name, memory, memory_bandwidth
+from glmrun.store.hub import cache_folder as hub_folder
 
 LIBRARIES = (
     "numpy", "numba", "llvmlite", "tokenizers", "jinja2", "typer", "rich", "markdown-it-py", "prompt_toolkit",
@@ -108,7 +107,8 @@ def _kernels(report: Report) -> dict[str, Any]:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         report.problems.append(("NUMBA_DISABLE_JIT is set: nothing is compiled, and nothing works", "unset NUMBA_DISABLE_JIT"))
         return {}
-    from glmrun import kernels, simd
+    from glmrun.kernels.compiled import cache as kernels
+    from glmrun.kernels.simd import target as simd
 
     folder = kernels.folder
     instruction = {512: "vpdpbusd on 512 bits", 256: "vpdpbusd on 256 bits", 0: "portable vector code"}[simd.dot_bits()]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chunk import Chunk
+    from glmrun.chat.chunk import Chunk
 
     Chat = Callable[..., Iterator[Chunk]]  # a model's chat()
 

@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmrun.cache_folder import cache_folder
-from glmrun.cores import available_cores
+from glmrun.machine import available_cores, cache_folder
 
 if TYPE_CHECKING:
-    from glmrun.team import Team
+    from glmrun.kernels.team import Team
 
 
 def cpu_name() -> str:
@@ -150,7 +149,7 @@ def memory_bandwidth(n_threads: int | None = None, again: bool = False) -> Bandw
         if not again and (entry.cpu, entry.n_threads) == (cpu, n_threads):
             return entry
 
-    from glmrun.team import Team
+    from glmrun.kernels.team import Team
 
     n_bytes = min(512 << 20, memory().available // 4)  # far more than caches hold
     began, used = time.perf_counter(), time.process_time()

@@ -20,7 +20,7 @@ import numpy as np
 from quant.errors import UserError, brief
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
+    from glmrun.engine.model import Model
     from glmrun.measure.reference import Reference, ReferenceWriter
 
 _ROWS = 16  # positions scored at once: 154,880 logits each stay in the cache

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmrun.conversion import forms_to_run
+from glmrun.tensors.repack import forms_to_run
 from quant.config import FLASH, Config, read_per_token
 from quant.formats import READABLE
 from quant.recipes import Recipe, tensor_formats
 
 if TYPE_CHECKING:
-    from glmrun.gguf_file import GGUFFile
+    from glmrun.gguf.reader import GGUFFile
 
 WORKING_BYTES = 600_000_000  # interpreter, compiled kernels and a step's buffers: 340 MB measured, 370 at 131,072 positions
 DEVICE_BYTES = 2 << 30  # what the system of another machine keeps for itself

@@ -20,7 +20,7 @@ from glmrun.measure.perplexity import Windows, bos_of
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.engine import Model
+    from glmrun.engine.model import Model
 
 _MAGIC = b"_logits_"
 _RANGE = np.float32(16.0)

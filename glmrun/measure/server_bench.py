@@ -18,7 +18,7 @@ from glmrun.measure.bench import NO_GPU, NO_PROCESSOR_CHOICE, Case, Result
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.remote import RemoteModel
+    from glmrun.chat.remote import RemoteModel
 
 _COMMON = """
 the of and to in is was for on that by this with you it not or be are from at as your all have new more an we will home can us about

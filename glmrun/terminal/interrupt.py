@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
-    from glmrun.chunk import Chunk
+    from glmrun.chat.chunk import Chunk
 
 _ESCAPE_SECONDS = 0.1  # an Esc with nothing behind it for so long is the key, not the beginning of another one
 

@@ -25,7 +25,7 @@ from glmrun.terminal.console import error_console, note
 from glmrun.terminal.sanitize import one_line
 
 if TYPE_CHECKING:
-    from glmrun.chunk import Chunk
+    from glmrun.chat.chunk import Chunk
 
 
 class _Bar:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import checkpoint
 import numpy as np
 import pytest
 import torch
-from checkpoint import Case
+from support import checkpoint
+from support.checkpoint import Case
 from transformers import Glm4MoeLiteForCausalLM
 
 import glmrun

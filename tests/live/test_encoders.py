@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
-import llama
 import numpy as np
 import pytest
 from make_golden_blocks import KINDS, ggml_encode, mean_squared_error, patterns, sample_rows, sample_weights
-from tiny_model import ODD, ODDER, write_tiny
+from support import llama
+from support.tiny_model import ODD, ODDER, write_tiny
 
 import glmrun
-from glmrun.gguf_file import open_gguf
-from glmrun.gguf_source import GGUFSource, read_importance
-from glmrun.importance import Collector
+from glmrun.engine.importance import Collector
+from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.source import GGUFSource, read_importance
 from quant.config import Config
 from quant.convert import convert, plan
 from quant.formats import FORMATS

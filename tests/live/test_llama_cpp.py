@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import llama
 import numpy as np
 import pytest
-from checkpoint import Case
-from comparison import errors, nmse, text_of, tokens_of, top1
 from naive import read_weights
-from router_margins import router_margins
+from support import llama
+from support.checkpoint import Case
+from support.comparison import errors, nmse, text_of, tokens_of, top1
+from support.router_margins import router_margins
 
 import glmrun
 

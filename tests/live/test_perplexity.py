@@ -1,13 +1,13 @@
 """The perplexity of nano's BF16 file: transformers' and llama.cpp's logits, scored by the rule written out once more."""
 
-import llama
 import numpy as np
 import torch
+from support import llama
 from transformers import Glm4MoeLiteForCausalLM
 
 import glmrun
-from glmrun.builtin import CHECKPOINT
 from glmrun.measure.perplexity import cut, score
+from glmrun.store.nano import CHECKPOINT
 
 WINDOWS, N_CTX = 12, 512
 

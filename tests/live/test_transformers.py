@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparison import greedy_tokens, nmse
 from naive import Naive, read_weights
+from support.comparison import greedy_tokens, nmse
 from transformers import AutoTokenizer, Glm4MoeLiteForCausalLM
 
 import glmrun

@@ -1,0 +1,86 @@
+"""Answers that are JSON of a given schema: which tokens may come next (llguidance knows), and the sampler draws among them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from glmrun.chat.tokenizer import Tokenizer
+from quant.errors import UserError
+
+_SPACE = r"( |\n {0,40})?"  # between the parts: as much as indentation needs, for small models go on with it for ever
+
+
+class Grammar:
+    """A tokenizer in llguidance's terms, made once for a model."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        self._tokenizer = tokenizer
+        self._ll = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)), n_vocab=tokenizer.n_vocab)
+
+    def constraint(self, schema: dict[str, Any], begins: Callable[[], bool]) -> "Constraint":
+        """For one answer of this JSON schema, from when begins() is true: the thinking before it is free.
+
+        Raises UserError (exit code 2) for a schema that cannot be followed.
+        """
+        from llguidance import LLMatcher
+
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
+        except (TypeError, ValueError) as why:
+            raise UserError(f"the JSON schema is not usable: {_first_line(why)}", 2) from None
+        matcher = LLMatcher(self._ll, grammar, log_level=0)
+        if matcher.is_error():
+            raise UserError(f"the JSON schema is not usable: {_first_line(matcher.get_error())}", 2)
+        return Constraint(matcher, self._tokenizer, begins)
+
+
+class Constraint:
+    """What one answer may be: allowed() is asked before a token is drawn, accept() is told which it was.
+
+    The answer can end when the JSON is whole, and not before.
+    """
+
+    def __init__(self, matcher: Any, tokenizer: Tokenizer, begins: Callable[[], bool]) -> None:
+        self._matcher, self._begins = matcher, begins
+        self._n_vocab = tokenizer.n_vocab
+        self._eog_ids = np.array(sorted(tokenizer.eog_ids), np.int64)  # (n_eog,)
+        self._begun = False
+
+    def allowed(self) -> np.ndarray:
+        """bool (n_vocab,) of the tokens that may come next."""
+        self._begun = self._begun or self._begins()
+        if self._begun:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)  # uint8 (>= n_vocab / 8,)
+            mask = np.unpackbits(bits, count=self._n_vocab, bitorder="little").astype(bool)
+        else:
+            mask = np.ones(self._n_vocab, bool)
+        mask[self._eog_ids] = self._begun and self._matcher.is_accepting()
+        return mask
+
+    def accept(self, token: int) -> None:
+        """The token that was drawn."""
+        if self._begun and token not in self._eog_ids and not self._matcher.consume_token(token):
+            raise UserError(f"the answer cannot follow the JSON schema any further: {_first_line(self._matcher.get_error())}")
+
+
+class _Vocabulary:
+    """The attributes and the call that llguidance expects of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = min(tokenizer.eog_ids)
+        self.bos_token_id = None
+        self.tokens = [tokenizer.bytes_of(i) for i in range(tokenizer.n_vocab)]
+        special = set(tokenizer.special_texts)
+        self.special_token_ids = [i for i in range(tokenizer.n_vocab) if tokenizer.text_of(i) in special]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+def _first_line(why: object) -> str:
+    return next(iter(str(why).splitlines()), type(why).__name__)

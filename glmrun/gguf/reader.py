@@ -1,0 +1,343 @@
+"""Open, validate and map a GGUF file: the border behind which every number is proven.
+
+A file is hostile until this module has read it: any bytes give a GGUFFile or one UserError that names the field and the
+byte. Sizes are compared with the bytes that are left before anything is allocated, all arithmetic is in Python's
+unbounded integers, and what the kernels later read was checked against the length of the very file that is mapped.
+
+    "GGUF" | version u32 | n_tensors u64 | n_kv u64 | n_kv x (key, type, value) | n_tensors x (name, dims, type, offset)
+    | padding to `general.alignment` | tensor data, each tensor padded, in the order of the table
+"""
+
+import mmap
+import os
+import stat
+import struct
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glmrun.gguf.parts import join, other_parts
+from glmrun.gguf.watch import Watched
+from quant.errors import UserError, brief
+from quant.formats import READABLE, by_ggml_type, ggml_type_name
+
+_U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
+_SCALARS: dict[int, np.dtype] = {
+    _U8: np.dtype("u1"),
+    _I8: np.dtype("i1"),
+    _U16: np.dtype("<u2"),
+    _I16: np.dtype("<i2"),
+    _U32: np.dtype("<u4"),
+    _I32: np.dtype("<i4"),
+    _F32: np.dtype("<f4"),
+    _BOOL: np.dtype("u1"),
+    _U64: np.dtype("<u8"),
+    _I64: np.dtype("<i8"),
+    _F64: np.dtype("<f8"),
+}
+
+_READ = 1 << 20  # bytes of the header read at a time
+MAX_KEY = 65_535  # bytes, the format's own limit
+MAX_STRING = 16 << 20  # bytes of one value
+MAX_ELEMENTS = 16 << 20  # of one array
+MAX_KEYS = 65_536
+MAX_METADATA = 512 << 20  # bytes of all keys and values
+MAX_TEXTS = 2 << 20  # in all arrays together
+MAX_TENSORS = 32_768
+MAX_NAME = 63  # bytes of a tensor name
+MAX_ALIGNMENT = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of the tensor table; `shape` is row-major."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    data: np.ndarray = field(repr=False, compare=False)  # uint8 (n_bytes,), in place
+    offset: int = 0  # from the start of its file
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its blocks."""
+        return self.data.nbytes
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
+        return self.data.reshape(prod(self.shape[:-1]), -1)
+
+    def floats(self) -> np.ndarray:
+        """The values, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
+        return READABLE[self.format].decode(self.rows).reshape(self.shape)  # float32 (shape)
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A validated, read-only mapping of one file, or of all parts of a split one."""
+
+    path: Path  # the first part's
+    version: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    size: int
+    mappings: list[np.ndarray]  # uint8 (size of the part,) each
+    watched: list[Watched]  # one for each mapping
+
+
+class _Cursor:
+    """Reads little-endian fields from the front of a file and knows what it is reading when the bytes run out.
+
+    With plain reads: a mapped file that another program shortens in this very moment would end the process.
+    """
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+        self.path, self._descriptor, self.size, self.at, self.n_texts = path, descriptor, size, 0, 0
+        self.data = bytearray()  # what has been read so far, from the file's first byte on
+
+    def error(self, field: str, found: str) -> UserError:
+        field = field if field.isprintable() and len(field) <= 120 else brief(field)
+        return UserError(f"{self.path}: {field} at byte {self.at}: {found}")
+
+    def need(self, n_bytes: int, field: str) -> None:
+        if n_bytes > self.size - self.at:
+            left = self.size - self.at
+            found = f"{n_bytes:,} bytes were expected, {left:,} are left of {self.size:,}; is the download complete?"
+            raise self.error(field, found)
+        self.read_to(self.at + n_bytes)
+
+    def read_to(self, end: int) -> int:
+        """Have the bytes before `end`, as far as the file goes; how many there are now."""
+        end = min(end, self.size)
+        while len(self.data) < end:
+            more = os.pread(self._descriptor, max(end - len(self.data), _READ), len(self.data))
+            if not more:
+                raise UserError(f"{self.path}: ended at byte {len(self.data):,} of {self.size:,} while it was being read")
+            self.data += more
+        return len(self.data)
+
+    def scalar(self, kind: int, field: str) -> Any:
+        dtype = _SCALARS[kind]
+        self.need(dtype.itemsize, field)
+        value = np.frombuffer(self.data, dtype, 1, self.at)[0].item()
+        if kind == _BOOL:
+            if value > 1:
+                raise self.error(field, f"a boolean is 0 or 1, found {value}")
+            value = bool(value)
+        self.at += dtype.itemsize
+        return value
+
+    def string(self, field: str, limit: int = MAX_STRING) -> str:
+        length = self.scalar(_U64, field)
+        if length > limit:
+            raise self.error(field, f"a text of {length:,} bytes; at most {limit:,} are allowed")
+        self.need(length, field)
+        raw = self.data[self.at : self.at + length]
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as why:
+            raise self.error(field, f"not valid UTF-8 ({why.reason} at byte {why.start} of it)") from None
+        self.at += length
+        return text
+
+    def strings(self, count: int, field: str) -> list[str]:
+        """The same as `count` calls of string(), in a third of the time: vocabularies are long."""
+        self.need(8 * count, field)
+        self.n_texts += count
+        if self.n_texts > MAX_TEXTS:
+            raise self.error(field, f"more than {MAX_TEXTS:,} texts in the file's lists")
+        data, at, end, out = self.data, self.at, len(self.data), []
+        unpack = struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                if at + 8 > end:
+                    end = self.read_to(at + 8)
+                length = unpack(data, at)[0]
+                at += 8
+                if length > MAX_KEY:
+                    break
+                if at + length > end and at + length > (end := self.read_to(at + length)):
+                    break
+                out.append(data[at : at + length].decode("utf-8"))
+                at += length
+        except (struct.error, UnicodeDecodeError):
+            pass
+        if len(out) < count:  # say exactly what is wrong with the next one
+            self.at += sum(8 + len(text.encode()) for text in out)
+            self.string(f"{field}[{len(out)}]", MAX_KEY)
+            raise self.error(field, f"{len(out):,} of {count:,} texts could be read")
+        self.at = at
+        return out
+
+    def value(self, field: str) -> Any:
+        kind = self.scalar(_U32, f"type of {field}")
+        if kind == _STRING:
+            return self.string(field)
+        if kind in _SCALARS:
+            return self.scalar(kind, field)
+        if kind != _ARRAY:
+            raise self.error(f"type of {field}", f"value type {kind} is not one of GGUF's (0 to 12)")
+        kind, count = self.scalar(_U32, f"element type of {field}"), self.scalar(_U64, f"length of {field}")
+        if count > MAX_ELEMENTS:
+            raise self.error(f"length of {field}", f"{count:,} elements; at most {MAX_ELEMENTS:,} are allowed")
+        if kind == _STRING:
+            return self.strings(count, field)
+        if kind not in _SCALARS:
+            raise self.error(f"element type of {field}", f"type {kind} can't be an element of an array")
+        dtype = _SCALARS[kind]
+        self.need(count * dtype.itemsize, field)
+        array = np.frombuffer(self.data, dtype, count, self.at).copy()  # dtype (count,)
+        if kind == _BOOL:
+            if array.size and array.max() > 1:
+                raise self.error(field, "a boolean is 0 or 1")
+            array = array.astype(bool)  # bool (count,)
+        self.at += array.nbytes
+        return array
+
+
+def open_gguf(path: str | os.PathLike) -> GGUFFile:
+    """Open, validate and map the file at `path`; if it is one part of a split file, all its parts.
+
+    Raises UserError: exit code 3 if a file is missing, 1 if it is not a whole, valid GGUF file that glmrun can run.
+    """
+    parts = open_parts(path)
+    return join(parts) if len(parts) > 1 else parts[0]
+
+
+def open_parts(path: str | os.PathLike) -> list[GGUFFile]:
+    """The same, each part by itself."""
+    file = _open_part(Path(path))
+    return [file if part == file.path else _open_part(part) for part in other_parts(file) or [file.path]]
+
+
+def _open_part(path: Path) -> GGUFFile:
+    data, watched = _map(path)
+    cursor = _Cursor(path, watched.descriptor, len(data))
+    cursor.read_to(512)
+    _check_magic(path, cursor.data)
+    cursor.at = 4
+    version = cursor.scalar(_U32, "version")
+    if version not in (2, 3):
+        hint = "convert the model again" if version == 1 else "a newer glmrun?"
+        hint = "a big-endian file" if version & 0xFFFF == 0 and version else hint
+        raise UserError(f"{path}: GGUF version {version}; glmrun reads versions 2 and 3 ({hint})")
+    n_tensors, n_keys = cursor.scalar(_U64, "number of tensors"), cursor.scalar(_U64, "number of metadata keys")
+    if n_keys > MAX_KEYS or n_tensors > MAX_TENSORS or n_keys * 13 + n_tensors * 24 > cursor.size - cursor.at:
+        announced = f"{n_tensors:,} tensors and {n_keys:,} metadata keys"
+        raise UserError(f"{path}: the header announces {announced}; a file of {cursor.size:,} bytes can't hold them")
+    metadata = _read_metadata(cursor, n_keys)
+    mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
+    tensors = _read_tensors(cursor, n_tensors, metadata, mapping)
+    return GGUFFile(path, version, metadata, tensors, cursor.size, [mapping], [watched])
+
+
+def _map(path: Path) -> tuple[mmap.mmap, Watched]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", 3) from None
+    except (OSError, ValueError) as why:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: can't be opened: {getattr(why, 'strerror', why)}", 3) from None
+    watched = Watched(path, descriptor)
+    try:
+        status = watched.status()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(
+                f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)", 3
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", 3)
+        if status.st_size < 24:
+            raise UserError(f"{path}: not a GGUF file: it has {status.st_size} bytes, a header alone has 24")
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), watched
+    except (OSError, OverflowError, ValueError) as why:  # ValueError: it has become empty
+        raise UserError(f"{path}: can't be mapped: {getattr(why, 'strerror', why)}") from None
+
+
+def _check_magic(path: Path, data: bytearray) -> None:
+    head = bytes(data[:512])
+    if head.startswith(b"GGUF"):
+        return
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a git-lfs pointer, not the model itself; fetch it with `git lfs pull`")
+    looks_like = (
+        "a safetensors file (make a GGUF file of it with `glmrun convert FOLDER`)" if head[8:9] == b"{"
+        else "a web page, perhaps an error message saved by a download" if head.lstrip()[:1] == b"<"
+        else "a JSON text, perhaps an error message saved by a download" if head.lstrip()[:1] == b"{"
+        else "a zip archive or a PyTorch checkpoint" if head.startswith(b"PK")
+        else "zeros, as an interrupted conversion leaves" if not any(head)
+        else f"a file that begins with {head[:4]!r}"
+    )  # fmt: skip
+    raise UserError(f"{path}: not a GGUF file: {looks_like}")
+
+
+def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for i in range(n_keys):
+        key = cursor.string(f"metadata key {i}", MAX_KEY)
+        if not key:
+            raise cursor.error(f"metadata key {i}", "an empty name")
+        if key in metadata:
+            raise cursor.error(f"metadata key {brief(key)}", "stands in the file twice")
+        metadata[key] = cursor.value(key)
+        if cursor.at > MAX_METADATA:
+            raise cursor.error(key, f"the metadata goes on after {MAX_METADATA:,} bytes")
+    return metadata
+
+
+def _read_tensors(cursor: _Cursor, n_tensors: int, metadata: dict[str, Any], mapping: np.ndarray) -> dict[str, TensorInfo]:
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise UserError(
+            f"{cursor.path}: general.alignment is {brief(alignment)}; a power of two from 8 to {MAX_ALIGNMENT:,} is expected"
+        )
+    table: dict[str, tuple[tuple[int, ...], str, int]] = {}
+    total = 0
+    for i in range(n_tensors):
+        name, shape, format_name, n_bytes = _read_tensor(cursor, i)
+        if name in table:
+            raise cursor.error(f"tensor {name!r}", "stands in the file twice")
+        offset = cursor.scalar(_U64, f"offset of {name}")
+        if offset != total:
+            raise cursor.error(
+                f"offset of {name}", f"{offset:,}, but the tensors before it end at {total:,} (alignment {alignment})"
+            )
+        table[name] = (shape, format_name, n_bytes)
+        total += -(-n_bytes // alignment) * alignment
+    tensors, at, end = {}, -(-cursor.at // alignment) * alignment, 0
+    for name, (shape, format_name, n_bytes) in table.items():
+        end = at + n_bytes
+        tensors[name] = TensorInfo(name, shape, format_name, mapping[at:end], at)
+        at += -(-n_bytes // alignment) * alignment
+    if end > cursor.size:
+        there = f"{cursor.size:,} of {end:,} bytes are there ({100 * cursor.size / end:.1f} %)"
+        raise UserError(f"{cursor.path}: {there}: an incomplete download or copy; fetch it again")
+    return tensors
+
+
+def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, int]:
+    name = cursor.string(f"name of tensor {i}", MAX_NAME)
+    if not name or not name.isprintable():
+        raise cursor.error(f"name of tensor {i}", f"{name!r} can't be a name")
+    n_dims = cursor.scalar(_U32, f"dimensions of {name}")
+    if not 1 <= n_dims <= 4:
+        raise cursor.error(f"dimensions of {name}", f"{n_dims}; GGUF allows 1 to 4")
+    shape = tuple(cursor.scalar(_U64, f"shape of {name}") for _ in range(n_dims))[::-1]
+    if not all(0 < n < 1 << 40 for n in shape) or prod(shape) >= 1 << 48:
+        raise cursor.error(f"shape of {name}", f"{shape} is not a shape that a tensor can have")
+    ggml_type = cursor.scalar(_U32, f"type of {name}")
+    form = by_ggml_type(ggml_type)
+    if form is None:
+        known = ggml_type_name(ggml_type)
+        if known is None:
+            raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged or newer than glmrun")
+        raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(READABLE)}")
+    if shape[-1] % form.block_length:
+        raise cursor.error(
+            f"shape of {name}", f"rows of {shape[-1]} values are no whole number of {form.name} blocks of {form.block_length}"
+        )
+    return name, shape, form.name, prod(shape[:-1]) * form.row_bytes(shape[-1])

@@ -1,0 +1,442 @@
+"""Latent attention, absorbed: every head of every token queries the same cached rows of [latent | rope key].
+
+    score[p] = query . row[p] / sqrt(qk_head_dim)      out = sum_p softmax(score)[p] latent[p]
+
+Both products are int8 tiles (lanes.py). 32 neighbouring queries, a head of a token each, form a panel and meet tiles of TILE
+positions in turn, the softmax kept up to date tile by tile. What is rounded, in blocks of 64 that share a scale:
+
+    queries and cached rows   along the row, 127 steps to the largest; 4,095 in the rope part, where int8 costs five times the rest
+    weights e**score          along the positions, 255 steps to the largest of the block: never negative, so no bit for a sign
+    latent values             along the positions, 127 steps, blocks counted from position 0
+
+The sum that divides is that of the rounded weights. Models without quantized matrices take attention_float.py, also the slow twin.
+Sources: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018. What rounding costs: benchmarks/LOG.md.
+"""
+
+import math
+
+from numba import boolean, float32, int64, types
+
+from glmrun.kernels.attention import exact as attention_float
+from glmrun.kernels.attention.cached_row import load_cached
+from glmrun.kernels.attention.tile import (
+    BLOCK,
+    COLUMNS,
+    FEW,
+    QUERIES,
+    add_latent_scores,
+    add_latent_scores_few,
+    add_rope_scores,
+    add_rope_scores_few,
+    add_values,
+    add_values_few,
+    larger_f16_magnitude,
+    larger_magnitude,
+    largest_of_magnitudes,
+    load_scaled,
+    load_scaled_few,
+    maximum_or_nan,
+    round_in_order,
+    round_in_turn,
+    round_two_bytes,
+    store,
+    store_i32x16,
+    where_less,
+    zero_i32x16,
+    zeros,
+    zeros_few,
+)
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.unpack import transpose_words
+from glmrun.kernels.layout import F16, model_record, step_record
+from glmrun.kernels.rows import quantize
+from glmrun.kernels.simd.arithmetic import exp, fma, to_f32
+from glmrun.kernels.simd.atomic import atomic_load
+from glmrun.kernels.simd.dots import add_dot_u8s8
+from glmrun.kernels.simd.memory import (
+    bytes_of,
+    load_f16x16,
+    load_f32x16,
+    load_u8x64,
+    splat_f32,
+    store_f32,
+    store_f32x16,
+    store_u8x64,
+    zero_f32x16,
+)
+from glmrun.kernels.simd.types import f32x16
+from glmrun.kernels.team import CANCEL
+
+TILE = 256  # positions between two updates of the softmax
+SEGMENTS = 16  # at most: pieces of work when a single token attends
+LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
+_void = types.void
+_LOWEST = float32(-math.inf)
+_VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
+
+
+# ---- cached rows as columns ------------------------------------------------------------------------------------------
+# A tile of them: TILE key columns, each uint8 (latent,) codes + 128, int16 (rope,) codes and float32 (row / BLOCK,) scales; then
+# `latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales.
+
+
+@kernel(int64(model_record), inline="always")
+def _key_stride(m):
+    return 2 * m.row - m.latent + m.row // BLOCK * 4
+
+
+@kernel(int64(model_record))
+def tile_bytes(m):
+    """Bytes of a tile of columns."""
+    return TILE * _key_stride(m) + m.latent * _VALUE_STRIDE + TILE // BLOCK * m.latent * 4
+
+
+# Scratch of a thread, in this order (bytes): words 2,048; limits and shrinks, float32 (QUERIES,) each; query panel; scores, float32
+# (TILE, QUERIES); weight panel; result; a tile of columns. A result: float32 (latent, QUERIES) sums of weighted values, then the
+# largest score and the sum of weights, float32 (QUERIES,) each.
+
+
+@kernel(int64(model_record), inline="always")
+def _panel_bytes(m):
+    return QUERIES * (2 * m.row - m.latent) + (m.row + m.latent) // BLOCK * 128
+
+
+@kernel(int64(model_record))
+def result_bytes(m):
+    """Bytes of one panel's result."""
+    return (m.latent + 2) * QUERIES * 4
+
+
+@kernel(int64(model_record))
+def scratch_bytes(m):
+    """Bytes of scratch that one thread needs."""
+    own = 2304 + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128 + result_bytes(m) + tile_bytes(m)
+    return (max(own, attention_float.scratch_bytes(m)) + 63) // 64 * 64
+
+
+@kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
+def _top(a, b, c, d):
+    return largest_of_magnitudes(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d)))
+
+
+@kernel(_void(model_record, int64, int64))
+def _key_column(m, row, out):
+    """Round one cached row."""
+    scales = out + 2 * m.row - m.latent
+    for k in range(0, m.row, BLOCK):
+        a, b = load_cached(m, row, k), load_cached(m, row, k + 16)
+        c, d = load_cached(m, row, k + 32), load_cached(m, row, k + 48)
+        top = _top(a, b, c, d)
+        steps = LATENT_STEPS if k < m.latent else ROPE_STEPS
+        inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
+        if k < m.latent:
+            store_u8x64(out + k, round_in_order(a, b, c, d, inverse, 128))
+        else:
+            store_u8x64(out + 2 * k - m.latent, round_two_bytes(a, b, inverse))
+            store_u8x64(out + 2 * k - m.latent + 64, round_two_bytes(c, d, inverse))
+        store_f32(scales + k // BLOCK * 4, top / steps)
+
+
+@kernel(_void(model_record, int64, int64, int64, int64, int64))
+def _value_columns(m, rows, n, out, scales, words):
+    """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
+
+    words   scratch, 2,048 bytes
+    """
+    last = rows + (n - 1) * m.row_bytes
+    for k in range(0, m.latent, 16):
+        if m.cache_type == F16:  # the largest of 32 at once, without widening them
+            if k % 32 == 0:
+                tops = bytes_of(0)
+                for p in range(n):
+                    tops = larger_f16_magnitude(tops, rows + p * m.row_bytes + k * 2)
+                store_u8x64(words + 1024, tops)
+            top = load_f16x16(words + 1024 + k % 32 * 2)
+        else:
+            top = zero_f32x16()
+            for p in range(n):
+                top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
+        inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
+        for p in range(0, BLOCK, 4):
+            row = rows + p * m.row_bytes
+            x0, x1 = load_cached(m, min(row, last), k), load_cached(m, min(row + m.row_bytes, last), k)
+            x2 = load_cached(m, min(row + 2 * m.row_bytes, last), k)
+            x3 = load_cached(m, min(row + 3 * m.row_bytes, last), k)
+            store_u8x64(words + p * 16, round_in_turn(x0, x1, x2, x3, inverse, 0))
+        transpose_words(words, out + k * _VALUE_STRIDE, _VALUE_STRIDE)
+        store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
+
+
+@kernel(_void(model_record, int64, int64, int64, int64))
+def _round_rows(m, rows, n, out, words):
+    """A tile of columns from n (1 to TILE) cached rows."""
+    keys = _key_stride(m)
+    values = out + TILE * keys
+    scales = values + m.latent * _VALUE_STRIDE
+    for p in range(n):
+        _key_column(m, rows + p * m.row_bytes, out + p * keys)
+    for p in range(0, n, BLOCK):
+        _value_columns(m, rows + p * m.row_bytes, min(BLOCK, n - p), values + p, scales + p // BLOCK * m.latent * 4, words)
+
+
+@kernel(_void(model_record, step_record, int64, int64, int64))
+def round_cache(m, s, layer, thread, n_threads):
+    """Several tokens: this thread's share of the tiles of columns of all positions so far, for attend()."""
+    if s.n_tokens == 1 or m.float_attention:
+        return
+    cache, end = s.cache + layer * s.cache_layer_bytes, s.position + s.n_tokens
+    words = s.scores + thread * scratch_bytes(m)
+    for p in range(thread * TILE, end, n_threads * TILE):
+        _round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), s.columns + p // TILE * tile_bytes(m), words)
+
+
+# ---- queries as a panel ----------------------------------------------------------------------------------------------
+
+
+@kernel(_void(model_record, int64, int64, int64, int64))
+def _query_panel(m, queries, n, panel, words):
+    """The panel of n (1 to QUERIES) queries, float32 rows one after another; lanes beyond n repeat the last one."""
+    factors = panel + QUERIES * (2 * m.row - m.latent)
+    starts = factors + m.row // BLOCK * 128
+    for half in range(0, QUERIES * 4, 64):
+        for k in range(0, m.row, BLOCK):
+            factor, steps = factors + k // BLOCK * 128 + half, LATENT_STEPS if k < m.latent else ROPE_STEPS
+            codes = panel + (k if k < m.latent else 2 * k - m.latent) * QUERIES + half
+            for i in range(16):
+                x = queries + (min(half // 4 + i, n - 1) * m.row + k) * 4
+                a, b, c, d = load_f32x16(x), load_f32x16(x + 64), load_f32x16(x + 128), load_f32x16(x + 192)
+                top = _top(a, b, c, d)
+                inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
+                if k < m.latent:
+                    store_u8x64(words + i * 64, round_in_order(a, b, c, d, inverse, 0))
+                else:
+                    store_u8x64(words + i * 64, round_two_bytes(a, b, inverse))
+                    store_u8x64(words + 1024 + i * 64, round_two_bytes(c, d, inverse))
+                store_f32(factor + i * 4, top / steps * m.softmax_scale)
+            transpose_words(words, codes, 128)
+            if k >= m.latent:
+                transpose_words(words + 1024, codes + 2048, 128)
+                continue
+            sums = zero_i32x16()
+            for i in range(16):
+                sums = add_dot_u8s8(sums, bytes_of(128), load_u8x64(codes + i * 128))
+            store_i32x16(starts + k // BLOCK * 128 + half, zero_i32x16() - sums)
+
+
+# ---- a panel meets a tile ---------------------------------------------------------------------------------------------
+
+
+@kernel(_void(model_record, int64, int64, int64, int64, int64))
+def _scores(m, panel, columns, n, few, scores):
+    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
+    keys, scales = _key_stride(m), 2 * m.row - m.latent
+    factors = panel + QUERIES * scales
+    starts = factors + m.row // BLOCK * 128
+    for p in range(0, n, COLUMNS):
+        column = columns + p * keys
+        if few:
+            half_tile = zeros_few()
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK
+                codes, scale = panel + k * QUERIES, column + scales + b * 4
+                half_tile = add_latent_scores_few(
+                    half_tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys
+                )
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES, column + scales + b * 4
+                half_tile = add_rope_scores_few(half_tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
+            store(half_tile, scores + p * QUERIES * 4)
+        else:
+            tile = zeros()
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK
+                codes, scale = panel + k * QUERIES, column + scales + b * 4
+                tile = add_latent_scores(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES, column + scales + b * 4
+                tile = add_rope_scores(tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
+            store(tile, scores + p * QUERIES * 4)
+
+
+@kernel(_void(int64, int64, int64, int64, int64, int64))
+def _softmax(scores, n, limits, state, shrinks, weights):
+    """Scores of n positions into a panel of weights e**(score - largest so far); positions from limits[q] on weigh nothing.
+
+    state    largest score and sum of weights so far, updated
+    shrinks  takes what older sums must be multiplied by
+    """
+    blocks = (n + BLOCK - 1) // BLOCK
+    factors = weights + TILE * QUERIES
+    for half in range(0, QUERIES * 4, 64):
+        limit, before = load_f32x16(limits + half), load_f32x16(state + half)
+        now = before
+        for b in range(blocks):
+            top = splat_f32(_LOWEST)
+            for p in range(b * BLOCK, (b + 1) * BLOCK):
+                at = scores + p * QUERIES * 4 + half
+                score = where_less(splat_f32(float32(p)), limit, load_f32x16(at), splat_f32(_LOWEST))
+                store_f32x16(at, score)
+                top = maximum_or_nan(top, score)
+            store_f32x16(factors + b * 128 + half, top)
+            now = maximum_or_nan(now, top)
+        shrink = exp(before - now)
+        total = load_f32x16(state + 128 + half) * shrink
+        for b in range(blocks):
+            top, sums = load_f32x16(factors + b * 128 + half), zero_i32x16()
+            for p in range(b * BLOCK, (b + 1) * BLOCK, 4):
+                at = scores + p * QUERIES * 4 + half
+                w0, w1 = exp(load_f32x16(at) - top), exp(load_f32x16(at + 128) - top)
+                w2, w3 = exp(load_f32x16(at + 256) - top), exp(load_f32x16(at + 384) - top)
+                codes = round_in_turn(w0, w1, w2, w3, splat_f32(float32(255.0)), 0)
+                store_u8x64(weights + p * QUERIES + half, codes)
+                sums = add_dot_u8s8(sums, codes, bytes_of(1))
+            factor = exp(top - now) * splat_f32(float32(1 / 255))
+            store_f32x16(factors + b * 128 + half, factor)
+            total = fma(to_f32(sums), factor, total)
+        store_f32x16(state + half, now)
+        store_f32x16(state + 128 + half, total)
+        store_f32x16(shrinks + half, shrink)
+
+
+@kernel(_void(model_record, int64, int64, int64, int64, int64, int64))
+def _gather(m, weights, columns, n, few, shrinks, out):
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
+    values, factors = columns + TILE * _key_stride(m), weights + TILE * QUERIES
+    scales, blocks = values + m.latent * _VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
+    for k in range(0, m.latent, COLUMNS):
+        at, x, scale = out + k * QUERIES * 4, values + k * _VALUE_STRIDE, scales + k * 4
+        if few:
+            half_tile = load_scaled_few(at, shrinks)
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
+                half_tile = add_values_few(half_tile, codes, factor, 0, x + b * BLOCK, _VALUE_STRIDE, scale + b * m.latent * 4, 4)
+            store(half_tile, at)
+        else:
+            tile = load_scaled(at, shrinks)
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
+                tile = add_values(tile, codes, factor, 0, x + b * BLOCK, _VALUE_STRIDE, scale + b * m.latent * 4, 4)
+            store(tile, at)
+
+
+@kernel(_void(model_record, int64))
+def _clear(m, out):
+    """An empty result."""
+    for k in range(0, result_bytes(m), 64):
+        store_f32x16(out + k, zero_f32x16())
+    for k in range(0, QUERIES * 4, 64):
+        store_f32x16(out + m.latent * QUERIES * 4 + k, splat_f32(_LOWEST))
+
+
+@kernel(_void(model_record, step_record, int64, int64, int64, int64, int64, int64, int64))
+def _meet(m, s, first_query, panel, columns, first, end, scratch, out):
+    """A panel of queries against positions first to end - 1 (one tile); each query sees no further than its own token."""
+    limits, shrinks = scratch + 2048, scratch + 2176
+    scores = scratch + 2304 + _panel_bytes(m)
+    weights = scores + TILE * QUERIES * 4
+    heads, last = m.num_attention_heads, s.n_tokens * m.num_attention_heads - 1
+    for i in range(QUERIES):
+        own = s.position + min(first_query + i, last) // heads
+        store_f32(limits + i * 4, float32(min(end, own + 1) - first))
+    n = min(end, s.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
+    few = first_query + FEW > last
+    _scores(m, panel, columns, n, few, scores)
+    _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
+    _gather(m, weights, columns, n, few, shrinks, out)
+
+
+@kernel(_void(model_record, step_record, int64, int64, int64, int64))
+def _finish(m, s, first_query, sums, out, words):
+    """Divide a panel's result by its sums of weights, into the rows of s.context (float32 form)."""
+    queries, stride = s.n_tokens * m.num_attention_heads, s.context.floats_stride
+    for half in range(0, min(QUERIES, queries - first_query), 16):
+        factor = splat_f32(float32(1.0)) / load_f32x16(sums + half * 4)
+        for k in range(0, m.latent, 16):
+            for i in range(16):
+                store_f32x16(words + i * 64, load_f32x16(out + ((k + i) * QUERIES + half) * 4) * factor)
+            transpose_words(words, words, 64)
+            for i in range(min(16, queries - first_query - half)):
+                row = s.context.floats + (first_query + half + i) * stride
+                store_f32x16(row + k * 4, load_f32x16(words + i * 64))
+
+
+# ---- the threads' work ------------------------------------------------------------------------------------------------
+
+
+@kernel(int64(int64), inline="always")
+def _segment(end):
+    """Positions of one piece of work when a single token attends: whole blocks, as many for any number of threads."""
+    return ((end + SEGMENTS - 1) // SEGMENTS + BLOCK - 1) // BLOCK * BLOCK
+
+
+@kernel(_void(model_record, step_record, int64, boolean, int64, int64, int64))
+def attend(m, s, layer, codes, team, thread, n_threads):
+    """Several tokens: this thread's share of the queries, a panel at a time, into s.context, in int8 too if codes are wanted.
+
+    One token: this thread's share of the segments of positions into s.partial; merge() finishes.
+    """
+    if m.float_attention:
+        attention_float.attend(m, s, layer, codes, s.scores + thread * scratch_bytes(m), thread, n_threads)
+        return
+    cache, scratch = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scratch_bytes(m)
+    panel, end, queries = scratch + 2304, s.position + s.n_tokens, s.n_tokens * m.num_attention_heads
+    out = panel + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128
+    columns, panels, heads = out + result_bytes(m), (queries + QUERIES - 1) // QUERIES, m.num_attention_heads
+    if s.n_tokens == 1:
+        for first_query in range(0, queries, QUERIES):
+            query = s.query + first_query * m.row * 4
+            _query_panel(m, query, min(QUERIES, queries - first_query), panel, scratch)
+            for segment in range(thread, (end + _segment(end) - 1) // _segment(end), n_threads):
+                out = s.partial + (segment * panels + first_query // QUERIES) * result_bytes(m)
+                _clear(m, out)
+                segment_end = min(end, (segment + 1) * _segment(end))
+                for p in range(segment * _segment(end), segment_end, TILE):
+                    tile_end = min(segment_end, p + TILE)
+                    _round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
+                    _meet(m, s, first_query, panel, columns, p, tile_end, scratch, out)
+        return
+    for first_query in range(thread * QUERIES, queries, n_threads * QUERIES):
+        if atomic_load(team + CANCEL):
+            return
+        _query_panel(m, s.query + first_query * m.row * 4, min(QUERIES, queries - first_query), panel, scratch)
+        _clear(m, out)
+        seen = min(end, s.position + min(first_query + QUERIES - 1, queries - 1) // heads + 1)
+        for p in range(0, seen, TILE):
+            _meet(m, s, first_query, panel, s.columns + p // TILE * tile_bytes(m), p, min(end, p + TILE), scratch, out)
+        _finish(m, s, first_query, out + (m.latent + 1) * QUERIES * 4, out, scratch)
+        quantize(s.context, codes, s.n_tokens, first_query, min(first_query + QUERIES, queries))
+
+
+@kernel(_void(model_record, step_record, int64, int64))
+def merge(m, s, thread, n_threads):
+    """One token: join the segments of this thread's share of the latent values, in their order, into s.context (float32 form)."""
+    if m.float_attention:
+        attention_float.merge(m, s, thread, n_threads)
+        return
+    heads, end, size = m.num_attention_heads, s.position + 1, result_bytes(m)
+    panels, segments = (heads + QUERIES - 1) // QUERIES, (end + _segment(end) - 1) // _segment(end)
+    words = s.scores + thread * scratch_bytes(m)
+    factors = words + 2304  # float32 (segments, 16)
+    stride = s.context.floats_stride
+    for first in range(0, heads, 16):
+        part, lanes = s.partial + first // QUERIES * size, first % QUERIES * 4
+        state = part + m.latent * QUERIES * 4 + lanes
+        now, sums = splat_f32(_LOWEST), zero_f32x16()
+        for g in range(segments):
+            now = maximum_or_nan(now, load_f32x16(state + g * panels * size))
+        for g in range(segments):
+            factor = exp(load_f32x16(state + g * panels * size) - now)
+            store_f32x16(factors + g * 64, factor)
+            sums = fma(load_f32x16(state + g * panels * size + QUERIES * 4), factor, sums)
+        factor = splat_f32(float32(1.0)) / sums
+        for k in range(thread * 16, m.latent, n_threads * 16):
+            for i in range(16):
+                x = zero_f32x16()
+                for g in range(segments):
+                    x = fma(load_f32x16(part + g * panels * size + (k + i) * QUERIES * 4 + lanes), load_f32x16(factors + g * 64), x)
+                store_f32x16(words + i * 64, x * factor)
+            transpose_words(words, words, 64)
+            for i in range(min(16, heads - first)):
+                store_f32x16(s.context.floats + (first + i) * stride + k * 4, load_f32x16(words + i * 64))

@@ -1,0 +1,146 @@
+"""Where compiled kernels are kept.
+
+`kernel(signature)` compiles a function when its module is first imported and keeps it in the folder chosen here: one folder for
+each state of the kernels' sources, Numba and the CPU, because Numba itself notices changes in the defining file only. Wherever
+glmrun is installed, and however often, the same sources find the same code there.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import llvmlite.binding as llvm
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
+
+from glmrun.kernels.compiled.self_test import trusts_dot
+from glmrun.kernels.simd import target
+from glmrun.kernels.simd.types import FAST
+from glmrun.machine import cache_folder
+
+
+def _digest() -> str:
+    package = Path(__file__).parents[2]
+    sources = [*sorted((package / "kernels").rglob("*.py")), package / "forward.py"]
+    sources += sorted((package.parent / "quant" / "blocks").glob("*.py"))  # encoders used beside us are cached here too
+    digest = hashlib.sha256()
+    for part in (
+        numba.__version__,
+        sys.version,
+        llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+        f"{sorted(target.features())} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}",
+    ):
+        digest.update(part.encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _choose_folder() -> Path | None:
+    """Our folder of Numba's cache; None where nothing can be written, and then every start compiles."""
+    chosen = cache_folder() / "kernels" / _digest()
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+        probe = chosen / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return None
+    numba.config.CACHE_DIR = str(chosen)
+    return chosen
+
+
+folder = _choose_folder()
+if target.dot_bits() and not trusts_dot(folder):
+    target.distrust_vnni()
+    folder = _choose_folder()
+registered: "list[Kernel]" = []  # since defer(): all kernels, each behind those that it calls
+_deferred = False
+
+
+def are_compiled() -> bool:
+    """Whether a start on this machine has compiled all kernels before; if not, it takes part of a minute."""
+    return folder is not None and (folder / "complete").exists()
+
+
+def note_compiled() -> None:
+    """Called when all kernels have been imported, and so compiled unless that was deferred."""
+    if folder is not None and not _deferred:
+        (folder / "complete").touch()
+
+
+def defer() -> None:
+    """From now on only list the kernels that are imported: warmup.py compiles them, in several processes."""
+    global _deferred
+    _deferred = True
+
+
+class _Locator(UserProvidedCacheLocator):
+    """Numba would name a subfolder after the place of the source, and compile again in the next virtual environment."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        return Path(py_file).parent.name
+
+    def get_source_stamp(self) -> str:
+        return ""  # the folder's name holds the sources' digest
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes: ClassVar = [_Locator]
+
+
+class _Cache(FunctionCache):
+    _impl_class = _CacheImpl
+
+
+@dataclass
+class Kernel:
+    """A function and the signature, or the list of them, that it is compiled for."""
+
+    jitted: Any
+    signature: Any
+    entry: bool
+
+    def compile(self) -> None:
+        """Load the code from the cache, or compile it; what it calls has been compiled."""
+        if not self.jitted.overloads:
+            for signature in self.signature if isinstance(self.signature, list) else [self.signature]:
+                self.jitted.compile(signature)
+            self.jitted.disable_compile()
+
+
+def callees(place: int) -> set[int]:
+    """Places in `registered` of the kernels that one names, itself or as `module.kernel`; they stand before it."""
+    function = registered[place].jitted.py_func
+    names = function.__code__.co_names
+    named = [function.__globals__.get(name) for name in names] + [cell.cell_contents for cell in function.__closure__ or ()]
+    named += [getattr(module, name, None) for module in named if isinstance(module, ModuleType) for name in names]
+    return {i for i, kernel in enumerate(registered[:place]) if any(kernel.jitted is value for value in named)}
+
+
+def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Callable], Callable]:
+    """Decorator: compile a function for one signature or each of a list, without checks and without holding the interpreter's lock.
+
+    entry   called from Python at run time. Only these are loaded once all kernels have been compiled: an entry's cached code
+            holds everything that it calls.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        jitted = numba.njit(nogil=True, error_model="numpy", fastmath=FAST, **options)(function)
+        if folder is not None:
+            jitted._cache = _Cache(function)
+        made = Kernel(jitted, signature, entry)
+        if _deferred and function.__module__.startswith("glmrun."):
+            registered.append(made)
+        elif entry or not are_compiled():
+            made.compile()
+        return jitted
+
+    return decorate

@@ -1,0 +1,1 @@
+"""One file a block format: rows and tiles of it times activations."""

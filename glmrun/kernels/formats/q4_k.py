@@ -1,0 +1,110 @@
+"""Q4_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q4_k.py).
+
+    row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) (q_j . x_j)  -  dmin D sum_j (m_j k_j) (sum of x_j)
+
+over 8 sub-blocks j of 32; D k_j is the scale of the activations' codes x_j (quantize_row). All but d D and dmin D are integers.
+"""
+
+from numba import float32, int64, types
+
+from glmrun.kernels.activations import k_quant_codes
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.unpack import (
+    four_f16_times,
+    fours,
+    nibbles,
+    packed_scales,
+    splat_lane,
+    splat_lane_x8,
+)
+from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
+from glmrun.kernels.simd.dots import add_dot_i16, dot_u8s8, narrow
+from glmrun.kernels.simd.memory import (
+    load_f32,
+    load_i16x16,
+    load_u8x64,
+    prefetch,
+    store_f32,
+    zero_f32x8,
+    zero_f32x16,
+    zero_i32x8,
+    zero_i32x16,
+)
+from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
+
+BLOCK = 144  # bytes
+AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
+_four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
+
+
+@kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
+def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
+    """The sums of lanes, plus of the scales' part and minus of the minimums', with block i and what x holds for it added.
+
+    c0 to c3   codes of sub-blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7
+    scales     s_j and m_j in the order of packed_scales()
+    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in `narrow`, of an int32 4 * 7620 * 8001.
+    """
+    codes = x + k_quant_codes(n_blocks * 256)
+    behind = codes + n_blocks * 256
+    products = scales * load_i16x16(behind + i * 32)
+    codes += i * 256
+    dots = narrow(dot_u8s8(c0, load_u8x64(codes)), dot_u8s8(c1, load_u8x64(codes + 64)))
+    sums = add_dot_i16(zero_i32x16(), dots, fours(products, 0, 1, 0, 1, 2, 3, 2, 3))
+    dots = narrow(dot_u8s8(c2, load_u8x64(codes + 128)), dot_u8s8(c3, load_u8x64(codes + 192)))
+    sums = add_dot_i16(sums, dots, fours(products, 8, 9, 8, 9, 10, 11, 10, 11))
+    minimums = add_dot_i16(zero_i32x8(), products, load_i16x16(behind + n_blocks * 32 + i * 32))
+    factors = four_f16_times(block, load_f32(behind + n_blocks * 64 + i * 4))
+    return fma(to_f32(sums), splat_lane(factors, 0), plus), fma(to_f32(minimums), splat_lane_x8(factors, 1), minus)
+
+
+@kernel(float32(int64, int64, int64), inline="always")
+def dot(row, n_blocks, x):
+    """dequantize(row) . x for one Q4_K row; x as laid out by quantize_row."""
+    plus, minus = zero_f32x16(), zero_f32x8()
+    for i in range(n_blocks):
+        block = row + i * BLOCK
+        prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+        plus, minus = _add_block(
+            block, nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1),
+            packed_scales(block), x, i, n_blocks, plus, minus,
+        )  # fmt: skip
+    return total(add_halves(plus) - minus)
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64))
+def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
+    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is unpacked once."""
+    for r in range(n_rows):
+        row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
+        for i in range(n_blocks):
+            block = row + i * BLOCK
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+            c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
+            scales = packed_scales(block)
+            plus, minus = _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus)
+            plus, minus = _add_block(block, c0, c1, c2, c3, scales, rest, i, n_blocks, plus, minus)
+        store_f32(out + r * 4, total(add_halves(plus) - minus))
+
+
+@kernel(_four(int64, int64, int64, int64, int64, int64))
+def dot4(row, n_blocks, x0, x1, x2, x3):
+    """dot() with four activation vectors at once: the row is unpacked once."""
+    p0 = p1 = p2 = p3 = zero_f32x16()
+    m0 = m1 = m2 = m3 = zero_f32x8()
+    for i in range(n_blocks):
+        block = row + i * BLOCK
+        c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
+        scales = packed_scales(block)
+        p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
+        p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
+        p2, m2 = _add_block(block, c0, c1, c2, c3, scales, x2, i, n_blocks, p2, m2)
+        p3, m3 = _add_block(block, c0, c1, c2, c3, scales, x3, i, n_blocks, p3, m3)
+    return total(add_halves(p0) - m0), total(add_halves(p1) - m1), total(add_halves(p2) - m2), total(add_halves(p3) - m3)

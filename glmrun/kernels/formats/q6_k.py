@@ -1,0 +1,116 @@
+"""Q6_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q6_k.py).
+
+    row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) ((q_j . x_j) - 32 (sum of x_j)),   q from 0 to 63
+
+over 16 sub-blocks j of 16; D k_j is the scale of the activations' codes x_j (quantize_row). All but d D are integers.
+"""
+
+from numba import float32, int64, types
+
+from glmrun.kernels.activations import k_quant_codes
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.q4_k import AHEAD
+from glmrun.kernels.formats.unpack import (
+    four_f16_times,
+    fours,
+    load_i8x16_as_i16,
+    six_bits,
+    splat_lane,
+    splat_lane_x8,
+)
+from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
+from glmrun.kernels.simd.dots import add_dot_i16, dot_u8s8, narrow
+from glmrun.kernels.simd.memory import (
+    load_f32,
+    load_i16x16,
+    load_u8x64,
+    prefetch,
+    splat_f32x8,
+    store_f32,
+    zero_f32x8,
+    zero_f32x16,
+    zero_i32x8,
+    zero_i32x16,
+)
+from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
+
+BLOCK = 210  # bytes
+_four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
+
+
+@kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
+def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
+    """The sums of lanes, plus of q . x and minus of the sums of x, with block i and what x holds for it added.
+
+    c0 to c3   64 codes each
+    The largest magnitude of an int16 is 128 * 127 in `products` and 4 * 63 * 127 in `narrow`, of an int32 4 * 32004 * 16256.
+    """
+    multiples = x + n_blocks * 320 + i * 32
+    products = scales * load_i16x16(multiples)
+    codes = x + i * 256
+    dots = narrow(dot_u8s8(c0, load_u8x64(codes)), dot_u8s8(c1, load_u8x64(codes + 64)))
+    sums = add_dot_i16(zero_i32x16(), dots, fours(products, 0, 4, 1, 5, 2, 6, 3, 7))
+    dots = narrow(dot_u8s8(c2, load_u8x64(codes + 128)), dot_u8s8(c3, load_u8x64(codes + 192)))
+    sums = add_dot_i16(sums, dots, fours(products, 8, 12, 9, 13, 10, 14, 11, 15))
+    offsets = add_dot_i16(zero_i32x8(), products, load_i16x16(multiples + n_blocks * 32))
+    factors = four_f16_times(block + 202, load_f32(x + k_quant_codes(n_blocks * 256) + n_blocks * 320 + i * 4))  # lane 3: d D
+    return fma(to_f32(sums), splat_lane(factors, 3), plus), fma(to_f32(offsets), splat_lane_x8(factors, 3), minus)
+
+
+@kernel(float32(f32x16, f32x8), inline="always")
+def _difference(plus, minus):
+    return total(add_halves(plus) - splat_f32x8(float32(32.0)) * minus)
+
+
+@kernel(float32(int64, int64, int64), inline="always")
+def dot(row, n_blocks, x):
+    """dequantize(row) . x for one Q6_K row; x as laid out by quantize_row."""
+    plus, minus = zero_f32x16(), zero_f32x8()
+    for i in range(n_blocks):
+        block = row + i * BLOCK
+        prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128), prefetch(block + AHEAD + 192)
+        plus, minus = _add_block(
+            block, six_bits(block, block + 128, 0), six_bits(block, block + 128, 1), six_bits(block + 64, block + 160, 0),
+            six_bits(block + 64, block + 160, 1), load_i8x16_as_i16(block + 192), x, i, n_blocks, plus, minus,
+        )  # fmt: skip
+    return _difference(plus, minus)
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64))
+def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    for r in range(n_rows):
+        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
+    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is unpacked once."""
+    for r in range(n_rows):
+        row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
+        for i in range(n_blocks):
+            block = row + i * BLOCK
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128), prefetch(block + AHEAD + 192)
+            c0, c1 = six_bits(block, block + 128, 0), six_bits(block, block + 128, 1)
+            c2, c3 = six_bits(block + 64, block + 160, 0), six_bits(block + 64, block + 160, 1)
+            scales = load_i8x16_as_i16(block + 192)
+            plus, minus = _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus)
+            plus, minus = _add_block(block, c0, c1, c2, c3, scales, rest, i, n_blocks, plus, minus)
+        store_f32(out + r * 4, _difference(plus, minus))
+
+
+@kernel(_four(int64, int64, int64, int64, int64, int64))
+def dot4(row, n_blocks, x0, x1, x2, x3):
+    """dot() with four activation vectors at once: the row is unpacked once."""
+    p0 = p1 = p2 = p3 = zero_f32x16()
+    m0 = m1 = m2 = m3 = zero_f32x8()
+    for i in range(n_blocks):
+        block = row + i * BLOCK
+        c0, c1 = six_bits(block, block + 128, 0), six_bits(block, block + 128, 1)
+        c2, c3 = six_bits(block + 64, block + 160, 0), six_bits(block + 64, block + 160, 1)
+        scales = load_i8x16_as_i16(block + 192)
+        p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
+        p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
+        p2, m2 = _add_block(block, c0, c1, c2, c3, scales, x2, i, n_blocks, p2, m2)
+        p3, m3 = _add_block(block, c0, c1, c2, c3, scales, x3, i, n_blocks, p3, m3)
+    return _difference(p0, m0), _difference(p1, m1), _difference(p2, m2), _difference(p3, m3)

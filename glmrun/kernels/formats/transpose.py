@@ -1,0 +1,156 @@
+"""Blocks of 16 rows side by side: lane i of a vector holds four neighbouring bytes of row i, codes unpacked where they are needed.
+
+Rows are given by a table of 16 addresses, int64 (16,), and an offset behind each. What is unpacked is 16 rows of a panel (layout:
+tile.py): four columns of 16 rows are one vector, two vectors of the same rows stand 128 bytes apart.
+"""
+
+from llvmlite import ir
+from numba import int64, types
+from numba.extending import intrinsic
+
+from glmrun.kernels.simd.types import F16, I16, I32, I64, V16F, V16I, constant, pointer, shuffle
+
+_STRIDE = 128
+_LOW_PAIR = [lane + i for lane in range(0, 16, 4) for i in (0, 16, 1, 17)]
+_HIGH_PAIR = [lane + i for i4 in range(0, 16, 4) for lane, i in ((i4, 2), (i4, 18), (i4, 3), (i4, 19))]
+_LOW_HALVES = [lane + i for lane in range(0, 16, 4) for i in (0, 1, 16, 17)]
+_HIGH_HALVES = [lane + i for lane in range(0, 16, 4) for i in (2, 3, 18, 19)]
+
+
+def _at(builder, address, n_bytes):
+    return builder.add(address, ir.Constant(I64, n_bytes))
+
+
+def _words(builder, table, offset, first, n_bytes):
+    """Words of 4 bytes first / 4, ... of each row: a vector for each, lane i from row i; n_bytes is a multiple of 16."""
+    rows = [builder.load(pointer(builder, _at(builder, table, i * 8), I64), align=8) for i in range(16)]
+    rows = [builder.add(row, offset) for row in rows]
+    quarter = ir.VectorType(I32, 4)
+    words = []
+    for at in range(first, first + n_bytes, 16):
+        fours = []
+        for r in range(4):  # rows r, r + 4, r + 8 and r + 12
+            a, b, c, d = (builder.load(pointer(builder, _at(builder, rows[r + i], at), quarter), align=1) for i in range(0, 16, 4))
+            ab, cd = shuffle(builder, a, b, list(range(8))), shuffle(builder, c, d, list(range(8)))
+            fours.append(shuffle(builder, ab, cd, list(range(16))))
+        a, b, c, d = fours
+        for pairs in (_LOW_PAIR, _HIGH_PAIR):
+            ab, cd = shuffle(builder, a, b, pairs), shuffle(builder, c, d, pairs)
+            words += [shuffle(builder, ab, cd, halves) for halves in (_LOW_HALVES, _HIGH_HALVES)]
+    return words
+
+
+def _bits(builder, word, right, mask):
+    """(word >> right) & the same byte mask four times; a negative `right` shifts left."""
+    if right:
+        word = (builder.lshr if right > 0 else builder.shl)(word, constant(V16I, abs(right)))
+    return builder.and_(word, constant(V16I, mask * 0x01010101))
+
+
+def _half(builder, word, upper):
+    """The lower or upper two bytes of each lane, a float16, as float32."""
+    if upper:
+        word = builder.lshr(word, constant(V16I, 16))
+    bits = builder.trunc(word, ir.VectorType(I16, 16))
+    return builder.fpext(builder.bitcast(bits, ir.VectorType(F16, 16)), V16F)
+
+
+def _byte(builder, word, i, signed=False):
+    """Byte i of each lane as float32."""
+    if signed:
+        return builder.sitofp(builder.ashr(builder.shl(word, constant(V16I, 24 - 8 * i)), constant(V16I, 24)), V16F)
+    return builder.sitofp(builder.and_(builder.lshr(word, constant(V16I, 8 * i)), constant(V16I, 255)), V16F)
+
+
+def _store(builder, value, address, i):
+    """Write the i-th vector of these rows."""
+    builder.store(value, pointer(builder, _at(builder, address, i * _STRIDE), value.type), align=4)
+
+
+@intrinsic
+def q4_k_factors(context, table, offset, out):
+    """d s_j, then -dmin m_j, of the eight sub-blocks of the Q4_K blocks at the offset; packed as in quant/blocks/q4_k.py."""
+
+    def generate(c, b, s, a):
+        both, x, y, z = _words(b, a[0], a[1], 0, 16)
+        scales = _bits(b, x, 0, 0x3F), b.or_(_bits(b, z, 0, 0x0F), _bits(b, x, 2, 0x30))
+        minimums = _bits(b, y, 0, 0x3F), b.or_(_bits(b, z, 4, 0x0F), _bits(b, y, 2, 0x30))
+        d, dmin = _half(b, both, False), b.fneg(_half(b, both, True))
+        for j in range(8):
+            _store(b, b.fmul(_byte(b, scales[j // 4], j % 4), d), a[2], j)
+            _store(b, b.fmul(_byte(b, minimums[j // 4], j % 4), dmin), a[2], j + 8)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+@intrinsic
+def q4_k_codes(context, table, offset, out):
+    """128 columns of 4-bit codes from the 64 bytes at the offset: two times 32 low nibbles, then the 32 high ones."""
+
+    def generate(c, b, s, a):
+        for i, word in enumerate(_words(b, a[0], a[1], 0, 64)):
+            at = i // 8 * 16 + i % 8
+            _store(b, _bits(b, word, 0, 0x0F), a[2], at)
+            _store(b, _bits(b, word, 4, 0x0F), a[2], at + 8)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+@intrinsic
+def q6_k_factors(context, table, offset, out):
+    """d s_j of the sixteen sub-blocks of the Q6_K blocks at the offset."""
+
+    def generate(c, b, s, a):
+        scales = _words(b, a[0], a[1], 192, 16)
+        d = _half(b, _words(b, a[0], a[1], 194, 16)[3], True)
+        for j in range(16):
+            _store(b, b.fmul(_byte(b, scales[j // 4], j % 4, signed=True), d), a[2], j)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+@intrinsic
+def q6_k_codes(context, table, low_bits, high_bits, out):
+    """128 columns of 6-bit codes: nibbles of the 64 bytes at low_bits, pairs of bits of the 32 bytes at high_bits."""
+
+    def generate(c, b, s, a):
+        low, high = _words(b, a[0], a[1], 0, 64), _words(b, a[0], a[2], 0, 32)
+        for i in range(32):
+            nibble = _bits(b, low[i % 16], i // 16 * 4, 0x0F)
+            _store(b, b.or_(nibble, _bits(b, high[i % 8], i // 8 * 2 - 4, 0x30)), a[3], i)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64), generate
+
+
+@intrinsic
+def q8_0_block(context, table, offset, factors, out):
+    """The scale and 32 columns of codes, 128 added, of the Q8_0 blocks at the offset."""
+
+    def generate(c, b, s, a):
+        _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
+        for i, word in enumerate(_words(b, a[0], a[1], 2, 32)):
+            _store(b, b.xor(word, constant(V16I, 0x80808080)), a[3], i)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64), generate
+
+
+@intrinsic
+def q5_0_block(context, table, offset, factors, out):
+    """The scale and 32 columns of codes, 16 taken off and 128 added, of the Q5_0 blocks at the offset."""
+
+    def generate(c, b, s, a):
+        _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
+        fifth, low = _words(b, a[0], a[1], 2, 16)[0], _words(b, a[0], a[1], 6, 16)
+        for i in range(8):
+            four = b.and_(b.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
+            spread = b.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
+            code = b.or_(_bits(b, low[i % 4], i // 4 * 4, 0x0F), b.shl(_bits(b, spread, 0, 1), constant(V16I, 4)))
+            _store(b, b.add(code, constant(V16I, 112 * 0x01010101)), a[3], i)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64), generate

@@ -1,0 +1,202 @@
+"""Vector code that unpacks GGML's blocks: nibbles, 5-bit and 6-bit codes, scales spread over lanes, a transposition."""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from glmrun.kernels.simd.types import (
+    F16,
+    F32,
+    I1,
+    I16,
+    I32,
+    I64,
+    V8F,
+    V16B,
+    V16F,
+    V16H,
+    V16I,
+    V32B,
+    V32H,
+    V64B,
+    constant,
+    f32x8,
+    f32x16,
+    i16x16,
+    i16x32,
+    pointer,
+    shuffle,
+    splat,
+    u8x64,
+)
+
+
+def _twice(builder, half):
+    """32 bytes in both halves of 64."""
+    return shuffle(builder, half, half, list(range(32)) * 2)
+
+
+def _shift(builder, vector, instruction, low, high):
+    """Shift bytes by `low` bits in the low half and `high` bits in the high half; the caller masks what crosses a byte."""
+    words = builder.bitcast(vector, V32H)
+    return builder.bitcast(getattr(builder, instruction)(words, constant(V32H, low, high)), V64B)
+
+
+@intrinsic(prefer_literal=True)
+def nibbles(context, address, high):
+    """64 bytes at the address -> their low nibbles (high = 0) or their high nibbles (1)."""
+    upper = high.literal_value
+
+    def generate(c, b, s, a):
+        both = b.load(pointer(b, a[0], V64B), align=1)
+        return b.and_(_shift(b, both, "lshr", 4, 4) if upper else both, constant(V64B, 15))
+
+    return u8x64(types.int64, high), generate
+
+
+@intrinsic
+def packed_scales(context, address):
+    """A Q4_K block's eight 6-bit s and eight m as int16: s_0..3 m_0..3 s_4..7 m_4..7.
+
+    Bytes a_0..3 b_0..3 c_0..3 at 4 hold s_j = a_j & 63 and m_j = b_j & 63 for j < 4, then s_j = (c_j & 15) + 16 (a_j >> 6) and
+    m_j = (c_j >> 4) + 16 (b_j >> 6) with j - 4 for j.
+    """
+
+    def generate(c, b, s, a):
+        block = b.load(pointer(b, a[0], V16B), align=1)
+        words, quads = ir.VectorType(I64, 2), ir.VectorType(I32, 4)
+        upper = shuffle(b, block, block, [*range(4, 12), *range(4, 12)])
+        upper = b.lshr(b.bitcast(upper, words), ir.Constant(words, [0, 2]))
+        lower = shuffle(b, block, block, [*range(12, 16)] * 4)
+        lower = b.lshr(b.bitcast(lower, quads), ir.Constant(quads, [0, 0, 0, 4]))
+        upper = b.and_(b.bitcast(upper, V16B), ir.Constant(V16B, [0x3F] * 8 + [0x30] * 8))
+        lower = b.and_(b.bitcast(lower, V16B), ir.Constant(V16B, [0] * 8 + [0x0F] * 8))
+        return b.zext(b.or_(upper, lower), V16H)
+
+    return i16x16(types.int64), generate
+
+
+@intrinsic
+def load_i8x16_as_i16(context, address):
+    """16 int8 at the address as int16."""
+    return i16x16(types.int64), lambda c, b, s, a: b.sext(b.load(pointer(b, a[0], V16B), align=1), V16H)
+
+
+@intrinsic(prefer_literal=True)
+def fours(context, x, i0, i1, i2, i3, i4, i5, i6, i7):
+    """x[i0] four times, x[i1] four times, ..., of 16 int16."""
+    picked = (i0, i1, i2, i3, i4, i5, i6, i7)
+    lanes = [i.literal_value for i in picked for _ in range(4)]
+    return i16x32(i16x16, *picked), lambda c, b, s, a: shuffle(b, a[0], a[0], lanes)
+
+
+@intrinsic
+def four_f16_times(context, address, factor):
+    """The four float16 at the address times factor, in lanes 0 to 3 of 8 float32.
+
+    Whoever wants one of them gets it sooner this way: LLVM loads a single float16 into a register that something else still fills.
+    """
+
+    def generate(c, b, s, a):
+        wide = b.fpext(b.load(pointer(b, a[0], ir.VectorType(F16, 4)), align=2), ir.VectorType(F32, 4))
+        product = b.fmul(wide, splat(b, a[1], 4))
+        return shuffle(b, product, product, list(range(4)) * 2)
+
+    return f32x8(types.int64, types.float32), generate
+
+
+@intrinsic(prefer_literal=True)
+def spaced_f16(context, address, count, stride):
+    """`count` float16, `stride` bytes apart, in the first lanes of 8 float32; zeros behind."""
+    n, step = count.literal_value, stride.literal_value
+
+    def generate(c, b, s, a):
+        words = ir.VectorType(I16, 8)
+        lanes = constant(words, 0)
+        for i in range(n):
+            word = b.load(pointer(b, b.add(a[0], ir.Constant(I64, i * step)), I16), align=1)
+            lanes = b.insert_element(lanes, word, ir.Constant(I32, i))
+        return b.fpext(b.bitcast(lanes, ir.VectorType(F16, 8)), V8F)
+
+    return f32x8(types.int64, count, stride), generate
+
+
+@intrinsic(prefer_literal=True)
+def splat_lane(context, x, lane):
+    """x[lane] in 16 lanes, of 8 float32."""
+    return f32x16(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 16)
+
+
+@intrinsic(prefer_literal=True)
+def splat_lane_x8(context, x, lane):
+    """x[lane] in 8 lanes, of 8 float32."""
+    return f32x8(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 8)
+
+
+@intrinsic(prefer_literal=True)
+def six_bits(context, low_bits, high_bits, half):
+    """64 of a Q6_K block's 6-bit codes: nibbles of 64 bytes at low_bits, pairs of bits of 32 bytes at high_bits.
+
+    half = 0: elements 0 to 63 of 128 (low nibbles, bits 0-1 and 2-3); half = 1: the others (high nibbles, bits 4-5 and 6-7).
+    """
+    upper = half.literal_value
+
+    def generate(c, b, s, a):
+        nibbles = b.load(pointer(b, a[0], V64B), align=1)
+        if upper:
+            nibbles = _shift(b, nibbles, "lshr", 4, 4)
+        pairs = _twice(b, b.load(pointer(b, a[1], V32B), align=1))
+        pairs = _shift(b, pairs, "lshr", 0, 2) if upper else _shift(b, pairs, "shl", 4, 2)
+        return b.or_(b.and_(nibbles, constant(V64B, 15)), b.and_(pairs, constant(V64B, 0x30)))
+
+    return u8x64(types.int64, types.int64, half), generate
+
+
+@intrinsic
+def five_bits(context, first, second):
+    """The 5-bit codes of two Q5_0 blocks' (qh, qs) at two addresses, 32 each, plus 112: 128 more than what they stand for."""
+
+    def generate(c, b, s, a):
+        def block(address):
+            high = b.bitcast(b.load(pointer(b, address, I32), align=1), ir.VectorType(I1, 32))
+            packed = b.load(pointer(b, b.add(address, ir.Constant(I64, 4)), V16B), align=1)
+            both = shuffle(b, packed, packed, list(range(16)) * 2)
+            words = ir.VectorType(I16, 16)
+            shifted = b.bitcast(b.lshr(b.bitcast(both, words), constant(words, 0, 4)), V32B)
+            low = b.and_(shifted, constant(V32B, 15))
+            return b.or_(low, b.select(high, constant(V32B, 0x80), constant(V32B, 0x70)))
+
+        return shuffle(b, block(a[0]), block(a[1]), list(range(64)))
+
+    return u8x64(types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def pick_two(context, x, low, high):
+    """Lanes 0 to 7 = x[low], lanes 8 to 15 = x[high], of 8 float32."""
+    lanes = [low.literal_value] * 8 + [high.literal_value] * 8
+    return f32x16(f32x8, low, high), lambda c, b, s, a: shuffle(b, a[0], a[0], lanes)
+
+
+@intrinsic
+def load_i8x16_as_f32(context, address):
+    """16 int8 at the address as float32."""
+    return f32x16(types.int64), lambda c, b, s, a: b.sitofp(b.load(pointer(b, a[0], V16B), align=1), V16F)
+
+
+@intrinsic
+def transpose_words(context, source, out, stride):
+    """out[j][i] = source[i][j] for 16 x 16 words of 4 bytes: source rows follow one another, out rows are `stride` bytes apart."""
+
+    def generate(c, b, s, a):
+        rows = [b.load(pointer(b, b.add(a[0], ir.Constant(I64, i * 64)), V16I), align=4) for i in range(16)]
+        low = [lane for i in range(8) for lane in (i, i + 16)]
+        high = [lane for i in range(8, 16) for lane in (i, i + 16)]
+        for _ in range(4):  # four perfect shuffles of rows make a transposition
+            pairs = [(rows[i], rows[i + 8]) for i in range(8)]
+            rows = [shuffle(b, x, y, lanes) for x, y in pairs for lanes in (low, high)]
+        for j, row in enumerate(rows):
+            b.store(row, pointer(b, b.add(a[1], b.mul(a[2], ir.Constant(I64, j))), V16I), align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate

@@ -1,0 +1,1 @@
+"""Vectors for Numba, and the CPU that they are compiled for."""

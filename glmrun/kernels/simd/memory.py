@@ -1,0 +1,259 @@
+"""Loads, stores and constants: vectors and single numbers at plain addresses, unaligned."""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from glmrun.kernels.simd.types import (
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    V8F,
+    V8I,
+    V16B,
+    V16F,
+    V16H,
+    V16I,
+    V32B,
+    V64B,
+    constant,
+    f32x8,
+    f32x16,
+    i16x16,
+    i32x8,
+    i32x16,
+    pointer,
+    shuffle,
+    splat,
+    u8x64,
+)
+
+
+@intrinsic
+def load_f32x16(context, address):
+    """16 float32 at the address."""
+    return f32x16(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V16F), align=4)
+
+
+@intrinsic
+def load_f32x8(context, address):
+    """8 float32 at the address."""
+    return f32x8(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V8F), align=4)
+
+
+@intrinsic
+def load_f16x16(context, address):
+    """16 float16 at the address, widened to float32."""
+    half = ir.VectorType(F16, 16)
+    return f32x16(types.int64), lambda c, b, s, a: b.fpext(b.load(pointer(b, a[0], half), align=2), V16F)
+
+
+@intrinsic
+def load_bf16x16(context, address):
+    """16 bfloat16 at the address, widened to float32."""
+    short = ir.VectorType(I16, 16)
+
+    def generate(c, b, s, a):
+        wide = b.zext(b.load(pointer(b, a[0], short), align=2), V16I)
+        return b.bitcast(b.shl(wide, constant(V16I, 16)), V16F)
+
+    return f32x16(types.int64), generate
+
+
+@intrinsic
+def load_u8x64(context, address):
+    """64 bytes at the address."""
+    return u8x64(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V64B), align=1)
+
+
+@intrinsic
+def load_two_u8x32(context, low, high):
+    """32 bytes at each of two addresses: low half, high half."""
+
+    def generate(c, b, s, a):
+        lower, upper = (b.load(pointer(b, address, V32B), align=1) for address in a)
+        return shuffle(b, lower, upper, list(range(64)))
+
+    return u8x64(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_half_u8x64(context, address):
+    """32 bytes at the address in the low half, zeros above."""
+
+    def generate(c, b, s, a):
+        half = b.load(pointer(b, a[0], V32B), align=1)
+        return shuffle(b, half, constant(V32B, 0), list(range(64)))
+
+    return u8x64(types.int64), generate
+
+
+@intrinsic
+def store_f32x16(context, address, value):
+    """Write 16 float32."""
+
+    def generate(c, b, s, a):
+        b.store(a[1], pointer(b, a[0], V16F), align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, f32x16), generate
+
+
+@intrinsic
+def store_f16x16(context, address, value):
+    """Write 16 float32 rounded to float16 (to nearest even)."""
+    half = ir.VectorType(F16, 16)
+
+    def generate(c, b, s, a):
+        b.store(b.fptrunc(a[1], half), pointer(b, a[0], half), align=2)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, f32x16), generate
+
+
+@intrinsic
+def store_u8x64(context, address, value):
+    """Write 64 bytes."""
+
+    def generate(c, b, s, a):
+        b.store(a[1], pointer(b, a[0], V64B), align=1)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, u8x64), generate
+
+
+@intrinsic
+def load_i32x16(context, address):
+    """16 int32 at the address."""
+    return i32x16(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V16I), align=4)
+
+
+@intrinsic
+def load_i16x16(context, address):
+    """16 int16 at the address."""
+    return i16x16(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V16H), align=2)
+
+
+@intrinsic
+def store_i32x16(context, address, value):
+    """Write 16 int32."""
+
+    def generate(c, b, s, a):
+        b.store(a[1], pointer(b, a[0], V16I), align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, i32x16), generate
+
+
+@intrinsic
+def store_i8x16(context, address, value):
+    """Write the low bytes of 16 int32."""
+
+    def generate(c, b, s, a):
+        b.store(b.trunc(a[1], V16B), pointer(b, a[0], V16B), align=1)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, i32x16), generate
+
+
+def _scalar_load(numba_type, llvm_type, align):
+    @intrinsic
+    def load(context, address):
+        return numba_type(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], llvm_type), align=align)
+
+    return load
+
+
+def _scalar_store(numba_type, llvm_type, align):
+    @intrinsic
+    def store(context, address, value):
+        def generate(c, b, s, a):
+            b.store(a[1], pointer(b, a[0], llvm_type), align=align)
+            return c.get_dummy_value()
+
+        return types.void(types.int64, numba_type), generate
+
+    return store
+
+
+load_f32, store_f32 = _scalar_load(types.float32, F32, 4), _scalar_store(types.float32, F32, 4)
+load_i64, store_i64 = _scalar_load(types.int64, I64, 8), _scalar_store(types.int64, I64, 8)
+store_i32, store_i16 = _scalar_store(types.int32, I32, 4), _scalar_store(types.int16, I16, 2)
+load_u32 = _scalar_load(types.uint32, I32, 1)
+
+
+@intrinsic
+def load_f16(context, address):
+    """One float16 at the address, as float32."""
+    return types.float32(types.int64), lambda c, b, s, a: b.fpext(b.load(pointer(b, a[0], F16), align=1), F32)
+
+
+@intrinsic
+def load_bf16(context, address):
+    """One bfloat16 at the address, as float32."""
+
+    def generate(c, b, s, a):
+        wide = b.zext(b.load(pointer(b, a[0], I16), align=1), I32)
+        return b.bitcast(b.shl(wide, ir.Constant(I32, 16)), F32)
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
+def splat_f32(context, value):
+    """One float32 in all 16 lanes."""
+    return f32x16(types.float32), lambda c, b, s, a: splat(b, a[0], 16)
+
+
+@intrinsic
+def splat_f32x8(context, value):
+    """One float32 in all 8 lanes."""
+    return f32x8(types.float32), lambda c, b, s, a: splat(b, a[0], 8)
+
+
+@intrinsic
+def zero_f32x8(context):
+    """8 zeros."""
+    return f32x8(), lambda c, b, s, a: constant(V8F, 0.0)
+
+
+@intrinsic
+def zero_f32x16(context):
+    """16 zeros."""
+    return f32x16(), lambda c, b, s, a: constant(V16F, 0.0)
+
+
+@intrinsic
+def zero_i32x16(context):
+    """16 zeros."""
+    return i32x16(), lambda c, b, s, a: constant(V16I, 0)
+
+
+@intrinsic
+def zero_i32x8(context):
+    """8 zeros."""
+    return i32x8(), lambda c, b, s, a: constant(V8I, 0)
+
+
+@intrinsic(prefer_literal=True)
+def bytes_of(context, value):
+    """The same byte 64 times."""
+    byte = value.literal_value
+    return u8x64(value), lambda c, b, s, a: constant(V64B, byte)
+
+
+@intrinsic
+def prefetch(context, address):
+    """Ask for the 64 bytes at the address, into the second-level cache; no fault if there is nothing."""
+
+    def generate(c, b, s, a):
+        numbers = [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, into the second-level cache, data
+        _prefetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        b.call(cgutils.get_or_insert_function(b.module, _prefetch, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
+        return c.get_dummy_value()
+
+    return types.void(types.int64), generate

@@ -1,0 +1,135 @@
+"""The threads that run one jitted function together.
+
+Each thread calls the same function with its own number; inside, barrier() holds them until all have arrived. The main
+thread does not compute: it waits where a signal can reach it, so Ctrl-C sets the cancel flag even in a long step.
+"""
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numba import int32, int64, types
+
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.simd.atomic import atomic_add, atomic_load, atomic_store, pause
+from glmrun.machine import available_cores
+
+# Offsets in bytes: each counter has its own pair of cache lines.
+ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, SIZE = 0, 128, 256, 384, 512, 640
+SPINS = 2000  # about as long as the longest healthy wait; then the core goes to whoever needs it
+
+_sched_yield = types.ExternalFunction("sched_yield", int32())
+
+
+@kernel(types.void(int64, int64))
+def barrier(flags, n_threads):
+    """Return when n_threads threads have called it; what they wrote before is then visible to all."""
+    phase = atomic_load(flags + PHASE)
+    if atomic_add(flags + ARRIVED, 1) == n_threads - 1:
+        atomic_store(flags + ARRIVED, 0)
+        atomic_store(flags + PHASE, phase + 1)
+        return
+    spins = 0
+    while atomic_load(flags + PHASE) == phase:
+        spins += 1
+        if spins > SPINS:
+            _sched_yield()
+        else:
+            pause()
+
+
+class Team:
+    """n_threads daemon threads, at most one for each available core: a spinning thread without a core stalls all others."""
+
+    def __init__(self, n_threads: int | None = None) -> None:
+        self.n_threads = max(1, min(n_threads or available_cores(), available_cores()))
+        self._flags = np.zeros(SIZE + 128, np.uint8)  # uint8 (SIZE and room to align)
+        self.flags = -(-self._flags.ctypes.data // 128) * 128
+        aligned = self._flags[self.flags - self._flags.ctypes.data :].view(np.int64)[: SIZE // 8]  # int64 (SIZE / 8,)
+        self._cancel, self._parts = aligned[CANCEL // 8 :], aligned[DONE_PARTS // 8 :]
+        self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
+        self._runs = 0
+        for thread, work in enumerate(self._work):
+            arguments = (work, self._flags, (self.flags, thread, self.n_threads))
+            threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}").start()
+        weakref.finalize(self, _dismiss, self._work)
+
+    def run(self, function: Callable[..., int], *arguments: Any) -> int:
+        """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""
+        return max(result for result in self.watch(None, function, *arguments) if result is not None)
+
+    def watch(self, seconds: float | None, function: Callable[..., int], *arguments: Any) -> Iterator[int | None]:
+        """run(), yielding None every so many seconds while it lasts, then the result.
+
+        To give the iterator up, or an exception from a signal, cancels the function and waits for its end: no thread stays
+        behind inside the caller's buffers.
+        """
+        self._parts[0] = 0
+        self._runs += 1
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        results: list[Any] = []  # the threads fill it: an exception that a signal raises here can lose a wake-up, but no result
+        job = (self._runs, function, arguments, results, done)
+        interrupted: BaseException | None = None
+        handed_out = False
+        while len(results) < self.n_threads:
+            try:
+                if not handed_out:
+                    for work in self._work:  # again after an exception: a job that only some threads get would hold them for ever
+                        work.put(job)
+                    handed_out = True
+                done.get(timeout=0.1 if interrupted else seconds)
+            except queue.Empty:
+                if interrupted is not None:
+                    continue
+                try:
+                    yield None
+                except BaseException as error:
+                    self.cancel()
+                    interrupted = error
+            except BaseException as error:
+                self.cancel()
+                interrupted = error
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if interrupted is not None:
+            self.resume()
+            raise interrupted
+        yield max(results)
+
+    @property
+    def parts(self) -> int:
+        """How many parts (layers) of what runs are done, as it tells."""
+        return int(self._parts[0])
+
+    def cancel(self) -> None:
+        """Ask the running step to end at the next layer; safe from any thread and from a signal handler."""
+        self._cancel[0] = 1
+
+    def resume(self) -> None:
+        """Forget an earlier cancel()."""
+        self._cancel[0] = 0
+
+
+def _serve(work: queue.SimpleQueue, flags: np.ndarray, place: tuple[int, int, int]) -> None:
+    """A thread's life; it holds on to the flags' memory, not to the Team, so that a forgotten Team ends."""
+    last = 0
+    while (job := work.get()) is not None:
+        run, function, arguments, results, done = job
+        if run == last:
+            continue  # handed out twice
+        last = run
+        try:
+            results.append(function(*arguments, *place))
+        except BaseException as error:
+            results.append(error)
+        done.put(None)
+        del job, function, arguments, results, done  # what it worked on may be freed while it waits
+
+
+def _dismiss(works: list[queue.SimpleQueue]) -> None:
+    for work in works:
+        work.put(None)

@@ -1,0 +1,361 @@
+"""A conversation in the terminal: its messages, how they are answered, and what of it is kept on disk."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from glmrun.repl import sessions
+from glmrun.repl.attachments import mentioned, with_files
+from glmrun.repl.tool_calls import MAX_ROUNDS, ToolCalls
+from glmrun.terminal.answer import Answer, AnswerView, Thinking, bottom_line, finish_note, stats_line
+from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import interruptible
+from glmrun.terminal.tool_blocks import show_tool_call
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.chat.chunk import Chunk, Stats
+    from glmrun.engine.saved_cache import SavedCache
+
+# Name in /set -> (argument of Engine.chat, type).
+SETTINGS: dict[str, tuple[str, type]] = {
+    "temp": ("temperature", float),
+    "top-p": ("top_p", float),
+    "top-k": ("top_k", int),
+    "min-p": ("min_p", float),
+    "repeat-penalty": ("repeat_penalty", float),
+    "seed": ("seed", int),
+    "max-tokens": ("max_tokens", int),
+}
+_NEARLY_FULL = 0.9  # of the context
+
+
+class Engine(Protocol):
+    """What answers: engine.Model here. A client of a server that has the same five methods and numbers can stand in for it.
+
+    Messages are OpenAI's; an assistant's may also have token_ids (chat/turns.py) and finish_reason, which mean nothing elsewhere.
+    """
+
+    path: Any  # the file, or the address of a server
+    n_ctx: int
+    n_ctx_train: int  # the largest context that the model takes
+    n_threads: int
+
+    def chat(self, messages: list[dict[str, Any]], **options: Any) -> "Iterator[Chunk]":
+        """The answer, as engine.Model.chat."""
+
+    def cancel(self) -> None:
+        """End the running answer."""
+
+    def count_tokens(self, messages: list[dict[str, Any]], *, thinking: bool = True, clear_thinking: bool = True) -> int:
+        """What the conversation takes of the context."""
+
+    def prompt_text(self, messages: list[dict[str, Any]], *, thinking: bool = True, clear_thinking: bool = True) -> str:
+        """What the model is given to read; UserError where only a server knows."""
+
+
+@dataclass
+class Typing:
+    """What commands change about the line editor; in a pipe there is none."""
+
+    vi: bool = False
+    multiline: bool = False  # Enter begins a new line, Alt+Enter sends
+    history: bool = True  # remember messages for the next start
+    draft: str = ""  # what stands in the next line before anything is typed
+
+
+@dataclass
+class Conversation:
+    """Messages without the system prompt, which stands apart so that /clear keeps it.
+
+    session, cache   where it is kept on disk, from the first message on; None where it is not
+    saving           whether it is to be kept
+    open_model       opens another model for /model
+    get_ready        waits for what a model needs before it answers
+    tools            what the model can call
+    """
+
+    model: Engine
+    settings: dict[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    thinking: bool = True
+    preserve_thinking: bool = True
+    think_budget: int | None = None
+    show_thinking: Thinking = "fold"
+    show_stats: bool = True
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    attached: list[Path] = field(default_factory=list)
+    typing: Typing | None = None
+    saving: bool = False
+    keep_cache: bool = False
+    session: sessions.Session | None = None
+    cache: "SavedCache | None" = None
+    open_model: Callable[[str], Any] | None = None
+    get_ready: Callable[[Any], None] = lambda model: None
+    listening: Callable[[Mapping[str, Callable[[], None]]], AbstractContextManager] = nullcontext  # to keys during an answer
+    tools: ToolCalls | None = None
+    last: Answer | None = None  # the last one of this run
+    answers: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def model_name(self) -> str:
+        """The model's name for people."""
+        if isinstance(self.model.path, Path):
+            return self.model.path.name
+        name, _, server = str(self.model.path).rpartition(" at ")
+        return f"{name.rsplit('/', 1)[-1]} at {server}"
+
+    @property
+    def format(self) -> dict[str, Any]:
+        """The options of the model's methods that decide how messages become a prompt."""
+        declared = {"tools": self.tools.tools.declarations} if self.tools is not None else {}
+        return {"thinking": self.thinking, "clear_thinking": not self.preserve_thinking, **declared}
+
+    def say(self, text: str) -> Answer:
+        """Send one message, with the files that it mentions or that wait, and show the answer.
+
+        A message that the model refuses (UserError) is not kept.
+        """
+        files = self.attached + [path for path in mentioned(text) if path not in self.attached]
+        message = {"role": "user", "content": with_files(text, files)}
+        if files:
+            message["typed"] = text
+        self.messages.append(message)
+        try:
+            chunks = self._chunks()
+        except UserError:
+            self.messages.pop()
+            raise
+        waiting, self.attached = self.attached, []
+        self._keep("message", message=message)
+        try:
+            return self._answer(chunks)
+        except UserError:  # a server refuses only now
+            if self.messages[-1] is message:
+                self._offer_room()
+                self.cut(len(self.messages) - 1)
+                self.attached = waiting
+            raise
+
+    def answer_again(self) -> Answer:
+        """Another answer to the last message of the user."""
+        self.cut(self.last_question() + 1)
+        return self._answer(self._chunks())
+
+    def take_back(self, count: int = 1) -> str:
+        """Remove the last questions and all that followed; returns the first of them as it was typed."""
+        for _ in range(count):
+            place = self.last_question()
+            text = self.messages[place].get("typed", self.messages[place]["content"])
+            self.cut(place)
+        return text
+
+    def last_question(self) -> int:
+        """Index of the last message of the user; raises UserError if there is none."""
+        places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not places:
+            raise UserError("nothing has been asked yet")
+        return places[-1]
+
+    def last_answer(self) -> dict[str, Any]:
+        """The last message of the model; raises UserError if there is none."""
+        for message in reversed(self.messages):
+            if message["role"] == "assistant":
+                return message
+        raise UserError("nothing has been answered yet")
+
+    def cut(self, keep: int) -> None:
+        """Leave only the first `keep` messages."""
+        if keep < len(self.messages):
+            del self.messages[keep:]
+            self._keep("cut", keep=keep)
+
+    def all_messages(self) -> list[dict[str, Any]]:
+        """The system prompt, if there is one, and the messages."""
+        return ([] if self.system is None else [{"role": "system", "content": self.system}]) + self.messages
+
+    def used(self, *more: dict[str, Any]) -> int:
+        """Tokens of the conversation, as the next prompt will repeat it, and of more messages."""
+        messages = [*self.all_messages(), *more]
+        return self.model.count_tokens(messages, **self.format) if messages else 0
+
+    def bottom_line(self, used: int | None = None) -> str:
+        """The model, how full the context is, how fast the last answer comes or came."""
+        stats = self.last.stats if self.last is not None else None
+        line = bottom_line(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)
+        return line if self.thinking else f"{line} · no thinking"
+
+    def _chunks(self) -> "Iterator[Chunk]":
+        try:
+            return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
+        except UserError:
+            self._offer_room()
+            raise
+
+    def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
+        """Show the answer, and carry out the calls in it until there is one without."""
+        for _ in range(MAX_ROUNDS):
+            answer = self._one_answer(chunks)
+            if self.tools is None or answer.finish_reason != "tool_calls":
+                return answer
+            results, stopped = self.tools.results(answer.tool_calls)
+            for message in results:
+                self.messages.append(message)
+                self._keep("message", message=message)
+            if stopped:
+                answer.finish_reason = "cancelled"
+                note("(stopped)")
+                return answer
+            chunks = self._chunks()
+        note(f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)")
+        return answer
+
+    def _one_answer(self, chunks: "Iterator[Chunk]") -> Answer:
+        self.last = answer = Answer()
+        asked, before = threading.Event(), self.used()
+
+        def stop() -> None:
+            asked.set()
+            self.model.cancel()
+
+        def footer(stats: "Stats") -> str:
+            return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
+
+        self.get_ready(self.model)
+        view = AnswerView(answer, self.show_thinking, footer, hint="Ctrl+O shows all" if self.typing is not None else "")
+        keys = {"escape": stop, "c-o": view.expand_thinking}
+        try:
+            with self.listening(keys), closing(interruptible(self.model, chunks, asked)) as stream:
+                view.show(stream)
+            for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
+                show_tool_call(call)
+        finally:  # an interrupted answer is part of the conversation, as far as it came
+            if answer.text or answer.reasoning or answer.tool_calls:
+                self.messages.append(answer.message())
+                self._keep("message", message=self.messages[-1])
+                self._save_cache()
+        self._count(answer)
+        return answer
+
+    def _count(self, answer: Answer) -> None:
+        stats = answer.stats
+        if ending := finish_note(answer, self.model.n_ctx):
+            note(ending)
+        if stats is None:
+            return
+        self.answers += 1
+        self.tokens += stats.n_generated
+        self.seconds += stats.generate_seconds
+        if self.show_stats:
+            note(stats_line(stats))
+        self._offer_room()
+
+    def _offer_room(self) -> None:
+        """Near the end of the context and beyond, say what can be done; nothing is cut off without a word."""
+        used, size, most = self.used(), self.model.n_ctx, self.model.n_ctx_train
+        if used < _NEARLY_FULL * size:
+            return
+        answered = any(message["role"] == "assistant" for message in self.messages)
+        ways = ["/clear starts over", "/undo takes the last exchange back"] if answered else []
+        if size < most and used <= _NEARLY_FULL * most:
+            larger = min(2 * max(size, used), most)
+            ways.append(f"{'glmrun chat --continue ' if self.session else ''}-c {larger} has a larger one")
+        if ways:
+            note(f"{used:,} of {size:,} tokens of context {'used' if used <= size else 'wanted'}: {', '.join(ways)}")
+
+    # ---- on disk -----------------------------------------------------------------------------------------------------
+
+    def set_system(self, text: str | None) -> None:
+        """Set or remove the system prompt."""
+        self.system = text
+        self._keep("system", text=text)
+
+    def start_over(self) -> None:
+        """A new conversation with the same system prompt; the old one stays on disk."""
+        self._leave_session()
+        self.messages.clear()
+        self.attached.clear()
+
+    def resume(self, path: Path) -> None:
+        """Go on with a saved conversation; one that stands outside our folder is copied, not changed. Raises UserError."""
+        if self.saving and sessions.is_ours(path):
+            if self.session is not None and path.resolve() == self.session.path.resolve():
+                raise UserError(f"{self.session.id} is this conversation")
+            session, saved, lost = sessions.reopen(path)
+            self._leave_session()
+            self.session = session
+        else:
+            saved, lost = sessions.read(path), None
+            if saved.n_good < saved.n_bytes:
+                lost = f"{path.name}: its last {saved.n_bytes - saved.n_good:,} bytes are damaged and left out"
+            self._leave_session()
+        if lost:
+            note(lost)
+        self.system, self.messages = saved.system, saved.messages
+        self.attached.clear()
+        if saved.model != self._model_path():
+            self._keep("model", path=self._model_path())
+        self._load_cache()
+
+    def change_model(self, model: Engine) -> None:
+        """Go on with another model; it reads the conversation with the next message."""
+        self.model, self.cache = model, None
+        self._keep("model", path=self._model_path())
+
+    def close(self) -> None:
+        """Leave the conversation; what is on disk stays."""
+        self._leave_session()
+
+    def _leave_session(self) -> None:
+        if self.session is not None:
+            self.session.close()
+        self.session = self.cache = None
+
+    def _keep(self, kind: str, **fields: Any) -> None:
+        """Write a change to the journal, or begin one; a disk that refuses does not end the conversation."""
+        if not self.saving or (self.session is None and not self.messages):
+            return
+        try:
+            if self.session is None:
+                self.session = sessions.create(self._model_path(), self.system, self.messages)
+            else:
+                self.session.append(kind, **fields)
+        except OSError as why:
+            note(f"this conversation could not be saved: {why.strerror}; the next message tries again")
+            self._leave_session()  # a journal that lacks a line tells another story: the next one begins with all messages
+
+    def _model_path(self) -> str:
+        """What --continue opens."""
+        return str(self.model.path.absolute() if isinstance(self.model.path, Path) else self.model.path)
+
+    def _load_cache(self) -> None:
+        cache = self._cache_of_session()
+        if cache is None:
+            return
+        self.keep_cache = True  # it was asked for when this conversation began
+        self.cache, count = cache, cache.load()
+        if cache.ignored:
+            note(f"{cache.path.name}: {cache.ignored}; {'the rest' if count else 'the conversation'} is read again")
+
+    def _save_cache(self) -> None:
+        if not self.keep_cache or self.session is None:
+            return
+        try:
+            self.cache = self.cache or self._cache_of_session(new=True)
+            if self.cache is not None:
+                self.cache.save()
+        except OSError as why:
+            note(f"the cache could not be kept: {why.strerror}")
+
+    def _cache_of_session(self, new: bool = False) -> "SavedCache | None":
+        """The saved cache of this session, if there is one or a new one is wanted, and the model is one that has a cache here."""
+        if self.session is None or not hasattr(self.model, "cache_rows") or not (new or self.session.cache_path.exists()):
+            return None
+        from glmrun.engine.saved_cache import SavedCache
+
+        return SavedCache(self.session.cache_path, self.model)  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""The chat loop: a line editor in a terminal, plain lines in a pipe."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from glmrun.repl.commands import Leave, is_command, run_command, show_last_thinking
+from glmrun.repl.conversation import Conversation, Typing
+from glmrun.terminal.console import note, show_error
+from glmrun.terminal.interrupt import listening
+from quant.errors import UserError
+
+_QUOTES = '"""'
+_TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
+
+
+def chat_in_terminal(conversation: Conversation) -> int:
+    """Read messages with history and several lines, answer each; returns the exit code."""
+    from glmrun.repl.editor import Editor
+
+    conversation.typing = conversation.typing or Typing()
+    history = _history_path() if conversation.typing.history else None
+
+    bottom = ""
+
+    def other_thinking() -> None:
+        nonlocal bottom
+        run_command(conversation, f"/think {'off' if conversation.thinking else 'on'}")
+        bottom = conversation.bottom_line()
+
+    actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
+    editor = Editor(conversation.typing, history, lambda: bottom, actions)
+
+    def keys(actions: Mapping[str, Callable[[], None]]) -> AbstractContextManager:
+        return listening(editor.source, actions)
+
+    conversation.listening = keys
+    interrupted = -_TWICE_SECONDS
+    while True:
+        bottom = conversation.bottom_line()
+        try:
+            text = editor.read()
+        except EOFError:
+            return 0
+        except KeyboardInterrupt:
+            if time.monotonic() - interrupted < _TWICE_SECONDS:
+                return 130
+            interrupted = time.monotonic()
+            note("(Ctrl-C again, Ctrl-D or /bye leaves)")
+            continue
+        try:
+            _turn(conversation, text)
+        except Leave:
+            return 0
+        except UserError as why:
+            show_error(str(why))
+        except KeyboardInterrupt:  # pressed twice during an answer
+            note("(stopped)")
+        print(file=sys.stderr, flush=True)
+
+
+def chat_in_pipe(conversation: Conversation, lines: Iterable[bytes]) -> int:
+    """Take each line (or block in triple quotes) as a message; returns the exit code. A message the model refuses ends it."""
+    try:
+        for text in _messages(lines):
+            answer = _turn(conversation, text)
+            if answer == "cancelled":
+                return 130
+    except Leave:
+        pass
+    return 0
+
+
+def _turn(conversation: Conversation, text: str) -> str | None:
+    """Run a command or send a message; returns how the answer ended."""
+    if not text.strip():
+        return None
+    if is_command(text):
+        run_command(conversation, text.strip())
+        return None
+    return conversation.say(_without_quotes(text)).finish_reason
+
+
+def _messages(lines: Iterable[bytes]) -> Iterator[str]:
+    block: list[str] = []
+    for number, raw in enumerate(lines, 1):
+        try:
+            block.append(raw.decode("utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as why:
+            raise UserError(f"standard input, line {number}: not valid UTF-8 (byte 0x{raw[why.start]:02x})", 2) from None
+        if not open_quotes("\n".join(block)):
+            yield "\n".join(block)
+            block.clear()
+    if block:
+        yield "\n".join(block)
+
+
+def open_quotes(text: str) -> bool:
+    """Whether the text begins with triple quotes that have not been closed at its end."""
+    text = text.strip()
+    return text.startswith(_QUOTES) and not (len(text) >= 2 * len(_QUOTES) and text.endswith(_QUOTES))
+
+
+def _without_quotes(text: str) -> str:
+    text = text.strip()
+    return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n") if text.startswith(_QUOTES) else text
+
+
+def _history_path() -> Path | None:
+    """The file of earlier messages, readable by its owner only; None if there can be none."""
+    import platformdirs
+
+    path = Path(platformdirs.user_state_dir("glmrun")) / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
+    except OSError as why:
+        note(f"{path}: {why.strerror}; messages are not remembered")
+        return None
+    return path
+
+
+def interactive() -> bool:
+    """Whether both ends are a terminal; otherwise lines are read as they come."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

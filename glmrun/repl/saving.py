@@ -1,0 +1,111 @@
+"""The slash commands that write conversations down and fetch them back: save, load, sessions, export, copy."""
+
+import base64
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from glmrun.repl import export, sessions
+from glmrun.repl.conversation import Conversation
+from glmrun.terminal.answer import counted
+from glmrun.terminal.console import note, say
+from glmrun.terminal.sanitize import one_line, visible
+from glmrun.terminal.tables import bytes_text, columns
+from quant.errors import UserError
+
+_COPY_LIMIT = 74_000  # bytes: what terminals take for their clipboard at once
+
+
+def save(conversation: Conversation, rest: str) -> None:
+    if not rest:
+        where = conversation.session.id if conversation.session else "nowhere yet"
+        raise UserError(f"/save FILE writes a copy that /load reads; the conversation itself is kept as {where}")
+    path = Path(rest).expanduser()
+    sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages)
+    say(f"{path}: {counted(len(conversation.messages), 'message')}; /load {path} reads it")
+
+
+def load(conversation: Conversation, rest: str) -> None:
+    if not rest:
+        raise UserError("/load takes the ID of a session (/sessions lists them) or a file that /save wrote")
+    conversation.resume(Path(rest).expanduser() if Path(rest).expanduser().is_file() else sessions.find(rest))
+    show_resumed(conversation)
+
+
+def list_sessions(conversation: Conversation, rest: str) -> None:
+    action, _, name = rest.partition(" ")
+    if action in ("rm", "delete"):
+        path = sessions.find(name.strip() or "-")
+        if conversation.session is not None and path == conversation.session.path:
+            raise UserError(f"{path.stem} is this conversation; /clear first")
+        sessions.remove(path)
+        say(f"{path.stem} is deleted")
+        return
+    if action:
+        raise UserError("/sessions lists them, /sessions rm ID deletes one")
+    found = sessions.listed(20)
+    if not found:
+        say("no conversation has been saved yet")
+        return
+    rows = [["session", "used", "messages", "cache", "begins with"]]
+    for path, saved in reversed(found):
+        used = datetime.fromtimestamp(path.stat().st_mtime)
+        cache = path.with_suffix(".cache")
+        size = bytes_text(cache.stat().st_size) if cache.exists() else "-"
+        rows.append([path.stem, f"{used:%d %b %H:%M}", str(len(saved.messages)), size, saved.title()])
+    say(columns(rows, right=[2, 3]))
+
+
+def export_to(conversation: Conversation, rest: str) -> None:
+    path = Path(rest).expanduser()
+    if path.suffix not in (".md", ".json"):
+        raise UserError("/export takes the name of a file that ends in .md or .json")
+    c = conversation
+    title = brief(next((m.get("typed", m["content"]) for m in c.messages if m["role"] == "user"), ""))
+    text = (
+        export.as_json(c.model_name, c.system, c.messages)
+        if path.suffix == ".json"
+        else export.as_markdown(title, c.model_name, c.system, c.messages)
+    )
+    sessions.write_new(path, text.encode("utf-8", "replace"))
+    say(f"{path}: {counted(len(c.messages), 'message')}")
+
+
+def copy(conversation: Conversation, rest: str) -> None:
+    text = conversation.last_answer()["content"]
+    if rest == "code":
+        blocks = export.code_blocks(text)
+        if not blocks:
+            raise UserError("the last answer has no code block")
+        text = blocks[-1]
+    elif rest:
+        raise UserError("/copy takes the last answer, /copy code its last code block")
+    data = visible(text).encode("utf-8", "replace")
+    if not sys.stderr.isatty():
+        raise UserError("there is no terminal whose clipboard could be used")
+    if len(data) > _COPY_LIMIT:
+        raise UserError(f"the answer has {len(data):,} bytes; terminals take {_COPY_LIMIT:,} (/export FILE.md writes it to a file)")
+    sys.stderr.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
+    say(f"{counted(len(text), 'character')} handed to the terminal's clipboard, if it has one")
+
+
+def show_resumed(conversation: Conversation) -> None:
+    """Tell which conversation goes on, with its last exchange."""
+    c = conversation
+    what = f"{c.session.id} · " if c.session else ""
+    note(f"{what}{counted(len(c.messages), 'message')}, {c.used():,} of {c.model.n_ctx:,} tokens of context")
+    if not c.messages:
+        return
+    last = c.messages[c.last_question() :]
+    say(f"> {brief(last[0].get('typed', last[0]['content']))}")
+    if len(last) == 1:
+        note("the last message has no answer; /regen answers it")
+    for message in last[1:]:
+        if message["content"]:
+            say(message["content"])
+
+
+def brief(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = one_line(text[:200])
+    return line if len(line) <= 60 else line[:59] + "…"

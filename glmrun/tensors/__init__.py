@@ -1,0 +1,1 @@
+"""The tensors as the kernels read them."""

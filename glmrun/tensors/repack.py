@@ -1,0 +1,180 @@
+"""The tensors as the kernels read them; what a file holds in another form is converted once, when the model is opened.
+
+Two things differ in files of others: the format of the blocks (quant.formats.FOREIGN) and matrices that stand in one tensor.
+
+    attn_kv_b (heads * (nope + v), latent)             attn_k_b, its rows transposed, and attn_v_b, its rows as they are
+    ffn_gate_up_exps (experts, 2 * width, hidden)      ffn_gate_exps, then ffn_up_exps
+
+Rows that only move keep their bytes. Transposed rows need new blocks: F16, unless they were floats already.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from glmrun.gguf.reader import GGUFFile, TensorInfo
+from glmrun.machine import available_memory
+from quant.config import Config, tensor_shapes
+from quant.errors import UserError
+from quant.formats import FOREIGN, FORMATS, READABLE
+
+_CHUNK = 1 << 18  # values that are converted at a time: what they pass through stays in the second-level cache
+
+Converting = Callable[[list[str], int, int], None]  # (lines for the user, bytes made, of how many): first with 0
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a tensor that the kernels need comes from one that the file has.
+
+    The source's rows lie in groups of `period`; of each group `count` rows from `first` on are taken, transposed or as they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorInfo
+    format: str  # of the result
+    period: int
+    first: int
+    count: int
+    transposed: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the result."""
+        return prod(self.shape[:-1]) * FORMATS[self.format].row_bytes(self.shape[-1])
+
+
+def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, int] | None:
+    """(tensor that may hold `name` among others, its shape, period, first, count), for the four names that have one."""
+    c, (block, _, field) = config, name.rpartition(".weight")[0].rpartition(".")
+    nope, v, width = c.qk_nope_head_dim, c.v_head_dim, c.moe_intermediate_size
+    if field in ("attn_k_b", "attn_v_b"):
+        at, count = (0, nope) if field == "attn_k_b" else (nope, v)
+        return f"{block}.attn_kv_b.weight", (c.num_attention_heads * (nope + v), c.kv_lora_rank), nope + v, at, count
+    if field in ("ffn_gate_exps", "ffn_up_exps"):
+        shape = (c.n_routed_experts, 2 * width, c.hidden_size)
+        return f"{block}.ffn_gate_up_exps.weight", shape, 2 * width, 0 if "gate" in field else width, width
+    return None
+
+
+def plan(file: GGUFFile, config: Config) -> list[Conversion]:
+    """What has to be converted before the trunk of the model can run; config_from_gguf() has checked names and shapes."""
+    needed = []
+    for name, shape in _trunk(config).items():
+        is_looked_up = name == "token_embd.weight" and not config.tie_word_embeddings
+        if is_looked_up or len(shape) == 1:
+            continue
+        source, n_rows = file.tensors.get(name), prod(shape[:-1])
+        rows = n_rows, 0, n_rows
+        if source is None:
+            found = fused(config, name)
+            assert found is not None
+            source, rows = file.tensors[found[0]], found[2:]
+        elif source.format in FORMATS:
+            continue
+        transposed = source.name != name and ".attn_k_b." in name
+        target = FOREIGN[source.format].runs_as if source.format in FOREIGN else source.format
+        if transposed and READABLE[source.format].block_length > 1:
+            target = "F16"
+        needed.append(Conversion(name, shape, source, target, *rows, transposed))
+    return needed
+
+
+def _trunk(config: Config) -> dict[str, tuple[int, ...]]:
+    return tensor_shapes(replace(config, num_nextn_predict_layers=0))
+
+
+def tensors_in_place(file: GGUFFile, config: Config) -> list[TensorInfo]:
+    """The trunk's tensors that are read where the file has them, token by token."""
+    converted = {c.source.name for c in plan(file, config)}
+    return [file.tensors[name] for name in _trunk(config) if name in file.tensors and name not in converted]
+
+
+def forms_to_run(file: GGUFFile, config: Config) -> dict[str, tuple[tuple[int, ...], str, int]]:
+    """{name: (shape, format, bytes)} of the trunk as it runs, without converting anything."""
+    own = (file.tensors[name] for name in _trunk(config) if name in file.tensors)
+    forms = {t.name: (t.shape, t.format, t.n_bytes) for t in own}
+    return forms | {c.name: (c.shape, c.format, c.n_bytes) for c in plan(file, config)}
+
+
+def notes(conversions: list[Conversion]) -> list[str]:
+    """Lines that say what was converted, what it costs and what it changes."""
+    kinds: Counter[str] = Counter()
+    for c in conversions:
+        loss = "values rounded to 11 bits" if c.transposed and c.format == "F16" and c.source.format != "F16" else ""
+        loss = loss or (FOREIGN[c.source.format].loss if c.source.format in FOREIGN else "")
+        where = f" in {c.source.name.split('.')[-2]}" if c.source.name != c.name else ""
+        kinds[f"{c.source.format}{where} as {c.format} ({loss or 'the same values'})"] += c.n_bytes
+    return [f"runs {kind}: {n_bytes / 2**20:,.0f} MiB of memory" for kind, n_bytes in kinds.items()]
+
+
+def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None = None) -> tuple[dict[str, TensorInfo], list[str]]:
+    """({name: tensor in a format that kernels read}, lines for the user): the file's own, in place, or converted copies.
+
+    Uses all cores; tells `converting`, if there is anything to convert, before the first tensor and after each.
+    Raises UserError if the copies do not fit into the memory that is free, and for weights that are not finite, and if the
+    file is changed meanwhile.
+    """
+    from glmrun.tensors.finite import check_finite  # loads Numba
+
+    conversions = plan(file, config)
+    needed, free = sum(c.n_bytes for c in conversions), available_memory()
+    if needed > free:
+        formats = ", ".join(sorted({c.source.format for c in conversions}))
+        raise UserError(
+            f"{file.path}: its {formats} tensors take {needed / 2**30:.1f} GiB in a form that glmrun runs, and only "
+            f"{free / 2**30:.1f} GiB of memory are free; a Q4_K_M, Q6_K or Q8_0 file runs as it is"
+        )
+    tensors = {name: file.tensors[name] for name in _trunk(config) if name in file.tensors}
+    lines, done = notes(conversions), 0
+    if converting and conversions:
+        converting(lines, 0, needed)
+    sources = {c.source.name: c.source for c in conversions}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for c in conversions:
+            if c.source.name in sources:  # an encoder would hide what is not finite
+                check_finite(file, sources.pop(c.source.name))
+            tensors[c.name] = TensorInfo(c.name, c.shape, c.format, _convert(c, pool))
+            done += c.n_bytes
+            if converting:
+                converting(lines, done, needed)
+            for watched in file.watched:
+                watched.check()
+    return tensors, lines
+
+
+def _convert(c: Conversion, pool: ThreadPoolExecutor) -> np.ndarray:
+    """The blocks of the result, uint8 (n_bytes,)."""
+    source = c.source.rows.reshape(-1, c.period, c.source.rows.shape[1])[:, c.first : c.first + c.count]  # (groups, count, bytes)
+    out = np.empty(c.n_bytes, np.uint8)  # uint8 (n_bytes,)
+    if c.transposed:
+        heads = out.reshape(len(source), -1)  # uint8 (heads, bytes of a matrix)
+        jobs = [pool.submit(_transpose, c, source[i], heads[i]) for i in range(len(source))]
+    else:
+        groups = out.reshape(*source.shape[:2], -1)  # uint8 (groups, count, bytes of a row)
+        jobs = [pool.submit(_repack, c, source[i, rows], groups[i, rows]) for i, rows in _chunks(c, source.shape)]
+    for job in jobs:
+        job.result()
+    return out
+
+
+def _chunks(c: Conversion, shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    step = max(1, _CHUNK // c.shape[-1])
+    for i in range(shape[0]):
+        for row in range(0, shape[1], step):
+            yield i, slice(row, row + step)
+
+
+def _repack(c: Conversion, rows: np.ndarray, out: np.ndarray) -> None:
+    out[:] = rows if c.source.format == c.format else FOREIGN[c.source.format].repack(rows)
+
+
+def _transpose(c: Conversion, rows: np.ndarray, out: np.ndarray) -> None:
+    values = READABLE[c.source.format].decode(rows)  # float32 (nope, latent)
+    out[:] = FORMATS[c.format].encode(values.T).reshape(-1)

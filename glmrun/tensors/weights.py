@@ -1,0 +1,88 @@
+"""From a validated GGUF file to the table of addresses that the kernels read; what they can read stays where it is mapped."""
+
+import math
+
+import numpy as np
+
+from glmrun.gguf.reader import GGUFFile
+from glmrun.kernels.attention.cached_row import row_bytes
+from glmrun.kernels.layout import F16, F32, LAYER, MODEL, Q8_0, WEIGHT
+from glmrun.tensors.repack import Converting, tensors_to_run
+from quant.config import Config, read_per_token
+from quant.errors import UserError
+from quant.formats import FORMATS, READABLE
+
+KV_TYPES = {"f16": F16, "q8_0": Q8_0, "f32": F32}  # of cached rows
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is no less than n."""
+    return -(-n // multiple) * multiple
+
+
+class Weights:
+    """One model's records; holds on to everything that they point to.
+
+    model    record MODEL, sizes and the output matrix
+    layers   records LAYER (num_hidden_layers,)
+    tensors  {name: tensor as the kernels read it}
+    notes    lines that tell the user what was converted
+    """
+
+    def __init__(self, file: GGUFFile, config: Config, kv_type: str | None = None, converting: Converting | None = None) -> None:
+        """kv_type: of the cached rows, a name in KV_TYPES; left out as exact as the weights. Raises UserError for another.
+
+        converting   is told what is converted, before and while it is
+        """
+        if kv_type is not None and kv_type not in KV_TYPES:
+            raise UserError(f"a cache of type {kv_type!r} was asked for; there are {', '.join(KV_TYPES)}", 2)
+        self.config = config
+        self.tensors, self.notes = tensors_to_run(file, config, converting)
+        self._vectors: list[np.ndarray] = []
+        c = config
+        model = np.zeros(1, MODEL)  # MODEL (1,)
+        for name in ("hidden_size", "num_hidden_layers", "first_k_dense_replace", "n_routed_experts", "num_experts_per_tok",
+                     "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+                     "norm_topk_prob", "rms_norm_eps", "routed_scaling_factor"):  # fmt: skip
+            model[name] = getattr(c, name)
+        model["softmax_router"] = c.scoring_func == "softmax"
+        model["softmax_scale"] = 1 / math.sqrt(c.qk_head_dim)
+        model["latent"] = round_up(c.kv_lora_rank, 64)
+        model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 64)
+        formats = {READABLE[tensor.format] for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        exact = all(form.block_length == 1 for form in formats)
+        model["cache_type"] = KV_TYPES[kv_type or ("f32" if exact else "f16")]
+        # Beside rows of Q8_0 alone, int8 in the attention would be the larger error (benchmarks/LOG.md).
+        fine = all(form.block_length == 1 or form.name == "Q8_0" for form in formats)
+        model["float_attention"] = fine or model["cache_type"] == F32
+        model["row_bytes"] = row_bytes(int(model["row"][0]), int(model["cache_type"][0]))
+        model["output_norm"] = self._vector("output_norm.weight")
+        model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")
+        self.layers = np.zeros(c.num_hidden_layers, LAYER)  # LAYER (num_hidden_layers,)
+        for i, layer in enumerate(self.layers):
+            for field in LAYER.names or ():
+                name = f"blk.{i}.{field}." + ("bias" if field == "exp_probs_b" else "weight")
+                if name in self.tensors:
+                    layer[field] = self._matrix(name) if LAYER[field] == WEIGHT else self._vector(name)
+        self.model = model[0]
+
+    def _vector(self, name: str) -> int:
+        """Address of a float32 copy: vectors are small, and kernels then know one type."""
+        vector = np.ascontiguousarray(self.tensors[name].floats(), np.float32)  # float32 (n,)
+        self._vectors.append(vector)
+        return vector.ctypes.data
+
+    def _matrix(self, name: str) -> tuple[int, int, int, int, int]:
+        tensor = self.tensors[name]
+        form = FORMATS[tensor.format]
+        return tensor.data.ctypes.data, form.ggml_type, tensor.shape[-2], tensor.shape[-1], form.row_bytes(tensor.shape[-1])
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """The embeddings of token ids, float32 (len(tokens), hidden_size); ids have been checked."""
+        tensor = self.tensors["token_embd.weight"]
+        return READABLE[tensor.format].decode(tensor.rows[tokens])  # float32 (tokens, hidden_size)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decoded token reads."""
+        return read_per_token(self.config, {tensor.name: tensor.n_bytes for tensor in self.tensors.values()})

@@ -1,0 +1,76 @@
+"""Writes the files of others: a model in our dialect taken apart into metadata and blocks, changed, and put together again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glmrun.gguf.reader import open_gguf
+from quant.formats import FOREIGN, FORMATS, READABLE
+from quant.gguf_header import TensorEntry, pack_header, padding
+
+# Where a block keeps its float16 numbers: the scale and, behind it, the minimum's, as a multiple of the scale that centres values.
+_SCALES: dict[str, tuple[int, float | None]] = {
+    "Q4_0": (0, None), "Q4_1": (0, -7.5), "Q5_1": (0, -15.5), "IQ4_NL": (0, None), "IQ4_XS": (0, None),
+    "Q2_K": (80, 1.5), "Q3_K": (108, None), "Q5_K": (0, 15.5),
+}  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """A GGUF file in memory: metadata, and for each tensor its format, shape and blocks, uint8 (rows, bytes of a row)."""
+
+    metadata: dict[str, Any]
+    blocks: dict[str, np.ndarray]
+    formats: dict[str, str]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Parts":
+        """Take a file apart; its own alignment is dropped."""
+        file = open_gguf(path)
+        metadata = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in file.metadata.items()}
+        tensors = file.tensors
+        return cls(
+            metadata,
+            {name: t.rows.copy() for name, t in tensors.items()},
+            {name: t.format for name, t in tensors.items()},
+            {name: t.shape for name, t in tensors.items()},
+        )
+
+    def put(self, name: str, values: np.ndarray, format_name: str) -> None:
+        """Store a tensor, replacing the one of that name, in a format that we can write."""
+        blocks = FORMATS[format_name].encode(values.reshape(-1, values.shape[-1]))
+        self.blocks[name], self.formats[name], self.shapes[name] = blocks, format_name, values.shape
+
+    def take(self, name: str) -> np.ndarray:
+        """Remove a tensor and return its values, float32 (shape)."""
+        return READABLE[self.formats.pop(name)].decode(self.blocks.pop(name)).reshape(self.shapes.pop(name))
+
+    def write(self, path: Path, names: list[str] | None = None, metadata: Mapping[str, Any] | None = None) -> Path:
+        """Write a file of all tensors or of those that are named, in that order."""
+        names = list(self.blocks) if names is None else names
+        entries = [TensorEntry(n, self.shapes[n], READABLE[self.formats[n]].ggml_type, self.blocks[n].nbytes) for n in names]
+        data = b"".join(self.blocks[n].tobytes() + bytes(padding(self.blocks[n].nbytes)) for n in names)
+        path.write_bytes(pack_header(self.metadata if metadata is None else metadata, entries) + data)
+        return path
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """{name: float32 values}."""
+        return {n: READABLE[self.formats[n]].decode(self.blocks[n]).reshape(self.shapes[n]) for n in self.blocks}
+
+
+def random_blocks(name: str, n_rows: int, n_columns: int, spread: float, seed: int = 0) -> np.ndarray:
+    """Rows of a foreign format with random codes, around zero and with that standard deviation, uint8 (n_rows, bytes of a row)."""
+    f, rng = FOREIGN[name], np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (n_rows * n_columns // f.block_length, f.block_bytes), dtype=np.uint8)
+    at, minimum = _SCALES[name]
+    for size in (1.0, 0.0):  # measured at scale 1, then set
+        d = np.full((len(blocks), 1), size or spread / f.decode(blocks).std())
+        d *= 1 if size else rng.uniform(0.9, 1.1, d.shape)
+        blocks[:, at : at + 2] = d.astype("<f2").view(np.uint8)
+        if minimum is not None:
+            blocks[:, at + 2 : at + 4] = (d * minimum).astype("<f2").view(np.uint8)
+    return blocks.reshape(n_rows, -1)

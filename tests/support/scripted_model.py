@@ -1,0 +1,118 @@
+"""A model without weights, for tests of the terminal: what it answers depends on the last message, at the speed the test needs.
+
+python tests/support/scripted_model.py run "hello"      the command line, with this model behind it
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from quant.errors import UserError
+
+ESCAPES = "\x1b]52;c;aGk=\x07red\x1b[31m\x9b31m‮tag\U000e0041\r[bold]x[/]\u2028."
+
+
+@dataclass(frozen=True)
+class Stats:
+    n_prompt: int
+    n_cached: int = 0
+    n_prefilled: int = 0
+    prompt_seconds: float = 0.0
+    n_generated: int = 0
+    generate_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    stats: Stats
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    token: int | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class WordFormat:
+    """A chat format in which every word is a token."""
+
+    def encode(self, messages: list[dict[str, Any]], **_: Any) -> list[str]:
+        return [word for message in messages for word in message["content"].split()]
+
+
+@dataclass
+class ScriptedModel:
+    path: Path = Path("scripted.gguf")
+    n_ctx: int = 200
+    n_ctx_train: int = 1000
+    n_threads: int = 2
+    chat_format: WordFormat = field(default_factory=WordFormat)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        self.stopped.set()
+
+    def count_tokens(self, messages: list[dict[str, Any]], **_: Any) -> int:
+        return len(self.chat_format.encode(messages))
+
+    def prompt_text(self, messages: list[dict[str, Any]], **_: Any) -> str:
+        return " ".join(self.chat_format.encode(messages))
+
+    def chat(
+        self, messages: list[dict[str, Any]], thinking: bool = True, max_tokens: int | None = None, **sampling: Any
+    ) -> Iterator[Chunk]:
+        """`slow prompt`, `slow answer`: take their time; `escapes`: misbehaves; `messages`: what arrived; `long`: does not fit."""
+        self.stopped.clear()
+        sampling = {name: value for name, value in sampling.items() if value is not None}
+        said = messages[-1]["content"]
+        n_prompt = len(self.chat_format.encode(messages))
+        if said == "long":
+            raise UserError(f"the prompt has 500 tokens, the context {self.n_ctx}")
+        stats = Stats(n_prompt)
+        for quarter in range(1, 5):
+            time.sleep(0.5 if said == "slow prompt" else 0)
+            stats = replace(stats, n_prefilled=n_prompt * quarter // 4, prompt_seconds=stats.prompt_seconds + 0.01)
+            if self.stopped.is_set():
+                yield Chunk(stats, finish_reason="cancelled")
+                return
+            yield Chunk(stats)
+        answer = {
+            "slow answer": ["tick "] * 400,
+            "escapes": list(ESCAPES),
+            "messages": [json.dumps({"messages": messages, "thinking": thinking, **sampling})],
+            "nothing": [],
+            "code": list("Here:\n\n```python\ndef f():\n    return 1\n```\nand\n```\nno\n```\n"),
+        }.get(said, [f"You said: {said}"])
+        steps = [("reasoning", piece) for piece in ("Let me ", "think.") if thinking] + [("text", piece) for piece in answer]
+        for n, (kind, piece) in enumerate(steps[:max_tokens], 1):
+            time.sleep(0.02 if said == "slow answer" else 0)
+            stats = replace(stats, n_generated=n, generate_seconds=n * 0.02)
+            if self.stopped.is_set():
+                yield Chunk(stats, finish_reason="cancelled")
+                return
+            yield Chunk(stats, token=n, **{kind: piece})
+        yield Chunk(stats, finish_reason="length" if max_tokens is not None and len(steps) > max_tokens else "stop")
+
+
+def load(
+    path: Path | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    kv_type: str | None = None,
+    patient: bool = True,
+) -> ScriptedModel:
+    return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads or 2)
+
+
+if __name__ == "__main__":
+    import glmrun.store.nano
+    from glmrun.cli import loading, main
+
+    loading.load_model = load  # type: ignore[assignment]
+    glmrun.store.nano.nano_path = lambda: Path("scripted.gguf")  # type: ignore[assignment]
+    main(sys.argv[1:])
