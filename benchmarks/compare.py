@@ -35,22 +35,24 @@ class Glmrun:
 
     def __init__(self, path: str, threads: int, n_ctx: int) -> None:
         from glmrun.engine.model import Model
+        from glmrun.measure.steps import Steps
 
         self.model = Model(path, n_ctx, threads)
+        self.steps = Steps(self.model)
 
     def fill(self, depth: int) -> None:
         """Have `depth` tokens in the cache."""
-        self.model.truncate(min(depth, self.model.n_cached))
-        if depth > self.model.n_cached:
-            self.model.prefill_tokens([i % 1000 + 100 for i in range(self.model.n_cached, depth)])
+        self.steps.truncate(min(depth, self.steps.n_cached))
+        if depth > self.steps.n_cached:
+            self.steps.prefill([i % 1000 + 100 for i in range(self.steps.n_cached, depth)])
 
     def read(self, n: int) -> float:
         """Seconds to append n tokens at once."""
-        return self.model.prefill_tokens([i % 1000 + 50 for i in range(n)])
+        return self.steps.prefill([i % 1000 + 50 for i in range(n)])
 
     def write(self, n: int) -> float:
         """Seconds to append n tokens one by one."""
-        return self.model.decode_tokens(n, 77)
+        return self.steps.decode(n, 77)
 
 
 class LlamaCpp:

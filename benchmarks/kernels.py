@@ -13,12 +13,23 @@ import numpy as np
 from machine import int8_peak
 from numba import int64
 
-from glmrun.kernels.activations import row_bytes
+from glmrun.kernels.activations import FEW, row_bytes
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.layout import ACTIVATION, WEIGHT, activation_record, weight_record
-from glmrun.kernels.matmul import STORE, matmul, scratch_bytes
-from glmrun.kernels.rows import quantize, reads_codes
-from glmrun.kernels.team import Team, barrier
+from glmrun.kernels.layout import (
+    ACTIVATION,
+    CODES,
+    FLOATS,
+    STEP,
+    WEIGHT,
+    WORKER,
+    activation_record,
+    step_record,
+    weight_record,
+    worker_array,
+)
+from glmrun.kernels.matmul import linear, scratch_bytes
+from glmrun.kernels.rows import reads_codes, round_row
+from glmrun.kernels.team import Team, wait
 from glmrun.measure.machine import read_bandwidth
 from quant.formats import FORMATS
 
@@ -27,12 +38,13 @@ SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,)}  # where a
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 
 
-@kernel(int64(weight_record, activation_record, int64, int64, int64, int64, int64, int64, int64), entry=True)
-def _matmul(w, x, n, out, scratch, scratch_stride, flags, thread, n_threads):
-    """One matmul() by all threads; what `forward` does between two barriers."""
-    barrier(flags, n_threads)
-    matmul(w, x, n, out, w.rows * 4, STORE, scratch + thread * scratch_stride, thread, n_threads)
-    barrier(flags, n_threads)
+@kernel(int64(step_record, weight_record, activation_record, worker_array, int64, int64, int64, int64, int64), entry=True)
+def _matmul(s, m, x, workers, out, out_stride, flags, thread, n_threads):
+    w = workers[thread]
+    w.flags, w.thread, w.n_threads, w.ticket, w.passed = flags, thread, n_threads, -1, 0
+    wait(w)
+    linear(s, m, x, (out, out_stride, 0), w)
+    wait(w)
     return 0
 
 
@@ -57,7 +69,8 @@ class Activations:
         self.record["floats"], self.record["floats_stride"] = self.floats.ctypes.data, self.floats.strides[0]
         self.record["codes"], self.record["codes_stride"] = self.codes.ctypes.data, self.codes.strides[0]
         self.record["columns"] = columns
-        quantize(self.record, reads_codes(weight_format), n, 0, n)
+        for r in range(n):
+            round_row(self.record, r, n < FEW, CODES if reads_codes(weight_format) else FLOATS, 0)
 
 
 def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[float, int]:
@@ -67,12 +80,15 @@ def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[floa
     weight = np.array([(blocks.ctypes.data, form.ggml_type, rows, columns, blocks.shape[1])], WEIGHT)[0]
     x = Activations(n, columns, form.ggml_type)
     out = np.zeros((n, rows), np.float32)  # float32 (n, rows)
-    stride = -(-scratch_bytes(columns, n) // 64) * 64
-    scratch = np.zeros(team.n_threads * stride + 64, np.uint8)
-    aligned, best = -(-scratch.ctypes.data // 64) * 64, float("inf")
+    step, workers = np.zeros(1, STEP)[0], np.zeros(team.n_threads, WORKER)
+    step["n_tokens"], step["n_few"] = n, n if n < FEW else 0
+    scratch = [np.zeros(scratch_bytes(columns, n) + 64, np.uint8) for _ in workers]
+    for worker, memory in zip(workers, scratch, strict=True):
+        worker["scratch"] = -(-memory.ctypes.data // 64) * 64
+    best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
-        team.run(_matmul, weight, x.record, n, out.ctypes.data, aligned, stride)
+        team.run(_matmul, step, weight, x.record, workers, out.ctypes.data, out.strides[0])
         best = min(best, time.perf_counter() - start)
     return best, blocks.nbytes
 

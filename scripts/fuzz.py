@@ -117,6 +117,7 @@ def mutant(reader: str, seed: int, index: int) -> Any:
 def try_gguf(raw: bytes, folder: Path, index: int) -> str:
     """Open the mutant and run what opens; the kind of outcome."""
     import glmrun
+    from glmrun.engine.runner import Run
     from quant.errors import UserError
 
     path = folder / f"{index}.gguf"
@@ -130,16 +131,17 @@ def try_gguf(raw: bytes, folder: Path, index: int) -> str:
     finally:
         path.unlink()  # a file that is rewritten would be another hazard: tests/test_watch.py
     check_addresses(model)
-    model._step(np.array([len(raw) % model.config.vocab_size], np.int64), model._last_logits)  # also with weights that are NaN
+    sequence = model.latest
+    model.runner.step([Run(sequence, np.array([len(raw) % model.config.vocab_size], np.int64), sequence.logits)])  # NaN, too
     check_experts(model)
-    model.reset()
+    sequence.truncate(0)
     try:
         tokens = [chunk.token for chunk in model.generate("a b", max_tokens=1, seed=1) if chunk.token is not None]
     except UserError as why:
         _check_line(why)
         return "refused before its first token"
-    if not all(0 <= token < model.config.vocab_size for token in tokens) or not np.isfinite(model._last_logits).all():
-        raise Broken(f"tokens {tokens} of {model.config.vocab_size}, finite logits: {np.isfinite(model._last_logits).all()}")
+    if not all(0 <= token < model.config.vocab_size for token in tokens) or not np.isfinite(model.latest.logits).all():
+        raise Broken(f"tokens {tokens} of {model.config.vocab_size}, finite logits: {np.isfinite(model.latest.logits).all()}")
     return "ran"
 
 
@@ -232,7 +234,7 @@ def check_addresses(model: "Model") -> None:
 
 def check_experts(model: "Model") -> None:
     """The last step chose different experts that exist."""
-    c, step = model.config, model._state.step
+    c, step = model.config, model.runner.workspace.step
     if c.num_hidden_layers <= c.first_k_dense_replace:
         return
     chosen = list((ctypes.c_int64 * c.num_experts_per_tok).from_address(int(step["expert"])))

@@ -24,7 +24,7 @@ from test_cli import refused
 
 import glmrun
 from glmrun.chat.chunk import Chunk, Stats
-from glmrun.engine.model import MAX_TOKENS
+from glmrun.engine.runner import MAX_TOKENS
 from glmrun.kernels.compiled import cache as kernels
 from glmrun.measure.bench import N_UBATCH, Case, Choices, Result, cpu_name, measure, model_type
 from glmrun.measure.bench_output import BenchOutput, bar_chart
@@ -67,21 +67,20 @@ class Stopwatch:
         self.calls: list[tuple[str, int]] = []
         self.n_cached = 0
 
-    def reset(self) -> None:
-        self.calls.append(("reset", 0))
-        self.n_cached = 0
+    def close(self) -> None:
+        self.calls.append(("close", 0))
 
     def truncate(self, n_tokens: int) -> None:
         self.calls.append(("truncate", n_tokens))
         self.n_cached = min(self.n_cached, n_tokens)
 
-    def prefill_tokens(self, tokens: list[int], n_ubatch: int = 512) -> float:
+    def prefill(self, tokens: list[int], n_ubatch: int = 512) -> float:
         assert all(0 <= token < 100 for token in tokens) and self.n_cached + len(tokens) <= self.n_ctx
         self.calls.append(("prefill" if n_ubatch == 512 else f"prefill by {n_ubatch}", len(tokens)))
         self.n_cached += len(tokens)
         return len(tokens) / 1000
 
-    def decode_tokens(self, count: int) -> float:
+    def decode(self, count: int) -> float:
         self.calls.append(("decode", count))
         self.n_cached += count
         assert self.n_cached <= self.n_ctx
@@ -97,6 +96,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Stopwatch]:
         return models[-1]
 
     monkeypatch.setattr(glmrun, "load", load, raising=False)
+    monkeypatch.setattr("glmrun.measure.bench.Steps", lambda model: model)
     monkeypatch.setattr(glmrun, "__version__", "0.1.0", raising=False)
     return models
 
@@ -123,7 +123,7 @@ def test_a_case_is_warmed_up_then_measured_from_the_same_state(loaded: list[Stop
     assert len(loaded) == 1 and loaded[0].n_ctx == 96 and loaded[0].n_threads == 3
     pp, tg = [("truncate", 0), ("prefill", 64)], [("truncate", 0), ("decode", 8)]
     deep_pp, deep_tg = [("truncate", 32), ("prefill", 64)], [("truncate", 32), ("decode", 8)]
-    first = [("reset", 0), ("truncate", 32), ("prefill", 32), ("prefill", 64)]
+    first = [("truncate", 0), ("truncate", 32), ("prefill", 32), ("prefill", 64)]
     assert loaded[0].calls == 3 * pp + 3 * tg + first + 2 * deep_pp + 3 * deep_tg
     assert [result.samples_ns for result in results] == [[64_000_000] * 2, [80_000_000] * 2] * 2
     assert [round(result.asdict()["avg_ts"], 6) for result in results] == [1000.0, 100.0] * 2

@@ -27,7 +27,7 @@ def asked(text: str) -> dict:
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_a_follow_up_reads_only_what_is_new(model: "glmrun.Model", temperature: float) -> None:
     """At a high temperature the model often cuts its words otherwise than encode() would."""
-    model.reset()
+    model.latest.truncate(0)
     messages, written = [], 0
     for question in QUESTIONS:
         messages.append(asked(question))

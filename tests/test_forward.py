@@ -17,6 +17,7 @@ from support.comparison import errors, nmse
 from support.tiny_model import ODD, ODDER, Tiny, random_weights, write_tiny
 
 import glmrun
+from glmrun.measure.steps import Steps
 
 RNG = np.random.default_rng(11)
 TOKENS = RNG.integers(0, 950, 33).tolist()
@@ -192,10 +193,11 @@ def test_the_last_layer_computes_only_what_is_asked_for(tiny_gguf, choice, limit
     tokens = np.random.default_rng(6).integers(0, 256, 41).tolist()
     whole, part = (glmrun.load(tiny.path, n_ctx=64, n_threads=2) for _ in range(2))
     expected = whole.logits(tokens)[-1]
-    part.prefill_tokens(tokens[:30], n_ubatch=15)  # a step without logits, one with its last token's
-    part.prefill_tokens(tokens[30:])
-    assert part.cached_tokens == whole.cached_tokens == tokens
-    assert errors(part._last_logits[0], expected) <= limit
+    steps = Steps(part)
+    steps.prefill(tokens[:30], n_ubatch=15)  # a step without logits, one with its last token's
+    steps.prefill(tokens[30:])
+    assert part.latest.tokens == whole.latest.tokens == tokens
+    assert errors(part.latest.logits[0], expected) <= limit
     kind = np.float32 if choice == "F32" else np.float16
-    rows, wanted = (model.cache_rows[:, :41].copy().view(kind) for model in (part, whole))
+    rows, wanted = (model.latest.rows[:, :41].copy().view(kind) for model in (part, whole))
     assert nmse(rows[-1], wanted[-1]) <= limit and nmse(rows, wanted) <= limit

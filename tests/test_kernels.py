@@ -49,9 +49,11 @@ def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode:
     n = len(rows) if index is None else len(index)
     out = np.zeros((n, len(blocks)), np.float32) if out is None else out  # float32 (n, matrix rows)
     scratch = np.zeros(scratch_bytes(columns, n) + 64, np.uint8)
+    counts = (n, 0) if n < FEW else (0, n)
     multiply(
-        matrix, 0, 0, len(blocks), rows.ctypes.data, rows.strides[0], 0 if index is None else index.ctypes.data, n,
-        out.ctypes.data, out.strides[0], 0, 0 if weights is None else weights.ctypes.data, mode, -(-scratch.ctypes.data // 64) * 64,
+        matrix, 0, 0, len(blocks), (rows.ctypes.data, rows.strides[0], 0 if index is None else index.ctypes.data), counts,
+        (out.ctypes.data, out.strides[0], 0), 0 if weights is None else weights.ctypes.data, mode,
+        -(-scratch.ctypes.data // 64) * 64,
     )  # fmt: skip
     return out
 

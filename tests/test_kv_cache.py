@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import glmrun
 from glmrun.cli import app
-from glmrun.engine.workspace import ANGLES, State, rope_table
+from glmrun.engine.sequence import Sequence
+from glmrun.engine.workspace import ANGLES, Workspace, rope_table
 from quant.errors import UserError
 
 TOKENS = np.random.default_rng(5).integers(0, 950, 40).tolist()
@@ -28,7 +29,7 @@ def test_types_of_cached_rows(tiny_gguf, kv_type, size):
     model = glmrun.load(tiny.path, n_ctx=64, n_threads=2, kv_type=kv_type)
     error = np.median(errors(model.logits(TOKENS), tiny.naive().logits(TOKENS)))
     assert error <= {"f32": 1e-10, "f16": 1e-3, "q8_0": 1e-3}[kv_type]
-    assert model._state.cache.nbytes == 3 * 64 * (256 + 64) * size
+    assert model.latest.rows.nbytes == 3 * 64 * (256 + 64) * size
 
 
 def test_an_unknown_type_is_refused(tiny_gguf):
@@ -44,23 +45,26 @@ def test_an_unknown_type_is_refused(tiny_gguf):
 @pytest.mark.parametrize("choice", ["F32", "Q8_0"])
 def test_a_large_context_takes_no_memory_before_its_tokens(tiny_gguf, choice):
     weights = glmrun.load(tiny_gguf(choice, ODD).path, n_ctx=64).weights
-    small = State(weights, 4096, 64, 2)
     before = resident()
-    large = State(weights, 50_000_000, 64, 2)  # 100 GB and more
+    large = Workspace(weights, 50_000_000, 64, 2)
     large.reach(10)
-    assert large.cache.nbytes >= 50_000_000 * small.cache.nbytes // 4096
+    row_bytes = int(weights.model["row_bytes"])
+    sequence = Sequence(3, 50_000_000, row_bytes, 1016)  # 100 GB and more
+    assert sequence.rows.nbytes == 3 * 50_000_000 * row_bytes
     assert resident() - before <= 50_000_000
 
 
 def test_what_the_system_refuses_is_told(tiny_gguf):
     weights = glmrun.load(tiny_gguf("F32", ODD).path, n_ctx=64).weights
     with pytest.raises(UserError, match="smaller context"):
-        State(weights, 1 << 45, 64, 2)
+        Workspace(weights, 1 << 45, 64, 2)
+    with pytest.raises(UserError, match="smaller context"):
+        Sequence(3, 1 << 45, int(weights.model["row_bytes"]), 1016)
 
 
 def test_angles_appear_as_positions_are_reached(tiny_gguf):
     weights = glmrun.load(tiny_gguf("F32", ODD).path, n_ctx=64).weights
-    state = State(weights, 3 * ANGLES, 64, 1)
+    state = Workspace(weights, 3 * ANGLES, 64, 1)
     for n in (1, ANGLES, ANGLES + 1, 3 * ANGLES):
         state.reach(n)
         expected = rope_table(0, n, weights.config.qk_rope_head_dim, weights.config.rope_theta)

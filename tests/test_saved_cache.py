@@ -31,7 +31,7 @@ def opened(tiny: Tiny, **options) -> "glmrun.Model":
 def last_logits(model: "glmrun.Model", tokens: list[int]) -> np.ndarray:
     """Logits after tokens, of which as much as possible is found in the cache."""
     assert list(model.generate(tokens, max_tokens=1, temperature=0))[-1].stats.n_generated == 1
-    return model._last_logits.copy()
+    return model.latest.logits.copy()
 
 
 def saved(tiny: Tiny, path: Path, tokens: list[int] = PROMPT) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_a_restart_goes_on_with_identical_logits_and_reads_only_what_is_new(tiny
     assert SavedCache(tmp_path / "c", model).load() == len(PROMPT)
     chunks = list(model.generate([*PROMPT, 1, 2, 3], max_tokens=1, temperature=0))
     assert chunks[-1].stats.n_cached == len(PROMPT)
-    assert np.array_equal(model._last_logits, expected) and np.isfinite(expected).all()
+    assert np.array_equal(model.latest.logits, expected) and np.isfinite(expected).all()
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o600
 
 
@@ -64,7 +64,7 @@ def test_only_new_rows_are_appended_and_what_was_taken_back_is_replaced(tiny: Ti
     assert 0 < grown[1] == grown[2] < grown[0] < sizes[0]  # 20 rows more, the last token twice again, which was read again
     again = opened(tiny)
     assert SavedCache(path, again).load() == len(other)
-    assert again.cached_tokens == other
+    assert again.latest.tokens == other
     more = [*other, 1, 2, 3]
     assert np.array_equal(last_logits(again, more), last_logits(model, more))
 
@@ -105,7 +105,7 @@ def test_every_cut_leaves_a_prefix_of_what_was_saved(tiny: Tiny, tmp_path: Path)
     for end in np.linspace(0, len(data), 40).astype(int):
         path.write_bytes(data[:end])
         count = SavedCache(path, model).load()
-        assert model.cached_tokens == PROMPT[:count]
+        assert model.latest.tokens == PROMPT[:count]
         counts.add(count)
     assert counts == {0, 20, 40, 60}
 
@@ -115,7 +115,7 @@ def test_a_cache_of_something_else_is_left_aside(tiny: Tiny, tiny_gguf: Callable
     saved(tiny, path)
     for model in (opened(tiny, kv_type="q8_0"), opened(tiny_gguf("Q4_K_M", SMALL, seed=1)), opened(tiny_gguf("Q6_K", SMALL))):
         cache = SavedCache(path, model)
-        assert cache.load() == 0 and "another model" in str(cache.ignored) and model.n_cached == 0
+        assert cache.load() == 0 and "another model" in str(cache.ignored) and model.latest.tokens == []
     smaller = glmrun.load(tiny.path, n_ctx=32)
     cache = SavedCache(path, smaller)
     assert cache.load() == 0 and cache.ignored  # 60 positions do not fit; it stays usable

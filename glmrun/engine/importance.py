@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from glmrun.engine.model import Model
+from glmrun.engine.runner import Run
 from glmrun.kernels.importance import (
     ATTENTION,
     ATTENTION_OUTPUT,
@@ -49,7 +50,17 @@ class Collector:
 
     def read(self, ids: Sequence[int]) -> None:
         """Add one chunk of tokens, read from an empty cache."""
-        self._model.observe(ids, self._table.ctypes.data, _OUTPUT_TOKENS)
+        model, sequence, table = self._model, self._model.latest, self._table.ctypes.data
+        checked = model.checked(ids)  # int64 (tokens,)
+        model.finite()
+        logits = np.empty((min(_OUTPUT_TOKENS, len(checked)), model.config.vocab_size), np.float32)  # float32 (tokens, n_vocab)
+        sequence.truncate(0)
+        try:
+            for start in range(0, len(checked), model.runner.max_tokens):
+                part = checked[start : start + model.runner.max_tokens]
+                model.runner.step([Run(sequence, part, logits[: len(part)])], importance=table)
+        finally:
+            sequence.truncate(0)
         self._n_chunks, self._chunk_size = self._n_chunks + 1, max(self._chunk_size, len(ids))
 
     def result(self) -> Importance:

@@ -42,6 +42,7 @@ class SavedCache:
         self.path = path
         self.ignored: str | None = None
         self._model, self._fingerprint = model, fingerprint(model)
+        self._mark = object()  # of what the file holds now: a sequence that has it knows how many of its rows the file has
         self._tokens: list[int] = []  # what the file holds, up to _end
         self._end = 0  # byte behind the last good segment; 0: no file of ours
 
@@ -55,25 +56,30 @@ class SavedCache:
             return 0
         except OSError as why:
             self.ignored = why.strerror
-        self._model.adopt(self._tokens)
+        sequence = self._model.latest
+        sequence.truncate(0)
+        sequence.extend(self._tokens)
+        sequence.saved_by, sequence.n_saved = self._mark, len(self._tokens)
         return len(self._tokens)
 
     def save(self) -> None:
         """Bring the file up to the model's cache; raises OSError where the disk does not take it."""
-        tokens = self._model.cached_tokens
+        sequence = self._model.latest
+        tokens = sequence.tokens.copy()
         pairs = enumerate(zip(tokens, self._tokens, strict=False))
         same = next((i for i, (a, b) in pairs if a != b), min(len(tokens), len(self._tokens)))
-        same = min(same, self._model.n_saved)
+        same = min(same, sequence.n_saved if sequence.saved_by is self._mark else 0)
         if same == len(tokens) and self._end:
             return
         if self._end > 2 * len(tokens) * self._position_bytes + _WASTE:
             self._end = 0
         self._write(tokens, same if self._end else 0)
-        self._model.n_saved = len(tokens)
+        self._mark = object()
+        sequence.saved_by, sequence.n_saved = self._mark, len(tokens)
 
     @property
     def _position_bytes(self) -> int:
-        layers, _, row_bytes = self._model.cache_rows.shape
+        layers, _, row_bytes = self._model.latest.rows.shape
         return layers * row_bytes + 4
 
     def _write(self, tokens: list[int], start: int) -> None:
@@ -146,13 +152,13 @@ class SavedCache:
 
     def _rows(self, start: int, n: int) -> Iterator[memoryview]:
         """The rows of n positions in each layer, in place."""
-        for layer in self._model.cache_rows:
+        for layer in self._model.latest.rows:
             yield layer[start : start + n].data
 
 
 def fingerprint(model: "Model") -> str:
     """What the cached rows depend on beside the tokens: the model's file, the type of the cache, the kernels."""
-    layers, _, row_bytes = model.cache_rows.shape
+    layers, _, row_bytes = model.latest.rows.shape
     kernels = kernels_folder.name if kernels_folder else ""
     digest = hashlib.sha256(f"{kernels} {layers} {row_bytes} {model.weights.model['cache_type']}".encode())
     for mapping, watched in zip(model.file.mappings, model.file.watched, strict=True):

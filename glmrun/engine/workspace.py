@@ -1,99 +1,152 @@
-"""The memory of one conversation: the cached rows of every layer and the buffers of a step, allocated once.
+"""The buffers of one step, allocated once, and the records by which the kernels find them.
 
-A cached row is [latent | rope key] for all heads together (kernels/cached_row.py). What grows with the context is reserved as
-address space only: memory is used where tokens have been, so a context may be larger than the machine's memory.
+What grows with the context is reserved as address space only: memory is used where tokens have been, so a context may be larger
+than the machine's memory.
 """
 
-import mmap
-import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from glmrun.kernels.activations import row_bytes
+from glmrun.engine.sequence import reserve
+from glmrun.kernels.activations import FEW, row_bytes
 from glmrun.kernels.attention.attend import SEGMENTS, TILE, result_bytes, tile_bytes
 from glmrun.kernels.attention.attend import scratch_bytes as attention_scratch_bytes
 from glmrun.kernels.attention.exact import SEGMENT
 from glmrun.kernels.attention.tile import QUERIES
-from glmrun.kernels.layout import ACTIVATION, STEP
+from glmrun.kernels.layout import ACTIVATION, RUN, STEP, WORKER
 from glmrun.kernels.matmul import scratch_bytes
 from glmrun.tensors.weights import Weights, round_up
-from quant.errors import UserError
 
 ANGLES = 4096  # positions whose angles are computed at once
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40 if sys.platform == "darwin" else 0  # Python names it from 3.13 on
 LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
 
 
-class State:
-    """Cache and scratch for up to n_ctx positions, steps of up to max_tokens tokens, n_threads threads.
+class Part(NamedTuple):
+    """One run of a step, as begin() takes it."""
+
+    cache: np.ndarray  # uint8 (layers, capacity, row_bytes): the sequence's rows
+    position: int  # of the first token
+    n_tokens: int
+    n_logits: int  # of how many of the last tokens somebody wants logits
+
+
+class Workspace:
+    """Buffers for steps of up to max_tokens tokens in up to max_runs runs, of positions below n_ctx, on n_threads threads.
 
     step     record STEP with every address filled; begin() sets what changes with each step
-    tail     the same step as the last layer sees it
-    x        float32 (max_tokens, hidden_size): where the embeddings go
+    workers  records WORKER (n_threads,)
+    x        float32 (max_tokens, hidden_size): where the embeddings go; after a step the last layer's rows in the logits' order
     """
 
-    def __init__(self, weights: Weights, n_ctx: int, max_tokens: int, n_threads: int) -> None:
+    def __init__(self, weights: Weights, n_ctx: int, max_tokens: int, n_threads: int, max_runs: int = 16) -> None:
         c, m = weights.config, weights.model
-        self.n_ctx, self.max_tokens = n_ctx, max_tokens
+        self.n_ctx, self.max_tokens, self.max_runs = n_ctx, max_tokens, max_runs
         self._memory: list[np.ndarray] = []
-        row, latent, heads, t = int(m["row"]), int(m["latent"]), c.num_attention_heads, max_tokens
-        layer_bytes = n_ctx * int(m["row_bytes"])
-        cache = self._reserved(c.num_hidden_layers * layer_bytes, "cache")
-        self.cache = cache.reshape(-1, n_ctx, int(m["row_bytes"]))  # uint8 (layers, n_ctx, row_bytes)
-        self._steps = np.zeros(2, STEP)  # STEP (2,)
-        self.step, self.tail = self._steps
-        s = self.step
-        s["cache"], s["cache_layer_bytes"] = self.cache.ctypes.data, layer_bytes
+        self._heads = c.num_attention_heads
+        self.step = s = np.zeros(1, STEP)[0]
+        self._tokens = np.zeros((3, max_tokens), np.int64)  # int64 (3, max_tokens): runs, wanted tokens, their runs
+        self._runs = np.zeros((2, max_runs), RUN)  # RUN (2, max_runs): of the step, and of the tokens that are wanted
+        s["run"], s["wanted"], s["wanted_run"] = (row.ctypes.data for row in self._tokens)
         rope = self._reserved(n_ctx * c.qk_rope_head_dim * 4, "table of angles")
         self._rope = rope.view(np.float32).reshape(n_ctx, -1, 2)  # float32 (n_ctx, qk_rope_head_dim / 2, 2), as far as reached
         self._reached, self._theta = 0, c.rope_theta
         s["rope"] = rope.ctypes.data
+        self._reserve_attention(m, c.num_attention_heads)
+        self._fill_step(weights)
+        self.workers = np.zeros(n_threads, WORKER)  # WORKER (n_threads,)
+        widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.num_attention_heads * c.v_head_dim,
+                     c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
+        for worker in self.workers:
+            worker["scratch"] = self._zeros(scratch_bytes(widest, max_tokens)).ctypes.data
+            worker["attention"] = self._zeros(attention_scratch_bytes(m)).ctypes.data
+
+    def _reserve_attention(self, m: np.void, heads: int) -> None:
+        """Room for what runs of few tokens gather from segments of positions, and for cached rows as columns of runs of many."""
+        queries = (FEW - 1) * heads
+        if m["float_attention"]:
+            self._partial_bytes = -(-self.n_ctx // SEGMENT) * queries * (int(m["latent"]) + 16) * 4
+            self._tile_bytes = 0
+        else:
+            self._partial_bytes = SEGMENTS * -(-queries // QUERIES) * result_bytes(m)
+            self._tile_bytes = tile_bytes(m)
+        self._partial = self._reserved(self.max_runs * self._partial_bytes, "scratch").ctypes.data
+        most = min(self.max_runs, max(1, self.max_tokens // FEW))  # runs of many tokens
+        self._columns = self._reserved(max(1, most * -(-self.n_ctx // TILE) * self._tile_bytes), "scratch").ctypes.data
+
+    def _fill_step(self, weights: Weights) -> None:
+        """Allocate every buffer that has a row for each token."""
+        c, m, s, t = weights.config, weights.model, self.step, self.max_tokens
+        row, latent, heads = int(m["row"]), int(m["latent"]), c.num_attention_heads
         x_columns = round_up(c.hidden_size, LINE // 4)
         x = self._zeros(t * x_columns * 4)
         self.x = x.view(np.float32).reshape(t, x_columns)[:, : c.hidden_size]  # float32 (max_tokens, hidden_size)
         s["x"], s["x_stride"] = x.ctypes.data, x_columns * 4
-        s["normed"], s["rest"] = self._rows(t, c.hidden_size), self._rows(t, c.hidden_size)
+        s["normed"], s["ffn_normed"] = self._rows(t, c.hidden_size, two_terms=True), self._rows(t, c.hidden_size)
         s["q_normed"] = self._rows(t, c.q_lora_rank)
         s["q_a"], s["q_a_stride"] = self._plain(t, c.q_lora_rank)
         s["kv_a"], s["kv_a_stride"] = self._plain(t, 2 * row)
         s["q"] = self._rows(t * heads, c.qk_nope_head_dim, stride=c.qk_head_dim * 4)
         s["query"], _ = self._plain(t * heads, row)
         s["context"] = self._rows(t * heads, c.kv_lora_rank, stride=(latent + 16) * 4)
-        s["scores"] = self._zeros(n_threads * attention_scratch_bytes(m)).ctypes.data
-        if m["float_attention"]:
-            s["partial"] = self._reserved(-(-n_ctx // SEGMENT) * heads * (latent + 16) * 4, "scratch").ctypes.data
-        else:
-            s["partial"] = self._zeros(SEGMENTS * -(-heads // QUERIES) * result_bytes(m)).ctypes.data
-            s["columns"] = self._reserved(-(-n_ctx // TILE) * tile_bytes(m), "scratch").ctypes.data
-        widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, heads * c.v_head_dim, c.intermediate_size,
-                     c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
-        s["scratch_stride"] = round_up(scratch_bytes(widest, t), LINE)
-        s["scratch"] = self._zeros(n_threads * int(s["scratch_stride"])).ctypes.data
         s["heads"] = self._rows(t, heads * c.v_head_dim)
         s["router"], s["router_stride"] = self._plain(t, c.n_routed_experts)
         pairs = t * c.num_experts_per_tok
         s["expert"], s["token"] = self._zeros(pairs * 8).ctypes.data, self._zeros(pairs * 8).ctypes.data
         s["expert_weight"], s["weight"] = self._zeros(pairs * 4).ctypes.data, self._zeros(pairs * 4).ctypes.data
-        s["first"] = self._zeros((c.n_routed_experts + 1) * 8).ctypes.data
+        s["first"] = self._zeros((2 * c.n_routed_experts + 1) * 8).ctypes.data
+        s["count"] = self._zeros(c.n_routed_experts * 8).ctypes.data
         s["routed"] = self._rows(pairs, c.moe_intermediate_size)
         s["routed_up"], _ = self._plain(pairs, c.moe_intermediate_size)
         shared = c.n_shared_experts * c.moe_intermediate_size
         s["dense"], s["shared"] = self._rows(t, c.intermediate_size), self._rows(t, shared)
         s["dense_up"], _ = self._plain(t, max(c.intermediate_size, shared))
 
-    def begin(self, n_tokens: int, position: int, logits: np.ndarray) -> None:
-        """Set up a step of n_tokens tokens behind `position` cached ones; logits (n_logits, n_vocab) takes those of the last ones.
+    def begin(self, parts: Sequence[Part], logits: np.ndarray) -> list[tuple[int, int]]:
+        """Set up a step of one or more runs; logits (sum of n_logits, n_vocab) takes those that are wanted.
 
-        Where importance is measured, the last layer sees all tokens.
+        Returns (first row in x, first row in logits) for each part, whose embeddings are then to be written to x. Where importance
+        is measured, the last layer sees all tokens.
         """
         s = self.step
-        s["n_tokens"], s["position"], s["n_logits"] = n_tokens, position, len(logits)
+        everything = bool(s["importance"])
+        n_tokens, n_few, places = self._place(0, [part.n_tokens for part in parts], parts, [0] * len(parts))
+        wanted = [part.n_tokens if everything else part.n_logits for part in parts]
+        skipped = [part.n_tokens - n for part, n in zip(parts, wanted, strict=True)]
+        n_wanted, wanted_few, rows = self._place(1, wanted, parts, skipped)
+        for place, row, n, skip in zip(places, rows, wanted, skipped, strict=True):
+            self._tokens[1, row : row + n] = np.arange(place + skip, place + skip + n)
+        s["n_tokens"], s["n_few"], s["n_runs"], s["runs"] = n_tokens, n_few, len(parts), self._runs[0].ctypes.data
+        s["run"] = self._tokens[0].ctypes.data
+        s["n_wanted"], s["wanted_few"], s["wanted_runs"] = n_wanted, wanted_few, self._runs[1].ctypes.data
+        s["wanted_n_runs"] = sum(n > 0 for n in wanted)
+        s["n_logits"], s["logits_few"] = len(logits), wanted_few
+        if everything:
+            s["logits_few"] = len(logits) if len(logits) < FEW else 0
         s["logits"], s["logits_stride"] = logits.ctypes.data, logits.strides[0]
-        self.reach(position + n_tokens)
-        self._steps[1] = s
-        skipped = 0 if s["importance"] else n_tokens - len(logits)
-        self.tail["n_tokens"], self.tail["position"] = n_tokens - skipped, position + skipped
-        self.tail["x"] = s["x"] + skipped * s["x_stride"]
+        self.reach(max(part.position + part.n_tokens for part in parts))
+        return list(zip(places, rows, strict=True))
+
+    def _place(self, which: int, counts: list[int], parts: Sequence[Part], skipped: list[int]) -> tuple[int, int, list[int]]:
+        """Fill the RUN records of `counts` tokens of each part, those of few tokens first: (tokens, of them few, first of each)."""
+        places, columns, first, n_few, number = [0] * len(parts), self._columns, 0, 0, 0
+        for i in sorted(range(len(parts)), key=lambda i: counts[i] >= FEW):
+            part, n = parts[i], counts[i]
+            places[i] = first
+            if not n:
+                continue
+            position = part.position + skipped[i]
+            cache, partial = part.cache, self._partial + number * self._partial_bytes
+            run = (first, n, position, cache.ctypes.data, cache.strides[0], partial, columns)
+            self._runs[which, number] = run
+            self._tokens[2 * which, first : first + n] = number
+            first, number = first + n, number + 1
+            if n < FEW:
+                n_few = first
+            else:
+                columns += -(-(position + n) // TILE) * self._tile_bytes
+        return first, n_few, places
 
     def reach(self, n_positions: int) -> None:
         """Have the angles of the first n_positions positions ready."""
@@ -104,14 +157,7 @@ class State:
 
     def _reserved(self, n_bytes: int, what: str) -> np.ndarray:
         """uint8 (n_bytes,) of zeros that take up memory page by page, when they are first written."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        try:
-            memory = np.frombuffer(mmap.mmap(-1, n_bytes, flags), np.uint8)  # uint8 (n_bytes,)
-        except (OSError, OverflowError, ValueError) as why:
-            raise UserError(
-                f"the system refuses {n_bytes / 2**30:,.1f} GiB of address space for the {what} of {self.n_ctx:,} positions; "
-                "ask for a smaller context (-c)"
-            ) from why
+        memory = np.frombuffer(reserve(n_bytes, f"the {what} of {self.n_ctx:,} positions"), np.uint8)  # uint8 (n_bytes,)
         self._memory.append(memory)
         return memory
 
@@ -125,14 +171,16 @@ class State:
         stride = round_up(columns * 4, LINE)
         return self._zeros(rows * stride).ctypes.data, stride
 
-    def _rows(self, rows: int, columns: int, stride: int | None = None) -> tuple:
-        """An ACTIVATION record; codes exist where rows of this width can be stored in a quantized format."""
+    def _rows(self, rows: int, columns: int, stride: int | None = None, two_terms: bool = False) -> tuple:
+        """An ACTIVATION record; codes, in one term or two, exist where rows of this width can be stored in a quantized format."""
         record = np.zeros(1, ACTIVATION)[0]
         record["columns"], record["floats_stride"] = columns, stride or round_up(columns * 4, LINE)
         record["floats"] = self._zeros(rows * int(record["floats_stride"])).ctypes.data
         if columns % 32 == 0:
             record["codes_stride"] = round_up(row_bytes(columns), LINE)
             record["codes"] = self._zeros(rows * int(record["codes_stride"])).ctypes.data
+            if two_terms:
+                record["rest"] = self._zeros(rows * int(record["codes_stride"])).ctypes.data
         return tuple(record)
 
 

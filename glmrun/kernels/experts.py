@@ -4,19 +4,28 @@ import math
 
 from numba import float32, int64, types
 
+from glmrun.kernels.activations import FEW
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.layout import activation_record, model_record, step_record, weight_record
-from glmrun.kernels.matmul import ADD, STORE, form_of, multiply, share
+from glmrun.kernels.layout import (
+    activation_record,
+    layer_record,
+    model_record,
+    run_at,
+    step_record,
+    weight_record,
+    worker_record,
+)
+from glmrun.kernels.matmul import ADD, STORE, form_of, multiply, rows_of_piece
 from glmrun.kernels.rows import silu_multiply
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.memory import load_f32, load_i64, store_f32, store_i64
-from glmrun.kernels.team import CANCEL
+from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, piece_size, wait
 
 _void = types.void
 
 
 @kernel(_void(model_record, step_record, int64, int64, int64))
-def route(m, s, bias, first, end):
+def _route(m, s, bias, first, end):
     """Choose the experts of tokens first to end - 1 from s.router, which holds logits: s.expert and s.expert_weight.
 
     The bias (float32, one for each expert) counts for the choice, not for the weight. Equal scores: the lower number wins.
@@ -55,76 +64,138 @@ def route(m, s, bias, first, end):
             store_f32(weights + slot * 4, load_f32(weights + slot * 4) * scale)
 
 
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def route(m, layer, s, w):
+    """Wait for the router's logits, choose every token's experts, and sort the pairs of token and expert."""
+    wait(w)
+    size = piece_size(s.n_tokens, w, 8)
+    piece = first_piece(w)
+    while piece * size < s.n_tokens:
+        _route(m, s, layer.exp_probs_b, piece * size, min(s.n_tokens, (piece + 1) * size))
+        piece = next_piece(w)
+    leave(w, (s.n_tokens + size - 1) // size)
+    wait(w)
+    if first_piece(w) == 0:
+        _sort(m, s)
+        next_piece(w)
+    leave(w, 1)
+    wait(w)
+
+
 @kernel(_void(model_record, step_record))
-def gather(m, s):
-    """Sort (token, weight) pairs by expert into s.token and s.weight; s.first tells where each expert's begin."""
-    n, pairs = m.n_routed_experts, s.n_tokens * m.num_experts_per_tok
-    for e in range(n + 1):
-        store_i64(s.first + e * 8, 0)
-    for i in range(pairs):
-        slot = s.first + (load_i64(s.expert + i * 8) + 1) * 8
-        store_i64(slot, load_i64(slot) + 1)
-    for e in range(n):
-        store_i64(s.first + (e + 1) * 8, load_i64(s.first + (e + 1) * 8) + load_i64(s.first + e * 8))
-    for i in range(pairs):
-        slot = s.first + load_i64(s.expert + i * 8) * 8
-        place = load_i64(slot)
-        store_i64(s.token + place * 8, i // m.num_experts_per_tok)
-        store_f32(s.weight + place * 4, load_f32(s.expert_weight + i * 4))
-        store_i64(slot, place + 1)
-    for e in range(n, 0, -1):  # each entry has moved to the next one's beginning: move them back
-        store_i64(s.first + e * 8, load_i64(s.first + (e - 1) * 8))
+def _sort(m, s):
+    """Sort (token, weight) pairs by expert into s.token and s.weight, a counting sort: of each expert first the tokens of runs of
+    which few meet it, then those of which many do. s.first tells where each of the two lists of an expert begins.
+
+    A token's numbers so depend on how many tokens of its own run meet a matrix, never on other runs.
+    """
+    n, k, lists = m.n_routed_experts, m.num_experts_per_tok, 2 * m.n_routed_experts
+    for i in range(lists + 1):
+        store_i64(s.first + i * 8, 0)
+    for there in range(2):  # count, then place
+        for r in range(s.n_runs):
+            run = run_at(s.runs, r)
+            begin, after = run.first * k, (run.first + run.n_tokens) * k
+            for e in range(n):
+                store_i64(s.count + e * 8, 0)
+            for i in range(begin, after):
+                at = s.count + load_i64(s.expert + i * 8) * 8
+                store_i64(at, load_i64(at) + 1)
+            for i in range(begin, after):
+                e = load_i64(s.expert + i * 8)
+                slot = s.first + (2 * e + (1 if load_i64(s.count + e * 8) >= FEW else 0) + 1) * 8
+                if there:
+                    slot -= 8
+                    place = load_i64(slot)
+                    store_i64(s.token + place * 8, i // k)
+                    store_f32(s.weight + place * 4, load_f32(s.expert_weight + i * 4))
+                store_i64(slot, load_i64(slot) + 1)
+        if not there:
+            for i in range(lists):
+                store_i64(s.first + (i + 1) * 8, load_i64(s.first + (i + 1) * 8) + load_i64(s.first + i * 8))
+    for i in range(lists, 0, -1):  # each entry has moved to the next one's beginning: move them back
+        store_i64(s.first + i * 8, load_i64(s.first + (i - 1) * 8))
     store_i64(s.first, 0)
 
 
-@kernel(int64(step_record, int64))
-def scratch_of(s, thread):
-    """Address of a thread's scratch for multiply()."""
-    return s.scratch + thread * s.scratch_stride
+@kernel(types.UniTuple(int64, 3)(step_record, int64))
+def pairs_of(s, e):
+    """Where expert e's pairs begin, and of how many of them few and many meet it."""
+    begin, middle, after = load_i64(s.first + e * 16), load_i64(s.first + e * 16 + 8), load_i64(s.first + e * 16 + 16)
+    return begin, middle - begin, after - middle
 
 
-@kernel(
-    _void(
-        weight_record, weight_record, int64, activation_record, int64, int64, activation_record, int64, int64, int64, int64, int64
-    )
-)
-def gated(gate, up, matrix, x, x_index, n, hidden, hidden_up, hidden_first, scratch, thread, n_threads):
-    """hidden[hidden_first + i] = silu(gate x[k]) * (up x[k]), k = x_index[i]: this thread's share of the rows, in float32."""
-    first, end = share(gate.rows, thread, n_threads)  # whole vectors: the shares of two threads never meet inside one
-    stride = hidden.floats_stride
-    g, u = hidden.floats + hidden_first * stride, hidden_up + hidden_first * stride
-    address, x_stride = form_of(x, gate.format)
-    multiply(gate, matrix, first, end, address, x_stride, x_index, n, g, stride, 0, 0, STORE, scratch)
-    address, x_stride = form_of(x, up.format)
-    multiply(up, matrix, first, end, address, x_stride, x_index, n, u, stride, 0, 0, STORE, scratch)
-    for i in range(n):
-        silu_multiply(g + i * stride + first * 4, u + i * stride + first * 4, end - first)
+_rows_range, _x, _counts = types.UniTuple(int64, 3), types.UniTuple(int64, 3), types.UniTuple(int64, 2)
 
 
-@kernel(_void(model_record, step_record, weight_record, weight_record, int64, int64, int64))
-def experts_gated(m, s, gate, up, team, thread, n_threads):
-    """gated() for every expert that has tokens; for no more of them once the step is cancelled."""
-    for e in range(m.n_routed_experts):
-        begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
-        if after > begin and not atomic_load(team + CANCEL):
-            gated(
-                gate, up, e, s.normed, s.token + begin * 8, after - begin,
-                s.routed, s.routed_up, begin, scratch_of(s, thread), thread, n_threads,
-            )  # fmt: skip
+@kernel(_void(weight_record, weight_record, _rows_range, activation_record, int64, _counts, _x, int64, int64))
+def gated_rows(gate, up, rows, x, index, n, hidden, hidden_up, scratch):
+    """hidden[i] = silu(gate x[k]) * (up x[k]), k = index[i], float32, for some rows of a gate and an up matrix.
 
-
-@kernel(_void(model_record, step_record, weight_record, int64, int64, int64))
-def experts_down(m, s, down, team, thread, n_threads):
-    """x[token] += weight * (down hidden) for every expert that has tokens: this thread's share of the output rows.
-
-    For no more of them once the step is cancelled.
+    rows     (which of their stacks, first row, row behind the last): whole panels, so no vector belongs to two pieces
+    n        (few, many), as multiply() takes it
+    hidden   (address of the first row, bytes between rows, 0); hidden_up the address of as many rows for up's products
     """
-    first, end = share(down.rows, thread, n_threads)
-    address, stride = form_of(s.routed, down.format)
+    which, first, end = rows
+    multiply(gate, which, first, end, form_of(x, gate.format, index), n, hidden, 0, STORE, scratch)
+    multiply(up, which, first, end, form_of(x, up.format, index), n, (hidden_up, hidden[1], 0), 0, STORE, scratch)
+    for i in range(n[0] + n[1]):
+        at = i * hidden[1] + first * 4
+        silu_multiply(hidden[0] + at, hidden_up + at, end - first)
+
+
+@kernel(_void(step_record, weight_record, weight_record, activation_record, activation_record, worker_record))
+def gated(s, gate, up, x, hidden, w):
+    """hidden (tokens, rows) = silu(gate x) * (up x)."""
+    size = rows_of_piece(gate.rows, gate.row_bytes, w)
+    n, out = (s.n_few, s.n_tokens - s.n_few), (hidden.floats, hidden.floats_stride, 0)
+    piece = first_piece(w)
+    while piece * size < gate.rows:
+        rows = (0, piece * size, min(gate.rows, (piece + 1) * size))
+        gated_rows(gate, up, rows, x, 0, n, out, s.dense_up, w.scratch)
+        piece = next_piece(w)
+    leave(w, (gate.rows + size - 1) // size)
+
+
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def experts_gated(m, layer, s, w):
+    """routed = silu(gate x) * (up x) for every expert that has tokens; for no more of them once the step is cancelled."""
+    gate, up, stride = layer.ffn_gate_exps, layer.ffn_up_exps, s.routed.floats_stride
+    size = rows_of_piece(gate.rows, gate.row_bytes, w)
+    parts = (gate.rows + size - 1) // size
+    piece = first_piece(w)
     for e in range(m.n_routed_experts):
-        begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
-        if after > begin and not atomic_load(team + CANCEL):
-            multiply(
-                down, e, first, end, address + begin * stride, stride, 0, after - begin,
-                s.x, s.x_stride, s.token + begin * 8, s.weight + begin * 4, ADD, scratch_of(s, thread),
-            )  # fmt: skip
+        begin, few, many = pairs_of(s, e)
+        if few + many == 0:
+            continue
+        while piece < parts:
+            if not atomic_load(w.flags + CANCEL):
+                rows, out = (e, piece * size, min(gate.rows, (piece + 1) * size)), (s.routed.floats + begin * stride, stride, 0)
+                up_rows, index = s.routed_up + begin * stride, s.token + begin * 8
+                gated_rows(gate, up, rows, s.ffn_normed, index, (few, many), out, up_rows, w.scratch)
+            piece = next_piece(w)
+        leave(w, parts)
+        piece -= parts
+
+
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def experts_down(m, layer, s, w):
+    """x[token] += weight * (down hidden) for every expert that has tokens, then the shared expert's; waits at the end.
+
+    A piece is some output rows of all of them, so that no two threads add to the same numbers.
+    """
+    down, shared = layer.ffn_down_exps, layer.ffn_down_shexp
+    address, stride, _ = form_of(s.routed, down.format, 0)
+    size = rows_of_piece(down.rows, down.row_bytes * m.num_experts_per_tok, w)
+    piece, n = first_piece(w), (s.n_few, s.n_tokens - s.n_few)
+    while piece * size < down.rows:
+        first, end = piece * size, min(down.rows, (piece + 1) * size)
+        for e in range(m.n_routed_experts):
+            begin, few, many = pairs_of(s, e)
+            if few + many and not atomic_load(w.flags + CANCEL):
+                x, out = (address + begin * stride, stride, 0), (s.x, s.x_stride, s.token + begin * 8)
+                multiply(down, e, first, end, x, (few, many), out, s.weight + begin * 4, ADD, w.scratch)
+        multiply(shared, 0, first, end, form_of(s.shared, shared.format, 0), n, (s.x, s.x_stride, 0), 0, ADD, w.scratch)
+        piece = next_piece(w)
+    leave(w, (down.rows + size - 1) // size)
+    wait(w)

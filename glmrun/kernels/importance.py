@@ -1,15 +1,18 @@
 """The mean squares of what each matrix reads: where an importance matrix comes from.
 
-A step whose `importance` is not 0 adds the squares of every layer's activations to sums, one call behind attention and one
-behind the feed-forward part, while the buffers still hold them. Threads share columns, so sums do not depend on their number.
+A step whose `importance` is not 0 adds the squares of every layer's activations to sums at the end of the layer, while the buffers
+still hold them. Threads share columns, so sums do not depend on their number.
 """
 
-from numba import int64, types
+from numba import boolean, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.layout import activation_record, model_record, step_record
+from glmrun.kernels.experts import pairs_of
+from glmrun.kernels.layout import activation_record, layer_record, model_record, step_record, worker_record
 from glmrun.kernels.simd.arithmetic import fma
+from glmrun.kernels.simd.atomic import atomic_load, atomic_store
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, store_f32, store_f32x16
+from glmrun.kernels.team import CANCEL, DONE_PARTS, STOP, wait
 
 _void = types.void
 
@@ -48,48 +51,56 @@ def add_squares(sums, matrix, columns, x, stride, index, n, thread, n_threads):
         store_f32(row + columns * 4, load_f32(row + columns * 4) + n)
 
 
-@kernel(_void(int64, int64, activation_record, int64, int64, int64, int64))
-def _add_all(table, kind, x, n_matrices, n_tokens, thread, n_threads):
+@kernel(_void(int64, int64, activation_record, int64, int64, worker_record))
+def _add_all(table, kind, x, n_matrices, n_tokens, w):
     """Every token has n_matrices rows in x, one for each matrix."""
     stride = x.floats_stride
     for j in range(n_matrices):
         sums = load_i64(table + kind * 8)
-        add_squares(sums, j, x.columns, x.floats + j * stride, n_matrices * stride, 0, n_tokens, thread, n_threads)
+        add_squares(sums, j, x.columns, x.floats + j * stride, n_matrices * stride, 0, n_tokens, w.thread, w.n_threads)
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64))
-def note_attention(m, s, i, thread, n_threads):
-    """Add what the matrices of layer i's attention have read."""
-    table = s.importance + i * N_INPUTS * 8
-    _add_all(table, ATTENTION, s.normed, 1, s.n_tokens, thread, n_threads)
-    _add_all(table, Q_B, s.q_normed, 1, s.n_tokens, thread, n_threads)
-    _add_all(table, K_B, s.q, m.num_attention_heads, s.n_tokens, thread, n_threads)
-    _add_all(table, V_B, s.context, m.num_attention_heads, s.n_tokens, thread, n_threads)
-    _add_all(table, ATTENTION_OUTPUT, s.heads, 1, s.n_tokens, thread, n_threads)
-
-
-@kernel(_void(model_record, step_record, int64, int64, int64))
-def note_ffn(m, s, i, thread, n_threads):
-    """Add what the matrices of layer i's feed-forward part have read."""
-    table = s.importance + i * N_INPUTS * 8
-    _add_all(table, FFN, s.normed, 1, s.n_tokens, thread, n_threads)
-    if i < m.first_k_dense_replace:
-        _add_all(table, DOWN, s.dense, 1, s.n_tokens, thread, n_threads)
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def _note_layer(m, layer, s, w):
+    """Add what the layer's matrices have read."""
+    table = s.importance + layer.index * N_INPUTS * 8
+    _add_all(table, ATTENTION, s.normed, 1, s.n_tokens, w)
+    _add_all(table, Q_B, s.q_normed, 1, s.n_tokens, w)
+    _add_all(table, K_B, s.q, m.num_attention_heads, s.n_tokens, w)
+    _add_all(table, V_B, s.context, m.num_attention_heads, s.n_tokens, w)
+    _add_all(table, ATTENTION_OUTPUT, s.heads, 1, s.n_tokens, w)
+    _add_all(table, FFN, s.ffn_normed, 1, s.n_tokens, w)
+    if layer.is_dense:
+        _add_all(table, DOWN, s.dense, 1, s.n_tokens, w)
         return
-    _add_all(table, DOWN, s.shared, 1, s.n_tokens, thread, n_threads)
-    experts, down, x, hidden = load_i64(table + EXPERTS * 8), load_i64(table + EXPERTS_DOWN * 8), s.normed, s.routed
+    _add_all(table, DOWN, s.shared, 1, s.n_tokens, w)
+    experts, down, x, hidden = load_i64(table + EXPERTS * 8), load_i64(table + EXPERTS_DOWN * 8), s.ffn_normed, s.routed
     for e in range(m.n_routed_experts):
-        begin, after = load_i64(s.first + e * 8), load_i64(s.first + (e + 1) * 8)
-        if after > begin:
-            index, n = s.token + begin * 8, after - begin
-            add_squares(experts, e, x.columns, x.floats, x.floats_stride, index, n, thread, n_threads)
+        begin, few, many = pairs_of(s, e)
+        if few + many:
+            index, n = s.token + begin * 8, few + many
+            add_squares(experts, e, x.columns, x.floats, x.floats_stride, index, n, w.thread, w.n_threads)
             address = hidden.floats + begin * hidden.floats_stride
-            add_squares(down, e, hidden.columns, address, hidden.floats_stride, 0, n, thread, n_threads)
+            add_squares(down, e, hidden.columns, address, hidden.floats_stride, 0, n, w.thread, w.n_threads)
 
 
-@kernel(_void(model_record, step_record, int64, int64))
-def note_output(m, s, thread, n_threads):
-    """Add what the output matrix has read."""
-    table, x = s.importance + m.num_hidden_layers * N_INPUTS * 8, s.normed
-    address = x.floats + (s.n_tokens - s.n_logits) * x.floats_stride
-    add_squares(load_i64(table), 0, x.columns, address, x.floats_stride, 0, s.n_logits, thread, n_threads)
+@kernel(boolean(model_record, layer_record, step_record, worker_record))
+def layer_done(m, layer, s, w):
+    """At the end of a layer: whether the step continues, the same for all threads; they have waited. Says how far the step is."""
+    if s.importance:
+        _note_layer(m, layer, s, w)
+    if w.thread == 0:
+        atomic_store(w.flags + STOP, atomic_load(w.flags + CANCEL))
+        atomic_store(w.flags + DONE_PARTS, layer.index + 1)
+    wait(w)
+    return atomic_load(w.flags + STOP) == 0
+
+
+@kernel(_void(model_record, step_record, worker_record))
+def logits_done(m, s, w):
+    """At the end of a step: add what the output matrix has read, where somebody measures it."""
+    if s.importance:
+        table, x = s.importance + m.num_hidden_layers * N_INPUTS * 8, s.normed
+        address = x.floats + (s.n_tokens - s.n_logits) * x.floats_stride
+        add_squares(load_i64(table), 0, x.columns, address, x.floats_stride, 0, s.n_logits, w.thread, w.n_threads)
+    wait(w)

@@ -6,6 +6,7 @@ ACTIVATION is a set of rows in float32 and, if a quantized matrix reads them, in
 
 import numpy as np
 from numba import from_dtype, types
+from numba.extending import intrinsic
 
 F32, F16, Q5_0, Q8_0, Q4_K, Q6_K, BF16 = 0, 1, 6, 8, 12, 14, 30  # GGML's numbers
 
@@ -25,13 +26,27 @@ ACTIVATION = np.dtype(
         ("floats_stride", np.int64),
         ("codes", np.int64),  # rows as quantize_row lays them out
         ("codes_stride", np.int64),
+        ("rest", np.int64),  # what rounding to codes took away, rounded in turn; 0 where no matrix reads two terms
         ("columns", np.int64),
     ]
 )
 
-# GGUF's tensor names; vectors are addresses of float32 copies.
+# How rows are rounded for the matrices that read them: not at all, to int8, to int8 in two terms, or to int8 for few and for many.
+FLOATS, CODES, TWO_TERMS, EITHER = 0, 1, 2, 3
+
+# GGUF's tensor names; vectors are addresses of float32 copies. `reads_` says how what these matrices read is rounded.
 LAYER = np.dtype(
     [
+        ("index", np.int64),
+        ("is_dense", np.int64),  # one of the first layers, without experts
+        ("reads_normed", np.int64),  # attn_q_a, attn_kv_a_mqa
+        ("reads_q_normed", np.int64),
+        ("reads_q", np.int64),
+        ("reads_context", np.int64),
+        ("reads_heads", np.int64),
+        ("reads_ffn_normed", np.int64),  # gate and up, of all experts, too
+        ("reads_hidden", np.int64),  # ffn_down or ffn_down_shexp
+        ("reads_routed", np.int64),
         ("attn_norm", np.int64),
         ("attn_q_a", WEIGHT),
         ("attn_q_a_norm", np.int64),
@@ -82,22 +97,45 @@ MODEL = np.dtype(
         ("row_bytes", np.int64),
         ("output_norm", np.int64),
         ("output", WEIGHT),
+        ("reads_output", np.int64),
     ]
 )
 
-# One step: n_tokens new tokens at positions `position`, `position` + 1, ...; all buffers hold `max_tokens` rows or more.
+# So many tokens of one sequence that meet the matrices together.
+RUN = np.dtype(
+    [
+        ("first", np.int64),  # of its tokens in the step
+        ("n_tokens", np.int64),
+        ("position", np.int64),  # of its first token
+        ("cache", np.int64),  # the sequence's rows of cached_row.py (layers, capacity)
+        ("layer_bytes", np.int64),
+        ("partial", np.int64),  # what its queries gather from each segment of positions, before that is joined
+        ("columns", np.int64),  # of many tokens: cached rows of one layer in int8, in tiles
+    ]
+)
+
+# One step: the tokens of several runs. First stand all runs of few tokens (fewer than activations.FEW), then those of many.
+# The tokens that somebody wants logits of stand in the same order; only they pass the last layer.
 STEP = np.dtype(
     [
         ("n_tokens", np.int64),
-        ("position", np.int64),
-        ("n_logits", np.int64),  # of the last tokens
-        ("cache", np.int64),  # rows of cached_row.py (layers, capacity)
-        ("cache_layer_bytes", np.int64),
+        ("n_few", np.int64),  # tokens of runs of few
+        ("n_runs", np.int64),
+        ("runs", np.int64),  # RUN (n_runs,)
+        ("run", np.int64),  # int64 (n_tokens,): each token's run
+        ("n_wanted", np.int64),
+        ("wanted", np.int64),  # int64 (n_wanted,): tokens that pass the last layer, and then the same five for them
+        ("wanted_few", np.int64),
+        ("wanted_n_runs", np.int64),
+        ("wanted_runs", np.int64),
+        ("wanted_run", np.int64),
+        ("n_logits", np.int64),  # of the last of those
+        ("logits_few", np.int64),
         ("rope", np.int64),  # float32 (capacity, qk_rope_head_dim / 2, 2): cosine and sine, of the positions so far
         ("x", np.int64),  # float32 (n_tokens, hidden_size): the residual stream, holds the embeddings when the step begins
         ("x_stride", np.int64),
         ("normed", ACTIVATION),  # (n_tokens, hidden_size)
-        ("rest", ACTIVATION),  # of normed: what rounding to int8 took away, for the output matrix
+        ("ffn_normed", ACTIVATION),
         ("q_a", np.int64),  # float32 (n_tokens, q_lora_rank)
         ("q_a_stride", np.int64),
         ("q_normed", ACTIVATION),  # (n_tokens, q_lora_rank)
@@ -106,17 +144,13 @@ STEP = np.dtype(
         ("q", ACTIVATION),  # (n_tokens * heads, qk_nope_head_dim), each followed by its rope part
         ("query", np.int64),  # float32 (n_tokens * heads, row): absorbed queries
         ("context", ACTIVATION),  # (n_tokens * heads, kv_lora_rank): what attention gathers; then 16 for its bookkeeping
-        ("partial", np.int64),  # what one token gathers from each segment of positions, before they are joined
-        ("scores", np.int64),  # attention's scratch, for each thread
-        ("columns", np.int64),  # cached rows of one layer in int8, in tiles: what several tokens attend to
-        ("scratch", np.int64),  # one panel and one tile for each thread
-        ("scratch_stride", np.int64),
         ("heads", ACTIVATION),  # (n_tokens, heads * v_head_dim)
         ("router", np.int64),  # float32 (n_tokens, n_routed_experts)
         ("router_stride", np.int64),
         ("expert", np.int64),  # int64 (n_tokens, num_experts_per_tok)
         ("expert_weight", np.int64),  # float32, likewise
-        ("first", np.int64),  # int64 (n_routed_experts + 1): where an expert's tokens begin in the two lists below
+        ("first", np.int64),  # int64 (2 * n_routed_experts + 1): where an expert's few and its many tokens begin in the lists below
+        ("count", np.int64),  # int64 (n_routed_experts,): scratch
         ("token", np.int64),  # int64 (n_tokens * num_experts_per_tok): tokens sorted by expert
         ("weight", np.int64),  # float32, likewise
         ("routed", ACTIVATION),  # (n_tokens * num_experts_per_tok, moe_intermediate_size)
@@ -130,6 +164,31 @@ STEP = np.dtype(
     ]
 )
 
+# One thread.
+WORKER = np.dtype(
+    [
+        ("flags", np.int64),  # address of the team's flags
+        ("thread", np.int64),
+        ("n_threads", np.int64),
+        ("scratch", np.int64),  # one panel and one tile
+        ("attention", np.int64),  # attention's scratch
+        ("ticket", np.int64),  # the piece of work that it has drawn since the last wait, or -1
+        ("passed", np.int64),  # pieces of loops that it has left since then
+    ]
+)
+
 weight_record, activation_record, layer_record = from_dtype(WEIGHT), from_dtype(ACTIVATION), from_dtype(LAYER)
-model_record, step_record = from_dtype(MODEL), from_dtype(STEP)
-layer_array = types.Array(layer_record, 1, "C")
+model_record, step_record, run_record = from_dtype(MODEL), from_dtype(STEP), from_dtype(RUN)
+worker_record = from_dtype(WORKER)
+layer_array, worker_array = types.Array(layer_record, 1, "C"), types.Array(worker_record, 1, "C")
+
+
+@intrinsic
+def run_at(context, runs, i):
+    """The i-th RUN of those at an address."""
+
+    def generate(c, b, s, a):
+        address = b.add(a[0], b.mul(a[1], a[1].type(RUN.itemsize)))
+        return b.inttoptr(address, c.get_value_type(run_record))
+
+    return run_record(types.int64, types.int64), generate

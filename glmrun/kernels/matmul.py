@@ -5,15 +5,16 @@ For few x the rows are unpacked in registers, for up to four x at once; for many
 
 from numba import float32, int64, types
 
-from glmrun.kernels.activations import FEW
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats import floats, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.formats.panel import TABLE, panel_bytes, unpack_panel
-from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, weight_record
+from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, step_record, weight_record, worker_record
 from glmrun.kernels.rows import reads_codes
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
+from glmrun.kernels.team import first_piece, leave, next_piece, piece_size, wait
 
 ROWS = 32  # at a time
+PIECE = 1 << 17  # bytes of a matrix, at most, that a thread draws at a time
 NEAR = 128  # rows of a matrix that stay in the second-level cache
 STORE, ADD = 0, 1
 
@@ -66,6 +67,24 @@ def dot4(weight_format, row, columns, x0, x1, x2, x3):
     return q5_0.dot4(row, columns // 32, x0, x1, x2, x3)
 
 
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_twice(weight_format, rows, row_bytes, n_rows, columns, x, rest, out, scratch):
+    """dot_rows() of x in two int8 terms: out[r] = dequantize(row r) . (x + rest)."""
+    if weight_format == Q4_K:
+        q4_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
+    elif weight_format == Q6_K:
+        q6_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
+    elif weight_format == Q8_0:
+        q8_0.dot_rows_twice(rows, row_bytes, n_rows, columns // 32, x, rest, out)
+    else:
+        for r in range(0, n_rows, ROWS):
+            n = min(ROWS, n_rows - r)
+            dot_rows(weight_format, rows + r * row_bytes, row_bytes, n, columns, x, out + r * 4)
+            dot_rows(weight_format, rows + r * row_bytes, row_bytes, n, columns, rest, scratch)
+            for i in range(n):
+                store_f32(out + (r + i) * 4, load_f32(out + (r + i) * 4) + load_f32(scratch + i * 4))
+
+
 @kernel(int64(int64, int64))
 def _entry(index, i):
     """The i-th number of a list of int64, or i where there is no list."""
@@ -90,28 +109,31 @@ def _write_run(values, n, address, mode, weight):
         _write(address + r * 4, load_f32(values + r * 4), mode, weight)
 
 
-_wide = types.void(weight_record, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)
+_x, _out, _counts = types.UniTuple(int64, 3), types.UniTuple(int64, 3), types.UniTuple(int64, 2)
+_multiply = types.void(weight_record, int64, int64, int64, _x, int64, _out, int64, int64, int64)
 
 
-@kernel(_wide)
-def _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch):
-    """multiply() for few x: 32 rows stay in the first-level cache while all x pass."""
+@kernel(_multiply)
+def _multiply_rows(w, matrix, first, end, x, n, out, weights, mode, scratch):
+    """multiply() row by row: 32 rows stay in the first-level cache while all x pass."""
     rows = w.address + matrix * w.rows * w.row_bytes
     for block in range(first, end, ROWS):
         n_rows, i = min(ROWS, end - block), 0
         while i + 4 <= n:
-            x0, x1 = x + _entry(x_index, i) * x_stride, x + _entry(x_index, i + 1) * x_stride
-            x2, x3 = x + _entry(x_index, i + 2) * x_stride, x + _entry(x_index, i + 3) * x_stride
+            x0, x1 = x[0] + _entry(x[2], i) * x[1], x[0] + _entry(x[2], i + 1) * x[1]
+            x2, x3 = x[0] + _entry(x[2], i + 2) * x[1], x[0] + _entry(x[2], i + 3) * x[1]
             for r in range(block, block + n_rows):
                 y = dot4(w.format, rows + r * w.row_bytes, w.columns, x0, x1, x2, x3)
                 for j in range(4):
-                    target = out + _entry(out_index, i + j) * out_stride + r * 4
-                    _write(target, y[j], mode, weights + (i + j) * 4 if weights else 0)
+                    store_f32(scratch + (j * ROWS + r - block) * 4, y[j])
+            for j in range(4):
+                target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
+                _write_run(scratch + j * ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
             i += 4
         while i < n:
-            x0 = x + _entry(x_index, i) * x_stride
+            x0 = x[0] + _entry(x[2], i) * x[1]
             dot_rows(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, x0, scratch)
-            target = out + _entry(out_index, i) * out_stride + block * 4
+            target = out[0] + _entry(out[2], i) * out[1] + block * 4
             _write_run(scratch, n_rows, target, mode, weights + i * 4 if weights else 0)
             i += 1
 
@@ -124,18 +146,24 @@ def _enter(entry, x, result, factor):
     store_f32(entry + tile.FACTOR, factor)
 
 
-@kernel(_wide)
-def _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch):
-    """multiply() in tiles of 32 rows and 6 or 4 activations."""
-    rows, part, panel, add = w.address + matrix * w.rows * w.row_bytes, scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
-    table = panel + panel_bytes(w.columns)
+@kernel(types.void(_x, int64, _out, int64, int64, int64))
+def _fill_table(x, n, out, weights, mode, table):
+    """What the columns of the tiles read and where their results go: n of them, and as many again as a tile may have too many."""
     for i in range(n + tile.COLUMNS):  # columns that do not exist do once more what the last one does, or add nothing
         k, factor = min(i, n - 1), float32(1.0)
         if weights:
             factor = load_f32(weights + k * 4)
         if i >= n and mode == ADD:
             factor = float32(0.0)
-        _enter(table + i * tile.ENTRY, x + _entry(x_index, k) * x_stride, out + _entry(out_index, k) * out_stride, factor)
+        _enter(table + i * tile.ENTRY, x[0] + _entry(x[2], k) * x[1], out[0] + _entry(out[2], k) * out[1], factor)
+
+
+@kernel(_multiply)
+def _multiply_tiles(w, matrix, first, end, x, n, out, weights, mode, scratch):
+    """multiply() in tiles of 32 rows and 6 or 4 activations."""
+    rows, part, panel, add = w.address + matrix * w.rows * w.row_bytes, scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
+    table = panel + panel_bytes(w.columns)
+    _fill_table(x, n, out, weights, mode, table)
     tiles = (n + tile.COLUMNS - 1) // tile.COLUMNS
     run = (tile.ROWS * w.row_bytes // (w.columns // 32 * tiles) + 63) // 64 * 64
     for block in range(first, end, tile.ROWS):
@@ -152,87 +180,125 @@ def _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_str
                     _enter(part + j * tile.ENTRY, load_i64(columns + j * tile.ENTRY), scratch + j * tile.ROWS * 4, float32(1.0))
                 tile.multiply_tile(w.format, panel, w.columns, part, width, 0, 0, 0, 0, 0)
                 for j in range(min(width, n - i)):
-                    target = out + _entry(out_index, i + j) * out_stride + block * 4
+                    target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
                     _write_run(scratch + j * tile.ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
             i += width
             ahead += run * (w.columns // 32)
 
 
-@kernel(_wide)
-def multiply(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch):
-    """out[j, r] (= or +=) weights[i] * (row r of the matrix . x[k]) for rows first to end - 1 and i from 0 to n - 1.
+@kernel(_x(_x, int64), inline="always")
+def _behind(rows, n):
+    """A list of rows without its first n."""
+    return (rows[0] if rows[2] else rows[0] + n * rows[1]), rows[1], (rows[2] + n * 8 if rows[2] else 0)
 
-    x            address of rows `x_stride` bytes apart in the form that w.format reads; k = x_index[i], or i if x_index is 0
-    out          address of float32 rows `out_stride` bytes apart; j = out_index[i], or i if out_index is 0
-    weights      address of float32 (n,), or 0 for ones
+
+@kernel(types.void(weight_record, int64, int64, int64, _x, _counts, _out, int64, int64, int64))
+def multiply(w, matrix, first, end, x, n, out, weights, mode, scratch):
+    """out[j, r] (= or +=) weights[i] * (row r of the matrix . x[k]) for rows first to end - 1 and i from 0 to sum(n) - 1.
+
+    x            (address of rows in the form that w.format reads, bytes between them, index); k = index[i], or i if index is 0
+    n            (few, many): the first few meet the matrix row by row, the others in tiles
+    out          (address of float32 rows, bytes between them, index); j = index[i], or i if index is 0
+    weights      address of float32 (sum(n),), or 0 for ones
     mode         STORE or ADD
     scratch      address of this thread's panel and tile, scratch_bytes() of it
     """
-    if n >= FEW and reads_codes(w.format):
-        _multiply_tiles(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch)
-    else:
-        _multiply_rows(w, matrix, first, end, x, x_stride, x_index, n, out, out_stride, out_index, weights, mode, scratch)
+    few, many = n
+    if not reads_codes(w.format):
+        few, many = few + many, 0
+    if few:
+        _multiply_rows(w, matrix, first, end, x, few, out, weights, mode, scratch)
+    if many:
+        weights = weights + few * 4 if weights else 0
+        _multiply_tiles(w, matrix, first, end, _behind(x, few), many, _behind(out, few), weights, mode, scratch)
 
 
-@kernel(types.UniTuple(int64, 2)(activation_record, int64))
-def form_of(x, weight_format):
-    """(address, stride) of the form of x that matrices of this format read."""
+@kernel(_x(activation_record, int64, int64))
+def form_of(x, weight_format, index):
+    """The form of x that matrices of this format read, as multiply() takes it."""
     if reads_codes(weight_format):
-        return x.codes, x.codes_stride
-    return x.floats, x.floats_stride
+        return x.codes, x.codes_stride, index
+    return x.floats, x.floats_stride, index
 
 
-@kernel(types.UniTuple(int64, 2)(int64, int64, int64))
-def share(rows, thread, n_threads):
-    """(first, end) of this thread's part of the rows, in whole panels."""
+@kernel(int64(int64, int64, worker_record))
+def rows_of_piece(rows, row_bytes, w):
+    """How many rows make a piece of work: whole panels, long enough to stream, some pieces for each thread."""
     panels = (rows + tile.ROWS - 1) // tile.ROWS
-    return panels * thread // n_threads * tile.ROWS, min(rows, panels * (thread + 1) // n_threads * tile.ROWS)
+    return piece_size(panels, w, max(1, PIECE // (row_bytes * tile.ROWS))) * tile.ROWS
 
 
-@kernel(types.void(weight_record, activation_record, int64, int64, int64, int64, int64, int64, int64))
-def matmul(w, x, n, out, out_stride, mode, scratch, thread, n_threads):
-    """out (n, rows) (= or +=) x (n, columns) W^T: this thread's share of the rows."""
-    address, stride = form_of(x, w.format)
-    first, end = share(w.rows, thread, n_threads)
-    multiply(w, 0, first, end, address, stride, 0, n, out, out_stride, 0, 0, mode, scratch)
+@kernel(types.void(step_record, weight_record, activation_record, _out, int64, worker_record))
+def matmul(s, m, x, out, mode, w):
+    """out (tokens, rows) (= or +=) x (tokens, columns) M^T."""
+    rows, size = form_of(x, m.format, 0), rows_of_piece(m.rows, m.row_bytes, w)
+    n, piece = (s.n_few, s.n_tokens - s.n_few), first_piece(w)
+    while piece * size < m.rows:
+        multiply(m, 0, piece * size, min(m.rows, (piece + 1) * size), rows, n, out, 0, mode, w.scratch)
+        piece = next_piece(w)
+    leave(w, (m.rows + size - 1) // size)
 
 
-@kernel(types.void(weight_record, activation_record, activation_record, int64, int64, int64, int64, int64, int64, int64))
-def matmul_twice(w, x, rest, t0, n, out, out_stride, scratch, thread, n_threads):
-    """out (n, rows) = x[t0:t0 + n] W^T: this thread's share of the rows; where W is quantized, x in two int8 terms.
+@kernel(types.void(step_record, weight_record, activation_record, _out, worker_record))
+def linear(s, m, x, out, w):
+    """out (tokens, rows) = x M^T."""
+    matmul(s, m, x, out, STORE, w)
 
-    rest    what rounding took from x, see quantize_rest(); rows of W are still in the cache when they meet it
+
+@kernel(types.void(step_record, weight_record, activation_record, worker_record))
+def add_linear(s, m, x, w):
+    """The residual stream (tokens, rows) += x M^T, when all threads have computed x."""
+    matmul(s, m, x, (s.x, s.x_stride, 0), ADD, w)
+    wait(w)
+
+
+@kernel(types.void(weight_record, int64, int64, _x, _counts, _out, int64))
+def _exact_rows(m, first, end, x, n, out, scratch):
+    """linear_exact() for rows first to end - 1 of M; x is (first terms, bytes between rows, second terms)."""
+    few, many = n
+    if not reads_codes(m.format):
+        multiply(m, 0, first, end, (x[0], x[1], 0), n, out, 0, STORE, scratch)
+        return
+    rows = m.address + first * m.row_bytes
+    for i in range(few):
+        at = i * x[1]
+        target = out[0] + i * out[1] + first * 4
+        dot_rows_twice(m.format, rows, m.row_bytes, end - first, m.columns, x[0] + at, x[2] + at, target, scratch)
+    if many:
+        at, target = few * x[1], _behind(out, few)
+        _multiply_tiles(m, 0, first, end, (x[0] + at, x[1], 0), many, target, 0, STORE, scratch)
+        _multiply_tiles(m, 0, first, end, (x[2] + at, x[1], 0), many, target, 0, ADD, scratch)
+
+
+@kernel(types.void(weight_record, activation_record, int64, _counts, _out, worker_record))
+def linear_exact(m, x, first_x, n, out, w):
+    """out (sum(n), rows) = x[first_x:] M^T; where M is quantized, x in two int8 terms.
+
+    n   (few, many), as multiply() takes it; rows of M are still in the cache when they meet the second term
     """
-    address, stride = form_of(x, w.format)
-    address, second = address + t0 * stride, rest.codes + t0 * rest.codes_stride
-    first, end = share(w.rows, thread, n_threads)
-    rows, together = w.address + first * w.row_bytes, out + first * 4
-    if n == 1 and w.format == Q4_K:
-        q4_k.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 256, address, second, together)
-        return
-    if n == 1 and w.format == Q6_K:
-        q6_k.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 256, address, second, together)
-        return
-    if n == 1 and w.format == Q8_0:
-        q8_0.dot_rows_twice(rows, w.row_bytes, end - first, w.columns // 32, address, second, together)
-        return
-    for r in range(first, end, NEAR):
-        after = min(r + NEAR, end)
-        multiply(w, 0, r, after, address, stride, 0, n, out, out_stride, 0, 0, STORE, scratch)
-        if reads_codes(w.format):
-            multiply(w, 0, r, after, second, rest.codes_stride, 0, n, out, out_stride, 0, 0, ADD, scratch)
+    size = rows_of_piece(m.rows, m.row_bytes, w)
+    address, stride, _ = form_of(x, m.format, 0)
+    address, rest = address + first_x * stride, x.rest + first_x * stride
+    piece = first_piece(w)
+    while piece * size < m.rows:
+        after = min(m.rows, (piece + 1) * size)
+        for first in range(piece * size, after, NEAR):
+            _exact_rows(m, first, min(after, first + NEAR), (address, stride, rest), n, out, w.scratch)
+        piece = next_piece(w)
+    leave(w, (m.rows + size - 1) // size)
 
 
-@kernel(types.void(weight_record, activation_record, int64, int64, int64, int64, int64, int64, int64, int64))
-def matmul_heads(w, x, n, heads, out, out_stride, head_stride, scratch, thread, n_threads):
-    """out[t, h] = W[h] x[t, h] for a stack of one matrix a head; x has n * heads rows, strides are bytes.
-
-    This thread's share is one run of the stack's panels: memory likes long runs better than a part of every head.
-    """
-    address, stride = form_of(x, w.format)
-    panels = (w.rows + tile.ROWS - 1) // tile.ROWS
-    begin, after = heads * panels * thread // n_threads, heads * panels * (thread + 1) // n_threads
-    for h in range(begin // panels, (after + panels - 1) // panels):
-        first, end = max(begin - h * panels, 0) * tile.ROWS, min((after - h * panels) * tile.ROWS, w.rows)
-        x_h, out_h = address + h * stride, out + h * head_stride
-        multiply(w, h, first, end, x_h, heads * stride, 0, n, out_h, out_stride, 0, 0, STORE, scratch)
+@kernel(types.void(step_record, weight_record, activation_record, int64, _out, int64, worker_record))
+def linear_heads(s, m, x, heads, out, head_stride, w):
+    """out[t, h] = M[h] x[t, h] for a stack of one matrix a head; x has tokens * heads rows, strides are bytes."""
+    address, stride, _ = form_of(x, m.format, 0)
+    size = rows_of_piece(m.rows * heads, m.row_bytes, w)
+    size = min(size, (m.rows + tile.ROWS - 1) // tile.ROWS * tile.ROWS)
+    parts = (m.rows + size - 1) // size
+    n, piece = (s.n_few, s.n_tokens - s.n_few), first_piece(w)
+    while piece < heads * parts:
+        h, first = piece // parts, piece % parts * size
+        rows, target = (address + h * stride, heads * stride, 0), (out[0] + h * head_stride, out[1], 0)
+        multiply(m, h, first, min(m.rows, first + size), rows, n, target, 0, STORE, w.scratch)
+        piece = next_piece(w)
+    leave(w, heads * parts)

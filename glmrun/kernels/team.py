@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numba import int32, int64, types
+from numba import int32, int64, types, uint32
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.layout import worker_record
 from glmrun.kernels.simd.atomic import atomic_add, atomic_load, atomic_store, pause
 from glmrun.machine import available_cores
 
 # Offsets in bytes: each counter has its own pair of cache lines.
-ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, SIZE = 0, 128, 256, 384, 512, 640
+ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, NEXT, SIZE = 0, 128, 256, 384, 512, 640, 768
 SPINS = 2000  # about as long as the longest healthy wait; then the core goes to whoever needs it
+NAP = 20  # microseconds: an idle core takes over the thread that waits elsewhere for a busy one
 
-_sched_yield = types.ExternalFunction("sched_yield", int32())
+_usleep = types.ExternalFunction("usleep", int32(uint32))
 
 
 @kernel(types.void(int64, int64))
@@ -30,15 +32,56 @@ def barrier(flags, n_threads):
     phase = atomic_load(flags + PHASE)
     if atomic_add(flags + ARRIVED, 1) == n_threads - 1:
         atomic_store(flags + ARRIVED, 0)
+        atomic_store(flags + NEXT, 0)
         atomic_store(flags + PHASE, phase + 1)
         return
     spins = 0
     while atomic_load(flags + PHASE) == phase:
         spins += 1
         if spins > SPINS:
-            _sched_yield()
+            _usleep(uint32(NAP))
         else:
             pause()
+
+
+# Work is shared out at run time. Between two waits all threads pass the same loops over pieces, in the same order; a thread draws
+# a ticket, a number in the row of all those pieces, and keeps it until it comes to the loop that the ticket belongs to. So a core
+# that is slow or busy costs a piece and not the step. Which thread computes a piece never changes what it computes.
+
+
+@kernel(types.void(worker_record))
+def wait(w):
+    """Return when all threads have come here; what they wrote before is then visible to all."""
+    barrier(w.flags, w.n_threads)
+    w.ticket = -1
+    w.passed = 0
+
+
+@kernel(int64(worker_record))
+def first_piece(w):
+    """The first piece of this loop that is this thread's, counted from the loop's first; beyond the last if there is none."""
+    if w.ticket < 0:
+        w.ticket = atomic_add(w.flags + NEXT, 1)
+    return w.ticket - w.passed
+
+
+@kernel(int64(worker_record))
+def next_piece(w):
+    """The next piece of this loop for this thread."""
+    w.ticket = atomic_add(w.flags + NEXT, 1)
+    return w.ticket - w.passed
+
+
+@kernel(types.void(worker_record, int64))
+def leave(w, n_pieces):
+    """Behind a loop of so many pieces."""
+    w.passed += n_pieces
+
+
+@kernel(int64(int64, worker_record, int64))
+def piece_size(n, w, most):
+    """How many of n things make a piece: some pieces for each thread, at most so many things."""
+    return max(1, min(most, n // (4 * w.n_threads)))
 
 
 class Team:
@@ -51,11 +94,19 @@ class Team:
         aligned = self._flags[self.flags - self._flags.ctypes.data :].view(np.int64)[: SIZE // 8]  # int64 (SIZE / 8,)
         self._cancel, self._parts = aligned[CANCEL // 8 :], aligned[DONE_PARTS // 8 :]
         self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
+        self._threads: list[threading.Thread] = []
         self._runs = 0
         for thread, work in enumerate(self._work):
             arguments = (work, self._flags, (self.flags, thread, self.n_threads))
-            threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}").start()
+            self._threads.append(threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}"))
+            self._threads[-1].start()
         weakref.finalize(self, _dismiss, self._work)
+
+    def close(self) -> None:
+        """End the threads; nothing runs on them any more."""
+        _dismiss(self._work)
+        for thread in self._threads:
+            thread.join()
 
     def run(self, function: Callable[..., int], *arguments: Any) -> int:
         """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""

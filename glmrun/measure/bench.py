@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glmrun.measure.machine import cpu_name, peak_memory
+from glmrun.measure.steps import Steps
 
 if TYPE_CHECKING:
     from glmrun.engine.model import Model
@@ -158,10 +159,13 @@ def measure(
         if loaded != (case.path, case.n_threads):
             same = [c for c in todo if (c.path, c.n_threads) == (case.path, case.n_threads)]
             n_ctx = max(c.n_depth + c.n_tokens for c in same)
+            if model is not None:
+                model.close()
             model = None  # two models at once may not fit
             began = time.perf_counter()
             model = glmrun.load(case.path, n_ctx=n_ctx, n_threads=case.n_threads, kv_type=kv_type)
             load_seconds = time.perf_counter() - began
+            steps = Steps(model)
             loaded, filled = (case.path, case.n_threads), 0
         assert model is not None
         yield case, 0, None
@@ -170,15 +174,15 @@ def measure(
         peak_memory(restart=True)
         began = time.perf_counter()
         if filled != case.n_depth:
-            model.reset()
+            steps.truncate(0)
             filled = case.n_depth
         if warmup:
-            _once(model, case)
+            _once(model, steps, case)
         warmup_seconds = time.perf_counter() - began
         samples = []
         for i in range(repetitions):
             yield case, i, None
-            samples.append(_once(model, case))
+            samples.append(_once(model, steps, case))
         totals, prompts = [round(1e9 * (p + g)) for p, g in samples], [round(1e9 * p) for p, _ in samples]
         told, read = facts(model) | {"n_ubatch": case.n_ubatch}, model.weights.bytes_per_token
         yield (
@@ -187,13 +191,13 @@ def measure(
         )  # fmt: skip
 
 
-def _once(model: "Model", case: Case) -> tuple[float, float]:
+def _once(model: "Model", steps: Steps, case: Case) -> tuple[float, float]:
     """Seconds of one run: (of the prompt, of the tokens made). What stands at its depth is kept."""
-    model.truncate(case.n_depth)
-    if model.n_cached < case.n_depth:
-        model.prefill_tokens(_tokens(model, case.n_depth, seed=1))
-    prompt = model.prefill_tokens(_tokens(model, case.n_prompt, seed=2), case.n_ubatch) if case.n_prompt else 0.0
-    return prompt, model.decode_tokens(case.n_gen) if case.n_gen else 0.0
+    steps.truncate(case.n_depth)
+    if steps.n_cached < case.n_depth:
+        steps.prefill(_tokens(model, case.n_depth, seed=1))
+    prompt = steps.prefill(_tokens(model, case.n_prompt, seed=2), case.n_ubatch) if case.n_prompt else 0.0
+    return prompt, steps.decode(case.n_gen) if case.n_gen else 0.0
 
 
 def _tokens(model: "Model", count: int, seed: int) -> list[int]:

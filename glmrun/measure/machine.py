@@ -126,7 +126,7 @@ def read_bandwidth(team: "Team", n_bytes: int = 1 << 30, rounds: int = 5) -> flo
     """Bytes a second that all threads together read from memory: the best of some rounds over n_bytes of it."""
     import numpy as np
 
-    from glmrun.kernels.read_memory import read_memory
+    from glmrun.kernels.checks import read_memory
 
     memory, out = np.ones(n_bytes // 4, np.float32), np.zeros(16 * team.n_threads, np.float32)
     best = 0.0

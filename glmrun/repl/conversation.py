@@ -354,7 +354,7 @@ class Conversation:
 
     def _cache_of_session(self, new: bool = False) -> "SavedCache | None":
         """The saved cache of this session, if there is one or a new one is wanted, and the model is one that has a cache here."""
-        if self.session is None or not hasattr(self.model, "cache_rows") or not (new or self.session.cache_path.exists()):
+        if self.session is None or not hasattr(self.model, "latest") or not (new or self.session.cache_path.exists()):
             return None
         from glmrun.engine.saved_cache import SavedCache
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from glmrun.gguf.reader import GGUFFile, TensorInfo
-from glmrun.kernels.scales import first_with_all
+from glmrun.kernels.checks import first_with_all
 from glmrun.machine import cache_folder
 from quant.errors import UserError
 from quant.formats import READABLE

@@ -6,13 +6,28 @@ import numpy as np
 
 from glmrun.gguf.reader import GGUFFile
 from glmrun.kernels.attention.cached_row import row_bytes
-from glmrun.kernels.layout import F16, F32, LAYER, MODEL, Q8_0, WEIGHT
+from glmrun.kernels.layout import CODES, EITHER, F16, F32, FLOATS, LAYER, MODEL, Q8_0, TWO_TERMS, WEIGHT
 from glmrun.tensors.repack import Converting, tensors_to_run
 from quant.config import Config, read_per_token
 from quant.errors import UserError
 from quant.formats import FORMATS, READABLE
 
 KV_TYPES = {"f16": F16, "q8_0": Q8_0, "f32": F32}  # of cached rows
+# How a layer's rows are rounded where one of these matrices is quantized. The first attention matrices decide where every head
+# looks; an expert may meet few or many of its tokens.
+_READERS = {
+    "reads_normed": (TWO_TERMS, ("attn_q_a", "attn_kv_a_mqa")),
+    "reads_q_normed": (CODES, ("attn_q_b",)),
+    "reads_q": (CODES, ("attn_k_b",)),
+    "reads_context": (CODES, ("attn_v_b",)),
+    "reads_heads": (CODES, ("attn_output",)),
+    "reads_ffn_normed": (
+        EITHER,
+        ("ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_shexp", "ffn_up_shexp"),
+    ),
+    "reads_hidden": (CODES, ("ffn_down", "ffn_down_shexp")),
+    "reads_routed": (CODES, ("ffn_down_exps",)),
+}
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -57,14 +72,22 @@ class Weights:
         model["float_attention"] = fine or model["cache_type"] == F32
         model["row_bytes"] = row_bytes(int(model["row"][0]), int(model["cache_type"][0]))
         model["output_norm"] = self._vector("output_norm.weight")
-        model["output"] = self._matrix("token_embd.weight" if c.tie_word_embeddings else "output.weight")
+        output = "token_embd.weight" if c.tie_word_embeddings else "output.weight"
+        model["output"] = self._matrix(output)
         self.layers = np.zeros(c.num_hidden_layers, LAYER)  # LAYER (num_hidden_layers,)
         for i, layer in enumerate(self.layers):
+            layer["index"], layer["is_dense"] = i, i < c.first_k_dense_replace
             for field in LAYER.names or ():
                 name = f"blk.{i}.{field}." + ("bias" if field == "exp_probs_b" else "weight")
                 if name in self.tensors:
                     layer[field] = self._matrix(name) if LAYER[field] == WEIGHT else self._vector(name)
+            for field, (rounding, readers) in _READERS.items():
+                layer[field] = rounding if any(self._reads_codes(f"blk.{i}.{name}.weight") for name in readers) else FLOATS
+        model["reads_output"] = TWO_TERMS if self._reads_codes(output) else FLOATS
         self.model = model[0]
+
+    def _reads_codes(self, name: str) -> bool:
+        return name in self.tensors and FORMATS[self.tensors[name].format].block_length > 1
 
     def _vector(self, name: str) -> int:
         """Address of a float32 copy: vectors are small, and kernels then know one type."""

@@ -9,15 +9,14 @@ positions in turn, the softmax kept up to date tile by tile. What is rounded, in
     weights e**score          along the positions, 255 steps to the largest of the block: never negative, so no bit for a sign
     latent values             along the positions, 127 steps, blocks counted from position 0
 
-The sum that divides is that of the rounded weights. Models without quantized matrices take attention_float.py, also the slow twin.
+The sum that divides is that of the rounded weights. Models without quantized matrices take exact.py, also the slow twin.
 Sources: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018. What rounding costs: benchmarks/LOG.md.
 """
 
-import math
+from numba import float32, int64, types
 
-from numba import boolean, float32, int64, types
-
-from glmrun.kernels.attention import exact as attention_float
+from glmrun.kernels.activations import FEW as FEW_TOKENS
+from glmrun.kernels.attention import exact
 from glmrun.kernels.attention.cached_row import load_cached
 from glmrun.kernels.attention.tile import (
     BLOCK,
@@ -48,8 +47,8 @@ from glmrun.kernels.attention.tile import (
 )
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
-from glmrun.kernels.layout import F16, model_record, step_record
-from glmrun.kernels.rows import quantize
+from glmrun.kernels.layout import F16, layer_record, model_record, run_at, run_record, step_record, worker_record
+from glmrun.kernels.rows import round_row
 from glmrun.kernels.simd.arithmetic import exp, fma, to_f32
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.dots import add_dot_u8s8
@@ -65,13 +64,13 @@ from glmrun.kernels.simd.memory import (
     zero_f32x16,
 )
 from glmrun.kernels.simd.types import f32x16
-from glmrun.kernels.team import CANCEL
+from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, wait
 
 TILE = 256  # positions between two updates of the softmax
-SEGMENTS = 16  # at most: pieces of work when a single token attends
+SEGMENTS = 16  # at most: into which the positions of few tokens are cut
 LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
 _void = types.void
-_LOWEST = float32(-math.inf)
+_LOWEST = float32(-1e30)  # below every score, and finite: a query that sees nothing of a segment leaves no NaN
 _VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
 
 
@@ -111,7 +110,7 @@ def result_bytes(m):
 def scratch_bytes(m):
     """Bytes of scratch that one thread needs."""
     own = 2304 + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128 + result_bytes(m) + tile_bytes(m)
-    return (max(own, attention_float.scratch_bytes(m)) + 63) // 64 * 64
+    return (max(own, exact.scratch_bytes(m)) + 63) // 64 * 64
 
 
 @kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
@@ -179,15 +178,22 @@ def _round_rows(m, rows, n, out, words):
         _value_columns(m, rows + p * m.row_bytes, min(BLOCK, n - p), values + p, scales + p // BLOCK * m.latent * 4, words)
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64))
-def round_cache(m, s, layer, thread, n_threads):
-    """Several tokens: this thread's share of the tiles of columns of all positions so far, for attend()."""
-    if s.n_tokens == 1 or m.float_attention:
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def round_cache(m, layer, s, w):
+    """Tiles of columns of all positions so far, for the runs of many tokens: every panel of queries meets them."""
+    if m.float_attention:
         return
-    cache, end = s.cache + layer * s.cache_layer_bytes, s.position + s.n_tokens
-    words = s.scores + thread * scratch_bytes(m)
-    for p in range(thread * TILE, end, n_threads * TILE):
-        _round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), s.columns + p // TILE * tile_bytes(m), words)
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        if run.n_tokens < FEW_TOKENS:
+            continue
+        cache, end = run.cache + layer.index * run.layer_bytes, run.position + run.n_tokens
+        tiles, piece = (end + TILE - 1) // TILE, first_piece(w)
+        while piece < tiles:
+            p = piece * TILE
+            _round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), run.columns + piece * tile_bytes(m), w.attention)
+            piece = next_piece(w)
+        leave(w, tiles)
 
 
 # ---- queries as a panel ----------------------------------------------------------------------------------------------
@@ -330,113 +336,139 @@ def _clear(m, out):
         store_f32x16(out + m.latent * QUERIES * 4 + k, splat_f32(_LOWEST))
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64, int64, int64, int64, int64))
-def _meet(m, s, first_query, panel, columns, first, end, scratch, out):
-    """A panel of queries against positions first to end - 1 (one tile); each query sees no further than its own token."""
+@kernel(_void(model_record, run_record, int64, int64, int64, int64, int64, int64, int64))
+def _meet(m, run, first_query, panel, columns, first, end, scratch, out):
+    """A panel of a run's queries against positions first to end - 1 (one tile); each query sees no further than its own token."""
     limits, shrinks = scratch + 2048, scratch + 2176
     scores = scratch + 2304 + _panel_bytes(m)
     weights = scores + TILE * QUERIES * 4
-    heads, last = m.num_attention_heads, s.n_tokens * m.num_attention_heads - 1
+    heads, last = m.num_attention_heads, run.n_tokens * m.num_attention_heads - 1
     for i in range(QUERIES):
-        own = s.position + min(first_query + i, last) // heads
+        own = run.position + min(first_query + i, last) // heads
         store_f32(limits + i * 4, float32(min(end, own + 1) - first))
-    n = min(end, s.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
+    n = min(end, run.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
     few = first_query + FEW > last
     _scores(m, panel, columns, n, few, scores)
     _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
     _gather(m, weights, columns, n, few, shrinks, out)
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64, int64))
-def _finish(m, s, first_query, sums, out, words):
-    """Divide a panel's result by its sums of weights, into the rows of s.context (float32 form)."""
-    queries, stride = s.n_tokens * m.num_attention_heads, s.context.floats_stride
-    for half in range(0, min(QUERIES, queries - first_query), 16):
+@kernel(_void(model_record, layer_record, step_record, int64, int64, int64, int64, int64))
+def _finish(m, layer, s, first, n, sums, out, scratch):
+    """Divide n queries' results by their sums of weights, into rows of s.context from `first` on, rounded for attn_v_b.
+
+    out, sums    float32 (latent, QUERIES) and (QUERIES,), from a query that is the first of 16 on
+    scratch      words, and behind them float32 (kv_lora_rank,)
+    """
+    stride = s.context.floats_stride
+    for half in range(0, n, 16):
         factor = splat_f32(float32(1.0)) / load_f32x16(sums + half * 4)
         for k in range(0, m.latent, 16):
             for i in range(16):
-                store_f32x16(words + i * 64, load_f32x16(out + ((k + i) * QUERIES + half) * 4) * factor)
-            transpose_words(words, words, 64)
-            for i in range(min(16, queries - first_query - half)):
-                row = s.context.floats + (first_query + half + i) * stride
-                store_f32x16(row + k * 4, load_f32x16(words + i * 64))
+                store_f32x16(scratch + i * 64, load_f32x16(out + ((k + i) * QUERIES + half) * 4) * factor)
+            transpose_words(scratch, scratch, 64)
+            for i in range(min(16, n - half)):
+                row = s.context.floats + (first + half + i) * stride
+                store_f32x16(row + k * 4, load_f32x16(scratch + i * 64))
+    for i in range(first, first + n):
+        round_row(s.context, i, i < s.n_few * m.num_attention_heads, layer.reads_context, scratch + 2048)
 
 
 # ---- the threads' work ------------------------------------------------------------------------------------------------
+# A piece of work is an item: some queries of a run, and a segment of the positions that they see. Runs of few tokens cut their
+# positions into segments, each of which rounds its own cached rows; runs of many have one segment and rounded columns. What an item
+# computes depends on its own run only.
 
 
-@kernel(int64(int64), inline="always")
-def _segment(end):
-    """Positions of one piece of work when a single token attends: whole blocks, as many for any number of threads."""
+@kernel(int64(run_record), inline="always")
+def _segment(run):
+    """Positions of a segment: whole blocks, as many for any number of threads."""
+    end = run.position + run.n_tokens
+    if run.n_tokens >= FEW_TOKENS:
+        return end
     return ((end + SEGMENTS - 1) // SEGMENTS + BLOCK - 1) // BLOCK * BLOCK
 
 
-@kernel(_void(model_record, step_record, int64, boolean, int64, int64, int64))
-def attend(m, s, layer, codes, team, thread, n_threads):
-    """Several tokens: this thread's share of the queries, a panel at a time, into s.context, in int8 too if codes are wanted.
+@kernel(int64(run_record), inline="always")
+def _segments(run):
+    """How many segments a run's positions have."""
+    return (run.position + run.n_tokens + _segment(run) - 1) // _segment(run)
 
-    One token: this thread's share of the segments of positions into s.partial; merge() finishes.
-    """
-    if m.float_attention:
-        attention_float.attend(m, s, layer, codes, s.scores + thread * scratch_bytes(m), thread, n_threads)
-        return
-    cache, scratch = s.cache + layer * s.cache_layer_bytes, s.scores + thread * scratch_bytes(m)
-    panel, end, queries = scratch + 2304, s.position + s.n_tokens, s.n_tokens * m.num_attention_heads
+
+@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64))
+def _attend_item(m, layer, s, run, item, scratch):
+    """Queries of a panel against a segment of positions: into s.context, or into the run's partial results to be merged."""
+    heads, end, cache = m.num_attention_heads, run.position + run.n_tokens, run.cache + layer.index * run.layer_bytes
+    queries, panel = run.n_tokens * heads, scratch + 2304
+    panels, segments = (queries + QUERIES - 1) // QUERIES, _segments(run)
+    first_query, segment = item % panels * QUERIES, item // panels
+    n = min(QUERIES, queries - first_query)
     out = panel + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128
-    columns, panels, heads = out + result_bytes(m), (queries + QUERIES - 1) // QUERIES, m.num_attention_heads
-    if s.n_tokens == 1:
-        for first_query in range(0, queries, QUERIES):
-            query = s.query + first_query * m.row * 4
-            _query_panel(m, query, min(QUERIES, queries - first_query), panel, scratch)
-            for segment in range(thread, (end + _segment(end) - 1) // _segment(end), n_threads):
-                out = s.partial + (segment * panels + first_query // QUERIES) * result_bytes(m)
-                _clear(m, out)
-                segment_end = min(end, (segment + 1) * _segment(end))
-                for p in range(segment * _segment(end), segment_end, TILE):
-                    tile_end = min(segment_end, p + TILE)
-                    _round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
-                    _meet(m, s, first_query, panel, columns, p, tile_end, scratch, out)
-        return
-    for first_query in range(thread * QUERIES, queries, n_threads * QUERIES):
-        if atomic_load(team + CANCEL):
-            return
-        _query_panel(m, s.query + first_query * m.row * 4, min(QUERIES, queries - first_query), panel, scratch)
-        _clear(m, out)
-        seen = min(end, s.position + min(first_query + QUERIES - 1, queries - 1) // heads + 1)
-        for p in range(0, seen, TILE):
-            _meet(m, s, first_query, panel, s.columns + p // TILE * tile_bytes(m), p, min(end, p + TILE), scratch, out)
-        _finish(m, s, first_query, out + (m.latent + 1) * QUERIES * 4, out, scratch)
-        quantize(s.context, codes, s.n_tokens, first_query, min(first_query + QUERIES, queries))
+    columns = out + result_bytes(m)
+    if segments > 1:
+        out = run.partial + item * result_bytes(m)
+    _query_panel(m, s.query + (run.first * heads + first_query) * m.row * 4, n, panel, scratch)
+    _clear(m, out)
+    after = min(end, (segment + 1) * _segment(run), run.position + (first_query + n - 1) // heads + 1)
+    for p in range(segment * _segment(run), after, TILE):
+        tile_end = min(end, (segment + 1) * _segment(run), p + TILE)
+        if run.n_tokens < FEW_TOKENS:
+            _round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
+            _meet(m, run, first_query, panel, columns, p, tile_end, scratch, out)
+        else:
+            _meet(m, run, first_query, panel, run.columns + p // TILE * tile_bytes(m), p, tile_end, scratch, out)
+    if segments == 1:
+        _finish(m, layer, s, run.first * heads + first_query, n, out + (m.latent + 1) * QUERIES * 4, out, scratch)
 
 
-@kernel(_void(model_record, step_record, int64, int64))
-def merge(m, s, thread, n_threads):
-    """One token: join the segments of this thread's share of the latent values, in their order, into s.context (float32 form)."""
+@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64, int64))
+def _merge(m, layer, s, run, first, n, scratch):
+    """Join the segments of n queries (one vector of them), in their order, into s.context, rounded for attn_v_b."""
+    size, segments = result_bytes(m), _segments(run)
+    panels = (run.n_tokens * m.num_attention_heads + QUERIES - 1) // QUERIES
+    factors, out = scratch + 2304, scratch + 2304 + SEGMENTS * 64  # float32 (segments, 16); (latent + 2, QUERIES), a vector wide
+    part, lanes = run.partial + first // QUERIES * size, first % QUERIES * 4
+    state = part + m.latent * QUERIES * 4 + lanes
+    now, sums = splat_f32(_LOWEST), zero_f32x16()
+    for g in range(segments):
+        now = maximum_or_nan(now, load_f32x16(state + g * panels * size))
+    for g in range(segments):
+        factor = exp(load_f32x16(state + g * panels * size) - now)
+        store_f32x16(factors + g * 64, factor)
+        sums = fma(load_f32x16(state + g * panels * size + QUERIES * 4), factor, sums)
+    store_f32x16(out + m.latent * QUERIES * 4, sums)
+    for k in range(m.latent):
+        x = zero_f32x16()
+        for g in range(segments):
+            x = fma(load_f32x16(part + g * panels * size + k * QUERIES * 4 + lanes), load_f32x16(factors + g * 64), x)
+        store_f32x16(out + k * QUERIES * 4, x)
+    _finish(m, layer, s, run.first * m.num_attention_heads + first, n, out + m.latent * QUERIES * 4, out, scratch)
+
+
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def attend(m, layer, s, w):
+    """Wait for queries and columns; every query gathers the latent values that it sees, into s.context, rounded for attn_v_b."""
+    wait(w)
     if m.float_attention:
-        attention_float.merge(m, s, thread, n_threads)
+        exact.attend(m, layer, s, w)
         return
-    heads, end, size = m.num_attention_heads, s.position + 1, result_bytes(m)
-    panels, segments = (heads + QUERIES - 1) // QUERIES, (end + _segment(end) - 1) // _segment(end)
-    words = s.scores + thread * scratch_bytes(m)
-    factors = words + 2304  # float32 (segments, 16)
-    stride = s.context.floats_stride
-    for first in range(0, heads, 16):
-        part, lanes = s.partial + first // QUERIES * size, first % QUERIES * 4
-        state = part + m.latent * QUERIES * 4 + lanes
-        now, sums = splat_f32(_LOWEST), zero_f32x16()
-        for g in range(segments):
-            now = maximum_or_nan(now, load_f32x16(state + g * panels * size))
-        for g in range(segments):
-            factor = exp(load_f32x16(state + g * panels * size) - now)
-            store_f32x16(factors + g * 64, factor)
-            sums = fma(load_f32x16(state + g * panels * size + QUERIES * 4), factor, sums)
-        factor = splat_f32(float32(1.0)) / sums
-        for k in range(thread * 16, m.latent, n_threads * 16):
-            for i in range(16):
-                x = zero_f32x16()
-                for g in range(segments):
-                    x = fma(load_f32x16(part + g * panels * size + (k + i) * QUERIES * 4 + lanes), load_f32x16(factors + g * 64), x)
-                store_f32x16(words + i * 64, x * factor)
-            transpose_words(words, words, 64)
-            for i in range(min(16, heads - first)):
-                store_f32x16(s.context.floats + (first + i) * stride + k * 4, load_f32x16(words + i * 64))
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        items = (run.n_tokens * m.num_attention_heads + QUERIES - 1) // QUERIES * _segments(run)
+        piece = first_piece(w)
+        while piece < items:
+            if not atomic_load(w.flags + CANCEL):
+                _attend_item(m, layer, s, run, piece, w.attention)
+            piece = next_piece(w)
+        leave(w, items)
+    wait(w)
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        if _segments(run) > 1:
+            queries = run.n_tokens * m.num_attention_heads
+            items, piece = (queries + 15) // 16, first_piece(w)
+            while piece < items:
+                _merge(m, layer, s, run, piece * 16, min(16, queries - piece * 16), w.attention)
+                piece = next_piece(w)
+            leave(w, items)
+    wait(w)

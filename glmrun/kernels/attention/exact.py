@@ -10,19 +10,22 @@ Source: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018.
 
 import math
 
-from numba import boolean, float32, int64, types
+from numba import float32, int64, types
 
+from glmrun.kernels.activations import FEW
 from glmrun.kernels.attention.cached_row import load_cached
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.layout import model_record, step_record
-from glmrun.kernels.rows import quantize
+from glmrun.kernels.layout import layer_record, model_record, run_at, run_record, step_record, worker_record
+from glmrun.kernels.rows import round_row
 from glmrun.kernels.simd.arithmetic import exp, fma, largest, maximum, total
+from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, splat_f32, store_f32, store_f32x16, zero_f32x16
+from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, wait
 
 TILE = 64  # positions whose scores are held at once
-SEGMENT = 256  # positions of one piece of work when a single token attends
+SEGMENT = 256  # positions into which those of few tokens are cut
 _void = types.void
-_four = types.UniTuple(int64, 4)
+_four, _pair = types.UniTuple(int64, 4), types.UniTuple(int64, 2)
 
 
 @kernel(_void(model_record, _four, int64, int64, int64, int64))
@@ -112,29 +115,31 @@ def _gather(m, out, shrink, cache, first, end, scores):
         store_f32x16(o3, d0), store_f32x16(o3 + 64, d1), store_f32x16(o3 + 128, d2), store_f32x16(o3 + 192, d3)
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64, int64, int64, int64, int64))
-def _attend(m, s, cache, first_query, out, out_stride, first, end, scores):
+@kernel(_void(model_record, run_record, int64, int64, int64, _pair, int64, int64, int64))
+def _attend(m, run, query0, cache, first_query, out, first, end, scores):
     """Queries first_query to first_query + 3 against positions first to end - 1; each sees no further than its own token.
 
-    out     address of the first query's row: latent values and the softmax's state; queries that do not exist leave it alone
+    query0  address of the run's first query
+    out     (address of the first query's row, bytes between rows): latent values and the softmax's state; queries that do not
+            exist leave it alone
     scores  address of float32 (4, TILE), and behind it one row of `out` for queries that do not exist
     """
-    queries = s.n_tokens * m.num_attention_heads
+    queries = run.n_tokens * m.num_attention_heads
     spare = scores + 4 * TILE * 4
     last = min(first_query + 3, queries - 1)
     q0, q1, q2, q3 = first_query, min(first_query + 1, last), min(first_query + 2, last), min(first_query + 3, last)
-    query = (s.query + q0 * m.row * 4, s.query + q1 * m.row * 4, s.query + q2 * m.row * 4, s.query + q3 * m.row * 4)
-    o1 = out + out_stride if first_query + 1 <= last else spare
-    o2 = out + 2 * out_stride if first_query + 2 <= last else spare
-    o3 = out + 3 * out_stride if first_query + 3 <= last else spare
-    rows = (out, o1, o2, o3)
+    query = (query0 + q0 * m.row * 4, query0 + q1 * m.row * 4, query0 + q2 * m.row * 4, query0 + q3 * m.row * 4)
+    o1 = out[0] + out[1] if first_query + 1 <= last else spare
+    o2 = out[0] + 2 * out[1] if first_query + 2 <= last else spare
+    o3 = out[0] + 3 * out[1] if first_query + 3 <= last else spare
+    rows = (out[0], o1, o2, o3)
     for i in range(4):
         for k in range(0, m.latent + 16, 16):
             store_f32x16(rows[i] + k * 4, zero_f32x16())
         store_f32(rows[i] + m.latent * 4, float32(-math.inf))
     heads = m.num_attention_heads
-    end0, end1 = min(end, s.position + q0 // heads + 1), min(end, s.position + q1 // heads + 1)
-    end2, end3 = min(end, s.position + q2 // heads + 1), min(end, s.position + q3 // heads + 1)
+    end0, end1 = min(end, run.position + q0 // heads + 1), min(end, run.position + q1 // heads + 1)
+    end2, end3 = min(end, run.position + q2 // heads + 1), min(end, run.position + q3 // heads + 1)
     for p in range(first, end3, TILE):
         after = min(p + TILE, end3)
         _scores(m, query, cache, p, after, scores)
@@ -151,50 +156,80 @@ def scratch_bytes(m):
     return 4 * TILE * 4 + (m.latent + 16) * 4
 
 
-@kernel(_void(model_record, step_record, int64, boolean, int64, int64, int64))
-def attend(m, s, layer, codes, scores, thread, n_threads):
-    """Several tokens: this thread's share of the queries, four at a time, into s.context, in int8 too if codes are wanted.
+@kernel(int64(run_record), inline="always")
+def _segment(run):
+    """Positions of a segment: those of many tokens are not cut."""
+    return SEGMENT if run.n_tokens < FEW else run.position + run.n_tokens
 
-    One token: this thread's share of (segment of positions, four heads) into s.partial; merge() finishes.
-    """
-    cache = s.cache + layer * s.cache_layer_bytes
-    heads, stride = m.num_attention_heads, (m.latent + 16) * 4
-    if s.n_tokens == 1:
-        groups, end = (heads + 3) // 4, s.position + 1
-        for item in range(thread, (end + SEGMENT - 1) // SEGMENT * groups, n_threads):
-            segment, head = item // groups, item % groups * 4
-            out = s.partial + (segment * heads + head) * stride
-            _attend(m, s, cache, head, out, stride, segment * SEGMENT, min(end, (segment + 1) * SEGMENT), scores)
+
+@kernel(_void(model_record, layer_record, step_record, int64, int64))
+def _divide(m, layer, s, row, scratch):
+    """Divide a row of s.context by its sum of weights, and round it for attn_v_b."""
+    address = s.context.floats + row * s.context.floats_stride
+    factor = splat_f32(float32(1.0) / load_f32(address + m.latent * 4 + 4))
+    for k in range(0, m.latent, 16):
+        store_f32x16(address + k * 4, load_f32x16(address + k * 4) * factor)
+    round_row(s.context, row, row < s.n_few * m.num_attention_heads, layer.reads_context, scratch)
+
+
+@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64))
+def _attend_item(m, layer, s, run, item, scratch):
+    """Four queries against a segment of positions: into s.context, or into the run's partial results to be merged."""
+    heads, stride, end = m.num_attention_heads, (m.latent + 16) * 4, run.position + run.n_tokens
+    queries, cache = run.n_tokens * heads, run.cache + layer.index * run.layer_bytes
+    groups, query0 = (queries + 3) // 4, s.query + run.first * heads * m.row * 4
+    segment, first = item // groups, item % groups * 4
+    row, after = run.first * heads + first, min(end, (segment + 1) * _segment(run))
+    if end > _segment(run):
+        out = run.partial + (segment * queries + first) * stride
+        _attend(m, run, query0, cache, first, (out, stride), segment * _segment(run), after, scratch)
         return
-    queries = s.n_tokens * heads
-    for group in range(thread, (queries + 3) // 4, n_threads):
-        out = s.context.floats + group * 4 * s.context.floats_stride
-        _attend(m, s, cache, group * 4, out, s.context.floats_stride, 0, s.position + s.n_tokens, scores)
-        for i in range(group * 4, min(group * 4 + 4, queries)):
-            row = s.context.floats + i * s.context.floats_stride
-            factor = splat_f32(float32(1.0) / load_f32(row + m.latent * 4 + 4))
-            for k in range(0, m.latent, 16):
-                store_f32x16(row + k * 4, load_f32x16(row + k * 4) * factor)
-        quantize(s.context, codes, s.n_tokens, group * 4, min(group * 4 + 4, queries))
+    context = (s.context.floats + row * s.context.floats_stride, s.context.floats_stride)
+    _attend(m, run, query0, cache, first, context, 0, after, scratch)
+    for i in range(row, row + min(4, queries - first)):
+        _divide(m, layer, s, i, scratch)
 
 
-@kernel(_void(model_record, step_record, int64, int64))
-def merge(m, s, thread, n_threads):
-    """One token: join the segments of this thread's share of the heads, in their order, into s.context (float32 form)."""
-    heads, stride = m.num_attention_heads, (m.latent + 16) * 4
-    segments = (s.position + SEGMENT) // SEGMENT
-    for h in range(thread, heads, n_threads):
-        row, top, weights = s.context.floats + h * s.context.floats_stride, float32(-math.inf), float32(0.0)
-        for g in range(segments):
-            top = max(top, load_f32(s.partial + (g * heads + h) * stride + m.latent * 4))
+@kernel(_void(model_record, step_record, run_record, int64))
+def _merge(m, s, run, query):
+    """Join the segments of a query, in their order, into its row of s.context, the sum of weights behind the values."""
+    queries, stride = run.n_tokens * m.num_attention_heads, (m.latent + 16) * 4
+    segments = (run.position + run.n_tokens + _segment(run) - 1) // _segment(run)
+    row = s.context.floats + (run.first * m.num_attention_heads + query) * s.context.floats_stride
+    top, weights = float32(-math.inf), float32(0.0)
+    for g in range(segments):
+        top = max(top, load_f32(run.partial + (g * queries + query) * stride + m.latent * 4))
+    for k in range(0, m.latent, 16):
+        store_f32x16(row + k * 4, zero_f32x16())
+    for g in range(segments):
+        part = run.partial + (g * queries + query) * stride
+        factor = float32(math.exp(load_f32(part + m.latent * 4) - top))
+        weights += load_f32(part + m.latent * 4 + 4) * factor
         for k in range(0, m.latent, 16):
-            store_f32x16(row + k * 4, zero_f32x16())
-        for g in range(segments):
-            part = s.partial + (g * heads + h) * stride
-            factor = float32(math.exp(load_f32(part + m.latent * 4) - top))
-            weights += load_f32(part + m.latent * 4 + 4) * factor
-            for k in range(0, m.latent, 16):
-                store_f32x16(row + k * 4, fma(load_f32x16(part + k * 4), splat_f32(factor), load_f32x16(row + k * 4)))
-        factor = float32(1.0) / weights
-        for k in range(0, m.latent, 16):
-            store_f32x16(row + k * 4, load_f32x16(row + k * 4) * splat_f32(factor))
+            store_f32x16(row + k * 4, fma(load_f32x16(part + k * 4), splat_f32(factor), load_f32x16(row + k * 4)))
+    store_f32(row + m.latent * 4 + 4, weights)
+
+
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def attend(m, layer, s, w):
+    """attend.attend() in float32."""
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        segments = (run.position + run.n_tokens + _segment(run) - 1) // _segment(run)
+        items, piece = (run.n_tokens * m.num_attention_heads + 3) // 4 * segments, first_piece(w)
+        while piece < items:
+            if not atomic_load(w.flags + CANCEL):
+                _attend_item(m, layer, s, run, piece, w.attention)
+            piece = next_piece(w)
+        leave(w, items)
+    wait(w)
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        if run.position + run.n_tokens > _segment(run):
+            queries, piece = run.n_tokens * m.num_attention_heads, first_piece(w)
+            while piece < queries:
+                _merge(m, s, run, piece)
+                _divide(m, layer, s, run.first * m.num_attention_heads + piece, w.attention)
+                piece = next_piece(w)
+            leave(w, queries)
+    wait(w)

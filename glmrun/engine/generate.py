@@ -1,0 +1,111 @@
+"""Ids in, ids out: read a prompt behind what a sequence has cached, then choose one token after another; then text."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.chunk import Stats as Counts
+from glmrun.chat.tokenizer import Tokenizer
+from glmrun.engine.runner import Run, Runner
+from glmrun.engine.sampling import Sampler, ThinkBudget
+from glmrun.engine.sequence import Sequence as Conversation
+
+PROGRESS_SECONDS = 0.2  # between two reports while a prompt is read
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where an answer ends, beside its own end-of-turn token.
+
+    n_ctx        positions of the context
+    max_tokens   at most this many new tokens; None: as many as the context holds
+    eog_ids      tokens that end a turn
+    cancelled    whether somebody wants it to end now
+    looked_at    waits at most so many seconds until all weights have been looked at; whether they have. Raises UserError
+    """
+
+    n_ctx: int
+    max_tokens: int | None
+    eog_ids: frozenset[int]
+    cancelled: Callable[[], bool]
+    looked_at: Callable[[float], bool]
+
+    def reached(self, n_generated: int, n_tokens: int) -> bool:
+        """Whether no further token may be chosen."""
+        return n_generated == self.max_tokens or n_tokens > self.n_ctx
+
+
+def generate(
+    runner: Runner, sequence: Conversation, ids: np.ndarray, sampler: Sampler | ThinkBudget, limits: Limits
+) -> Iterator[Chunk]:
+    """Read the prompt ids, int64 (n,), then choose one token after another.
+
+    The sequence holds some of the ids already, from the first on. Chunks carry a token, progress, or a finish_reason.
+    """
+    stats = Counts(n_prompt=len(ids), n_cached=len(sequence.tokens), n_prefilled=len(sequence.tokens))
+    yield Chunk(stats=stats)
+    for chunk in _read_prompt(runner, sequence, ids, limits, stats):
+        yield chunk
+        stats = chunk.stats
+    if len(sequence.tokens) < len(ids):
+        yield Chunk(finish_reason="cancelled", stats=stats)
+        return
+    while not limits.looked_at(0.1) and not limits.cancelled():
+        pass  # no token is shown before the weights have been looked at
+    start, history = time.perf_counter(), ids.tolist()
+    while True:
+        if limits.cancelled():
+            yield Chunk(finish_reason="cancelled", stats=stats)
+            return
+        if limits.reached(stats.n_generated, len(history)):
+            yield Chunk(finish_reason="length", stats=stats)
+            return
+        token = sampler.sample(sequence.logits[0], history)
+        stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
+        if token in limits.eog_ids:
+            yield Chunk(token=token, finish_reason="stop", stats=stats)
+            return
+        history.append(token)
+        yield Chunk(token=token, stats=stats)
+        if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
+            runner.step([Run(sequence, np.array([token], np.int64), sequence.logits)], limits.cancelled)
+
+
+def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits: Limits, stats: Counts) -> Iterator[Chunk]:
+    """Run what the sequence does not hold yet, piece by piece; chunks say how far it is. Ends early when cancelled."""
+    start = time.perf_counter()
+    n_layers = len(sequence.rows)
+    for at in range(len(sequence.tokens), len(ids), runner.max_tokens):
+        part = ids[at : at + runner.max_tokens]
+        is_last = at + len(part) == len(ids)
+        run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0])
+        for done in runner.watch([run], PROGRESS_SECONDS, limits.cancelled):
+            n_read = at + (len(part) * min(runner.parts, n_layers) // n_layers if done is None else len(part) * done)
+            yield Chunk(stats=replace(stats, n_prefilled=n_read, prompt_seconds=time.perf_counter() - start))
+        if not done:
+            return
+
+
+def text_of(tokenizer: Tokenizer, chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:
+    """The chunks with their tokens' text; texts in `stop` end the answer and do not appear in it."""
+    stream, held = tokenizer.stream(), ""
+    for chunk in chunks:
+        if chunk.token is not None and chunk.finish_reason is None:
+            held += stream.push(chunk.token)
+        if chunk.finish_reason is not None:
+            held += stream.flush()
+        found = min((at for at in (held.find(text) for text in stop if text) if at >= 0), default=-1)
+        if found >= 0:
+            yield replace(chunk, text=held[:found], finish_reason="stop")
+            return
+        keep = 0 if chunk.finish_reason else max((_overlap(held, text) for text in stop), default=0)
+        text, held = held[: len(held) - keep], held[len(held) - keep :]
+        yield replace(chunk, text=text)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that begins stop: it may become a stop text and is held back."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,120 @@
+"""The ids of one conversation and, in every layer, their cached rows; and the sequences that wait for their next turn."""
+
+import mmap
+import sys
+import threading
+
+import numpy as np
+
+from quant.errors import UserError
+
+KEPT = 8  # sequences that are kept while nobody uses them
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40 if sys.platform == "darwin" else 0  # Python names it from 3.13 on
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+
+
+def reserve(n_bytes: int, what: str) -> mmap.mmap:
+    """Zeros that take up memory page by page, when they are first written. Raises UserError if the system refuses."""
+    try:
+        return mmap.mmap(-1, max(n_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except (OSError, OverflowError, ValueError) as why:
+        raise UserError(
+            f"the system refuses {n_bytes / 2**30:,.1f} GiB of address space for {what}; ask for a smaller context"
+        ) from why
+
+
+class Sequence:
+    """Address space for up to n_ctx positions, which fills as the conversation grows.
+
+    tokens     in order; len(tokens) is the position of the next one
+    rows       uint8 (layers, n_ctx, row_bytes): cached rows (kernels/attention/cached_row.py), valid for tokens
+    logits     float32 (1, n_vocab): after the last token, once a step has computed them
+    saved_by   the mark of the file that holds the first n_saved rows as they are (saved_cache.py)
+    """
+
+    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int) -> None:
+        self._memory = reserve(n_layers * n_ctx * row_bytes, f"the cache of {n_ctx:,} positions")
+        self.rows = np.frombuffer(self._memory, np.uint8)[: n_layers * n_ctx * row_bytes].reshape(n_layers, n_ctx, row_bytes)
+        self.logits = np.empty((1, n_vocab), np.float32)  # float32 (1, n_vocab)
+        self.tokens: list[int] = []
+        self.saved_by: object = None
+        self.n_saved = 0
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keep the first n_tokens positions."""
+        del self.tokens[n_tokens:]
+        self.n_saved = min(self.n_saved, n_tokens)
+
+    def share(self, other: "Sequence", n_tokens: int) -> None:
+        """Begin with the first n_tokens positions of another sequence: a copy of their rows, bit for bit."""
+        self.rows[:, :n_tokens] = other.rows[:, :n_tokens]
+        self.tokens[:] = other.tokens[:n_tokens]
+        self.saved_by, self.n_saved = other.saved_by, min(other.n_saved, n_tokens)
+
+    def extend(self, tokens: list[int]) -> None:
+        """Take for cached what has been written into rows behind the last token."""
+        self.tokens += tokens
+
+    def close(self) -> None:
+        """Give the memory of the rows back; the sequence is empty then."""
+        self.truncate(0)
+        if _DONTNEED is not None:
+            self._memory.madvise(_DONTNEED)
+
+
+class Idle:
+    """Sequences that nobody uses at the moment, the last used one at the end. Safe to use from several threads."""
+
+    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int) -> None:
+        self._shape = n_layers, n_ctx, row_bytes, n_vocab
+        self._lock = threading.Lock()
+        self._sequences: list[Sequence] = []
+
+    @property
+    def latest(self) -> Sequence:
+        """The one that was used last; a new one if there is none."""
+        with self._lock:
+            if not self._sequences:
+                self._sequences.append(Sequence(*self._shape))
+            return self._sequences[-1]
+
+    def take(self, ids: list[int]) -> Sequence:
+        """A sequence that holds the longest beginning of ids that any of them has, and nothing else: that one or a copy."""
+        with self._lock:
+            found = max(self._sequences, key=lambda s: common_prefix(s.tokens, ids), default=None)
+            if found is None:
+                return Sequence(*self._shape)
+            n = common_prefix(found.tokens, ids)
+            if 2 * n >= len(found.tokens):  # what is lost of it is less than what is kept
+                self._sequences.remove(found)
+                found.truncate(n)
+                return found
+            taken = self._sequences.pop(0) if len(self._sequences) >= KEPT else Sequence(*self._shape)
+            if taken is found:
+                taken.truncate(n)
+            else:
+                taken.close()
+                taken.share(found, n)
+            return taken
+
+    def give_back(self, sequence: Sequence) -> None:
+        """Keep a sequence for the next turn of its conversation, instead of the one that has waited longest if there are many."""
+        with self._lock:
+            self._sequences.append(sequence)
+            if len(self._sequences) > KEPT:
+                self._sequences.pop(0).close()
+
+    def close(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            for sequence in self._sequences:
+                sequence.close()
+            self._sequences.clear()
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many leading tokens two lists share."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
