@@ -63,7 +63,7 @@ class Model:
         self.weights = Weights(self.file, self.config, kv_type, converting)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         try:
-            self.runner = Runner(self.weights, self.n_ctx, n_threads)
+            self.runner = Runner(self.weights, self.n_ctx, n_threads, watched=self.file.watched)
             row_bytes = int(self.weights.model["row_bytes"])
             self._idle = Idle(self.config.num_hidden_layers, self.n_ctx, row_bytes, self.config.vocab_size)
             self._idle.latest  # noqa: B018  # whether the system gives address space for one is found out here
@@ -116,8 +116,6 @@ class Model:
                 f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}", 2
             )
         self.runner.check()
-        for watched in self.file.watched:
-            watched.check()
         return ids
 
     # ---- ids ---------------------------------------------------------------------------------------------------------

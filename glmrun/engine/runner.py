@@ -7,7 +7,7 @@ run only, so nobody's answer depends on the company.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.forward import CANCELLED, forward
+from glmrun.gguf.watch import Watched
 from glmrun.kernels.team import Team
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError
@@ -52,10 +53,17 @@ class Runner:
     """Threads and buffers for steps of up to max_tokens tokens in up to max_runs runs."""
 
     def __init__(
-        self, weights: Weights, n_ctx: int, n_threads: int | None, max_tokens: int = MAX_TOKENS, max_runs: int = 16
+        self,
+        weights: Weights,
+        n_ctx: int,
+        n_threads: int | None,
+        max_tokens: int = MAX_TOKENS,
+        max_runs: int = 16,
+        watched: Iterable[Watched] = (),
     ) -> None:
+        """watched   the files behind the weights: each step asks first whether another program has changed one"""
         self.max_tokens, self.max_runs = min(max_tokens, n_ctx), max_runs
-        self._weights, self._pid = weights, os.getpid()
+        self._weights, self._pid, self._watched = weights, os.getpid(), tuple(watched)
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
         self.workspace = Workspace(weights, n_ctx, self.max_tokens, self.n_threads, max_runs)
@@ -64,9 +72,14 @@ class Runner:
         self._led = False  # whether somebody leads
 
     def check(self) -> None:
-        """Raise UserError in a process that was forked off after the model was opened: its threads stayed behind."""
+        """Raise UserError where no step can be run any more.
+
+        In a process that was forked off after the model was opened its threads are missing; a changed file is another model.
+        """
         if os.getpid() != self._pid:
             raise UserError("this model was opened before the process forked; load it again in the child")
+        for watched in self._watched:
+            watched.check()
 
     @property
     def parts(self) -> int:
