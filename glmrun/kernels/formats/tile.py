@@ -22,7 +22,26 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import Q4_K, Q6_K
 from glmrun.kernels.simd.dots import emit_dot
 from glmrun.kernels.simd.memory import prefetch
-from glmrun.kernels.simd.types import F32, I32, I64, V16F, V16I, V64B, call, constant, f32x16, pointer, splat
+from glmrun.kernels.simd.target import few_registers
+from glmrun.kernels.simd.types import (
+    F32,
+    I1,
+    I8,
+    I32,
+    I64,
+    V8F,
+    V8I,
+    V16F,
+    V16H,
+    V16I,
+    V64B,
+    call,
+    constant,
+    f32x16,
+    pointer,
+    shuffle,
+    splat,
+)
 
 ROWS, COLUMNS = 32, 6  # of the larger tile: 2 x 6 vectors of 16 results, as many again for a sub-block, and room for operands
 _WIDTHS = (6, 4)
@@ -68,6 +87,74 @@ def _dots(builder, codes, columns, starts, groups):
     return [builder.sitofp(dot, V16F) for dot in dots]
 
 
+# ---- 16 registers of 256 bits -----------------------------------------------------------------------------------------
+# Eight rows at a time: their dot products with all columns stay in registers, the tile's float sums in memory. Products of codes up
+# to 63 are added up in 16 bits as far as they are exact: 63 * 127 * 2 * 2 and 15 * 127 * 2 * 8 fit. Codes up to 255 carry +128,
+# which is taken off here: the size of a code times x with the code's sign is at most 128 * 127 * 2 for two.
+
+NARROW, HALF, WIDE = 15, 63, 255  # the largest code
+_V8H = ir.VectorType(I8, 32)
+
+
+def _kept(builder, value):
+    """The same value; LLVM may not look through it: else it adds a whole row of products as a tree, and spills it."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=x,0", [value], False)
+
+
+def _fence(builder):
+    """No load is kept in a register from before to behind: else LLVM reads all columns once, and spills them."""
+    builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
+
+
+def _octet_dots(builder, codes, columns, starts, groups, largest):
+    """Eight rows: starts[c] + sum over 4 * groups columns of codes . column[c], int32 (8,) for each column."""
+    ones, flip = constant(V16H, 1), constant(_V8H, 0x80)
+    sums, dots = [None] * len(columns), list(starts)
+    for group in range(groups):
+        rows = _load(builder, _offset(builder, codes, group * 128), _V8H, 32)
+        if largest == WIDE:
+            rows = builder.xor(rows, flip)
+            sizes = call(builder, "llvm.abs.v32i8", _V8H, [rows, ir.Constant(I1, 0)])
+        for c, column in enumerate(columns):
+            word = _load(builder, _offset(builder, column, group * 4), I32)
+            x = builder.bitcast(splat(builder, word, 8), _V8H)
+            if largest == WIDE:
+                signed = call(builder, "llvm.x86.avx2.psign.b", _V8H, [x, rows])
+                pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", V16H, [sizes, signed])
+            else:
+                pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", V16H, [rows, x])
+            sums[c] = pairs if sums[c] is None else _kept(builder, builder.add(sums[c], pairs))
+            full = largest == WIDE or (largest == HALF and group % 2 == 1) or group == groups - 1
+            if full:
+                quads = call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [sums[c], ones])
+                dots[c], sums[c] = quads if dots[c] is None else builder.add(dots[c], quads), None
+    return dots
+
+
+def _octets(builder, tile, n_columns, compute):
+    """The tile with compute(row, cells) in the place of each eight rows' cells; row: bytes of float32 rows in front of them."""
+    out = [[None, None] for _ in tile]
+    for octet in range(4):
+        r, half = divmod(octet, 2)
+        lanes = list(range(half * 8, half * 8 + 8))
+        cells = [shuffle(builder, tile[r * n_columns + c], tile[r * n_columns + c], lanes) for c in range(n_columns)]
+        for c, cell in enumerate(compute(octet * 32, cells)):
+            out[r * n_columns + c][half] = cell
+        _fence(builder)
+    return [shuffle(builder, low, high, list(range(16))) for low, high in out]
+
+
+def _fused_8(builder, x, y, z):
+    return call(builder, "llvm.fma.v8f32", V8F, [x, y, z])
+
+
+def _broadcast_8(builder, address, llvm_type):
+    return splat(builder, _load(builder, address, llvm_type), 8)
+
+
+# ---- additions to a tile ----------------------------------------------------------------------------------------------
+
+
 @intrinsic
 def zeros(context, columns):
     """A tile of float32 zeros."""
@@ -75,7 +162,7 @@ def zeros(context, columns):
     return cells(columns), lambda c, b, s, a: c.make_tuple(b, cells, [constant(V16F, 0.0)] * cells.count)
 
 
-def _add_32(has_starts):
+def _add_32(has_starts, largest):
     @intrinsic
     def add(context, tile, codes, columns, at, factors, scale, start):
         """tile[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 32 columns.
@@ -85,6 +172,18 @@ def _add_32(has_starts):
 
         def generate(c, b, s, a):
             cells, column = _unpack(b, a[0], tile.count), _unpack(b, a[2], columns.count)
+
+            def eight_rows(row, eight):
+                starts = [None] * len(column)
+                if has_starts and largest != WIDE:
+                    starts = [_broadcast_8(b, b.add(x, a[6]), I32) for x in column]
+                dots = _octet_dots(b, _offset(b, a[1], row), [b.add(x, a[3]) for x in column], starts, 8, largest)
+                factor = _load(b, _offset(b, a[4], row), V8F, 32)
+                both = [b.fmul(factor, _broadcast_8(b, b.add(x, a[5]), F32)) for x in column]
+                return [_fused_8(b, b.sitofp(dot, V8F), y, z) for dot, y, z in zip(dots, both, eight, strict=True)]
+
+            if few_registers():
+                return c.make_tuple(b, tile, _octets(b, cells, len(column), eight_rows))
             starts = [constant(V16I, 0)] * tile.count
             if has_starts:
                 starts = [_broadcast(b, b.add(x, a[6]), I32) for x in column] * 2
@@ -102,7 +201,7 @@ def _add_32(has_starts):
     return add
 
 
-add_32, add_32_from = _add_32(False), _add_32(True)
+add_32, add_32_from = _add_32(False, NARROW), _add_32(True, WIDE)
 
 
 @intrinsic
@@ -111,6 +210,22 @@ def add_two_16(context, tile, codes, columns, at, factors, scale, start):
 
     def generate(c, b, s, a):
         cells, column = _unpack(b, a[0], tile.count), _unpack(b, a[2], columns.count)
+
+        def eight_rows(row, eight):
+            sums = [None] * len(column)
+            for half in range(2):
+                starts = [_broadcast_8(b, _offset(b, b.add(x, a[6]), half * 4), I32) for x in column]
+                at = [_offset(b, b.add(x, a[3]), half * 16) for x in column]
+                dots = _octet_dots(b, _offset(b, a[1], row + half * 512), at, starts, 4, HALF)
+                factor = _load(b, _offset(b, a[4], row + half * 128), V8F, 32)
+                for i, dot in enumerate(dots):
+                    value = b.sitofp(dot, V8F)
+                    sums[i] = _fused_8(b, value, factor, sums[i]) if half else b.fmul(value, factor)
+            scales = [_broadcast_8(b, b.add(x, a[5]), F32) for x in column]
+            return [_fused_8(b, *three) for three in zip(sums, scales, eight, strict=True)]
+
+        if few_registers():
+            return c.make_tuple(b, tile, _octets(b, cells, len(column), eight_rows))
         sums = [None] * tile.count
         for half in range(2):
             starts = [_broadcast(b, _offset(b, b.add(x, a[6]), half * 4), I32) for x in column] * 2

@@ -22,6 +22,11 @@ def has_avx2() -> bool:
     return "avx2" in features()
 
 
+def few_registers() -> bool:
+    """Whether there are 16 vector registers of 256 bits and no vpdpbusd: tiles then go eight rows at a time."""
+    return has_avx2() and dot_bits() == 0
+
+
 @cache
 def dot_bits() -> int:
     """Width of vpdpbusd on the CPU that Numba compiles for: 512, 256 or, where there is none, 0."""
