@@ -104,9 +104,9 @@ def read_config() -> ConfigFile:
         text = raw.decode()
         values = tomllib.loads(text)
     except UnicodeDecodeError as why:
-        raise UserError(f"{path}: line {raw[: why.start].count(10) + 1}: not valid UTF-8", 2) from None
+        raise UserError(f"{path}: line {raw[: why.start].count(10) + 1}: not valid UTF-8", "usage") from None
     except (tomllib.TOMLDecodeError, RecursionError) as why:
-        raise UserError(f"{path}: not valid TOML: {why}", 2) from None
+        raise UserError(f"{path}: not valid TOML: {why}", "usage") from None
     lines = {key: _line_of(key, text) for key in values}
     for key, value in values.items():
         _check(f"{path}: line {lines[key]}", key, value)
@@ -122,10 +122,10 @@ def _line_of(key: str, text: str) -> int:
 def _check(where: str, key: str, value: Any) -> None:
     setting = SETTINGS.get(key)
     if setting is None:
-        raise UserError(f"{where}: there is no setting {key!r}; there are {', '.join(SETTINGS)}", 2)
+        raise UserError(f"{where}: there is no setting {key!r}; there are {', '.join(SETTINGS)}", "usage")
     kinds = setting.kind if isinstance(setting.kind, tuple) else (setting.kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise UserError(f"{where}: {key} is {str(value)[:60]!r}; {setting.expected} is expected", 2)
+        raise UserError(f"{where}: {key} is {str(value)[:60]!r}; {setting.expected} is expected", "usage")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_range(f"{where}: {key}", setting, value)
 
@@ -134,7 +134,7 @@ def _check_range(what: str, setting: Setting, value: float) -> None:
     low, high = setting.least, setting.most
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         limits = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"{what} is {value}; {limits} is expected", 2)
+        raise UserError(f"{what} is {value}; {limits} is expected", "usage")
 
 
 def defaults() -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _check_variable(setting: Setting, text: str) -> None:
     try:
         value = int(text) if setting.kind is int else float(text)
     except ValueError:
-        raise UserError(f"{setting.variable} is {text!r}; {setting.expected} is expected", 2) from None
+        raise UserError(f"{setting.variable} is {text!r}; {setting.expected} is expected", "usage") from None
     _check_range(setting.variable, setting, value)
 
 

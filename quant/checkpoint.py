@@ -95,18 +95,20 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
-        """Open a folder; raises UserError with exit code 3 for what is missing, 1 for what is wrong."""
+        """Open a folder; raises UserError: missing for what is not there, failed for what is wrong."""
         folder = Path(folder)
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
-            raise UserError(f"{folder} {what}; glmrun converts a Hugging Face model folder with config.json and safetensors", 3)
+            raise UserError(
+                f"{folder} {what}; glmrun converts a Hugging Face model folder with config.json and safetensors", "missing"
+            )
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} has no config.json; glmrun converts a Hugging Face model folder", 3)
+            raise UserError(f"{folder} has no config.json; glmrun converts a Hugging Face model folder", "missing")
         source = read_json_object(folder / "config.json")
         try:
             config = config_from_json(source)
         except UserError as why:
-            raise UserError(f"{folder / 'config.json'}: {why}", why.exit_code) from None
+            raise UserError(f"{folder / 'config.json'}: {why}", why.kind) from None
         tensors = open_shards(folder)
         config, notes = _settle_prediction_layer(config, tensors)
         tensors = _needed_tensors(folder, config, tensors)

@@ -1,15 +1,25 @@
 """The one exception that reaches the user as a line of text; anything else is our bug and keeps its traceback."""
 
+from typing import Literal, get_args
+
+Kind = Literal["usage", "missing", "refused", "failed", "busy"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 
 class UserError(Exception):
     """What was expected, what was found, what to do, in one line.
 
-    exit_code   1 failed, 2 usage, 3 a model or file is missing (the command line's exit code)
+    kind      usage: asked for in a way that cannot be; missing: a model or file is not there; refused: asked for correctly, but
+              something else must change first; failed: tried and did not work; busy: another process is at it, later it may work
+    setting   the argument of a function here that would help, if one would: whoever talks to the user adds what he calls it
     """
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    def __init__(self, message: str, kind: Kind = "failed", setting: str | None = None) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is not one of {', '.join(KINDS)}")
         super().__init__(message)
-        self.exit_code = exit_code
+        self.kind: Kind = kind
+        self.setting = setting
 
 
 class Interrupted(UserError):

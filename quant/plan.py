@@ -214,8 +214,9 @@ def plan(
         if not requantize and (lossy := stored - {"F32", "F16", "BF16", kind}):
             raise UserError(
                 f"{name} is stored as {min(lossy)} already, and quantizing it once more loses more than quantizing the original "
-                "does; convert the BF16 model, or give --allow-requantize"
-            )
+                "does; convert the BF16 model, or allow it",
+                "refused", "requantize",
+            )  # fmt: skip
         rows.append(Row(name, shape, stored.pop() if len(stored) == 1 else "mixed", kind, n_bytes, parts[name]))
     described = source.metadata(config, chosen.file_type, sum(row.n_weights for row in rows))
     if importance is not None:

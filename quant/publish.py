@@ -233,7 +233,7 @@ def _open_journal(path: Path) -> int:
         ours = False
     if not ours:
         os.close(journal)
-        raise UserError(f"another process is writing {path}; wait for it or choose another output")
+        raise UserError(f"another process is writing {path}; wait for it or choose another output", "busy")
     return journal
 
 
@@ -261,7 +261,7 @@ def _remove(path: Path, sizes: Iterable[Path]) -> None:
 
 def _check_target(path: Path, force: bool, sources: Iterable[Path], kept: bool = False) -> None:
     if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist; create it or choose another output", 3)
+        raise UserError(f"the folder {path.parent} does not exist; create it or choose another output", "missing")
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -275,7 +275,9 @@ def _check_target(path: Path, force: bool, sources: Iterable[Path], kept: bool =
         if os.path.samestat(found, source.stat()):
             raise UserError(f"the output {path} is one of the files it would be made from; choose another output")
     if not force:
-        raise (Interrupted if kept else UserError)(f"{path} exists already; give another output, or --force to replace it")
+        raise (Interrupted if kept else UserError)(
+            f"{path} exists already; give another output, or have it replaced", "refused", "force"
+        )
 
 
 def _check_space(path: Path, sizes: Mapping[Path, int]) -> None:

@@ -54,7 +54,7 @@ def recipe(name: str) -> Recipe:
     """The recipe of that name, in any case; raises UserError (usage) listing the choices."""
     found = RECIPES.get(name.upper())
     if found is None:
-        raise UserError(f"unknown quantization {name!r}; choose one of {', '.join(RECIPES)}", 2)
+        raise UserError(f"unknown quantization {name!r}; choose one of {', '.join(RECIPES)}", "usage")
     return found
 
 
@@ -70,7 +70,7 @@ def tensor_formats(recipe: Recipe, config: Config, choice: Choice | None = None)
 def format_name(name: str) -> str:
     """The format of that name, in any case; raises UserError (usage) listing the choices."""
     if name.upper() not in FORMATS:
-        raise UserError(f"unknown tensor type {name!r}; choose one of {', '.join(FORMATS)}", 2)
+        raise UserError(f"unknown tensor type {name!r}; choose one of {', '.join(FORMATS)}", "usage")
     return name.upper()
 
 

@@ -101,17 +101,17 @@ class SourceTensor:
 def open_shards(folder: Path) -> dict[str, SourceTensor]:
     """{name: tensor} of all the weights in a model folder, from its index and shards or its single model.safetensors.
 
-    Raises UserError for missing shards (3), for files that are not what they should be, and where index and shards disagree.
+    Raises UserError for missing shards, for files that are not what they should be, and where index and shards disagree.
     """
     if (folder / INDEX).is_file():
         return _open_indexed(folder)
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if any(folder.glob("model-*-of-*.safetensors")):
-        raise UserError(f"{folder} has shards but no {INDEX}; download the index, too", 3)
+        raise UserError(f"{folder} has shards but no {INDEX}; download the index, too", "missing")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise UserError(f"{folder} has weights in PyTorch's pickle format only; glmrun reads safetensors", 3)
-    raise UserError(f"{folder} has no weights: neither {INDEX} nor {SINGLE} is there", 3)
+        raise UserError(f"{folder} has weights in PyTorch's pickle format only; glmrun reads safetensors", "missing")
+    raise UserError(f"{folder} has no weights: neither {INDEX} nor {SINGLE} is there", "missing")
 
 
 def _open_indexed(folder: Path) -> dict[str, SourceTensor]:
@@ -127,7 +127,9 @@ def _open_indexed(folder: Path) -> dict[str, SourceTensor]:
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {some(missing)}; finish the download", 3)
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(files)} shards are missing: {some(missing)}; finish the download", "missing"
+        )
     count = re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", files[0])
     stray = [p.name for p in folder.glob(f"model-*-of-{count[1]}.safetensors") if p.name not in files] if count else []
     if stray:

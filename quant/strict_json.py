@@ -14,7 +14,7 @@ _SMALL = 1024  # of them are always allowed
 
 
 def read_json_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
-    """The object in a JSON file; raises UserError naming the file if it is missing (3), unreadable or no valid JSON object.
+    """The object in a JSON file; raises UserError naming the file if it is missing, unreadable or no valid JSON object.
 
     most   bytes that are read
     """
@@ -24,7 +24,7 @@ def read_json_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
             raise UserError(f"{path} has {size:,} bytes; glmrun reads such a file up to {most:,}")
         return parse_json_object(path.read_bytes(), str(path))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist", 3) from None
+        raise UserError(f"{path} does not exist", "missing") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

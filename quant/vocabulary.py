@@ -42,7 +42,7 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     that contradict each other.
     """
     if not path.is_file():
-        raise UserError(f"{path.parent} has no tokenizer.json; a model without its tokenizer cannot be converted", 3)
+        raise UserError(f"{path.parent} has no tokenizer.json; a model without its tokenizer cannot be converted", "missing")
     source = read_json_object(path, MAX_TOKENIZER)
     model = source.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):

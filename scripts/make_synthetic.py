@@ -113,7 +113,7 @@ def main() -> None:
             print(f"{args.output}: {size:,} bytes")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def test_missing_parts_are_named(tiny: Tiny, tmp_path: Path) -> None:
         UserError, match=r"2 of 4 parts are missing: model-00002-of-00004.gguf, model-00004-of-00004.gguf"
     ) as caught:
         open_gguf(paths[2])
-    assert caught.value.exit_code == 3
+    assert caught.value.kind == "missing"
 
 
 @pytest.mark.parametrize(

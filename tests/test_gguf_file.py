@@ -19,7 +19,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         with pytest.raises(UserError) as caught:
             open_gguf(path)
         message = str(caught.value)
-        assert "\n" not in message and str(path) in message and caught.value.exit_code == 1
+        assert "\n" not in message and str(path) in message and caught.value.kind == "failed"
         return message
 
     return refuse
@@ -52,7 +52,7 @@ def test_missing_and_not_a_file(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.gguf", tmp_path):
         with pytest.raises(UserError) as caught:
             open_gguf(path)
-        assert caught.value.exit_code == 3
+        assert caught.value.kind == "missing"
 
 
 def test_every_truncation_is_refused(refused: Callable[[bytes], str]) -> None:

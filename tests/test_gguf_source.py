@@ -16,6 +16,7 @@ from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.reader import open_gguf
 from glmrun.gguf.source import GGUFSource
 from glmrun.gguf.verify import verify
+from glmrun.repl.flags import in_words
 from quant.checkpoint import Checkpoint
 from quant.convert import convert, plan
 from quant.errors import UserError
@@ -57,8 +58,9 @@ def test_a_split_source(files: Path, tmp_path: Path) -> None:
 
 def test_weights_that_lost_precision_need_permission(files: Path, tmp_path: Path) -> None:
     source = GGUFSource.open(files / "Small-GLM-Q8_0.gguf")
-    with pytest.raises(UserError, match=r"token_embd.weight is stored as Q8_0 already.*--allow-requantize"):
+    with pytest.raises(UserError, match=r"token_embd.weight is stored as Q8_0 already.*or allow it") as error:
         plan(source, "Q6_K")
+    assert in_words(error.value).endswith("allow it (--allow-requantize)")
     assert run(source, tmp_path / "same.gguf", "Q8_0").read_bytes() == (files / "Small-GLM-Q8_0.gguf").read_bytes()
     made = open_gguf(run(source, tmp_path / "f32.gguf", "F32", requantize=True))
     for name, tensor in open_gguf(files / "Small-GLM-Q8_0.gguf").tensors.items():

@@ -81,17 +81,6 @@ KNOWN: dict[str, set[str]] = {
         "glmrun/kernels/formats/q6_k.py: _add_block",
         "quant/mapping.py: metadata",
     },
-    "flags": {
-        "glmrun/engine/model.py: -c",
-        "glmrun/measure/bench_rows.py: -o",
-        "glmrun/measure/doctor.py: --measure",
-        "glmrun/measure/doctor.py: -t",
-        "glmrun/measure/perplexity.py: -c",
-        "glmrun/measure/reference.py: --kl-divergence-base",
-        "glmrun/terminal/plot.py: --plot",
-        "quant/plan.py: --allow-requantize",
-        "quant/publish.py: --force",
-    },
     "prints": {
         "glmrun/kernels/compiled/self_test.py",
         "glmrun/warmup.py",

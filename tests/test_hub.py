@@ -70,7 +70,7 @@ def test_references() -> None:
     for text in ("", "flash", "a/b/c", "../b", "a/..", "a/b:", "a b/c", "a/b\x1b[0m", "a/b--c", "-/..:x"):
         with pytest.raises(UserError) as refused:
             Reference.parse(text)
-        assert refused.value.exit_code == 2
+        assert refused.value.kind == "usage"
 
 
 def test_quantizations_of_file_names() -> None:
@@ -273,7 +273,7 @@ def test_part_of_a_name(home: dict[str, str], tmp_path: Path, capsys: pytest.Cap
         resolve_model("q8_0")
     with pytest.raises(UserError, match="no such file") as missing:
         resolve_model("q2")
-    assert missing.value.exit_code == 3 and matching("", local_models()) == []
+    assert missing.value.kind == "missing" and matching("", local_models()) == []
     assert b"\x1b" not in glmrun("list", env=home).stdout
 
 

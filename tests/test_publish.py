@@ -347,12 +347,13 @@ def test_old_output_survives_a_failed_replacement(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "exit_code", "said"), [("missing/x.gguf", 3, "does not exist"), (".", 1, "a folder"), ("pipe", 1, "regular file")]
+    ("name", "kind", "said"),
+    [("missing/x.gguf", "missing", "does not exist"), (".", "failed", "a folder"), ("pipe", "failed", "regular file")],
 )
-def test_output_that_cannot_be(folder: Path, tmp_path: Path, name: str, exit_code: int, said: str) -> None:
+def test_output_that_cannot_be(folder: Path, tmp_path: Path, name: str, kind: str, said: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     error = refused(folder, tmp_path / name, force=True)
-    assert said in str(error) and error.exit_code == exit_code
+    assert said in str(error) and error.kind == kind
 
 
 def test_output_that_is_a_source(tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def test_disk_too_small_is_told_before_the_first_byte(folder: Path, tmp_path: Pa
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     error = refused(folder, tmp_path / "x.gguf")
-    assert "1,000,000 free; nothing was written" in str(error) and error.exit_code == 1
+    assert "1,000,000 free; nothing was written" in str(error) and error.kind == "failed"
 
 
 def test_a_file_too_large_for_the_disk_fails_at_once(folder: Path, tmp_path: Path) -> None:
@@ -379,7 +380,7 @@ def test_a_file_too_large_for_the_disk_fails_at_once(folder: Path, tmp_path: Pat
         "from quant.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "try: list(convert(plan(Checkpoint.open(sys.argv[1]), 'BF16'), sys.argv[2]))\n"
-        "except UserError as error: print(error); sys.exit(error.exit_code)\n"
+        "except UserError as error: print(error); sys.exit(1)\n"
     )
     command = [sys.executable, "-c", program, str(folder), str(tmp_path / "x.gguf")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)

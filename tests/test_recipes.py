@@ -116,7 +116,7 @@ def test_names_in_any_case() -> None:
     assert recipe("q4_k_m") is recipe("Q4_K_M") is RECIPES["Q4_K_M"]
     with pytest.raises(UserError, match="'q5_k'; choose one of Q4_K_M, Q6_K, Q8_0, F16, BF16, F32") as error:
         recipe("q5_k")
-    assert error.value.exit_code == 2
+    assert error.value.kind == "usage"
     assert {r.name: r.file_type for r in RECIPES.values()} == {"Q4_K_M": 15, "Q6_K": 18, "Q8_0": 7, "F16": 1, "BF16": 32, "F32": 0}
 
 

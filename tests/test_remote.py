@@ -106,10 +106,10 @@ def test_other_ways_to_answer(server: Server) -> None:
 def test_the_model_and_the_address(server: Server) -> None:
     assert RemoteModel(server.url.removesuffix("/v1"), "other").name == "other:latest"
     assert RemoteModel(server.url + "/chat/completions", "other").n_ctx == FLASH.max_position_embeddings
-    for name, words, code in (("o", "can mean", 2), ("llama", "has no model llama; it has zai-org", 3)):
+    for name, words, kind in (("o", "can mean", "usage"), ("llama", "has no model llama; it has zai-org", "missing")):
         with pytest.raises(UserError, match=words) as error:
             RemoteModel(server.url, name)
-        assert error.value.exit_code == code
+        assert error.value.kind == kind
     server.models = None
     assert RemoteModel(server.url, "anything").name == "anything"
     with pytest.raises(UserError, match="lists no models"):
@@ -136,21 +136,21 @@ def test_a_key_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "code"),
+    ("text", "words", "kind"),
     [
-        ("cut", "stopped in the middle of the answer", 1),
-        ("torn", "stopped in the middle of the answer", 1),
-        ("error", "the server: out of memory", 1),
-        ("junk", "sends '{not json}'", 1),
-        ("gone", "not found .HTTP 404.: The model `zai-org/GLM-4.7-Flash` does not exist", 3),
-        ("too long", "HTTP 400: This model's maximum context length is 4096", 1),
-        ("page", "text/html", 1),
+        ("cut", "stopped in the middle of the answer", "failed"),
+        ("torn", "stopped in the middle of the answer", "failed"),
+        ("error", "the server: out of memory", "failed"),
+        ("junk", "sends '{not json}'", "failed"),
+        ("gone", "not found .HTTP 404.: The model `zai-org/GLM-4.7-Flash` does not exist", "missing"),
+        ("too long", "HTTP 400: This model's maximum context length is 4096", "refused"),
+        ("page", "text/html", "failed"),
     ],
 )
-def test_what_goes_wrong_is_a_line(server: Server, text: str, words: str, code: int) -> None:
+def test_what_goes_wrong_is_a_line(server: Server, text: str, words: str, kind: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         said(RemoteModel(server.url), text)
-    assert error.value.exit_code == code and "\n" not in str(error.value)
+    assert error.value.kind == kind and "\n" not in str(error.value)
 
 
 def test_nobody_there() -> None:

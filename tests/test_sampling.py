@@ -179,5 +179,5 @@ def test_nothing_possible_is_an_error_not_token_zero(temperature):
 def test_an_option_out_of_range_is_named(name, value):
     with pytest.raises(UserError, match=f"^{name} is ") as error:
         Sampler(**{name: value})
-    assert error.value.exit_code == 2
+    assert error.value.kind == "usage"
     assert "\n" not in str(error.value)

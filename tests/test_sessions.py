@@ -113,10 +113,10 @@ def test_sessions_are_found_by_a_part_of_their_name(state: Path) -> None:
     assert sessions.find(first.stem) == first and sessions.find(str(first)) == first
     second.touch()
     assert sessions.find(None) in (first, second)
-    for name, code in (("nothing", 3), (first.stem[:8], 2), ("", 3)):
+    for name, kind in (("nothing", "missing"), (first.stem[:8], "usage"), ("", "missing")):
         with pytest.raises(UserError) as error:
             sessions.find(name)
-        assert error.value.exit_code == code
+        assert error.value.kind == kind
     sessions.remove(first)
     assert [path for path, _ in sessions.listed()] == [second] and not first.exists()
 
@@ -169,7 +169,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             sessions.read(tmp_path / name)
     with pytest.raises(UserError) as error:
         sessions.read(tmp_path / "missing.jsonl")
-    assert error.value.exit_code == 3
+    assert error.value.kind == "missing"
     with pytest.raises(UserError):
         sessions.read(tmp_path)
 

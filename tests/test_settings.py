@@ -75,7 +75,7 @@ def test_a_wrong_file_names_the_line(file: Path, text: str, words: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError) as error:
         read_config()
-    assert words in str(error.value) and str(file) in str(error.value) and error.value.exit_code == 2
+    assert words in str(error.value) and str(file) in str(error.value) and error.value.kind == "usage"
 
 
 def test_files_that_are_none(file: Path) -> None:

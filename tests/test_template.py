@@ -242,7 +242,7 @@ def test_the_callers_messages_stay_as_they_were():
 def test_malformed_messages_are_refused_with_their_index(messages, complaint):
     with pytest.raises(UserError, match=complaint) as error:
         chat_format().render(messages)
-    assert error.value.exit_code == 2
+    assert error.value.kind == "usage"
     assert "\n" not in str(error.value)
 
 
@@ -250,7 +250,7 @@ def test_malformed_messages_are_refused_with_their_index(messages, complaint):
 def test_malformed_tools_are_refused(tools):
     with pytest.raises(UserError, match=r"^tool") as error:
         chat_format().render([user("a")], tools)
-    assert error.value.exit_code == 2
+    assert error.value.kind == "usage"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class RemoteModel:
         self.url = _checked_url(url)
         self._key = os.environ.get(KEY, "")
         if not self._key.isascii() or not self._key.isprintable():
-            raise UserError(f"{KEY} holds characters that no key has", 2)
+            raise UserError(f"{KEY} holds characters that no key has", "usage")
         models = self._models()
         self.name = _chosen(name, list(models), self.url)
         self.path = f"{self.name} at {self.url}"  # what people are told, as another model's file
@@ -96,7 +96,7 @@ class RemoteModel:
 
     def prompt_text(self, messages: list[dict], **_: Any) -> str:
         """Raises UserError: only the server knows."""
-        raise UserError("the server writes the prompt; only it knows the text", 2)
+        raise UserError("the server writes the prompt; only it knows the text", "usage")
 
     def _answer(self, body: dict[str, Any], cancelled: threading.Event) -> Iterator[Chunk]:
         answer = _Answer(ChatStream(None, thinking=False, tools=body.get("tools")))
@@ -190,10 +190,10 @@ class RemoteModel:
         if code in (401, 403):
             what = "the key in" if self._key else "a key is wanted in"
             refused = " is refused" if self._key else ""
-            return UserError(f"{self.url}: {what} {KEY}{refused} (HTTP {code}){said}")
+            return UserError(f"{self.url}: {what} {KEY}{refused} (HTTP {code}){said}", "refused")
         if code == 404:
-            return UserError(f"{self.url}: not found (HTTP 404){said}; is the address right, and the model's name?", 3)
-        return UserError(f"{self.url}: the server answers HTTP {code}{said}")
+            return UserError(f"{self.url}: not found (HTTP 404){said}; is the address right, and the model's name?", "missing")
+        return UserError(f"{self.url}: the server answers HTTP {code}{said}", "refused" if code < 500 else "failed")
 
     def _failed(self, why: "httpx2.HTTPError") -> UserError:
         import httpx2
@@ -314,7 +314,7 @@ def _checked_url(url: str) -> str:
     except (httpx2.InvalidURL, ValueError):
         usable = False
     if not usable or parsed.query or parsed.fragment:
-        raise UserError(f"{url!r} is no address of a server; write it like http://host:8000/v1", 2)
+        raise UserError(f"{url!r} is no address of a server; write it like http://host:8000/v1", "usage")
     path = parsed.path.rstrip("/").removesuffix("/chat/completions")
     return str(parsed.copy_with(path=path or "/v1")).rstrip("/")
 
@@ -323,14 +323,14 @@ def _chosen(name: str | None, listed: list[str], url: str) -> str:
     """The one listed name that is or contains the name asked for; that itself where the server lists none."""
     if name is None:
         if not listed:
-            raise UserError(f"{url} lists no models; is the address right (it often ends with /v1)? Or name a model", 3)
+            raise UserError(f"{url} lists no models; is the address right (it often ends with /v1)? Or name a model", "missing")
         return listed[0]
     found = [each for each in listed if each == name] or [each for each in listed if name.casefold() in each.casefold()]
     if not listed or len(found) == 1:
         return found[0] if found else name
     if found:
-        raise UserError(f"{name} can mean {', '.join(found[:10])}; write more of the name", 2)
-    raise UserError(f"{url} has no model {name}; it has {', '.join(listed[:10])}", 3)
+        raise UserError(f"{name} can mean {', '.join(found[:10])}; write more of the name", "usage")
+    raise UserError(f"{url} has no model {name}; it has {', '.join(listed[:10])}", "missing")
 
 
 def _context_length(model: dict[str, Any]) -> int | None:

@@ -34,7 +34,7 @@ _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from glmrun.chat.sandbox impor
 def render(source: str, context: dict[str, Any]) -> str:
     """The text that a template makes of its variables, in this process: for our own template.
 
-    Raises UserError: exit code 2 where the template refuses the messages, 1 where it fails.
+    Raises UserError: usage where the template refuses the messages, failed where it fails.
     """
     from jinja2 import TemplateSyntaxError
 
@@ -43,7 +43,7 @@ def render(source: str, context: dict[str, Any]) -> str:
     except UserError:
         raise
     except RecursionError:
-        raise UserError(_NESTED, 2) from None
+        raise UserError(_NESTED, "usage") from None
     except TemplateSyntaxError as error:
         raise UserError(f"the chat template is no valid Jinja, line {error.lineno}: {one_line(error)}") from error
     except Exception as error:  # whatever a program of others raises
@@ -77,7 +77,7 @@ def _now(pattern: str) -> str:
 
 
 def _raise(message: object) -> None:
-    raise UserError(f"the chat template refuses these messages: {one_line(message)}", 2)
+    raise UserError(f"the chat template refuses these messages: {one_line(message)}", "usage")
 
 
 def _joined(pieces: Any) -> str:
@@ -102,7 +102,7 @@ def render_apart(source: str, context: dict[str, Any]) -> str:
     with _lock:
         answer = json.loads(_ask(request))
     if "error" in answer:
-        raise UserError(answer["error"], answer["exit_code"])
+        raise UserError(answer["error"], answer["kind"])
     return answer["text"]
 
 
@@ -152,9 +152,9 @@ def serve() -> None:
         try:
             answer: dict[str, Any] = {"text": render(**json.loads(line))}
         except RecursionError:  # in the variables
-            answer = {"error": _NESTED, "exit_code": 2}
+            answer = {"error": _NESTED, "kind": "usage"}
         except UserError as why:
-            answer = {"error": str(why), "exit_code": why.exit_code}
+            answer = {"error": str(why), "kind": why.kind}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 

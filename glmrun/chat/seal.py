@@ -51,7 +51,7 @@ def unused_character(*values: Any) -> str:
     for code in (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)):
         if chr(code) not in used:
             return chr(code)
-    raise UserError("the messages use every private-use character; glmrun needs one that they do not contain", 2)
+    raise UserError("the messages use every private-use character; glmrun needs one that they do not contain", "usage")
 
 
 def _strings(value: Any) -> Iterator[str]:

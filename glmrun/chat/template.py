@@ -53,7 +53,7 @@ class ChatFormat:
         thinking                whether the model shall think before it answers
         clear_thinking          drop the reasoning of answers before the last question
         add_generation_prompt   end with the opening of the model's next answer
-        Raises UserError: exit code 2 for malformed messages or tools, with the index; 1 for a template that fails.
+        Raises UserError: usage for malformed messages or tools, with the index; failed for a template that fails.
         """
         mark, prompt = self._render(messages, tools, thinking, clear_thinking, add_generation_prompt)
         return prompt.replace(mark, "")
@@ -93,7 +93,7 @@ class ChatFormat:
             }
             return mark, self._run(self.source, variables)
         except RecursionError:
-            raise UserError("messages or tools are nested too deeply for a chat template", 2) from None
+            raise UserError("messages or tools are nested too deeply for a chat template", "usage") from None
         except (TypeError, ValueError) as error:  # arguments of a tool call that are no JSON
             raise UserError(f"the chat template failed: {one_line(error)}") from error
 
@@ -104,19 +104,19 @@ class ChatFormat:
 
 def _messages(messages: Any) -> list[dict]:
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise UserError("messages must be a list of at least one {'role': ..., 'content': ...}", 2)
+        raise UserError("messages must be a list of at least one {'role': ..., 'content': ...}", "usage")
     return [_message(message, f"message {i}") for i, message in enumerate(messages)]
 
 
 def _message(message: Any, where: str) -> dict:
     if not isinstance(message, dict):
-        raise UserError(f"{where} is {_brief(message)}; expected {{'role': ..., 'content': ...}}", 2)
+        raise UserError(f"{where} is {_brief(message)}; expected {{'role': ..., 'content': ...}}", "usage")
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise UserError(f"{where} has the role {_brief(role)}; expected {', '.join(_ROLES)}", 2)
+        raise UserError(f"{where} has the role {_brief(role)}; expected {', '.join(_ROLES)}", "usage")
     content = message.get("content")
     if not (content is None or isinstance(content, (str, list, tuple))):
-        raise UserError(f"{where} has the content {_brief(content)}; expected text, a list of parts, or None", 2)
+        raise UserError(f"{where} has the content {_brief(content)}; expected text, a list of parts, or None", "usage")
     shaped: dict[str, Any] = {"role": _ROLES[role]}
     for key in ("name", "tool_call_id"):
         if isinstance(message.get(key), str):
@@ -128,7 +128,7 @@ def _message(message: Any, where: str) -> dict:
         shaped |= _reasoning(message, shaped["content"], where)
         calls = message.get("tool_calls")
         if not (calls is None or isinstance(calls, (list, tuple))):
-            raise UserError(f"{where} has the tool_calls {_brief(calls)}; expected a list", 2)
+            raise UserError(f"{where} has the tool_calls {_brief(calls)}; expected a list", "usage")
         if calls:
             shaped["tool_calls"] = [_tool_call(call, f"tool call {i} of {where}") for i, call in enumerate(calls)]
     return shaped
@@ -149,7 +149,7 @@ def _text_of(content: Any, where: str) -> str:
         elif _is_text_part(part):
             texts.append(part["text"])
         elif not isinstance(part, dict) or not isinstance(part.get("type"), str) or part["type"] == "text":
-            raise UserError(f"{where} has the part {_brief(part)}; expected text or {{'type': 'text', 'text': ...}}", 2)
+            raise UserError(f"{where} has the part {_brief(part)}; expected text or {{'type': 'text', 'text': ...}}", "usage")
     return "".join(texts)
 
 
@@ -171,7 +171,7 @@ def _reasoning(message: dict, content: str, where: str) -> dict[str, str]:
         if isinstance(reasoning, str):
             return {"reasoning_content": reasoning}
         if reasoning is not None:
-            raise UserError(f"{where} has the {key} {_brief(reasoning)}; expected text", 2)
+            raise UserError(f"{where} has the {key} {_brief(reasoning)}; expected text", "usage")
     before, tag, after = content.partition("</think>")
     if not tag:
         return {"reasoning_content": ""}
@@ -181,15 +181,15 @@ def _reasoning(message: dict, content: str, where: str) -> dict[str, str]:
 def _tool_call(call: Any, where: str) -> dict:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise UserError(f"{where} is {_brief(call)}; expected {{'function': {{'name': ..., 'arguments': ...}}}}", 2)
+        raise UserError(f"{where} is {_brief(call)}; expected {{'function': {{'name': ..., 'arguments': ...}}}}", "usage")
     arguments = function.get("arguments")
     if isinstance(arguments, str):  # as JSON, which is how they travel
         try:
             arguments = json.loads(arguments) if arguments.strip() else None
         except ValueError as error:
-            raise UserError(f"{where} has arguments that are no JSON: {one_line(error)}", 2) from None
+            raise UserError(f"{where} has arguments that are no JSON: {one_line(error)}", "usage") from None
     if not (arguments is None or isinstance(arguments, dict)):
-        raise UserError(f"{where} has the arguments {_brief(arguments)}; expected an object", 2)
+        raise UserError(f"{where} has the arguments {_brief(arguments)}; expected an object", "usage")
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return identity | {"type": "function", "function": {"name": function["name"], "arguments": _json_keys(arguments or {}, where)}}
 
@@ -197,7 +197,7 @@ def _tool_call(call: Any, where: str) -> dict:
 def _json_keys(arguments: dict, where: str) -> dict:
     for key in arguments:
         if not isinstance(key, str):
-            raise UserError(f"{where} has an argument called {_brief(key)}; expected a text", 2)
+            raise UserError(f"{where} has an argument called {_brief(key)}; expected a text", "usage")
     return arguments
 
 
@@ -205,17 +205,19 @@ def _tools(tools: Any) -> list[dict]:
     if tools is None:
         return []
     if not isinstance(tools, (list, tuple)):
-        raise UserError(f"tools is {_brief(tools)}; expected a list of function declarations", 2)
+        raise UserError(f"tools is {_brief(tools)}; expected a list of function declarations", "usage")
     declared = []
     for i, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise UserError(f"tool {i} is {_brief(tool)}; expected {{'type': 'function', 'function': {{'name': ..., ...}}}}", 2)
+            raise UserError(
+                f"tool {i} is {_brief(tool)}; expected {{'type': 'function', 'function': {{'name': ..., ...}}}}", "usage"
+            )
         declared.append(tool if "function" in tool else {"type": "function", "function": tool})
         try:
             json.dumps(tool)
         except (TypeError, ValueError) as error:
-            raise UserError(f"tool {i} is no JSON: {one_line(error)}", 2) from None
+            raise UserError(f"tool {i} is no JSON: {one_line(error)}", "usage") from None
     return declared
 
 

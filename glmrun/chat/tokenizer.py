@@ -164,7 +164,7 @@ class Tokenizer:
 
     def _check(self, token_id: int) -> None:
         if not 0 <= token_id < self.n_vocab:
-            raise UserError(f"token id {token_id} does not exist; the vocabulary has {self.n_vocab} tokens", 2)
+            raise UserError(f"token id {token_id} does not exist; the vocabulary has {self.n_vocab} tokens", "usage")
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids  # the only way in that computes no offsets

@@ -38,7 +38,7 @@ class Tools:
 
     def __init__(self, path: Path, time_limit: float = 30.0) -> None:
         if not path.is_file():
-            raise UserError(f"{path}: no such file with tools" if not path.exists() else f"{path} is no file with tools", 3)
+            raise UserError(f"{path}: no such file with tools" if not path.exists() else f"{path} is no file with tools", "missing")
         self.path, self.time_limit = path, time_limit
         self._worker: _Worker | None = None
         said = self._start()
@@ -47,7 +47,7 @@ class Tools:
         if not self.declarations:
             self.close()
             why = "; ".join(self.left_out) or "it defines no function"
-            raise UserError(f"{path} offers no tool: {why}; a tool has a docstring and a type for each parameter", 2)
+            raise UserError(f"{path} offers no tool: {why}; a tool has a docstring and a type for each parameter", "usage")
         self.names = [each["function"]["name"] for each in self.declarations]
 
     def run(self, call: dict[str, Any]) -> Result:

@@ -29,6 +29,7 @@ from glmrun.cli import (
     verify,
     warmup,
 )
+from glmrun.repl.flags import in_words
 from glmrun.terminal.console import prepare_streams, show_error
 from quant.errors import UserError
 
@@ -42,6 +43,7 @@ _OUTSIDE = {
 _WITH_SETTINGS = {
     "run", "chat", "bench", "perplexity", "ppl", "eval", "imatrix", "plan", "fit", "pull", "convert", "verify", "demo",
 }  # fmt: skip
+_EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
 app = typer.Typer(
@@ -130,8 +132,8 @@ def _run(arguments: list[str] | None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except UserError as why:
-        show_error(str(why))
-        return why.exit_code
+        show_error(in_words(why))
+        return _EXIT_CODES.get(why.kind, 1)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:

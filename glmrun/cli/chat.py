@@ -91,7 +91,7 @@ def chat(
     if system is not None:
         options.text_argument(system, "the system prompt")
     if go_on and resume is not None:
-        raise UserError("--continue takes the last conversation and --resume another one; leave one out", 2)
+        raise UserError("--continue takes the last conversation and --resume another one; leave one out", "usage")
     earlier = sessions.find(resume) if go_on or resume is not None else None
 
     tools = ToolCalls(tools_file, approve) if tools_file is not None else None
@@ -148,7 +148,9 @@ def _model_of(session: Path) -> str | None:
     if Path(path).parent.parent == cache_folder() / "nano":
         return "nano"  # whose file has another place in each version
     if " at http" in path:
-        raise UserError(f"the conversation was held with {path}; add --url, or name a model: glmrun chat MODEL --continue", 2)
+        raise UserError(f"the conversation was held with {path}; add --url, or name a model: glmrun chat MODEL --continue", "usage")
     if path and not Path(path).exists():
-        raise UserError(f"the conversation was held with {path}, which is not there; name a model: glmrun chat MODEL --continue", 3)
+        raise UserError(
+            f"the conversation was held with {path}, which is not there; name a model: glmrun chat MODEL --continue", "missing"
+        )
     return path or None

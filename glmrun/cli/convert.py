@@ -105,7 +105,7 @@ def convert(
     overrides = dict(map(_override, metadata or []))
     split_bytes = _parse_bytes(split_max_size) if split_max_size else None
     if report and not Path(report).parent.is_dir():
-        raise UserError(f"--report: the folder {Path(report).parent} does not exist", 2)
+        raise UserError(f"--report: the folder {Path(report).parent} does not exist", "usage")
 
     from glmrun.terminal.console import note
     from quant.checkpoint import Checkpoint

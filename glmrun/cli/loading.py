@@ -47,7 +47,7 @@ def resolve_model(model: str | None) -> Path:
 
     found = [known for known in matching(model, local_models()) if known.kind != "checkpoint"]
     if not found:
-        raise UserError(f"{model}: no such file, and no model on this machine is called so (glmrun list, glmrun pull)", 3)
+        raise UserError(f"{model}: no such file, and no model on this machine is called so (glmrun list, glmrun pull)", "missing")
     chosen = only_one(model, found)
     if model.casefold() != chosen.name.casefold():
         note(f"using {chosen.name}")
@@ -57,7 +57,7 @@ def resolve_model(model: str | None) -> Path:
 def only_one(name: str, found: "list[LocalModel]") -> "LocalModel":
     """The one model that a name means; raises UserError that lists the candidates if there are several."""
     if len(found) > 1:
-        raise UserError(f"{name} can mean {', '.join(model.name for model in found)}; write more of the name", 2)
+        raise UserError(f"{name} can mean {', '.join(model.name for model in found)}; write more of the name", "usage")
     return found[0]
 
 

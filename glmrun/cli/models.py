@@ -75,12 +75,12 @@ def remove_model(
 
     found = matching(name, local_models())
     if not found:
-        raise UserError(f"no model is called {name}; glmrun list shows what there is", 3)
+        raise UserError(f"no model is called {name}; glmrun list shows what there is", "missing")
     model = only_one(name, found)
     what = f"{model.name} ({bytes_text(model.n_bytes)} in {model.path.parent})"
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise UserError(f"delete {what}? Nobody can be asked here; --yes says yes")
+            raise UserError(f"delete {what}? Nobody can be asked here; --yes says yes", "refused")
         if not typer.confirm(f"delete {one_line(what)}?", err=True):
             raise typer.Abort
     remove(model)

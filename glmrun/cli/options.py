@@ -184,7 +184,7 @@ Vi = Annotated[bool, typer.Option("--vi/--emacs", help="The keys of the line edi
 def text_argument(text: str, what: str) -> str:
     """text, unless the shell passed bytes that are not UTF-8."""
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise UserError(f"{what} is not valid UTF-8", 2)
+        raise UserError(f"{what} is not valid UTF-8", "usage")
     return text
 
 
@@ -195,7 +195,7 @@ def read_stdin() -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as why:
         raise UserError(
-            f"standard input is not valid UTF-8: byte 0x{data[why.start]:02x} at position {why.start:,}; convert it first", 2
+            f"standard input is not valid UTF-8: byte 0x{data[why.start]:02x} at position {why.start:,}; convert it first", "usage"
         ) from None
 
 

@@ -102,7 +102,7 @@ def _text(file: str | None, special: bool) -> tuple[str, bool]:
     try:
         return Path(file).read_text(encoding="utf-8"), special
     except UnicodeDecodeError as why:
-        raise UserError(f"{file}: not valid UTF-8 at byte {why.start:,}; convert it first", 2) from None
+        raise UserError(f"{file}: not valid UTF-8 at byte {why.start:,}; convert it first", "usage") from None
 
 
 def _watched(

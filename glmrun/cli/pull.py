@@ -44,7 +44,7 @@ def pull(
 
     reference = hub.Reference.parse(model)
     if quantization is not None and reference.quantization not in (None, quantization):
-        raise UserError(f"two quantizations are asked for, {reference.quantization} and {quantization}; leave one out", 2)
+        raise UserError(f"two quantizations are asked for, {reference.quantization} and {quantization}; leave one out", "usage")
     reference = replace(reference, quantization=quantization or reference.quantization)
     files = hub.choose_files(reference, hub.list_files(reference))
     fits = _show_plan(reference, files, ctx)
@@ -126,6 +126,6 @@ def _convert(reference: "Reference", files: "list[RemoteFile]", threads: int | N
 def _ask(question: str) -> None:
     """Go on after a yes; raises UserError where nobody can be asked, and Abort for a no."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UserError(f"{question} Nobody can be asked here; --yes says yes")
+        raise UserError(f"{question} Nobody can be asked here; --yes says yes", "refused")
     if not typer.confirm(question, err=True):
         raise typer.Abort

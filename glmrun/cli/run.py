@@ -187,7 +187,7 @@ def _split_arguments(first: str | None, second: str | None, prompt: str | None, 
     """(model, question) from what the command line has."""
     if second is not None:
         if prompt is not None:
-            raise UserError("the question is given twice, by -p and as an argument; leave one out", 2)
+            raise UserError("the question is given twice, by -p and as an argument; leave one out", "usage")
         return first, second
     if first is None or (url is None and _names_a_model(first)):
         return first, prompt
@@ -221,7 +221,7 @@ def _with_texts(question: str | None, files: list[Path]) -> str:
         text = with_files(text, files)
     parts = [part for part in (text, piped) if part]
     if not parts:
-        raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', 2)
+        raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', "usage")
     return "\n\n".join(parts)
 
 
@@ -237,9 +237,9 @@ def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as why:
-        raise UserError(f"{where}: not valid JSON: {why}", 2) from None
+        raise UserError(f"{where}: not valid JSON: {why}", "usage") from None
     if not isinstance(schema, dict):
-        raise UserError(f"{where}: a JSON schema is an object", 2)
+        raise UserError(f"{where}: a JSON schema is an object", "usage")
     return schema
 
 

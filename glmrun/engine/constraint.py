@@ -24,17 +24,17 @@ class Grammar:
     def constraint(self, schema: dict[str, Any], begins: Callable[[], bool]) -> "Constraint":
         """For one answer of this JSON schema, from when begins() is true: the thinking before it is free.
 
-        Raises UserError (exit code 2) for a schema that cannot be followed.
+        Raises UserError (usage) for a schema that cannot be followed.
         """
         from llguidance import LLMatcher
 
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
         except (TypeError, ValueError) as why:
-            raise UserError(f"the JSON schema is not usable: {_first_line(why)}", 2) from None
+            raise UserError(f"the JSON schema is not usable: {_first_line(why)}", "usage") from None
         matcher = LLMatcher(self._ll, grammar, log_level=0)
         if matcher.is_error():
-            raise UserError(f"the JSON schema is not usable: {_first_line(matcher.get_error())}", 2)
+            raise UserError(f"the JSON schema is not usable: {_first_line(matcher.get_error())}", "usage")
         return Constraint(matcher, self._tokenizer, begins)
 
 

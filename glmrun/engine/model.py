@@ -57,9 +57,9 @@ class Model:
         self.n_ctx_train = limit = self.config.max_position_embeddings
         self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
         if not 1 <= self.n_ctx <= limit:
-            raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", 2)
+            raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", "usage")
         if n_threads is not None and n_threads < 1:
-            raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", 2)
+            raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", "usage")
         self.weights = Weights(self.file, self.config, kv_type, converting)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         try:
@@ -68,7 +68,9 @@ class Model:
             self._idle = Idle(self.config.num_hidden_layers, self.n_ctx, row_bytes, self.config.vocab_size)
             self._idle.latest  # noqa: B018  # whether the system gives address space for one is found out here
         except MemoryError:
-            raise UserError(f"{path}: no memory for a context of {self.n_ctx:,} tokens; ask for a smaller one") from None
+            raise UserError(
+                f"{path}: no memory for a context of {self.n_ctx:,} tokens; ask for a smaller one", "refused", "n_ctx"
+            ) from None
         self.n_threads = self.runner.n_threads
         self._cancels = 0
 
@@ -104,16 +106,18 @@ class Model:
         try:
             ids = np.array(list(tokens), np.int64)  # int64 (n,)
         except (TypeError, ValueError, OverflowError):
-            raise UserError("tokens are whole numbers, one for each position", 2) from None
+            raise UserError("tokens are whole numbers, one for each position", "usage") from None
         if not len(ids):
-            raise UserError("the prompt is empty: there is nothing to continue", 2)
+            raise UserError("the prompt is empty: there is nothing to continue", "usage")
         if len(ids) > room:
             raise UserError(
-                f"the prompt has {len(ids):,} tokens and the context {room:,}; shorten it or ask for a larger context (-c)"
-            )
+                f"the prompt has {len(ids):,} tokens and the context {room:,}; shorten it or ask for a larger context",
+                "refused", "n_ctx",
+            )  # fmt: skip
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise UserError(
-                f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}", 2
+                f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}",
+                "usage",
             )
         self.runner.check()
         return ids
@@ -202,7 +206,7 @@ class Model:
         Others as in generate(). Raises UserError before the first chunk.
         """
         if json_schema is not None and tools:
-            raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", 2)
+            raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", "usage")
         ids = self.checked(self.chat_format.encode(messages, tools=tools, thinking=thinking, clear_thinking=clear_thinking))
         stream, chosen, n = ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling), _checked_max_tokens(max_tokens)
         sampler: Sampler | ThinkBudget = chosen
@@ -211,7 +215,7 @@ class Model:
         if think_budget is not None:
             close = self.tokenizer.id_of("</think>")
             if close is None:
-                raise UserError("this model's vocabulary has no </think>: its thinking cannot be limited", 2)
+                raise UserError("this model's vocabulary has no </think>: its thinking cannot be limited", "usage")
             sampler = ThinkBudget(chosen, think_budget, close, lambda: stream.state == "thinking")
         return answer_of(self.chat_format, ids.tolist(), stream, self._generate(ids, sampler, n))
 
@@ -239,5 +243,5 @@ class Model:
 
 def _checked_max_tokens(max_tokens: int | None) -> int | None:
     if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1):
-        raise UserError(f"max_tokens is {max_tokens!r}; a whole number of at least 1 is expected", 2)
+        raise UserError(f"max_tokens is {max_tokens!r}; a whole number of at least 1 is expected", "usage")
     return max_tokens

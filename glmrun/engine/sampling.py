@@ -77,7 +77,7 @@ class Sampler:
     repeat_penalty  positive logits of the last repeat_last_n tokens are divided by it, negative ones multiplied; 1 is off
     forbidden       ids that are never drawn (undefined entries of the vocabulary), or None
     constraint      asked which tokens may come next and told which was drawn, or None
-    Raises UserError (exit code 2) for a value out of range, naming the option.
+    Raises UserError (usage) for a value out of range, naming the option.
     """
 
     temperature: float = 1.0
@@ -95,7 +95,7 @@ class Sampler:
         for name in _LIMITS:
             value = getattr(self, name)
             if not (_is_legal(name, value) or (name == "seed" and value is None)):
-                raise UserError(f"{name} is {value!r}; expected {_expected(name)}", 2)
+                raise UserError(f"{name} is {value!r}; expected {_expected(name)}", "usage")
         if self.forbidden is not None and not len(self.forbidden):
             self.forbidden = None
         self._random = np.random.Generator(np.random.PCG64(self.seed))
@@ -170,7 +170,7 @@ class ThinkBudget:
 
     def __post_init__(self) -> None:
         if type(self.budget) is not int or self.budget < 0:
-            raise UserError(f"the thinking budget is {self.budget!r}; expected a whole number of at least 0 tokens", 2)
+            raise UserError(f"the thinking budget is {self.budget!r}; expected a whole number of at least 0 tokens", "usage")
 
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> int:
         """One token id, as Sampler.sample()."""

@@ -17,7 +17,7 @@ _OWN_KEYS = ("split.", "glmrun.checksum.")  # each part has its own values
 def other_parts(file: "GGUFFile") -> list[Path]:
     """The paths of all parts, this one among them, if the file is one part of several; else nothing.
 
-    Raises UserError, exit code 3, that names the parts that are missing.
+    Raises UserError (missing) that names the parts that are missing.
     """
     count, number = _whole(file, "split.count", 1), _whole(file, "split.no", 0)
     if count <= 1:
@@ -30,7 +30,9 @@ def other_parts(file: "GGUFFile") -> list[Path]:
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(f"{file.path}: {len(missing)} of {count} parts are missing: {named}; fetch them into the same folder", 3)
+        raise UserError(
+            f"{file.path}: {len(missing)} of {count} parts are missing: {named}; fetch them into the same folder", "missing"
+        )
     return paths
 
 

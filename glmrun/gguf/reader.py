@@ -202,7 +202,7 @@ class _Cursor:
 def open_gguf(path: str | os.PathLike) -> GGUFFile:
     """Open, validate and map the file at `path`; if it is one part of a split file, all its parts.
 
-    Raises UserError: exit code 3 if a file is missing, 1 if it is not a whole, valid GGUF file that glmrun can run.
+    Raises UserError: missing if a file is not there, failed if it is not a whole, valid GGUF file that glmrun can run.
     """
     parts = open_parts(path)
     return join(parts) if len(parts) > 1 else parts[0]
@@ -239,18 +239,19 @@ def _map(path: Path) -> tuple[mmap.mmap, Watched]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file", 3) from None
+        raise UserError(f"{path}: no such file", "missing") from None
     except (OSError, ValueError) as why:  # ValueError: a zero byte in the name
-        raise UserError(f"{path}: can't be opened: {getattr(why, 'strerror', why)}", 3) from None
+        raise UserError(f"{path}: can't be opened: {getattr(why, 'strerror', why)}", "missing") from None
     watched = Watched(path, descriptor)
     try:
         status = watched.status()
         if stat.S_ISDIR(status.st_mode):
             raise UserError(
-                f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)", 3
+                f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)",
+                "missing",
             )
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", 3)
+            raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", "missing")
         if status.st_size < 24:
             raise UserError(f"{path}: not a GGUF file: it has {status.st_size} bytes, a header alone has 24")
         return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), watched

@@ -37,7 +37,7 @@ class GGUFSource:
 
     @classmethod
     def open(cls, path: str | Path) -> "GGUFSource":
-        """Open a file, or all parts of a split one; UserError with exit code 3 if it is missing, 1 if it is no whole model."""
+        """Open a file, or all parts of a split one; UserError: missing, or failed if it is not a whole model."""
         return cls(open_parts(path))
 
     @property

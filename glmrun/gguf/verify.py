@@ -28,7 +28,7 @@ class Checked:
 def verify(path: str | Path, n_threads: int | None = None) -> Generator[Checked, None, None]:
     """Check every byte of a file, or of all parts of a split one, yielding what was checked.
 
-    Raises UserError for a file that is missing (3) or no whole GGUF file, and for one without checksums.
+    Raises UserError for a file that is missing or no whole GGUF file, and for one without checksums.
     """
     parts = open_parts(path)
     total, done = sum(part.size for part in parts), 0

@@ -30,7 +30,7 @@ def read_rows(path: str) -> list[Row]:
                 raise ValueError("samples_ts")
             _key(row)
     except (ValueError, KeyError, TypeError, RecursionError) as why:
-        raise UserError(f"{path}: not the output of glmrun bench or llama-bench with -o json or jsonl: {why}") from None
+        raise UserError(f"{path}: not the output of glmrun bench or llama-bench as json or jsonl: {why}") from None
     return list(rows)
 
 

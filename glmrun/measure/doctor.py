@@ -82,7 +82,7 @@ def _processor(report: Report) -> dict[str, Any]:
     if quota is not None and quota < threads:
         report.problems.append(
             (f"a control group allows {quota:.1f} processors, {threads} are visible: threads would be stopped again and again",
-             f"run with -t {max(1, int(quota))} (or GLMRUN_THREADS={max(1, int(quota))})")
+             f"run with fewer threads (GLMRUN_THREADS={max(1, int(quota))})")
         )  # fmt: skip
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5 * (os.cpu_count() or 1):
@@ -142,9 +142,7 @@ def _memory(report: Report, measure_again: bool) -> dict[str, Any]:
         report.problems.append((f"only {found.available:,} bytes of memory are available", "close other programs"))
     speed = memory_bandwidth(again=measure_again)
     if speed.busy:
-        report.hints.append(
-            ("other programs were computing while the memory's speed was measured", "run glmrun doctor --measure later")
-        )
+        report.hints.append(("other programs were computing while the memory's speed was measured", "measure again later"))
     return {
         "total": found.total,
         "available": found.available,

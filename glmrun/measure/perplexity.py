@@ -62,7 +62,7 @@ def cut(model: "Model", text: str, n_ctx: int, n_chunks: int | None = None, spec
     ids = ([] if bos is None else [bos]) + model.tokenizer.encode(text, special=special)
     n_windows = min(len(ids) // n_ctx, n_chunks or len(ids))
     if not n_windows:
-        raise UserError(f"the text has {len(ids):,} tokens; at least one window of {n_ctx:,} is needed (-c)")
+        raise UserError(f"the text has {len(ids):,} tokens; at least one window of {n_ctx:,} is needed", "refused", "n_ctx")
     return Windows(np.array(ids[: n_windows * n_ctx], np.int32).reshape(n_windows, n_ctx), bos)  # int32 (windows, n_ctx)
 
 

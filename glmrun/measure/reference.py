@@ -84,7 +84,7 @@ class Reference:
         """Raises UserError for a file that is missing, no reference or not whole."""
         self.path = path
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file; write it with --kl-divergence-base and without --kl-divergence first", 3)
+            raise UserError(f"{path}: no such file; write a reference first", "missing", "reference")
         size = os.path.getsize(path)
         with open(path, "rb") as file:
             start = file.read(20)

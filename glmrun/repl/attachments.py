@@ -47,9 +47,9 @@ def read_text(path: Path) -> str:
     """The text of one file; raises UserError if it is none, too large, or not UTF-8."""
     try:
         if not _is_there(path):
-            raise UserError(f"{path}: no such file", 3)
+            raise UserError(f"{path}: no such file", "missing")
         if not path.is_file() and not path.is_fifo():  # a pipe: what the shell makes of <(command)
-            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; name a text file", 3)
+            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; name a text file", "missing")
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as why:

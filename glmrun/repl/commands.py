@@ -12,6 +12,7 @@ from glmrun.engine.sampling import PRESETS, Sampler
 from glmrun.repl import saving
 from glmrun.repl.attachments import read_text
 from glmrun.repl.conversation import SETTINGS, Conversation, Typing
+from glmrun.repl.flags import in_words
 from glmrun.repl.tool_calls import Approve
 from glmrun.terminal.answer import Answer, Thinking, counted, show_thinking
 from glmrun.terminal.console import say, show_error
@@ -50,7 +51,7 @@ def run_command(conversation: Conversation, line: str) -> None:
     try:
         command.run(conversation, rest.strip())
     except UserError as why:
-        show_error(str(why))
+        show_error(in_words(why))
     except OSError as why:
         show_error(f"{why.filename or line}: {why.strerror}")
 

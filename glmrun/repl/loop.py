@@ -10,6 +10,7 @@ from pathlib import Path
 
 from glmrun.repl.commands import Leave, is_command, run_command, show_last_thinking
 from glmrun.repl.conversation import Conversation, Typing
+from glmrun.repl.flags import in_words
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import listening
 from quant.errors import UserError
@@ -57,7 +58,7 @@ def chat_in_terminal(conversation: Conversation) -> int:
         except Leave:
             return 0
         except UserError as why:
-            show_error(str(why))
+            show_error(in_words(why))
         except KeyboardInterrupt:  # pressed twice during an answer
             note("(stopped)")
         print(file=sys.stderr, flush=True)
@@ -91,7 +92,7 @@ def _messages(lines: Iterable[bytes]) -> Iterator[str]:
         try:
             block.append(raw.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as why:
-            raise UserError(f"standard input, line {number}: not valid UTF-8 (byte 0x{raw[why.start]:02x})", 2) from None
+            raise UserError(f"standard input, line {number}: not valid UTF-8 (byte 0x{raw[why.start]:02x})", "usage") from None
         if not open_quotes("\n".join(block)):
             yield "\n".join(block)
             block.clear()

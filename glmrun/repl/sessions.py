@@ -125,7 +125,9 @@ def reopen(path: Path) -> tuple[Session, Saved, str | None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UserError(f"{path.stem} is open in another terminal; close it there, or take another session (/sessions)") from None
+        raise UserError(
+            f"{path.stem} is open in another terminal; close it there, or take another session (/sessions)", "busy"
+        ) from None
     try:
         saved = _replay(path, _read(path, descriptor))
         lost = None
@@ -172,7 +174,7 @@ def find(name: str | None) -> Path:
     if name is None:
         newest = listed(1)
         if not newest:
-            raise UserError("there is no earlier session to go on with", 3)
+            raise UserError("there is no earlier session to go on with", "missing")
         return newest[0][0]
     if os.sep in name or name.endswith(".jsonl"):
         return Path(name).expanduser()
@@ -180,9 +182,9 @@ def find(name: str | None) -> Path:
     exact = [path for path in paths if path.stem == name]
     found = exact or [path for path in paths if name and name in path.stem]
     if not found:
-        raise UserError(f"no session is called {name}; /sessions in a chat lists them", 3)
+        raise UserError(f"no session is called {name}; /sessions in a chat lists them", "missing")
     if len(found) > 1:
-        raise UserError(f"{name} can mean {', '.join(path.stem for path in found[-5:])}; write more of it", 2)
+        raise UserError(f"{name} can mean {', '.join(path.stem for path in found[-5:])}; write more of it", "usage")
     return found[0]
 
 
@@ -224,7 +226,7 @@ def write_new(path: Path, data: bytes) -> None:
             os.close(descriptor)
         os.link(part, path)  # unlike a rename, it takes no other file's place
     except FileExistsError:
-        raise UserError(f"{path} exists; choose another name") from None
+        raise UserError(f"{path} exists; choose another name", "refused") from None
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -300,7 +302,7 @@ def _open(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file", 3) from None
+        raise UserError(f"{path}: no such file", "missing") from None
     except OSError as why:
         raise UserError(f"{path}: {why.strerror}") from None
 

@@ -32,7 +32,7 @@ class ToolCalls:
         from glmrun.chat.tools import Tools
 
         if approve is Approve.ask and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", 2)
+            raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", "usage")
         self.tools, self.approve = Tools(path), approve
         self._always: set[str] = set()  # functions that need no asking any more
         for why in self.tools.left_out:

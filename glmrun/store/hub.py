@@ -53,7 +53,7 @@ class Reference:
         """From user/model, user/model:QUANT, hf.co/user/model:QUANT, a link to the model's page, with @REVISION after the model."""
         found = _REFERENCE.fullmatch(text.strip().rstrip("/"))
         if found is None or ".." in text or "--" in found["repo"]:
-            raise UserError(f"{text!r} names no model on a hub; write user/model or user/model:Q4_K_M", 2)
+            raise UserError(f"{text!r} names no model on a hub; write user/model or user/model:Q4_K_M", "usage")
         return cls(found["repo"], found["quantization"], found["revision"] or "main")
 
 
@@ -112,7 +112,7 @@ def choose_files(reference: Reference, files: list[RemoteFile]) -> list[RemoteFi
     wanted = (reference.quantization or (DEFAULT_QUANTIZATION if len(groups) > 1 else next(iter(known.values())))).upper()
     matching = [stem for stem, quantization in known.items() if quantization.upper() == wanted]
     if not matching:
-        raise UserError(f"{reference.repo} has no {wanted}; there are {there}", 3)
+        raise UserError(f"{reference.repo} has no {wanted}; there are {there}", "missing")
     if len(matching) > 1:
         raise UserError(
             f"{reference.repo} has {len(matching)} files of {wanted}: {', '.join(matching)}; glmrun can't tell them apart"
@@ -211,7 +211,7 @@ def _fetch(reference: Reference, file: RemoteFile, report: Callable[[int], None]
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is downloading {file.name}; wait for it") from None
+            raise UserError(f"another process is downloading {file.name}; wait for it", "busy") from None
         if stream.tell() > file.n_bytes:
             stream.truncate(0)
         target: Any = _Counted(stream, report)
@@ -268,15 +268,17 @@ def _hub_errors(reference: Reference, file: str = "") -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise UserError(f"{repo} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours") from None
+        raise UserError(
+            f"{repo} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours", "refused"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"the hub has no model {repo}, or it is private: then set HF_TOKEN to a token that may read it", 3
+            f"the hub has no model {repo}, or it is private: then set HF_TOKEN to a token that may read it", "missing"
         ) from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"{repo} has no revision {reference.revision}", 3) from None
+        raise UserError(f"{repo} has no revision {reference.revision}", "missing") from None
     except errors.EntryNotFoundError:
-        raise UserError(f"{repo} has no file {file}", 3) from None
+        raise UserError(f"{repo} has no file {file}", "missing") from None
     except errors.OfflineModeIsEnabled:
         raise UserError("HF_HUB_OFFLINE is set: nothing can be downloaded") from None
     except errors.HfHubHTTPError as why:

@@ -50,7 +50,7 @@ class Weights:
         converting   is told what is converted, before and while it is
         """
         if kv_type is not None and kv_type not in KV_TYPES:
-            raise UserError(f"a cache of type {kv_type!r} was asked for; there are {', '.join(KV_TYPES)}", 2)
+            raise UserError(f"a cache of type {kv_type!r} was asked for; there are {', '.join(KV_TYPES)}", "usage")
         self.config = config
         self.tensors, self.notes = tensors_to_run(file, config, converting)
         self._vectors: list[np.ndarray] = []

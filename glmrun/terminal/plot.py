@@ -12,13 +12,15 @@ KINDS = (".png", ".svg")
 def check(path: str) -> None:
     """Raise UserError now if write() could not make this file later."""
     if Path(path).suffix.lower() not in KINDS:
-        raise UserError(f"{path}: a plot's name ends in {' or '.join(KINDS)}", 2)
+        raise UserError(f"{path}: a plot's name ends in {' or '.join(KINDS)}", "usage")
     if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"{path}: the folder does not exist", 3)
+        raise UserError(f"{path}: the folder does not exist", "missing")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError("a plot in a file needs matplotlib: pip install 'glmrun[plot]'; --plot draws in the terminal") from None
+        raise UserError(
+            "a plot in a file needs matplotlib: pip install 'glmrun[plot]'; the terminal needs none", setting="plot"
+        ) from None
 
 
 def write(path: str, title: str, by: str, curves: Curves) -> None:
