@@ -12,7 +12,7 @@ from test_hostile_gguf import refusal
 
 import glmrun
 from glmrun.measure.bench import model_type
-from glmrun.measure.perplexity import bos_of
+from glmrun.measure.windows import bos_of
 from quant.errors import UserError
 from quant.gguf_header import packed_pair
 

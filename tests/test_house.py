@@ -68,8 +68,6 @@ KNOWN: dict[str, set[str]] = {
     },
     "circles": {
         "glmrun/gguf/parts.py <-> glmrun/gguf/reader.py",
-        "glmrun/measure/perplexity.py <-> glmrun/measure/reference.py",
-        "glmrun/repl/editor.py <-> glmrun/repl/loop.py",
     },
     "long_files": {
         "glmrun/kernels/attention/attend.py",

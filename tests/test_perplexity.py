@@ -15,7 +15,8 @@ from test_cli import refused
 
 import glmrun
 from glmrun.cli.perplexity import report
-from glmrun.measure.perplexity import Windows, cut, score, statistics
+from glmrun.measure.perplexity import score, statistics
+from glmrun.measure.windows import Windows, cut
 from glmrun.measure.reference import Reference, ReferenceWriter
 from quant.errors import UserError
 

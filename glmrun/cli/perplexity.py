@@ -62,7 +62,8 @@ def perplexity(
         raise typer.BadParameter("-c: a window has at least 4 tokens")
     path = loading.resolve_model(model)
 
-    from glmrun.measure.perplexity import cut, score, statistics
+    from glmrun.measure.perplexity import score, statistics
+    from glmrun.measure.windows import cut
     from glmrun.measure.reference import Reference, ReferenceWriter
     from glmrun.terminal.sanitize import json_text
 

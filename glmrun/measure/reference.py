@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glmrun.measure.perplexity import Windows, bos_of
+from glmrun.measure.windows import Windows, bos_of
 from quant.errors import UserError
 
 if TYPE_CHECKING:

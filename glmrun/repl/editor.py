@@ -22,7 +22,7 @@ from prompt_toolkit.styles import Style
 from glmrun.repl import sessions
 from glmrun.repl.commands import COMMANDS, is_command
 from glmrun.repl.conversation import Typing
-from glmrun.repl.loop import open_quotes
+from glmrun.repl.quotes import open_quotes
 from glmrun.terminal.console import note
 from glmrun.terminal.sanitize import one_line
 

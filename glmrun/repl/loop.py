@@ -11,11 +11,11 @@ from pathlib import Path
 from glmrun.repl.commands import Leave, is_command, run_command, show_last_thinking
 from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
+from glmrun.repl.quotes import open_quotes, without_quotes
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import listening
 from quant.errors import UserError
 
-_QUOTES = '"""'
 _TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
 
 
@@ -83,7 +83,7 @@ def _turn(conversation: Conversation, text: str) -> str | None:
     if is_command(text):
         run_command(conversation, text.strip())
         return None
-    return conversation.say(_without_quotes(text)).finish_reason
+    return conversation.say(without_quotes(text)).finish_reason
 
 
 def _messages(lines: Iterable[bytes]) -> Iterator[str]:
@@ -98,17 +98,6 @@ def _messages(lines: Iterable[bytes]) -> Iterator[str]:
             block.clear()
     if block:
         yield "\n".join(block)
-
-
-def open_quotes(text: str) -> bool:
-    """Whether the text begins with triple quotes that have not been closed at its end."""
-    text = text.strip()
-    return text.startswith(_QUOTES) and not (len(text) >= 2 * len(_QUOTES) and text.endswith(_QUOTES))
-
-
-def _without_quotes(text: str) -> str:
-    text = text.strip()
-    return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n") if text.startswith(_QUOTES) else text
 
 
 def _history_path() -> Path | None:

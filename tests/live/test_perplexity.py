@@ -6,7 +6,8 @@ from support import llama
 from transformers import Glm4MoeLiteForCausalLM
 
 import glmrun
-from glmrun.measure.perplexity import cut, score
+from glmrun.measure.perplexity import score
+from glmrun.measure.windows import cut
 from glmrun.store.nano import CHECKPOINT
 
 WINDOWS, N_CTX = 12, 512
