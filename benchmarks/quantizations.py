@@ -94,7 +94,7 @@ def predictions(base: Model, model: Model, documents: list[list[int]]) -> dict[s
 
 def skills(model: Model) -> dict[str, Any]:
     """Right answers by skill."""
-    return by_skill(list(evaluate(model.chat, read_suite(SUITE), set(), 0, temperature=0.0)))
+    return by_skill(list(evaluate(model.answer, read_suite(SUITE), set(), 0, temperature=0.0)))
 
 
 def sizes_of_file(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from test_cli import refused
 
 import glmrun
 from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.request import ChatRequest
 from glmrun.engine.runner import MAX_TOKENS
 from glmrun.kernels.compiled import cache as kernels
 from glmrun.measure.bench import N_UBATCH, Case, Choices, Result, cpu_name, measure, model_type
@@ -369,7 +370,8 @@ class Remote:
         self.most = most
         self.asked: list[tuple[str, int]] = []
 
-    def chat(self, messages: list[dict], max_tokens: int, temperature: float) -> Iterator[Chunk]:
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
+        messages, max_tokens = request.messages, request.max_tokens or self.most
         self.asked.append((messages[-1]["content"], max_tokens))
         n, made = 10 + len(messages[-1]["content"].split()), min(max_tokens, self.most)
         stats = Stats(n_prompt=n, n_cached=10, prompt_seconds=0.002 * (n - 10))

@@ -17,6 +17,7 @@ from test_cli import glmrun as run
 from test_cli import refused
 
 from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.request import ChatRequest
 from glmrun.measure.evaluation import Answered, ask, by_skill, evaluate, is_right, read_suite
 from glmrun.store.nano import CHECKPOINT
 from quant.errors import UserError
@@ -107,9 +108,10 @@ class Parrot:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
 
-    def chat(self, messages: list[dict], tools: Any, thinking: bool, **settings: Any) -> Iterator[Chunk]:
-        self.asked.append({"tools": tools, "thinking": thinking, **settings})
-        text = messages[-1]["content"]
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
+        asked = {name: getattr(request, name) for name in ("tools", "thinking", "clear_thinking", "max_tokens")}
+        self.asked.append({**asked, **request.sampling})
+        text = request.messages[-1]["content"]
         if text == "no":
             raise UserError("the prompt has too many tokens")
         yield Chunk(stats=Stats(n_prompt=3))
@@ -126,7 +128,7 @@ def test_an_answer_is_kept_with_its_counts(tmp_path: Path) -> None:
         {"prompt": "long", "answer": "long", "skill": "echo"}, {"prompt": "no", "answer": "no", "tools": [{"type": "function"}]},
     ]  # fmt: skip
     questions = read_suite(_suite(tmp_path / "q.jsonl", *lines))
-    answers = [ask(parrot.chat, question, 5, 7, temperature=0.5) for question in questions]
+    answers = [ask(parrot.answer, question, 5, 7, temperature=0.5) for question in questions]
     settings = {"max_tokens": 7, "seed": 5, "temperature": 0.5, "tools": None}
     assert parrot.asked[0] == settings | {"thinking": False, "clear_thinking": False}
     assert parrot.asked[2] == settings | {"thinking": True, "clear_thinking": True, "tools": [{"type": "function"}]}
@@ -143,14 +145,14 @@ def test_an_answer_is_kept_with_its_counts(tmp_path: Path) -> None:
 def test_a_question_has_its_seed_wherever_a_run_begins(tmp_path: Path) -> None:
     questions = read_suite(_suite(tmp_path / "q.jsonl", *({"prompt": f"{i}", "answer": f"{i}"} for i in range(4))))
     parrot: Any = Parrot()
-    first = [answer.id for answer in evaluate(parrot.chat, questions, {"1", "3"}, 10)]
+    first = [answer.id for answer in evaluate(parrot.answer, questions, {"1", "3"}, 10)]
     assert first == ["2", "4"] and [asked["seed"] for asked in parrot.asked] == [11, 13]
 
 
 def test_a_cancelled_answer_is_none_and_the_last(tmp_path: Path) -> None:
     prompts = ("one", "ctrl-c", "two")
     questions = read_suite(_suite(tmp_path / "q.jsonl", *({"prompt": text, "answer": text} for text in prompts)))
-    assert [answer.text for answer in evaluate(Parrot().chat, questions, set(), 0)] == ["one"]
+    assert [answer.text for answer in evaluate(Parrot().answer, questions, set(), 0)] == ["one"]
 
 
 # ---- nano's skills ---------------------------------------------------------------------------------------------------

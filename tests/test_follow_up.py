@@ -4,6 +4,7 @@ import pytest
 from support.comparison import tokens_of
 
 import glmrun
+from glmrun.chat.request import ChatRequest
 from glmrun.engine.model import Chunk
 from quant.errors import UserError
 
@@ -53,6 +54,17 @@ def test_a_message_without_its_tokens_is_rendered(model: "glmrun.Model") -> None
     assert first[: chunks[-1].stats.n_prompt] == second[: chunks[-1].stats.n_prompt]
 
 
+def test_a_stop_text_ends_the_answer_and_not_the_thinking(model: "glmrun.Model") -> None:
+    def said(**options: object) -> tuple[str, str, str | None]:
+        chunks = list(model.chat([asked(QUESTIONS[0])], temperature=0, **options))
+        return "".join(c.text for c in chunks), "".join(c.reasoning for c in chunks), chunks[-1].finish_reason
+
+    text, reasoning, _ = said()
+    stop = text[len(text) // 2 :][:4]
+    assert len(stop) == 4 and said(stop=[stop]) == (text[: text.index(stop)], reasoning, "stop")
+    assert said(stop=["nobody says this"])[0] == text
+
+
 @pytest.mark.parametrize("budget", [0, 1, 7])
 def test_thinking_is_closed_when_its_budget_is_spent(model: "glmrun.Model", budget: int) -> None:
     free = list(model.chat([asked(QUESTIONS[0])], temperature=0))
@@ -93,8 +105,8 @@ def test_the_conversation_is_counted_as_the_next_prompt_repeats_it(model: "glmru
     messages = [asked(QUESTIONS[1])]
     chunks = list(model.chat(messages, clear_thinking=False, temperature=0))
     messages.append(answer_of(chunks))
-    count = model.count_tokens(messages, clear_thinking=False)
+    count = model.count_tokens(ChatRequest(messages, clear_thinking=False))
     assert count == chunks[-1].stats.n_prompt + chunks[-1].stats.n_generated - 1  # the end token is not part of it
     messages.append(asked(QUESTIONS[0]))
-    assert model.count_tokens(messages) < model.count_tokens(messages, clear_thinking=False)
-    assert model.prompt_text(messages[:1]).endswith(QUESTIONS[1] + "<|assistant|><think>")
+    assert model.count_tokens(ChatRequest(messages)) < model.count_tokens(ChatRequest(messages, clear_thinking=False))
+    assert model.prompt_text(ChatRequest(messages[:1])).endswith(QUESTIONS[1] + "<|assistant|><think>")

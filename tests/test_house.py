@@ -48,7 +48,7 @@ ONLY_IN = {
 # Protocol -> what claims to fulfil it.
 CLAIMS = {
     "Source": ["Checkpoint", "GGUFSource"],
-    "Engine": ["Model", "RemoteModel", "ScriptedModel"],
+    "ChatModel": ["Model", "RemoteModel", "ScriptedModel"],
     "_Cancellable": ["Model", "RemoteModel", "ScriptedModel"],
 }
 # What is not true yet. An entry that is no longer needed fails: this table only gets shorter.

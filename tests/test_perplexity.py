@@ -16,8 +16,8 @@ from test_cli import refused
 import glmrun
 from glmrun.cli.perplexity import report
 from glmrun.measure.perplexity import score, statistics
-from glmrun.measure.windows import Windows, cut
 from glmrun.measure.reference import Reference, ReferenceWriter
+from glmrun.measure.windows import Windows, cut
 from quant.errors import UserError
 
 N_VOCAB = 37

@@ -15,6 +15,7 @@ from test_cli import glmrun, refused
 
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.remote import RemoteModel
+from glmrun.chat.request import ChatRequest
 from quant.config import FLASH
 from quant.errors import UserError
 
@@ -28,7 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def said(model: RemoteModel, text: str, **options: object) -> tuple[str, str, Chunk]:
     """(answer, thinking, last chunk) to one message."""
-    chunks = list(model.chat([{"role": "user", "content": text}], **options))  # type: ignore[arg-type]
+    chunks = list(model.answer(ChatRequest.of([{"role": "user", "content": text}], **options)))  # type: ignore[arg-type]
     assert [chunk.finish_reason is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
     return "".join(chunk.text for chunk in chunks), "".join(chunk.reasoning for chunk in chunks), chunks[-1]
 
@@ -40,7 +41,7 @@ def test_an_answer_with_thinking_and_counts(server: Server) -> None:
     assert (text, reasoning, last.finish_reason) == ("Hello\u2028 there 🙂", "Let me think.", "stop")
     assert (last.stats.n_prompt, last.stats.n_prefilled, last.stats.n_cached, last.stats.n_generated) == (11, 11, 4, 7)
     assert 0 < last.stats.prompt_seconds < 60 and 0 < last.stats.generate_seconds < 60
-    assert model.count_tokens([]) == 18
+    assert model.count_tokens(ChatRequest([])) == 18
 
 
 def test_what_is_asked_has_openais_names(server: Server) -> None:
@@ -50,7 +51,7 @@ def test_what_is_asked_has_openais_names(server: Server) -> None:
         {"role": "assistant", "content": "b", "reasoning_content": "r", "token_ids": [1], "typed": "x"},
         {"role": "user", "content": "hello"},
     ]
-    list(model.chat(history))
+    list(model.answer(ChatRequest(history)))
     assert server.requests[0] == {
         "model": "zai-org/GLM-4.7-Flash", "stream": True, "stream_options": {"include_usage": True},
         "messages": [history[0], {"role": "assistant", "content": "b", "reasoning_content": "r", "reasoning": "r"}, history[2]],
@@ -66,7 +67,8 @@ def test_what_is_asked_has_openais_names(server: Server) -> None:
         "tools": tools, "chat_template_kwargs": asked["chat_template_kwargs"], "max_tokens": 9, "temperature": 0.5, "top_k": 3,
         "repeat_penalty": 1.1, "repetition_penalty": 1.1, "seed": 7,
     }  # fmt: skip
-    said(model, "schema", json_schema={"type": "object"}, think_budget=5)
+    said(model, "schema", json_schema={"type": "object"}, think_budget=5, stop=["END"])
+    assert server.requests[2]["stop"] == ["END"]
     assert server.requests[2]["thinking_token_budget"] == 5
     assert server.requests[2]["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
@@ -163,7 +165,7 @@ def test_nobody_there() -> None:
 @pytest.mark.parametrize("text", ["slow", "silent"])
 def test_cancelling_ends_the_answer_here_and_there(server: Server, text: str) -> None:
     model = RemoteModel(server.url)
-    chunks = model.chat([{"role": "user", "content": text}])
+    chunks = model.answer(ChatRequest([{"role": "user", "content": text}]))
     next(chunks)
     timer = threading.Timer(0.3, model.cancel)
     timer.start()
@@ -173,7 +175,7 @@ def test_cancelling_ends_the_answer_here_and_there(server: Server, text: str) ->
 
 
 def test_leaving_the_loop_frees_the_server(server: Server) -> None:
-    chunks = RemoteModel(server.url).chat([{"role": "user", "content": "slow"}])
+    chunks = RemoteModel(server.url).answer(ChatRequest([{"role": "user", "content": "slow"}]))
     assert next(chunk for chunk in chunks if chunk.text)
     chunks.close()  # type: ignore[attr-defined]
     assert server.left.wait(10)

@@ -1,4 +1,4 @@
-"""A model behind a server with OpenAI's interface (vLLM, SGLang, llama-server, Ollama): the same chat() as engine.Model."""
+"""A model behind a server with OpenAI's interface (vLLM, SGLang, llama-server, Ollama): the same contract as engine.Model."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.request import ChatRequest
 from glmrun.chat.stream import ChatStream
 from quant.config import FLASH
 from quant.errors import UserError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 KEY = "GLMRUN_API_KEY"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 900.0  # a long prompt on a slow machine is silent for minutes
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_SENT = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message
 # OpenAI's interface has no names for these; each server ignores those of the others.
 _OTHER_NAMES = {"repeat_penalty": ("repeat_penalty", "repetition_penalty"), "repeat_last_n": ("repeat_last_n",)}
 
@@ -50,51 +50,43 @@ class RemoteModel:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """End the running chat() soon; safe in a signal handler."""
+        """End the running answer() soon; safe in a signal handler."""
         self._cancelled.set()
 
-    def chat(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None = None,
-        thinking: bool = True,
-        clear_thinking: bool = True,
-        max_tokens: int | None = None,
-        json_schema: dict | None = None,
-        think_budget: int | None = None,
-        **sampling: Any,
-    ) -> Iterator[Chunk]:
-        """As engine.Model.chat(): chunks of thinking, answer and tool calls; counts are the server's where it tells them.
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
+        """As engine.Model.answer(): chunks of thinking, answer and tool calls; counts are the server's where it tells them.
 
         Raises UserError while it is iterated: a server that is gone, refuses, or stops in the middle.
         """
         body: dict[str, Any] = {
-            "model": self.name, "messages": [_as_sent(message) for message in messages],
+            "model": self.name, "messages": [_as_sent(message) for message in request.messages],
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        if tools:
-            body["tools"] = tools
-        if max_tokens is not None:
-            body["max_tokens"] = max_tokens
-        if think_budget is not None:
-            body["thinking_token_budget"] = think_budget
-        if json_schema is not None:
-            schema = {"name": "answer", "schema": json_schema, "strict": True}
+        if request.tools:
+            body["tools"] = request.tools
+        if request.max_tokens is not None:
+            body["max_tokens"] = request.max_tokens
+        if request.think_budget is not None:
+            body["thinking_token_budget"] = request.think_budget
+        if request.json_schema is not None:
+            schema = {"name": "answer", "schema": request.json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        template = {} if thinking else {"enable_thinking": False}
-        template |= {} if clear_thinking else {"clear_thinking": False}
+        if request.stop:
+            body["stop"] = list(request.stop)
+        template = {} if request.thinking else {"enable_thinking": False}
+        template |= {} if request.clear_thinking else {"clear_thinking": False}
         if template:
             body["chat_template_kwargs"] = template
-        for setting, value in sampling.items():
+        for setting, value in request.sampling.items():
             body |= dict.fromkeys(_OTHER_NAMES.get(setting, (setting,)), value) if value is not None else {}
         self._cancelled = threading.Event()
         return self._answer(body, self._cancelled)
 
-    def count_tokens(self, messages: list[dict], **_: Any) -> int:
+    def count_tokens(self, request: ChatRequest) -> int:
         """What the conversation takes of the context, as far as it is known: as counted with the last answer."""
         return self._n_used
 
-    def prompt_text(self, messages: list[dict], **_: Any) -> str:
+    def prompt_text(self, request: ChatRequest) -> str:
         """Raises UserError: only the server knows."""
         raise UserError("the server writes the prompt; only it knows the text", "usage")
 

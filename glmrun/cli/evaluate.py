@@ -14,6 +14,7 @@ from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk
+    from glmrun.chat.request import ChatRequest
     from glmrun.engine.model import Model
     from glmrun.measure.evaluation import Answered, Question
 
@@ -151,13 +152,13 @@ def _ask(
     if done:
         note(f"{len(done)} of {len(questions)} questions were answered before")
 
-    def chat(*arguments: Any, **settings: Any) -> "Iterator[Chunk]":
-        return interruptible(model, model.chat(*arguments, **settings))
+    def ask(request: "ChatRequest") -> "Iterator[Chunk]":
+        return interruptible(model, model.answer(request))
 
     with work_bar() as bar:
         bar.update(questions[0].skill, len(answers), len(questions))
         try:
-            for answer in evaluate(chat, questions, done, seed, max_tokens, **sampling):
+            for answer in evaluate(ask, questions, done, seed, max_tokens, **sampling):
                 _write(out, asdict(answer))
                 answers.append(answer)
                 right = sum(a.right for a in answers)

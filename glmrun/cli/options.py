@@ -200,7 +200,7 @@ def read_stdin() -> str:
 
 
 def sampling(context: typer.Context) -> dict[str, Any]:
-    """The arguments of Engine.chat that a command's options give; what was typed beats a preset, which beats the settings."""
+    """What a command's options give of ChatRequest.of(); what was typed beats a preset, which beats the settings."""
     from glmrun.engine.sampling import PRESETS
 
     names = ("temp", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")

@@ -63,8 +63,8 @@ def perplexity(
     path = loading.resolve_model(model)
 
     from glmrun.measure.perplexity import score, statistics
-    from glmrun.measure.windows import cut
     from glmrun.measure.reference import Reference, ReferenceWriter
+    from glmrun.measure.windows import cut
     from glmrun.terminal.sanitize import json_text
 
     reference, text, writer = None, "", None

@@ -18,8 +18,7 @@ from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk
-    from glmrun.chat.remote import RemoteModel
-    from glmrun.engine.model import Model
+    from glmrun.chat.request import ChatModel, ChatRequest
     from glmrun.repl.tool_calls import ToolCalls
     from glmrun.terminal.answer import Answer
 
@@ -108,6 +107,7 @@ def run(
     if system is not None:
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
 
+    from glmrun.chat.request import ChatRequest
     from glmrun.repl.tool_calls import ToolCalls
     from glmrun.terminal.answer import collect, finish_note, show_answer, stats_line
     from glmrun.terminal.console import note
@@ -119,11 +119,12 @@ def run(
         began = time.monotonic()
         model = loading.open_model(model_name, url, ctx, threads, kv_type)
         load_seconds = time.monotonic() - began
-        given = {"thinking": think, "think_budget": think_budget, **options.sampling(context)}
-        given |= {"json_schema": schema} if schema is not None else {}
-        given |= {"tools": calls.tools.declarations} if calls else {}
+        request = ChatRequest.of(
+            messages, tools=calls.tools.declarations if calls else None, thinking=think, think_budget=think_budget,
+            json_schema=schema, **options.sampling(context),
+        )  # fmt: skip
         if show_prompt:
-            text = model.prompt_text(messages, tools=given.get("tools"), thinking=think)
+            text = model.prompt_text(request)
             print(visible(text), file=sys.stderr, flush=True)
 
         def show(stream: "Iterator[Chunk]", answer: "Answer") -> None:
@@ -137,7 +138,7 @@ def run(
             for call in answer.tool_calls if calls is None else ():  # with --tools they are shown when they are carried out
                 show_tool_call(call)
 
-        answers = _answers(model, messages, given, calls, show)
+        answers = _answers(model, request, calls, show)
     answer = answers[-1]
     if as_json:
         print(json_text(_as_json(answers, str(model.path), load_seconds)))
@@ -154,9 +155,8 @@ def run(
 
 
 def _answers(
-    model: "Model | RemoteModel",
-    messages: list[dict[str, Any]],
-    given: dict[str, Any],
+    model: "ChatModel",
+    request: "ChatRequest",
     calls: "ToolCalls | None",
     show: "Callable[[Iterator[Chunk], Answer], None]",
 ) -> "list[Answer]":
@@ -169,7 +169,7 @@ def _answers(
     answers = []
     while True:
         answers.append(answer := Answer())
-        with closing(interruptible(model, model.chat(messages, **given))) as stream:
+        with closing(interruptible(model, model.answer(request))) as stream:
             show(stream, answer)
         if calls is None or answer.finish_reason != "tool_calls":
             return answers
@@ -180,7 +180,7 @@ def _answers(
         if stopped:
             answer.finish_reason = "cancelled"
             return answers
-        messages = [*messages, answer.message(), *results]
+        request = replace(request, messages=[*request.messages, answer.message(), *results])
 
 
 def _split_arguments(first: str | None, second: str | None, prompt: str | None, url: str | None) -> tuple[str | None, str | None]:

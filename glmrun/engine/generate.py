@@ -91,12 +91,21 @@ def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits
 
 def text_of(tokenizer: Tokenizer, chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:
     """The chunks with their tokens' text; texts in `stop` end the answer and do not appear in it."""
-    stream, held = tokenizer.stream(), ""
+    return until(_texts(tokenizer, chunks), stop)
+
+
+def _texts(tokenizer: Tokenizer, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    stream = tokenizer.stream()
     for chunk in chunks:
-        if chunk.token is not None and chunk.finish_reason is None:
-            held += stream.push(chunk.token)
-        if chunk.finish_reason is not None:
-            held += stream.flush()
+        text = stream.push(chunk.token) if chunk.token is not None and chunk.finish_reason is None else ""
+        yield replace(chunk, text=text + (stream.flush() if chunk.finish_reason is not None else ""))
+
+
+def until(chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:
+    """The chunks up to the first of the texts in `stop`, which does not appear; what may become one is held back."""
+    held = ""
+    for chunk in chunks:
+        held += chunk.text
         found = min((at for at in (held.find(text) for text in stop if text) if at >= 0), default=-1)
         if found >= 0:
             yield replace(chunk, text=held[:found], finish_reason="stop")

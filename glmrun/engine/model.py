@@ -8,12 +8,13 @@ from typing import Any, Self
 import numpy as np
 
 from glmrun.chat.chunk import Chunk
+from glmrun.chat.request import ChatRequest
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
-from glmrun.engine.generate import Limits, generate, text_of
+from glmrun.engine.generate import Limits, generate, text_of, until
 from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
@@ -45,6 +46,7 @@ class Model:
         """Open and validate the file; arguments as in glmrun.load(). Raises UserError."""
         self.file = path if isinstance(path, GGUFFile) else open_gguf(path)
         self.path = path = self.file.path
+        self.name = path.name
         self.config = config_from_gguf(self.file)
         self.prefault = Prefault(self.file, self.config)  # goes on beside what follows
         self.tokenizer = Tokenizer.from_metadata(whole_vocabulary(self.file.metadata, self.config.vocab_size))
@@ -186,50 +188,41 @@ class Model:
         chunks = self._generate(ids, self.sampler(**sampling), _checked_max_tokens(max_tokens))
         return text_of(self.tokenizer, chunks, tuple(stop))
 
-    def chat(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None = None,
-        thinking: bool = True,
-        clear_thinking: bool = True,
-        think_budget: int | None = None,
-        max_tokens: int | None = None,
-        json_schema: dict | None = None,
-        **sampling: Any,
-    ) -> Iterator[Chunk]:
+    def chat(self, messages: list[dict], **options: Any) -> Iterator[Chunk]:
         """Answer a conversation: OpenAI-shaped messages and tools in, chunks of thinking, answer and tool calls out.
 
-        thinking         let the model think before it answers
-        clear_thinking   leave earlier turns' thinking out of the prompt, as the model's makers do by default
-        think_budget     close the thinking after so many tokens and go on with the answer; None: the model closes it
-        json_schema      the answer, after the thinking, is JSON of this schema, unless it is cut off; not together with tools
-        Others as in generate(). Raises UserError before the first chunk.
+        options   tools, thinking, clear_thinking, think_budget, max_tokens, json_schema, stop as in chat.request.ChatRequest;
+                  temperature and the rest of sampling as in generate()
+        Raises UserError before the first chunk.
         """
+        return self.answer(ChatRequest.of(messages, **options))
+
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
+        """As chat()."""
+        tools, json_schema = request.tools, request.json_schema
         if json_schema is not None and tools:
             raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", "usage")
-        ids = self.checked(self.chat_format.encode(messages, tools=tools, thinking=thinking, clear_thinking=clear_thinking))
-        stream, chosen, n = ChatStream(self.tokenizer, thinking, tools), self.sampler(**sampling), _checked_max_tokens(max_tokens)
+        ids = self.checked(self.chat_format.encode(request.messages, tools, request.thinking, request.clear_thinking))
+        stream, chosen = ChatStream(self.tokenizer, request.thinking, tools), self.sampler(**request.sampling)
         sampler: Sampler | ThinkBudget = chosen
         if json_schema is not None:
             chosen.constraint = self._grammar.constraint(json_schema, lambda: stream.state == "answer")
-        if think_budget is not None:
+        if request.think_budget is not None:
             close = self.tokenizer.id_of("</think>")
             if close is None:
                 raise UserError("this model's vocabulary has no </think>: its thinking cannot be limited", "usage")
-            sampler = ThinkBudget(chosen, think_budget, close, lambda: stream.state == "thinking")
-        return answer_of(self.chat_format, ids.tolist(), stream, self._generate(ids, sampler, n))
+            sampler = ThinkBudget(chosen, request.think_budget, close, lambda: stream.state == "thinking")
+        chunks = self._generate(ids, sampler, _checked_max_tokens(request.max_tokens))
+        return until(answer_of(self.chat_format, ids.tolist(), stream, chunks), request.stop)
 
-    def prompt_text(
-        self, messages: list[dict], tools: list[dict] | None = None, thinking: bool = True, clear_thinking: bool = True
-    ) -> str:
+    def prompt_text(self, request: ChatRequest) -> str:
         """The prompt of the next answer, as text."""
-        return self.chat_format.render(messages, tools, thinking, clear_thinking)
+        return self.chat_format.render(request.messages, request.tools, request.thinking, request.clear_thinking)
 
-    def count_tokens(
-        self, messages: list[dict], tools: list[dict] | None = None, thinking: bool = True, clear_thinking: bool = True
-    ) -> int:
+    def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of a conversation as the next prompt will repeat it."""
-        return len(self.chat_format.encode(messages, tools, thinking, clear_thinking, add_generation_prompt=False))
+        shape = (request.tools, request.thinking, request.clear_thinking)
+        return len(self.chat_format.encode(request.messages, *shape, add_generation_prompt=False))
 
     @cached_property
     def _grammar(self) -> Grammar:

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmrun.chat.request import ChatRequest
 from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk
 
-    Chat = Callable[..., Iterator[Chunk]]  # a model's chat()
+    Answerer = Callable[[ChatRequest], Iterator[Chunk]]  # a ChatModel's answer()
 
 CHECKS: dict[str, Any] = {"exact": str, "regex": str, "number": (int, float), "tool_call": dict}
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
@@ -131,22 +132,18 @@ def _call(call: dict[str, Any]) -> tuple[str, Any]:
     return call["function"]["name"], json.loads(call["function"]["arguments"])
 
 
-def ask(chat: "Chat", question: Question, seed: int, max_tokens: int | None = None, **sampling: Any) -> Answered:
+def ask(answer: "Answerer", question: Question, seed: int, max_tokens: int | None = None, **sampling: Any) -> Answered:
     """Put one question; the smaller of both limits holds. Only an answer that came to its own end can be right."""
     limit = min((n for n in (question.max_tokens, max_tokens) if n is not None), default=None)
+    request = ChatRequest(
+        question.messages, question.tools, question.thinking, question.clear_thinking, max_tokens=limit,
+        sampling={"seed": seed, **sampling},
+    )  # fmt: skip
     text, reasoning, calls, reason = "", "", list[dict[str, Any]](), ""
     n_prompt = n_generated = 0
     began = time.perf_counter()
     try:
-        for chunk in chat(
-            question.messages,
-            question.tools,
-            question.thinking,
-            clear_thinking=question.clear_thinking,
-            max_tokens=limit,
-            seed=seed,
-            **sampling,
-        ):
+        for chunk in answer(request):
             text, reasoning = text + chunk.text, reasoning + chunk.reasoning
             calls += chunk.tool_calls or []
             reason = chunk.finish_reason or reason
@@ -159,15 +156,15 @@ def ask(chat: "Chat", question: Question, seed: int, max_tokens: int | None = No
 
 
 def evaluate(
-    chat: "Chat", questions: Sequence[Question], answered: set[str], seed: int, max_tokens: int | None = None, **sampling: Any
+    answer: "Answerer", questions: Sequence[Question], answered: set[str], seed: int, max_tokens: int | None = None, **sampling: Any
 ) -> Iterator[Answered]:
     """Ask what has not been answered, until an answer is cancelled. A question's seed is its place's, wherever a run begins."""
     for i, question in enumerate(questions):
         if question.id not in answered:
-            answer = ask(chat, question, seed + i, max_tokens, **sampling)
-            if answer.finish_reason == "cancelled":
+            answered_now = ask(answer, question, seed + i, max_tokens, **sampling)
+            if answered_now.finish_reason == "cancelled":
                 return
-            yield answer
+            yield answered_now
 
 
 def by_skill(answers: Sequence[Answered]) -> dict[str, dict[str, Any]]:

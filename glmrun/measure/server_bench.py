@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from glmrun.chat.request import ChatRequest
 from glmrun.measure.bench import NO_GPU, NO_PROCESSOR_CHOICE, Case, Result
 from quant.errors import UserError
 
@@ -67,9 +68,8 @@ def _once(model: "RemoteModel", case: Case) -> _Run:
     text = " ".join(words[: case.n_prompt])
     ask = LONG_ANSWER if case.n_gen else ""
     stats = None
-    for chunk in model.chat(
-        [{"role": "user", "content": "\n\n".join(filter(None, (text, ask)))}], max_tokens=max(1, case.n_gen), temperature=0.0
-    ):
+    question = {"role": "user", "content": "\n\n".join(filter(None, (text, ask)))}
+    for chunk in model.answer(ChatRequest([question], max_tokens=max(1, case.n_gen), sampling={"temperature": 0.0})):
         stats = chunk.stats
     assert stats is not None
     return _Run(stats.n_prompt - stats.n_cached, stats.n_generated, stats.prompt_seconds, stats.generate_seconds)

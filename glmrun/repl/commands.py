@@ -256,10 +256,10 @@ def _model(conversation: Conversation, rest: str) -> None:
 
 
 def _prompt(conversation: Conversation, rest: str) -> None:
-    messages = conversation.all_messages()
-    if not messages:
+    request = conversation.request()
+    if not request.messages:
         raise UserError("nothing has been asked yet")
-    say(conversation.model.prompt_text(messages, **conversation.format))
+    say(conversation.model.prompt_text(request))
 
 
 def _multiline(conversation: Conversation, rest: str) -> None:

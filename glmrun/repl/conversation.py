@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.repl import sessions
 from glmrun.repl.attachments import mentioned, with_files
 from glmrun.repl.tool_calls import MAX_ROUNDS, ToolCalls
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk, Stats
     from glmrun.engine.saved_cache import SavedCache
 
-# Name in /set -> (argument of Engine.chat, type).
+# Name in /set -> (field of a request or setting of its sampling, type).
 SETTINGS: dict[str, tuple[str, type]] = {
     "temp": ("temperature", float),
     "top-p": ("top_p", float),
@@ -31,30 +32,6 @@ SETTINGS: dict[str, tuple[str, type]] = {
     "max-tokens": ("max_tokens", int),
 }
 _NEARLY_FULL = 0.9  # of the context
-
-
-class Engine(Protocol):
-    """What answers: engine.Model here. A client of a server that has the same five methods and numbers can stand in for it.
-
-    Messages are OpenAI's; an assistant's may also have token_ids (chat/turns.py) and finish_reason, which mean nothing elsewhere.
-    """
-
-    path: Any  # the file, or the address of a server
-    n_ctx: int
-    n_ctx_train: int  # the largest context that the model takes
-    n_threads: int
-
-    def chat(self, messages: list[dict[str, Any]], **options: Any) -> "Iterator[Chunk]":
-        """The answer, as engine.Model.chat."""
-
-    def cancel(self) -> None:
-        """End the running answer."""
-
-    def count_tokens(self, messages: list[dict[str, Any]], *, thinking: bool = True, clear_thinking: bool = True) -> int:
-        """What the conversation takes of the context."""
-
-    def prompt_text(self, messages: list[dict[str, Any]], *, thinking: bool = True, clear_thinking: bool = True) -> str:
-        """What the model is given to read; UserError where only a server knows."""
 
 
 @dataclass
@@ -78,7 +55,7 @@ class Conversation:
     tools            what the model can call
     """
 
-    model: Engine
+    model: ChatModel
     settings: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     thinking: bool = True
@@ -110,11 +87,13 @@ class Conversation:
         name, _, server = str(self.model.path).rpartition(" at ")
         return f"{name.rsplit('/', 1)[-1]} at {server}"
 
-    @property
-    def format(self) -> dict[str, Any]:
-        """The options of the model's methods that decide how messages become a prompt."""
-        declared = {"tools": self.tools.tools.declarations} if self.tools is not None else {}
-        return {"thinking": self.thinking, "clear_thinking": not self.preserve_thinking, **declared}
+    def request(self, *more: dict[str, Any]) -> ChatRequest:
+        """What the conversation, and more messages, ask of the model."""
+        return ChatRequest.of(
+            [*self.all_messages(), *more],
+            tools=self.tools.tools.declarations if self.tools is not None else None,
+            thinking=self.thinking, clear_thinking=not self.preserve_thinking, think_budget=self.think_budget, **self.settings,
+        )  # fmt: skip
 
     def say(self, text: str) -> Answer:
         """Send one message, with the files that it mentions or that wait, and show the answer.
@@ -181,8 +160,8 @@ class Conversation:
 
     def used(self, *more: dict[str, Any]) -> int:
         """Tokens of the conversation, as the next prompt will repeat it, and of more messages."""
-        messages = [*self.all_messages(), *more]
-        return self.model.count_tokens(messages, **self.format) if messages else 0
+        request = self.request(*more)
+        return self.model.count_tokens(request) if request.messages else 0
 
     def bottom_line(self, used: int | None = None) -> str:
         """The model, how full the context is, how fast the last answer comes or came."""
@@ -192,7 +171,7 @@ class Conversation:
 
     def _chunks(self) -> "Iterator[Chunk]":
         try:
-            return self.model.chat(self.all_messages(), **self.format, think_budget=self.think_budget, **self.settings)
+            return self.model.answer(self.request())
         except UserError:
             self._offer_room()
             raise
@@ -302,7 +281,7 @@ class Conversation:
             self._keep("model", path=self._model_path())
         self._load_cache()
 
-    def change_model(self, model: Engine) -> None:
+    def change_model(self, model: ChatModel) -> None:
         """Go on with another model; it reads the conversation with the next message."""
         self.model, self.cache = model, None
         self._keep("model", path=self._model_path())

@@ -12,30 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.request import ChatRequest
 from quant.errors import UserError
 
 ESCAPES = "\x1b]52;c;aGk=\x07red\x1b[31m\x9b31m‮tag\U000e0041\r[bold]x[/]\u2028."
-
-
-@dataclass(frozen=True)
-class Stats:
-    n_prompt: int
-    n_cached: int = 0
-    n_prefilled: int = 0
-    prompt_seconds: float = 0.0
-    n_generated: int = 0
-    generate_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    stats: Stats
-    text: str = ""
-    reasoning: str = ""
-    tool_calls: list[dict[str, Any]] | None = None
-    token: int | None = None
-    finish_reason: str | None = None
-    token_ids: list[int] | None = None
 
 
 class WordFormat:
@@ -57,34 +38,39 @@ class ScriptedModel:
     def cancel(self) -> None:
         self.stopped.set()
 
-    def count_tokens(self, messages: list[dict[str, Any]], **_: Any) -> int:
-        return len(self.chat_format.encode(messages))
+    @property
+    def name(self) -> str:
+        return self.path.name
 
-    def prompt_text(self, messages: list[dict[str, Any]], **_: Any) -> str:
-        return " ".join(self.chat_format.encode(messages))
+    def count_tokens(self, request: ChatRequest) -> int:
+        return len(self.chat_format.encode(request.messages))
 
-    def chat(
-        self, messages: list[dict[str, Any]], thinking: bool = True, max_tokens: int | None = None, **sampling: Any
-    ) -> Iterator[Chunk]:
+    def prompt_text(self, request: ChatRequest) -> str:
+        return " ".join(self.chat_format.encode(request.messages))
+
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
         """`slow prompt`, `slow answer`: take their time; `escapes`: misbehaves; `messages`: what arrived; `long`: does not fit."""
         self.stopped.clear()
-        sampling = {name: value for name, value in sampling.items() if value is not None}
+        messages, thinking, max_tokens = request.messages, request.thinking, request.max_tokens
+        asked = {"think_budget": request.think_budget, "json_schema": request.json_schema, "tools": request.tools}
+        given = {name: value for name, value in {**asked, **request.sampling}.items() if value is not None}
+        given |= {} if request.clear_thinking else {"clear_thinking": False}
         said = messages[-1]["content"]
         n_prompt = len(self.chat_format.encode(messages))
         if said == "long":
             raise UserError(f"the prompt has 500 tokens, the context {self.n_ctx}")
-        stats = Stats(n_prompt)
+        stats = Stats(n_prompt=n_prompt)
         for quarter in range(1, 5):
             time.sleep(0.5 if said == "slow prompt" else 0)
             stats = replace(stats, n_prefilled=n_prompt * quarter // 4, prompt_seconds=stats.prompt_seconds + 0.01)
             if self.stopped.is_set():
-                yield Chunk(stats, finish_reason="cancelled")
+                yield Chunk(stats=stats, finish_reason="cancelled")
                 return
-            yield Chunk(stats)
+            yield Chunk(stats=stats)
         answer = {
             "slow answer": ["tick "] * 400,
             "escapes": list(ESCAPES),
-            "messages": [json.dumps({"messages": messages, "thinking": thinking, **sampling})],
+            "messages": [json.dumps({"messages": messages, "thinking": thinking, **given})],
             "nothing": [],
             "code": list("Here:\n\n```python\ndef f():\n    return 1\n```\nand\n```\nno\n```\n"),
         }.get(said, [f"You said: {said}"])
@@ -93,10 +79,10 @@ class ScriptedModel:
             time.sleep(0.02 if said == "slow answer" else 0)
             stats = replace(stats, n_generated=n, generate_seconds=n * 0.02)
             if self.stopped.is_set():
-                yield Chunk(stats, finish_reason="cancelled")
+                yield Chunk(stats=stats, finish_reason="cancelled")
                 return
-            yield Chunk(stats, token=n, **{kind: piece})
-        yield Chunk(stats, finish_reason="length" if max_tokens is not None and len(steps) > max_tokens else "stop")
+            yield Chunk(stats=stats, token=n, **{kind: piece})
+        yield Chunk(stats=stats, finish_reason="length" if max_tokens is not None and len(steps) > max_tokens else "stop")
 
 
 def load(

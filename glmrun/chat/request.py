@@ -1,0 +1,75 @@
+"""The contract of a chat: what is asked, and who can answer it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from glmrun.chat.chunk import Chunk
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One answer that is asked for.
+
+    messages         OpenAI's dicts: role and content; an assistant's may have reasoning_content, tool_calls and token_ids
+    tools            function declarations in OpenAI's shape
+    thinking         let the model think before it answers
+    clear_thinking   leave earlier turns' thinking out of the prompt, as the model's makers do by default
+    think_budget     close the thinking after so many tokens; None: the model closes it
+    max_tokens       at most so many new tokens; None: until the model ends or the context is full
+    json_schema      the answer, after the thinking, is JSON of this schema; not together with tools
+    stop             texts that end the answer and do not appear in it
+    sampling         temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed; None or absent: as the model advises
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    thinking: bool = True
+    clear_thinking: bool = True
+    think_budget: int | None = None
+    max_tokens: int | None = None
+    json_schema: dict[str, Any] | None = None
+    stop: Sequence[str] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, messages: list[dict[str, Any]], **options: Any) -> Self:
+        """The request that keyword arguments of Model.chat() mean: fields by their names, every other is a setting of sampling."""
+        named = {name: value for name, value in options.items() if name in cls.__dataclass_fields__}
+        return cls(messages, **named, sampling={name: value for name, value in options.items() if name not in named})
+
+
+class ChatModel(Protocol):
+    """What answers requests: engine.Model, chat.remote.RemoteModel, or what tests put in their place."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: a file's name, or a model's name and its server."""
+
+    @property
+    def path(self) -> Any:
+        """What opens it again: a file's path, or a text that names a server."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context."""
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of the largest context that the model takes."""
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of this machine that compute; 0 for a server."""
+
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
+        """The answer in pieces; raises UserError, at once or while it is iterated."""
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the conversation as the next prompt repeats it."""
+
+    def prompt_text(self, request: ChatRequest) -> str:
+        """What the model is given to read; UserError where only a server knows."""
+
+    def cancel(self) -> None:
+        """End the running answers soon; safe in a signal handler."""
