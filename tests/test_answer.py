@@ -17,10 +17,11 @@ from support.gguf_bytes import ALIGNMENT, STRING, key
 from support.gguf_bytes import text as string
 from support.tiny_model import Tiny
 
+from glmrun.chat.answer import Answer
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.cli import _run as main_without_exit
 from glmrun.terminal import screen
-from glmrun.terminal.answer import Answer, AnswerView, bottom_line, show_answer, show_thinking, stats_line
+from glmrun.terminal.answer import AnswerView, bottom_line, show_answer, show_thinking, stats_line
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import json_text, visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result

@@ -27,9 +27,10 @@ def demo(threads: options.Threads = None) -> None:
     Example:
       glmrun demo
     """
+    from glmrun.chat.answer import Answer
     from glmrun.measure.bench import Choices, measure
     from glmrun.store.nano import QUANTIZATIONS, nano_path
-    from glmrun.terminal.answer import Answer, show_answer, stats_line
+    from glmrun.terminal.answer import show_answer, stats_line
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
     from glmrun.terminal.progress import waiting, work_bar

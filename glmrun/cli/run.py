@@ -4,9 +4,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +17,10 @@ from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
+    from glmrun.chat.answer import Answer
     from glmrun.chat.chunk import Chunk
     from glmrun.chat.request import ChatModel, ChatRequest
     from glmrun.repl.tool_calls import ToolCalls
-    from glmrun.terminal.answer import Answer
 
 
 class Format(StrEnum):
@@ -106,13 +106,11 @@ def run(
     messages: list[dict[str, Any]] = [{"role": "user", "content": _with_texts(question, files or [])}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
+    form = _Form(as_json, extract, hide_thinking, no_stream, markdown=not extract and schema is None)
 
     from glmrun.chat.request import ChatRequest
     from glmrun.repl.tool_calls import ToolCalls
-    from glmrun.terminal.answer import collect, finish_note, show_answer, stats_line
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import json_text, visible
-    from glmrun.terminal.tool_blocks import show_tool_call
+    from glmrun.terminal.sanitize import visible
 
     with ExitStack() as stack:
         calls = stack.enter_context(ToolCalls(tools_file, approve)) if tools_file is not None else None
@@ -124,63 +122,86 @@ def run(
             json_schema=schema, **options.sampling(context),
         )  # fmt: skip
         if show_prompt:
-            text = model.prompt_text(request)
-            print(visible(text), file=sys.stderr, flush=True)
+            print(visible(model.prompt_text(request)), file=sys.stderr, flush=True)
+        answers = _answers(model, request, calls, form)
+    _report(answers, model, load_seconds, form, stats)
+    _check(answers[-1], extract, schema)
 
-        def show(stream: "Iterator[Chunk]", answer: "Answer") -> None:
-            if as_json:
-                collect(_first_code_block(stream) if extract else stream, answer)
-                return
-            chunks = _without_thinking(stream) if hide_thinking else stream
-            chunks = _first_code_block(chunks) if extract else chunks
-            chunks = _at_the_end(chunks) if no_stream else chunks
-            show_answer(chunks, answer, markdown=not extract and schema is None)
-            for call in answer.tool_calls if calls is None else ():  # with --tools they are shown when they are carried out
-                show_tool_call(call)
 
-        answers = _answers(model, request, calls, show)
+@dataclass(frozen=True)
+class _Form:
+    """What of an answer is printed, and how."""
+
+    as_json: bool  # later, and whole
+    extract: bool
+    hide_thinking: bool
+    no_stream: bool
+    markdown: bool
+
+    def show(self, chunks: "Iterator[Chunk]", answer: "Answer", with_calls: bool) -> None:
+        """Print an answer as it comes, its tool calls too if nobody else does, and put it together."""
+        from glmrun.chat.answer import collect
+        from glmrun.terminal.answer import show_answer
+        from glmrun.terminal.tool_blocks import show_tool_call
+
+        chunks = _without_thinking(chunks) if self.hide_thinking and not self.as_json else chunks
+        chunks = _first_code_block(chunks) if self.extract else chunks
+        if self.as_json:
+            collect(chunks, answer)
+            return
+        show_answer(_at_the_end(chunks) if self.no_stream else chunks, answer, markdown=self.markdown)
+        for call in answer.tool_calls if with_calls else ():
+            show_tool_call(call)
+
+
+def _answers(model: "ChatModel", request: "ChatRequest", calls: "ToolCalls | None", form: _Form) -> "list[Answer]":
+    """The model's answers: one, and another one after each round of tool calls."""
+    from glmrun.chat.answer import Answer
+    from glmrun.chat.tool_loop import ask_with_tools
+    from glmrun.repl.tool_calls import TOO_MANY_ROUNDS
+    from glmrun.terminal.console import note
+    from glmrun.terminal.interrupt import interruptible
+
+    messages = list(request.messages)
+
+    def ask() -> Answer:
+        answer = Answer()
+        with closing(interruptible(model, model.answer(replace(request, messages=messages)))) as stream:
+            form.show(stream, answer, with_calls=calls is None)  # with --tools they are shown when they are carried out
+        return answer
+
+    def keep(answer: Answer, results: list[dict[str, Any]]) -> None:
+        messages.extend([answer.message(), *results])
+
+    answers, ending = ask_with_tools(ask, calls.results if calls else None, keep)
+    if ending == "too many rounds":
+        note(TOO_MANY_ROUNDS)
+    return answers
+
+
+def _report(answers: "list[Answer]", model: "ChatModel", load_seconds: float, form: _Form, stats: bool) -> None:
+    """Say what the answer itself does not: all of it as JSON, how it ended, counts and speeds."""
+    from glmrun.terminal.answer import finish_note, stats_line
+    from glmrun.terminal.console import note
+    from glmrun.terminal.sanitize import json_text
+
     answer = answers[-1]
-    if as_json:
+    if form.as_json:
         print(json_text(_as_json(answers, str(model.path), load_seconds)))
     elif ending := finish_note(answer, model.n_ctx):
         note(ending)
     if stats and answer.stats is not None:
         note(f"{stats_line(answer.stats)} · loaded in {load_seconds:.1f} s")
+
+
+def _check(answer: "Answer", extract: bool, schema: dict[str, Any] | None) -> None:
+    """Raise for an answer that was stopped or is not what was asked for."""
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
     if extract and not answer.text:
         raise UserError("the answer has no code block")
     if schema is not None and not _is_json(answer.text):
         raise UserError("the answer is not whole JSON" + (": it was cut off" if answer.finish_reason == "length" else ""))
-
-
-def _answers(
-    model: "ChatModel",
-    request: "ChatRequest",
-    calls: "ToolCalls | None",
-    show: "Callable[[Iterator[Chunk], Answer], None]",
-) -> "list[Answer]":
-    """The model's answers: one, and another one after each round of tool calls."""
-    from glmrun.repl.tool_calls import MAX_ROUNDS
-    from glmrun.terminal.answer import Answer
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import interruptible
-
-    answers = []
-    while True:
-        answers.append(answer := Answer())
-        with closing(interruptible(model, model.answer(request))) as stream:
-            show(stream, answer)
-        if calls is None or answer.finish_reason != "tool_calls":
-            return answers
-        if len(answers) == MAX_ROUNDS:
-            note(f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)")
-            return answers
-        results, stopped = calls.results(answer.tool_calls)
-        if stopped:
-            answer.finish_reason = "cancelled"
-            return answers
-        request = replace(request, messages=[*request.messages, answer.message(), *results])
 
 
 def _split_arguments(first: str | None, second: str | None, prompt: str | None, url: str | None) -> tuple[str | None, str | None]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from glmrun.chat.answer import Answer
 from glmrun.engine.sampling import PRESETS, Sampler
 from glmrun.repl import saving
 from glmrun.repl.attachments import read_text
 from glmrun.repl.conversation import SETTINGS, Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.tool_calls import Approve
-from glmrun.terminal.answer import Answer, Thinking, counted, show_thinking
+from glmrun.terminal.answer import Thinking, counted, show_thinking
 from glmrun.terminal.console import say, show_error
 from quant.errors import UserError
 

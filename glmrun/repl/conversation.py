@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmrun.chat.answer import Answer
 from glmrun.chat.request import ChatModel, ChatRequest
+from glmrun.chat.tool_loop import ask_with_tools
 from glmrun.repl import sessions
 from glmrun.repl.attachments import mentioned, with_files
-from glmrun.repl.tool_calls import MAX_ROUNDS, ToolCalls
-from glmrun.terminal.answer import Answer, AnswerView, Thinking, bottom_line, finish_note, stats_line
+from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
+from glmrun.terminal.answer import AnswerView, Thinking, bottom_line, finish_note, stats_line
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.tool_blocks import show_tool_call
@@ -178,21 +180,20 @@ class Conversation:
 
     def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
         """Show the answer, and carry out the calls in it until there is one without."""
-        for _ in range(MAX_ROUNDS):
-            answer = self._one_answer(chunks)
-            if self.tools is None or answer.finish_reason != "tool_calls":
-                return answer
-            results, stopped = self.tools.results(answer.tool_calls)
+        first = [chunks]
+
+        def keep(_: Answer, results: list[dict[str, Any]]) -> None:  # the answer itself is kept as soon as it has come
             for message in results:
                 self.messages.append(message)
                 self._keep("message", message=message)
-            if stopped:
-                answer.finish_reason = "cancelled"
-                note("(stopped)")
-                return answer
-            chunks = self._chunks()
-        note(f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)")
-        return answer
+
+        carry_out = self.tools.results if self.tools is not None else None
+        answers, ending = ask_with_tools(lambda: self._one_answer(first.pop() if first else self._chunks()), carry_out, keep)
+        if ending == "stopped":
+            note("(stopped)")
+        elif ending == "too many rounds":
+            note(TOO_MANY_ROUNDS)
+        return answers[-1]
 
     def _one_answer(self, chunks: "Iterator[Chunk]") -> Answer:
         self.last = answer = Answer()

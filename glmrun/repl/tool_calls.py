@@ -5,13 +5,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from glmrun.chat.tool_loop import MAX_ROUNDS
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
 
-MAX_ROUNDS = 25  # of calls for one question: a model that has lost its way stops here
+TOO_MANY_ROUNDS = f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)"
 
 
 class Approve(StrEnum):
