@@ -17,7 +17,7 @@ from support.scripted_model import ScriptedModel
 from glmrun.cli.loading import wait_for_disk
 from glmrun.repl import sessions
 from glmrun.repl.commands import run_command
-from glmrun.repl.conversation import Conversation
+from glmrun.repl.conversation import Conversation, Surface
 from glmrun.repl.loop import chat_in_pipe
 from quant.errors import UserError
 
@@ -102,7 +102,7 @@ def test_the_first_answer_waits_for_the_models_file(capsys: pytest.CaptureFixtur
     on_disk = SimpleNamespace(is_waiting_for_disk=lambda: True, wait=lambda seconds: next(waits), n_done=1, n_bytes=2)
     model = ScriptedModel()
     model.prefault = on_disk  # type: ignore[attr-defined]
-    Conversation(model, get_ready=wait_for_disk).say("hello")  # type: ignore[arg-type]
+    Conversation(model, surface=Surface(get_ready=wait_for_disk)).say("hello")  # type: ignore[arg-type]
     assert next(waits, "waited") == "waited" and capsys.readouterr().out == "You said: hello\n"
 
 

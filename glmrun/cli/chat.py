@@ -78,7 +78,8 @@ def chat(
       printf 'My name is Ada.\\nWhat is my name?\\n' | glmrun chat --no-think
     """
     from glmrun.repl import sessions
-    from glmrun.repl.conversation import Conversation, Typing
+    from glmrun.repl.conversation import Conversation, Surface, Typing
+    from glmrun.repl.kept import Kept
     from glmrun.repl.loop import chat_in_pipe, chat_in_terminal, interactive
     from glmrun.repl.saving import show_resumed
     from glmrun.repl.tool_calls import ToolCalls
@@ -108,12 +109,13 @@ def chat(
             thinking=think,
             preserve_thinking=preserve_thinking or preset == "agent",
             think_budget=think_budget,
-            typing=Typing(vi=vi, history=history) if interactive() else None,
-            saving=history and (interactive() or earlier is not None),
-            keep_cache=keep_cache,
-            open_model=open_model,
-            get_ready=loading.wait_for_disk,
             tools=tools,
+            surface=Surface(
+                Typing(vi=vi, history=history) if interactive() else None,
+                open_model=open_model,
+                get_ready=loading.wait_for_disk,
+            ),
+            kept=Kept(saving=history and (interactive() or earlier is not None), keep_cache=keep_cache),
         )
         loaded = conversation.model
         if interactive():
@@ -134,7 +136,7 @@ def chat(
         conversation.close()
         if tools is not None:
             tools.tools.close()
-    if interactive() and conversation.messages and conversation.saving:
+    if interactive() and conversation.messages and conversation.kept.saving:
         note("glmrun chat --continue goes on with this conversation")
     raise typer.Exit(code)
 

@@ -81,7 +81,7 @@ def _leave(conversation: Conversation, rest: str) -> None:
 
 
 def _clear(conversation: Conversation, rest: str) -> None:
-    kept = f"; the last one is {conversation.session.id}" if conversation.session else ""
+    kept = f"; the last one is {conversation.kept.session.id}" if conversation.kept.session else ""
     conversation.start_over()
     say("a new conversation" + (" (the system prompt stays)" if conversation.system else "") + kept)
 
@@ -113,7 +113,7 @@ def _think(conversation: Conversation, rest: str) -> None:
     elif rest in ("keep", "forget"):
         conversation.preserve_thinking = rest == "keep"
     elif rest in get_args(Thinking):
-        conversation.show_thinking = cast(Thinking, rest)
+        conversation.surface.show_thinking = cast(Thinking, rest)
         if rest == "show" and conversation.messages:
             show_last_thinking(conversation)
     elif rest:
@@ -133,7 +133,7 @@ def _thinking(conversation: Conversation) -> str:
     budget = conversation.think_budget
     limit = "" if budget is None else f", at most {counted(budget, 'token')}"
     earlier = "kept in the prompt" if conversation.preserve_thinking else "left out of the prompt"
-    shown = {"fold": "folded into a line", "show": "shown", "hide": "hidden"}[conversation.show_thinking]
+    shown = {"fold": "folded into a line", "show": "shown", "hide": "hidden"}[conversation.surface.show_thinking]
     return f"{'on' + limit if conversation.thinking else 'off'}, {shown}; that of earlier answers is {earlier}"
 
 
@@ -188,7 +188,7 @@ def _set_vi(conversation: Conversation, text: str) -> None:
 
 def _set_history(conversation: Conversation, text: str) -> None:
     line = _line(conversation)
-    line.history = conversation.saving = _on(text)
+    line.history = conversation.kept.saving = _on(text)
     if not line.history:
         conversation.close()
     say("messages and the conversation are " + ("remembered" if line.history else "remembered no longer; what was stays on disk"))
@@ -197,7 +197,7 @@ def _set_history(conversation: Conversation, text: str) -> None:
 def _show(conversation: Conversation, rest: str) -> None:
     changed = ["format json"] if "json_schema" in conversation.settings else []
     changed += [f"{name} {conversation.settings[key]}" for name, (key, _) in SETTINGS.items() if key in conversation.settings]
-    session = conversation.session.id if conversation.session else "-"
+    session = conversation.kept.session.id if conversation.kept.session else "-"
     pairs = {
         "model": conversation.model.path,
         "context": f"{conversation.model.n_ctx:,} tokens",
@@ -205,7 +205,7 @@ def _show(conversation: Conversation, rest: str) -> None:
         "system": conversation.system or "-",
         "thinking": _thinking(conversation),
         "settings": ", ".join([*changed, "all others as the model file says"]),
-        "session": session + (", with its cache" if conversation.session and conversation.keep_cache else ""),
+        "session": session + (", with its cache" if conversation.kept.session and conversation.kept.keep_cache else ""),
     }
     if rest and rest not in pairs:
         raise UserError(f"/show takes one of {', '.join(pairs)}, or nothing")
@@ -214,11 +214,11 @@ def _show(conversation: Conversation, rest: str) -> None:
 
 def _stats(conversation: Conversation, rest: str) -> None:
     if rest:
-        conversation.show_stats = _on(rest)
+        conversation.surface.show_stats = _on(rest)
     c = conversation
-    speed = f", {c.tokens / c.seconds:.1f} tok/s" if c.seconds > 0 else ""
-    state = "on" if c.show_stats else "off"
-    say(f"{counted(c.answers, 'answer')}, {counted(c.tokens, 'token')}{speed}; the line after each answer is {state}")
+    speed = f", {c.totals.tokens / c.totals.seconds:.1f} tok/s" if c.totals.seconds > 0 else ""
+    state = "on" if c.surface.show_stats else "off"
+    say(f"{counted(c.totals.answers, 'answer')}, {counted(c.totals.tokens, 'token')}{speed}; the line after each answer is {state}")
 
 
 def _tools(conversation: Conversation, rest: str) -> None:
@@ -249,10 +249,10 @@ def _read(conversation: Conversation, rest: str) -> None:
 
 
 def _model(conversation: Conversation, rest: str) -> None:
-    if rest and conversation.open_model is None:
+    if rest and conversation.surface.open_model is None:
         raise UserError("this conversation cannot change its model")
-    if rest and conversation.open_model is not None:
-        conversation.change_model(conversation.open_model(rest))
+    if rest and conversation.surface.open_model is not None:
+        conversation.change_model(conversation.surface.open_model(rest))
     say(f"{conversation.model.path} · context {conversation.model.n_ctx:,} tokens")
 
 
@@ -282,9 +282,9 @@ def _on(text: str) -> bool:
 
 
 def _line(conversation: Conversation) -> Typing:
-    if conversation.typing is None:
+    if conversation.surface.typing is None:
         raise UserError("that needs a terminal to type in")
-    return conversation.typing
+    return conversation.surface.typing
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: its messages, how they are answered, and what of it is kept on disk."""
+"""A conversation in the terminal: its messages, how they are answered."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from glmrun.chat.answer import Answer
 from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.chat.tool_loop import ask_with_tools
-from glmrun.repl import sessions
 from glmrun.repl.attachments import mentioned, with_files
+from glmrun.repl.kept import Kept, model_path
 from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
 from glmrun.terminal.answer import AnswerView, Thinking, bottom_line, finish_note, stats_line
 from glmrun.terminal.console import note
@@ -21,7 +21,6 @@ from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk, Stats
-    from glmrun.engine.saved_cache import SavedCache
 
 # Name in /set -> (field of a request or setting of its sampling, type).
 SETTINGS: dict[str, tuple[str, type]] = {
@@ -47,14 +46,45 @@ class Typing:
 
 
 @dataclass
-class Conversation:
-    """Messages without the system prompt, which stands apart so that /clear keeps it.
+class Surface:
+    """Where a conversation is shown, and what the program around it offers.
 
-    session, cache   where it is kept on disk, from the first message on; None where it is not
-    saving           whether it is to be kept
-    open_model       opens another model for /model
-    get_ready        waits for what a model needs before it answers
-    tools            what the model can call
+    open_model   opens another model for /model
+    get_ready    waits for what a model needs before it answers
+    listening    to keys during an answer
+    """
+
+    typing: Typing | None = None
+    show_thinking: Thinking = "fold"
+    show_stats: bool = True
+    open_model: Callable[[str], Any] | None = None
+    get_ready: Callable[[Any], None] = lambda model: None
+    listening: Callable[[Mapping[str, Callable[[], None]]], AbstractContextManager] = nullcontext
+
+
+@dataclass
+class Totals:
+    """Of all answers of this run."""
+
+    answers: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, stats: "Stats") -> None:
+        """Count an answer."""
+        self.answers += 1
+        self.tokens += stats.n_generated
+        self.seconds += stats.generate_seconds
+
+
+@dataclass
+class Conversation:
+    """Messages without the system prompt, which stands apart so that /clear keeps it, and how they are answered.
+
+    settings   max_tokens, json_schema and sampling's, as ChatRequest.of() takes them
+    attached   files that wait for the next message
+    tools      what the model can call
+    last       the last answer of this run
     """
 
     model: ChatModel
@@ -63,23 +93,13 @@ class Conversation:
     thinking: bool = True
     preserve_thinking: bool = True
     think_budget: int | None = None
-    show_thinking: Thinking = "fold"
-    show_stats: bool = True
     messages: list[dict[str, Any]] = field(default_factory=list)
     attached: list[Path] = field(default_factory=list)
-    typing: Typing | None = None
-    saving: bool = False
-    keep_cache: bool = False
-    session: sessions.Session | None = None
-    cache: "SavedCache | None" = None
-    open_model: Callable[[str], Any] | None = None
-    get_ready: Callable[[Any], None] = lambda model: None
-    listening: Callable[[Mapping[str, Callable[[], None]]], AbstractContextManager] = nullcontext  # to keys during an answer
     tools: ToolCalls | None = None
-    last: Answer | None = None  # the last one of this run
-    answers: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    last: Answer | None = None
+    surface: Surface = field(default_factory=Surface)
+    kept: Kept = field(default_factory=Kept)
+    totals: Totals = field(default_factory=Totals)
 
     @property
     def model_name(self) -> str:
@@ -206,11 +226,13 @@ class Conversation:
         def footer(stats: "Stats") -> str:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
 
-        self.get_ready(self.model)
-        view = AnswerView(answer, self.show_thinking, footer, hint="Ctrl+O shows all" if self.typing is not None else "")
+        self.surface.get_ready(self.model)
+        view = AnswerView(
+            answer, self.surface.show_thinking, footer, hint="Ctrl+O shows all" if self.surface.typing is not None else ""
+        )
         keys = {"escape": stop, "c-o": view.expand_thinking}
         try:
-            with self.listening(keys), closing(interruptible(self.model, chunks, asked)) as stream:
+            with self.surface.listening(keys), closing(interruptible(self.model, chunks, asked)) as stream:
                 view.show(stream)
             for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
                 show_tool_call(call)
@@ -218,7 +240,7 @@ class Conversation:
             if answer.text or answer.reasoning or answer.tool_calls:
                 self.messages.append(answer.message())
                 self._keep("message", message=self.messages[-1])
-                self._save_cache()
+                self.kept.save_cache(self.model)
         self._count(answer)
         return answer
 
@@ -228,10 +250,8 @@ class Conversation:
             note(ending)
         if stats is None:
             return
-        self.answers += 1
-        self.tokens += stats.n_generated
-        self.seconds += stats.generate_seconds
-        if self.show_stats:
+        self.totals.add(stats)
+        if self.surface.show_stats:
             note(stats_line(stats))
         self._offer_room()
 
@@ -244,7 +264,7 @@ class Conversation:
         ways = ["/clear starts over", "/undo takes the last exchange back"] if answered else []
         if size < most and used <= _NEARLY_FULL * most:
             larger = min(2 * max(size, used), most)
-            ways.append(f"{'glmrun chat --continue ' if self.session else ''}-c {larger} has a larger one")
+            ways.append(f"{'glmrun chat --continue ' if self.kept.session else ''}-c {larger} has a larger one")
         if ways:
             note(f"{used:,} of {size:,} tokens of context {'used' if used <= size else 'wanted'}: {', '.join(ways)}")
 
@@ -257,85 +277,28 @@ class Conversation:
 
     def start_over(self) -> None:
         """A new conversation with the same system prompt; the old one stays on disk."""
-        self._leave_session()
+        self.kept.close()
         self.messages.clear()
         self.attached.clear()
 
     def resume(self, path: Path) -> None:
         """Go on with a saved conversation; one that stands outside our folder is copied, not changed. Raises UserError."""
-        if self.saving and sessions.is_ours(path):
-            if self.session is not None and path.resolve() == self.session.path.resolve():
-                raise UserError(f"{self.session.id} is this conversation")
-            session, saved, lost = sessions.reopen(path)
-            self._leave_session()
-            self.session = session
-        else:
-            saved, lost = sessions.read(path), None
-            if saved.n_good < saved.n_bytes:
-                lost = f"{path.name}: its last {saved.n_bytes - saved.n_good:,} bytes are damaged and left out"
-            self._leave_session()
-        if lost:
-            note(lost)
+        saved = self.kept.reopen(path)
         self.system, self.messages = saved.system, saved.messages
         self.attached.clear()
-        if saved.model != self._model_path():
-            self._keep("model", path=self._model_path())
-        self._load_cache()
+        if saved.model != model_path(self.model):
+            self._keep("model", path=model_path(self.model))
+        self.kept.load_cache(self.model)
 
     def change_model(self, model: ChatModel) -> None:
         """Go on with another model; it reads the conversation with the next message."""
-        self.model, self.cache = model, None
-        self._keep("model", path=self._model_path())
+        self.model, self.kept.cache = model, None
+        self._keep("model", path=model_path(model))
 
     def close(self) -> None:
         """Leave the conversation; what is on disk stays."""
-        self._leave_session()
-
-    def _leave_session(self) -> None:
-        if self.session is not None:
-            self.session.close()
-        self.session = self.cache = None
+        self.kept.close()
 
     def _keep(self, kind: str, **fields: Any) -> None:
-        """Write a change to the journal, or begin one; a disk that refuses does not end the conversation."""
-        if not self.saving or (self.session is None and not self.messages):
-            return
-        try:
-            if self.session is None:
-                self.session = sessions.create(self._model_path(), self.system, self.messages)
-            else:
-                self.session.append(kind, **fields)
-        except OSError as why:
-            note(f"this conversation could not be saved: {why.strerror}; the next message tries again")
-            self._leave_session()  # a journal that lacks a line tells another story: the next one begins with all messages
-
-    def _model_path(self) -> str:
-        """What --continue opens."""
-        return str(self.model.path.absolute() if isinstance(self.model.path, Path) else self.model.path)
-
-    def _load_cache(self) -> None:
-        cache = self._cache_of_session()
-        if cache is None:
-            return
-        self.keep_cache = True  # it was asked for when this conversation began
-        self.cache, count = cache, cache.load()
-        if cache.ignored:
-            note(f"{cache.path.name}: {cache.ignored}; {'the rest' if count else 'the conversation'} is read again")
-
-    def _save_cache(self) -> None:
-        if not self.keep_cache or self.session is None:
-            return
-        try:
-            self.cache = self.cache or self._cache_of_session(new=True)
-            if self.cache is not None:
-                self.cache.save()
-        except OSError as why:
-            note(f"the cache could not be kept: {why.strerror}")
-
-    def _cache_of_session(self, new: bool = False) -> "SavedCache | None":
-        """The saved cache of this session, if there is one or a new one is wanted, and the model is one that has a cache here."""
-        if self.session is None or not hasattr(self.model, "latest") or not (new or self.session.cache_path.exists()):
-            return None
-        from glmrun.engine.saved_cache import SavedCache
-
-        return SavedCache(self.session.cache_path, self.model)  # type: ignore[arg-type]
+        if self.kept.session is not None or self.messages:
+            self.kept.write(self.model, self.system, self.messages, kind, **fields)

@@ -23,8 +23,8 @@ def chat_in_terminal(conversation: Conversation) -> int:
     """Read messages with history and several lines, answer each; returns the exit code."""
     from glmrun.repl.editor import Editor
 
-    conversation.typing = conversation.typing or Typing()
-    history = _history_path() if conversation.typing.history else None
+    conversation.surface.typing = conversation.surface.typing or Typing()
+    history = _history_path() if conversation.surface.typing.history else None
 
     bottom = ""
 
@@ -34,12 +34,12 @@ def chat_in_terminal(conversation: Conversation) -> int:
         bottom = conversation.bottom_line()
 
     actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
-    editor = Editor(conversation.typing, history, lambda: bottom, actions)
+    editor = Editor(conversation.surface.typing, history, lambda: bottom, actions)
 
     def keys(actions: Mapping[str, Callable[[], None]]) -> AbstractContextManager:
         return listening(editor.source, actions)
 
-    conversation.listening = keys
+    conversation.surface.listening = keys
     interrupted = -_TWICE_SECONDS
     while True:
         bottom = conversation.bottom_line()

@@ -18,7 +18,7 @@ _COPY_LIMIT = 74_000  # bytes: what terminals take for their clipboard at once
 
 def save(conversation: Conversation, rest: str) -> None:
     if not rest:
-        where = conversation.session.id if conversation.session else "nowhere yet"
+        where = conversation.kept.session.id if conversation.kept.session else "nowhere yet"
         raise UserError(f"/save FILE writes a copy that /load reads; the conversation itself is kept as {where}")
     path = Path(rest).expanduser()
     sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages)
@@ -36,7 +36,7 @@ def list_sessions(conversation: Conversation, rest: str) -> None:
     action, _, name = rest.partition(" ")
     if action in ("rm", "delete"):
         path = sessions.find(name.strip() or "-")
-        if conversation.session is not None and path == conversation.session.path:
+        if conversation.kept.session is not None and path == conversation.kept.session.path:
             raise UserError(f"{path.stem} is this conversation; /clear first")
         sessions.remove(path)
         say(f"{path.stem} is deleted")
@@ -92,7 +92,7 @@ def copy(conversation: Conversation, rest: str) -> None:
 def show_resumed(conversation: Conversation) -> None:
     """Tell which conversation goes on, with its last exchange."""
     c = conversation
-    what = f"{c.session.id} · " if c.session else ""
+    what = f"{c.kept.session.id} · " if c.kept.session else ""
     note(f"{what}{counted(len(c.messages), 'message')}, {c.used():,} of {c.model.n_ctx:,} tokens of context")
     if not c.messages:
         return
