@@ -25,15 +25,15 @@ from test_cli import refused
 import glmrun
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
+from glmrun.cli.bench_output import BenchOutput, bar_chart
+from glmrun.cli.bench_table import BenchTable
 from glmrun.engine.runner import MAX_TOKENS
 from glmrun.kernels.compiled import cache as kernels
 from glmrun.measure.bench import N_UBATCH, Case, Choices, Result, cpu_name, measure, model_type
-from glmrun.measure.bench_output import BenchOutput, bar_chart
 from glmrun.measure.bench_rows import compare, curves, read_rows, welch
 from glmrun.measure.server_bench import LONG_ANSWER, measure_server
 from glmrun.store.nano import CHECKPOINT
 from glmrun.terminal.plot import write
-from glmrun.terminal.tables import BenchTable
 from quant.errors import UserError
 
 A, B = Path("a.gguf"), Path("b.gguf")

@@ -17,6 +17,7 @@ from glmrun.settings import default_model
 from quant.errors import UserError
 
 if TYPE_CHECKING:
+    from glmrun.cli.bench_output import BenchOutput
     from glmrun.measure.bench import Case, Choices, Result
 
 _MOST = 1 << 24  # tokens
@@ -132,22 +133,10 @@ def bench(
       glmrun bench --compare before.json after.json
       glmrun bench --url http://localhost:8080/v1 -p 512,4096 -r 3
     """
-    from glmrun.measure.bench import N_UBATCH, Choices
-
     if compare is not None:
         _print_comparison(*compare)
         return
-    given = (prompts or ["512"], gens or ["128"], depths or ["0"], ubatches or ["512"])
-    lists = [[n for text in texts for n in parse_counts(text)] for texts in given]
-    wanted: list[int | None] = [*parse_counts(threads)] if threads is not None else [None]
-    if 0 in wanted:
-        raise typer.BadParameter("--threads: at least one thread is needed")
-    if not all(1 <= n <= N_UBATCH for n in lists[3]):
-        raise typer.BadParameter(f"--ubatch-size: 1 to {N_UBATCH} tokens")
-    choices = Choices(lists[0], lists[1], [_parse_pair(text) for text in pairs or []], lists[2], wanted, lists[3])
-    n_tests = len(choices.cases(Path()))
-    if not n_tests:
-        raise typer.BadParameter("nothing to measure: both -p and -n are 0")
+    choices = _choices(prompts, gens, pairs, depths, threads, ubatches)
     names = [name for text in models or [] for name in text.split(",") if name]
     if url is not None:
         options.refuse_beside_url(context, "quantizations", "depths", "threads", "ubatches", "kv_type")
@@ -162,31 +151,66 @@ def bench(
         runs = _of_files(files, choices, repetitions, warmup, kv_type, delay)
         began = time.perf_counter()
         loading.compile_kernels()
-        _note_machine(wanted, time.perf_counter() - began)
+        _note_machine(choices.n_threads, time.perf_counter() - began)
 
-    from glmrun.measure.bench_output import BenchOutput
-    from glmrun.terminal.tables import BenchTable
+    outputs = _outputs(output, output_err, choices, bool(kv_type), wide)
+    n_rows = n_files * len(choices.cases(Path()))
+    rows, interrupted = _measure(runs, outputs, n_rows, repetitions, wide, () if url else choices.n_threads)
+    if rows and (plot or plot_out):
+        _plot(rows, plot, plot_out, output is Output.md)
+    if interrupted:
+        raise typer.Exit(130)
 
-    columns = [*(["n_ubatch"] if lists[3] != [N_UBATCH] else []), *(["type_k", "type_v"] if kv_type else [])]
-    outputs = [BenchOutput(output, sys.stdout, BenchTable(columns, wide))]
-    if output_err is not None:
-        outputs.append(BenchOutput(output_err, sys.stderr, BenchTable(columns, wide)))
+
+def _choices(
+    prompts: list[str] | None, gens: list[str] | None, pairs: list[str] | None, depths: list[str] | None, threads: str | None,
+    ubatches: list[str] | None,
+) -> "Choices":  # fmt: skip
+    """What the options ask for, at least one test."""
+    from glmrun.measure.bench import N_UBATCH, Choices
+
+    given = (prompts or ["512"], gens or ["128"], depths or ["0"], ubatches or ["512"])
+    lists = [[n for text in texts for n in parse_counts(text)] for texts in given]
+    wanted: list[int | None] = [*parse_counts(threads)] if threads is not None else [None]
+    if 0 in wanted:
+        raise typer.BadParameter("--threads: at least one thread is needed")
+    if not all(1 <= n <= N_UBATCH for n in lists[3]):
+        raise typer.BadParameter(f"--ubatch-size: 1 to {N_UBATCH} tokens")
+    choices = Choices(lists[0], lists[1], [_parse_pair(text) for text in pairs or []], lists[2], wanted, lists[3])
+    if not choices.cases(Path()):
+        raise typer.BadParameter("nothing to measure: both -p and -n are 0")
+    return choices
+
+
+def _outputs(form: Output, form_err: Output | None, choices: "Choices", kv_type: bool, wide: bool) -> "list[BenchOutput]":
+    """Where rows are printed: standard output, and standard error if that was asked for."""
+    from glmrun.cli.bench_output import BenchOutput
+    from glmrun.cli.bench_table import BenchTable
+    from glmrun.measure.bench import N_UBATCH
+
+    columns = [*(["n_ubatch"] if list(choices.n_ubatch) != [N_UBATCH] else []), *(["type_k", "type_v"] if kv_type else [])]
+    streams = [(form, sys.stdout), *([(form_err, sys.stderr)] if form_err is not None else [])]
+    return [BenchOutput(form, stream, BenchTable(columns, wide)) for form, stream in streams]
+
+
+def _measure(
+    runs: "Generator[_Steps]", outputs: "list[BenchOutput]", n_rows: int, repetitions: int, wide: bool,
+    threads: Sequence[int | None],
+) -> tuple[list[dict[str, Any]], bool]:  # fmt: skip
+    """Print each row as it comes; returns them all, and whether Ctrl-C ended it."""
     rows: list[dict[str, Any]] = []
+    interrupted = False
     try:
         with closing(runs):
-            for row in _rows(runs, n_files * n_tests, repetitions, wide, () if url else wanted):
+            for row in _rows(runs, n_rows, repetitions, wide, threads):
                 rows.append(row)
                 for out in outputs:
                     out.row(row)
-        code = 0
     except KeyboardInterrupt:
-        code = 130
+        interrupted = True
     for out in outputs:
         out.end()
-    if rows and (plot or plot_out):
-        _plot(rows, plot, plot_out, output is Output.md)
-    if code:
-        raise typer.Exit(code)
+    return rows, interrupted
 
 
 _Steps = Iterator[tuple["Case", int, "Result | None"]]
@@ -277,7 +301,7 @@ def _converted(source: Path, recipes: list[str]) -> Generator[Path]:
             path.unlink()
 
 
-def _note_machine(threads: list[int | None], compile_seconds: float) -> None:
+def _note_machine(threads: Sequence[int | None], compile_seconds: float) -> None:
     """What a figure depends on, to standard error."""
     import platform
     from importlib.metadata import version
@@ -302,7 +326,7 @@ def _note_machine(threads: list[int | None], compile_seconds: float) -> None:
 
 
 def _plot(rows: list[dict[str, Any]], to_terminal: bool, path: str | None, stream_is_free: bool) -> None:
-    from glmrun.measure.bench_output import bar_chart
+    from glmrun.cli.bench_output import bar_chart
     from glmrun.measure.bench_rows import curves
     from glmrun.terminal.plot import write
 

@@ -1,6 +1,7 @@
 """`glmrun chat`: a conversation in the terminal."""
 
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +12,7 @@ from glmrun.cli import loading, options
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chat.remote import RemoteModel
-    from glmrun.engine.model import Model
+    from glmrun.repl.conversation import Conversation
 
 
 def complete_session(incomplete: str) -> list[tuple[str, str]]:
@@ -80,12 +80,9 @@ def chat(
     from glmrun.repl import sessions
     from glmrun.repl.conversation import Conversation, Surface, Typing
     from glmrun.repl.kept import Kept
-    from glmrun.repl.loop import chat_in_pipe, chat_in_terminal, interactive
-    from glmrun.repl.saving import show_resumed
+    from glmrun.repl.loop import interactive
     from glmrun.repl.tool_calls import ToolCalls
-    from glmrun.terminal.answer import counted
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import orderly_end, quiet_keyboard
+    from glmrun.terminal.interrupt import quiet_keyboard
 
     if url is not None:
         options.refuse_beside_url(context, "ctx", "threads", "kv_type", "keep_cache")
@@ -96,12 +93,10 @@ def chat(
     earlier = sessions.find(resume) if go_on or resume is not None else None
 
     tools = ToolCalls(tools_file, approve) if tools_file is not None else None
-
-    def open_model(name: str | None) -> "Model | RemoteModel":
-        return loading.open_model(name, url, ctx, threads, kv_type, patient=not interactive())
-
+    open_model = partial(loading.open_model, url=url, ctx=ctx, threads=threads, kv_type=kv_type, patient=not interactive())
     if interactive():
         import_module("glmrun.repl.editor")  # now: it maps memory, which is slow while the model's file is being mapped
+    typing = Typing(vi=vi, history=history) if interactive() else None
     with quiet_keyboard():  # what is typed meanwhile is for the first prompt
         conversation = Conversation(
             open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
@@ -110,35 +105,50 @@ def chat(
             preserve_thinking=preserve_thinking or preset == "agent",
             think_budget=think_budget,
             tools=tools,
-            surface=Surface(
-                Typing(vi=vi, history=history) if interactive() else None,
-                open_model=open_model,
-                get_ready=loading.wait_for_disk,
-            ),
+            surface=Surface(typing, open_model=open_model, get_ready=loading.wait_for_disk),
             kept=Kept(saving=history and (interactive() or earlier is not None), keep_cache=keep_cache),
         )
-        loaded = conversation.model
-        if interactive():
-            threads_text = f" · {counted(loaded.n_threads, 'thread')}" if url is None else ""
-            note(f"{conversation.model_name} · context {loaded.n_ctx:,} tokens{threads_text} · /help, Ctrl-D leaves")
-        if earlier is not None:
-            conversation.resume(earlier)
-            show_resumed(conversation)
-        if system is not None and (earlier is None or options.typed(context, "system")):
-            conversation.set_system(system)
+        _begin(conversation, earlier, system if earlier is None or options.typed(context, "system") else None)
     try:
-        if interactive():
-            with orderly_end():
-                code = chat_in_terminal(conversation)
-        else:
-            code = chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
+        code = _hold(conversation)
     finally:
         conversation.close()
         if tools is not None:
             tools.tools.close()
-    if interactive() and conversation.messages and conversation.kept.saving:
-        note("glmrun chat --continue goes on with this conversation")
     raise typer.Exit(code)
+
+
+def _begin(conversation: "Conversation", earlier: Path | None, system: str | None) -> None:
+    """Say what answers, and go on with an earlier conversation if there is one."""
+    from glmrun.repl.loop import interactive
+    from glmrun.repl.saving import show_resumed
+    from glmrun.terminal.answer import counted
+    from glmrun.terminal.console import note
+
+    model = conversation.model
+    if interactive():
+        threads = f" · {counted(model.n_threads, 'thread')}" if model.n_threads else ""  # a server's are its own business
+        note(f"{conversation.model_name} · context {model.n_ctx:,} tokens{threads} · /help, Ctrl-D leaves")
+    if earlier is not None:
+        conversation.resume(earlier)
+        show_resumed(conversation)
+    if system is not None:
+        conversation.set_system(system)
+
+
+def _hold(conversation: "Conversation") -> int:
+    """Talk until the user leaves; returns the exit code."""
+    from glmrun.repl.loop import chat_in_pipe, chat_in_terminal, interactive
+    from glmrun.terminal.console import note
+    from glmrun.terminal.interrupt import orderly_end
+
+    if not interactive():
+        return chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
+    with orderly_end():
+        code = chat_in_terminal(conversation)
+    if conversation.messages and conversation.kept.saving:
+        note("glmrun chat --continue goes on with this conversation")
+    return code
 
 
 def _model_of(session: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from pathlib import Path
 
 import typer
 
@@ -27,17 +28,22 @@ def demo(threads: options.Threads = None) -> None:
     Example:
       glmrun demo
     """
-    from glmrun.chat.answer import Answer
-    from glmrun.measure.bench import Choices, measure
-    from glmrun.store.nano import QUANTIZATIONS, nano_path
-    from glmrun.terminal.answer import show_answer, stats_line
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import interruptible
-    from glmrun.terminal.progress import waiting, work_bar
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import BenchTable, bytes_text
-
     _title("nano, the small model that comes with glmrun, in three quantizations")
+    paths = _convert()
+    _title("A question, and the model's thinking")
+    _ask(paths[-1], threads)
+    _title("Speed of reading 512 tokens and of writing 64")
+    _measure(paths, threads)
+    _title("The real model")
+    print(_REAL_MODEL)
+
+
+def _convert() -> list[Path]:
+    from glmrun.store.nano import QUANTIZATIONS, nano_path
+    from glmrun.terminal.progress import waiting
+    from glmrun.terminal.sanitize import one_line
+    from glmrun.terminal.tables import bytes_text
+
     paths = []
     for quantization in QUANTIZATIONS:
         began = time.monotonic()
@@ -46,9 +52,16 @@ def demo(threads: options.Threads = None) -> None:
         paths.append(path)
         print(f"  {path.name:<16} {bytes_text(path.stat().st_size):>10}   ready in {time.monotonic() - began:.1f} s", flush=True)
     print(f"\nThey stay in {one_line(str(path.parent))}.", flush=True)
+    return paths
 
-    _title("A question, and the model's thinking")
-    model = loading.load_model(paths[-1], threads=threads)
+
+def _ask(path: Path, threads: int | None) -> None:
+    from glmrun.chat.answer import Answer
+    from glmrun.terminal.answer import show_answer, stats_line
+    from glmrun.terminal.console import note
+    from glmrun.terminal.interrupt import interruptible
+
+    model = loading.load_model(path, threads=threads)
     print(f">>> {_QUESTION}", flush=True)
     chunks = model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)
     answer = Answer()
@@ -59,7 +72,12 @@ def demo(threads: options.Threads = None) -> None:
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
 
-    _title("Speed of reading 512 tokens and of writing 64")
+
+def _measure(paths: list[Path], threads: int | None) -> None:
+    from glmrun.cli.bench_table import BenchTable
+    from glmrun.measure.bench import Choices, measure
+    from glmrun.terminal.progress import work_bar
+
     table = BenchTable()
     print(table.heading(), flush=True)
     with work_bar() as bar:
@@ -70,9 +88,6 @@ def demo(threads: options.Threads = None) -> None:
             else:
                 bar.clear()
                 print(table.row(result.asdict()), flush=True)
-
-    _title("The real model")
-    print(_REAL_MODEL)
 
 
 def _title(text: str) -> None:

@@ -65,8 +65,6 @@ def inspect(
         print(json_text(facts | lists))
         return
 
-    from glmrun.terminal.tables import columns
-
     if hash_data:
         for name, digest in digests.items():
             if pattern.search(name) or not name:
@@ -76,12 +74,17 @@ def inspect(
         print(visible(_summary(facts)))
         for line in facts["warnings"]:
             print(f"warning: {one_line(line)}")
-    if metadata:
-        for key, value in pairs.items():
-            print(f"{one_line(key)} = {one_line(_value_text(value))}")
+    for key, value in pairs.items() if metadata else ():
+        print(f"{one_line(key)} = {one_line(_value_text(value))}")
     if tensors:
-        lines = [[row["name"], " x ".join(map(str, row["shape"])), row["format"], f"{row['bytes']:,}"] for row in rows]
-        print(columns([["tensor", "shape", "format", "bytes"], *lines], right=[3]))
+        print(_tensor_table(rows))
+
+
+def _tensor_table(rows: list[dict[str, Any]]) -> str:
+    from glmrun.terminal.tables import columns
+
+    lines = [[row["name"], " x ".join(map(str, row["shape"])), row["format"], f"{row['bytes']:,}"] for row in rows]
+    return columns([["tensor", "shape", "format", "bytes"], *lines], right=[3])
 
 
 def _summary(facts: dict[str, Any]) -> str:

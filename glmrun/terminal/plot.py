@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from glmrun.measure.bench_rows import Curves
 from quant.errors import UserError
 
 KINDS = (".png", ".svg")
+Curves = dict[str, dict[str, list[tuple[int, float]]]]  # {test: {curve: [(x, tokens a second)]}}
 
 
 def check(path: str) -> None:

@@ -4,9 +4,9 @@ import csv
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from glmrun.cli.bench_table import BenchTable
 from glmrun.measure.bench_rows import Curves
 from glmrun.terminal.sanitize import json_text, one_line, visible
-from glmrun.terminal.tables import BenchTable
 
 _BAR = 40  # columns of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
