@@ -119,6 +119,26 @@ ROWS = {
     "37 value that speaks of tags": (
         False, write("use <arg_key>k</arg_key> and <tool_call> or </think>"),
         "", "", written("use <arg_key>k</arg_key> and <tool_call> or </think>")),
+    "37 key glued to the name": (
+        False, "<tool_call>get_weathercity</arg_key><arg_value>Bonn</arg_value></tool_call>", "", "", BONN),
+    "37 key behind a blank": (
+        False, "<tool_call>get_weather city</arg_key><arg_value>Bonn</arg_value></tool_call>", "", "", BONN),
+    "37 wrong closing tag": (
+        False, "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Bonn</arg_key></tool_call>", "", "", BONN),
+    "37 two calls, no </arg_value>": (
+        False, "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Bonn</tool_call>" + WEATHER, "", "", [*BONN, BEIJING]),
+    "data: a closing tag": (
+        False, write("use </arg_value> in docs", "b </arg_value>c"),
+        "", "", written("use </arg_value> in docs", "b </arg_value>c")),
+    "data: the end of a call": (False, write("x </tool_call> y") + "z", "z", "", written("x </tool_call> y")),
+    "data: a whole call": (True, write("see " + WEATHER) + WEATHER, "", "", [*written("see " + WEATHER), BEIJING]),
+    "data: a call in a call": (
+        False, write(write("see " + WEATHER + ".") + call("f")),
+        "", "", written(write("see " + WEATHER + ".") + call("f"))),
+    "data: a pair": (
+        False, write("<arg_key>text</arg_key><arg_value>v</arg_value> x"), "", "",
+        written("<arg_key>text</arg_key><arg_value>v</arg_value> x")),
+    "thinking goes on behind a call": (True, "a" + call("f") + "b" + call("f") + "c</think>d", "d", "abc", [F, F]),
     "38 only </tool_call> missing": (False, call("get_weather", ("city", "Beijing"), end="\n"), "", "", [BEIJING]),
     "38 closing tag cut": (False, call("get_weather", ("city", "Beijing"), end="</tool_"), "", "", [BEIJING]),
     "38 value cut": (False, "a<tool_call>get_weather<arg_key>city</arg_key><arg_value>Bei", "a", "", []),
@@ -131,7 +151,7 @@ ROWS = {
     "40 JSON with arguments as a string": (
         False, '<tool_call>\n{"name":"f","arguments":"{\\"a\\": 1}"}\n</tool_call>', "", "", [("f", {"a": 1})]),
     "40 name and JSON": (False, '<tool_call>f {"a": "b"}</tool_call>', "", "", [("f", {"a": "b"})]),
-    "40 JSON that is none": (False, "<tool_call>{name: f</tool_call> b", "<tool_call>{name: f b", "", []),
+    "40 JSON that is none": (False, "<tool_call>{name: f</tool_call> b", "{name: f b", "", []),
     "blank lines before the answer": (True, "\n r \n</think>\n\n    code\n", "    code\n", " r", []),
     "paragraphs": (False, "One.\n\nTwo.\n", "One.\n\nTwo.\n", "", []),
     "nothing": (True, "", "", "", []),
@@ -192,15 +212,15 @@ def copied(stream):
     other._texts = {name: copy.copy(part) for name, part in stream._texts.items()}
     for part in other._texts.values():
         part._ready = part._ready.copy()
-    other._calls, other._body = stream._calls.copy(), stream._body.copy()
+    other._calls, other._body, other._between = stream._calls.copy(), copy.deepcopy(stream._body), stream._between.copy()
     return other
 
 
 def situation(stream):
     """All that decides how a stream goes on."""
     parts = [(part.begun, part._space, part._ends_with_call, part._ready) for part in stream._texts.values()]
-    inside = ("".join(stream._body), stream._settled, stream._in_value, stream._before_call) if stream.state == "call" else ()
-    return stream.state, stream._held, parts, inside, stream._calls
+    inside = (vars(stream._body), stream._before_call) if stream.state == "call" else ()
+    return stream._state, stream._held, parts, inside, "".join(stream._between), stream._calls
 
 
 @pytest.mark.parametrize("name", ROWS)

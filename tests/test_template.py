@@ -106,7 +106,7 @@ RENDERS = {
         {"add_generation_prompt": False},
         "<|user|>w<|observation|><tool_response>ab</tool_response><tool_response></tool_response>"),
     "parts": (
-        [user([{"type": "text", "text": "A"}, {"type": "image_url", "image_url": {}}, "B"])], {}, "<|user|>AB<|assistant|><think>"),
+        [user([{"type": "text", "text": "A"}, "B"])], {}, "<|user|>AB<|assistant|><think>"),
     "content that is missing": (
         [{"role": "user"}, assistant(None, tool_calls=[call("f", None)])], {"add_generation_prompt": False},
         "<|user|><|assistant|></think><tool_call>f</tool_call>"),
@@ -227,6 +227,8 @@ def test_the_callers_messages_stay_as_they_were():
         ([user([{"type": "text"}])], "message 0 has the part"),
         ([user([{"type": "text", "text": None}])], "message 0 has the part"),
         ([user([{}])], "message 0 has the part"),
+        ([user("a"), user([{"type": "image_url", "image_url": {}}])], "message 1 has a part of the type image_url"),
+        ([user("a"), *results([{"type": "input_audio"}])], "message 1 has a part of the type input_audio"),
         ([user("a"), assistant("b", reasoning_content=["r"])], "message 1 has the reasoning_content"),
         ([assistant("b", tool_calls="f")], "message 0 has the tool_calls 'f'"),
         ([assistant("b", tool_calls=[call("f", {}), 5])], "tool call 1 of message 0 is 5"),

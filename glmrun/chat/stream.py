@@ -8,17 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from glmrun.chat.call_body import CallBody
 from glmrun.chat.tokenizer import Tokenizer
-from glmrun.chat.tool_call import is_complete, parse_call, schemas
+from glmrun.chat.tool_call import is_complete, may_become_call, parse_call, schemas
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _TAG = re.compile("|".join(TAGS))
 _BEGUN_TAGS = frozenset(tag[:n] for tag in TAGS for n in range(1, len(tag)))
 _LONGEST = max(map(len, TAGS))
-
-# What a call may look like before its first tag: JSON, or one word, perhaps a second on a line of its own (a key whose <arg_key>
-# was forgotten). Anything else after <tool_call> is prose about tool calls.
-_MAY_BECOME_A_CALL = re.compile(r"\s*[^\s<{]{0,256}(?:\s*(?P<json>\{.*)|(?:[^\S\n]*\n\s*[^\s<{]{0,256})?\s*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,18 +41,18 @@ class ChatStream:
     def __init__(self, tokenizer: Tokenizer | None, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream() if tokenizer else None
         self._declared = schemas(tools)
-        self._state = "thinking" if thinking else "answer"  # or "call"
+        self._state = "thinking" if thinking else "answer"  # or "call", or "between"
         self._held = ""  # the beginning of what may become a tag
         self._texts = {"thinking": _Part(), "answer": _Part()}
         self._calls: list[dict] = []
-        self._body: list[str] = []  # of the open call
+        self._body = CallBody(self._declared)  # of the open call
         self._before_call = self._state
-        self._settled = self._in_value = False  # the open call is one beyond doubt; is inside <arg_value>
+        self._between: list[str] = []  # behind a call in the thinking: more thinking if a </think> follows, else the answer
 
     @property
     def state(self) -> str:
         """Where the answer stands: thinking, answer or call (inside a tool call)."""
-        return self._state
+        return "answer" if self._state == "between" else self._state
 
     def push(self, token_id: int) -> Delta:
         """What this token adds; tokens that steer the model (end of text, roles) add nothing."""
@@ -80,17 +77,25 @@ class ChatStream:
 
     def finish(self) -> Delta:
         """What was held back until the end of generation."""
-        first = self.feed(self._decoder.flush() if self._decoder else "")
+        deltas = [self.feed(self._decoder.flush() if self._decoder else "")]
+        while self._state == "call":
+            self._body.close()
+            rest = "" if is_complete(self._body, self._declared) else self._body.cut()
+            if rest is None:
+                break
+            self._close_call()
+            self._held = ""  # the beginning of the tag that is missing
+            deltas.append(self.feed(rest))
         if self._state != "call":
             self._take(self._held)
-        elif is_complete("".join(self._body), self._declared):
-            self._close_call()
         self._held = ""
-        if self._state == "answer":
+        self._texts["answer"].add("".join(self._between))
+        self._between = []
+        if self._state in ("answer", "between"):
             self._texts["answer"].release()
-        last = self._delta()
-        calls = [*(first.tool_calls or ()), *(last.tool_calls or ())]
-        return Delta(first.text + last.text, first.reasoning + last.reasoning, calls or None)
+        deltas.append(self._delta())
+        calls = [call for delta in deltas for call in delta.tool_calls or ()]
+        return Delta("".join(delta.text for delta in deltas), "".join(delta.reasoning for delta in deltas), calls or None)
 
     def _delta(self) -> Delta:
         calls, self._calls = self._calls, []
@@ -99,63 +104,56 @@ class ChatStream:
     def _take(self, text: str) -> None:
         if not text:
             return
-        if self._state != "call":
+        if self._state == "between":
+            self._between.append(text)
+        elif self._state != "call":
             self._texts[self._state].add(text)
-            return
-        self._body.append(text)
-        if not self._settled:
-            found = _MAY_BECOME_A_CALL.fullmatch("".join(self._body))
-            if found is None:
+        else:
+            self._body.add(text)
+            if not self._body.has_tags and not may_become_call(self._body.begins, self._declared):
                 self._give_back()
-            elif found["json"]:
-                self._settled = True
 
     def _take_tag(self, tag: str) -> None:
         if self._state == "call":
             self._take_tag_in_call(tag)
         elif tag == "<tool_call>" and self._declared:
             self._before_call, self._state = self._state, "call"
-            self._body, self._settled, self._in_value = [], False, False
+            self._body = CallBody(self._declared)
         elif tag == "</tool_call>" and self._declared:
             pass  # closes nothing
         elif tag == "</think>":
-            self._state = "answer"  # a stray one in the answer changes nothing
-        elif tag == "<think>" and not self._texts[self._state].begun:
+            self._texts["thinking"].add("".join(self._between))
+            self._state, self._between = "answer", []  # a stray one in the answer changes nothing
+        elif tag == "<think>" and self._state != "between" and not self._texts[self._state].begun:
             self._state = "thinking"  # said again though it stands in the prompt, or thinking although it should not
             self._texts["thinking"].begin_again()
         else:
             self._take(tag)
 
     def _take_tag_in_call(self, tag: str) -> None:
-        if tag == "</tool_call>":
-            self._close_call()
-        elif tag == "<tool_call>" and not self._in_value:
-            self._close_call() if self._settled else self._give_back()
-            self._take_tag(tag)
-        elif tag in ("<think>", "</think>") and not self._settled:
+        begun = self._body.has_tags or "{" in self._body.begins
+        if tag in ("<think>", "</think>", "<tool_call>") and not begun:
             self._give_back()
             self._take_tag(tag)
-        else:
-            self._body.append(tag)
-            self._settled = True
-            if tag in ("<arg_value>", "</arg_value>"):
-                self._in_value = tag == "<arg_value>"
+        elif self._body.add_tag(tag):
+            self._close_call()
+            if tag == "<tool_call>":
+                self._take_tag(tag)
 
     def _close_call(self) -> None:
-        body = "".join(self._body)
-        call = parse_call(body, self._declared)
+        call = parse_call(self._body, self._declared)
         if call is None:
             self._give_back()
             return
         self._calls.append(call)
-        self._state = "answer"
+        self._state = "answer" if self._before_call == "answer" else "between"
         self._texts["answer"].hold()
 
     def _give_back(self) -> None:
         """It was no call: its words return to where they stood; a tag with nothing behind it is dropped."""
-        body, self._state = "".join(self._body), self._before_call
+        body, self._state = self._body.text(), self._before_call
         if body.strip():
-            self._texts[self._state].add("<tool_call>" + body)
+            self._take(self._body.words() if self._body.has_tags or "{" in self._body.begins else "<tool_call>" + body)
 
 
 class _Part:

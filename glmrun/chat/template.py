@@ -18,6 +18,10 @@ from quant.errors import UserError
 DEFAULT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_TEMPLATE = 1 << 20  # characters
 
+_MEDIA = (
+    *("image", "image_url", "input_image", "audio", "audio_url", "input_audio"),
+    *("video", "video_url", "file", "input_file", "document"),
+)
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
@@ -122,7 +126,7 @@ def _message(message: Any, where: str) -> dict:
         if isinstance(message.get(key), str):
             shaped[key] = message[key]
     if role == "tool" and isinstance(content, (list, tuple)) and not all(_is_text_part(part) for part in content):
-        return shaped | {"content": [_tool_result(part) for part in content]}
+        return shaped | {"content": [_tool_result(part, where) for part in content]}
     shaped["content"] = _text_of(content, where)
     if role == "assistant":
         shaped |= _reasoning(message, shaped["content"], where)
@@ -139,7 +143,7 @@ def _is_text_part(part: Any) -> bool:
 
 
 def _text_of(content: Any, where: str) -> str:
-    """Parts joined; parts that are no text (images) have no place in this model's prompt and are left out."""
+    """Parts joined; a part that a text model cannot read (an image, audio, a file) is refused."""
     if content is None or isinstance(content, str):
         return content or ""
     texts = []
@@ -148,13 +152,21 @@ def _text_of(content: Any, where: str) -> str:
             texts.append(part)
         elif _is_text_part(part):
             texts.append(part["text"])
-        elif not isinstance(part, dict) or not isinstance(part.get("type"), str) or part["type"] == "text":
+        else:
+            _refuse_media(part, where)
             raise UserError(f"{where} has the part {_brief(part)}; expected text or {{'type': 'text', 'text': ...}}", "usage")
     return "".join(texts)
 
 
-def _tool_result(part: Any) -> str:
+def _refuse_media(part: Any, where: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind in _MEDIA:
+        raise UserError(f"{where} has a part of the type {kind}, which this model cannot read; it reads text only", "usage")
+
+
+def _tool_result(part: Any, where: str) -> str:
     """One of several results in one tool message, as text."""
+    _refuse_media(part, where)
     if _is_text_part(part):
         return part["text"]
     result = part["output"] if isinstance(part, dict) and "output" in part else part

@@ -2,8 +2,8 @@
 
     name<arg_key>key</arg_key><arg_value>value</arg_value>...
 
-Models of this size forget tags. Everything between two tags is taken literally (no XML escapes), a forgotten tag is put back where
-only one place is possible, and values become what the declared JSON schema says; what does not fit the schema stays a string.
+call_body.py decides what the tags mean. Everything between two of them is taken literally (no XML escapes), and values become what
+the declared JSON schema says; what does not fit the schema stays a string.
 """
 
 import ast
@@ -15,7 +15,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_TAGS = re.compile(r"(</?arg_(?:key|value)>)")
+from glmrun.chat.call_body import CallBody
+
+_JSON_BEGUN = re.compile(r"\s*[^\s<{]{0,256}\s*\{")
+_MAX_NAME = 256  # characters
 _JSON_BODY = re.compile(r"\s*([^\s<{]*)\s*(\{.*\})\s*", re.DOTALL)
 _INTEGER = re.compile(r"([+-]?[0-9]+)(?:\.0+)?")
 _TYPES_OF_VALUES = {
@@ -36,7 +39,25 @@ def schemas(tools: Sequence[Mapping] | None) -> dict[str, dict]:
     return {f["name"]: f["parameters"] if isinstance(f.get("parameters"), dict) else {} for f in functions}
 
 
-def parse_call(body: str, declared: Mapping[str, dict]) -> dict | None:
+def may_become_call(text: str, declared: Mapping[str, dict]) -> bool:
+    """Whether text behind <tool_call>, before any other tag, may yet be a call: JSON, or one word and perhaps a key behind it.
+
+    Anything else is prose about tool calls.
+    """
+    if _begins_json(text):
+        return True
+    words = text.split()
+    if "{" in text or "<" in text or any(len(word) > _MAX_NAME for word in words):
+        return False
+    if len(words) < 2:
+        return True
+    properties = declared.get(words[0], {}).get("properties")
+    on_its_own_line = "\n" in text.strip().removeprefix(words[0]).rpartition(words[1])[0]
+    known = isinstance(properties, dict) and any(key.startswith(words[1]) for key in properties)
+    return len(words) == 2 and (on_its_own_line or known)
+
+
+def parse_call(body: CallBody, declared: Mapping[str, dict]) -> dict | None:
     """OpenAI's shape of a call from all that stood between <tool_call> and </tool_call>; None if it names no function."""
     read = _read(body)
     if read is None:
@@ -51,31 +72,30 @@ def parse_call(body: str, declared: Mapping[str, dict]) -> dict | None:
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": name, "arguments": text}}
 
 
-def is_complete(body: str, declared: Mapping[str, dict]) -> bool:
+def is_complete(body: CallBody, declared: Mapping[str, dict]) -> bool:
     """Whether a body that lacks only its </tool_call> may be carried out: nothing cut off, declared, all that is required there."""
     read = _read(body)
-    if read is None or read[0] not in declared:
+    if read is None or read[0] not in declared or not body.is_whole:
         return False
     name, arguments = read
-    if not _TAGS.search(body) and "{" not in body and any(other != name and other.startswith(name) for other in declared):
+    if not body.has_tags and "{" not in body.begins and any(other != name and other.startswith(name) for other in declared):
         return False  # the name itself may have been cut off
-    if _TAGS.search(body) and not body.rstrip().endswith("</arg_value>"):
-        return False
     required = declared[name].get("required")
     given = dict(arguments)
     return not isinstance(required, list) or all(key in given for key in required)
 
 
-def _read(body: str) -> tuple[str, list[tuple[str, str]] | dict] | None:
+def _begins_json(text: str) -> bool:
+    return _JSON_BEGUN.match(text) is not None
+
+
+def _read(body: CallBody) -> tuple[str, list[tuple[str, str]] | dict] | None:
     """(name, [(key, raw value)]), or (name, arguments) for a body in JSON."""
-    pieces = _TAGS.split(body)
-    found = _JSON_BODY.fullmatch(body) if len(pieces) == 1 else None
+    found = _JSON_BODY.fullmatch(body.text()) if _begins_json(body.begins) else None
     if found:
         return _read_json(found[1], found[2])
-    words = pieces[0].split()
-    if not words or "{" in words[0]:
-        return None
-    return words[0], _pairs(pieces[1::2], pieces[2::2], " ".join(words[1:]))
+    name, _ = body.name_and_key()
+    return None if not name or "{" in name else (name, body.pairs())
 
 
 def _read_json(name: str, text: str) -> tuple[str, dict] | None:
@@ -90,39 +110,6 @@ def _read_json(name: str, text: str) -> tuple[str, dict] | None:
     except (ValueError, KeyError):
         return None
     return (name, arguments) if isinstance(name, str) and name and isinstance(arguments, dict) else None
-
-
-def _pairs(tags: list[str], texts: list[str], before: str) -> list[tuple[str, str]]:
-    """[(key, raw value)]; texts[i] follows tags[i], `before` stands in front of all (a key, if its <arg_key> was forgotten)."""
-    pairs: list[tuple[str, str]] = []
-    state, key, value = "outside", before, ""
-    for i, (tag, text) in enumerate(zip(tags, texts, strict=True)):
-        if state == "in value" and tag != "</arg_value>" and not (tag == "<arg_key>" and _opens_a_pair(tags, i)):
-            value += tag + text  # the value itself speaks of tags
-        elif tag == "<arg_key>":
-            _add(pairs, state, key, value.rstrip("\n"))
-            state, key = "in key", text
-        elif tag == "</arg_key>":
-            state, value = "after key", text
-        elif tag == "<arg_value>":
-            state, value = "in value", text
-        else:
-            if state != "outside":
-                _add(pairs, "in value", key, value)
-            state, key = "outside", text
-    _add(pairs, state, key, value)
-    return pairs
-
-
-def _opens_a_pair(tags: list[str], i: int) -> bool:
-    return next((tag for tag in tags[i + 1 :] if tag.endswith("arg_value>")), "<arg_value>") == "<arg_value>"
-
-
-def _add(pairs: list[tuple[str, str]], state: str, key: str, value: str) -> None:
-    """Keep a pair whose closing tag was read or forgotten; a key without any value is not one."""
-    key = key.strip()
-    if key and (state == "in value" or (state == "after key" and value.strip())):
-        pairs.append((key, value))
 
 
 # --- types ---------------------------------------------------------------------------------------------------------
