@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,10 +38,10 @@ class _Request:
     """Runs that are fulfilled together."""
 
     runs: Sequence[Run]
-    cancelled: Callable[[], bool]
+    stopped: Callable[[], bool]
     importance: int
-    event: threading.Event = field(default_factory=threading.Event)
-    leads: bool = False
+    event: threading.Event = field(default_factory=threading.Event)  # there is news: it leads, or it is fulfilled
+    given_up: bool = False
     fulfilled: bool | None = None  # False: cancelled
     error: BaseException | None = None
 
@@ -48,9 +49,47 @@ class _Request:
     def n_tokens(self) -> int:
         return sum(len(run.tokens) for run in self.runs)
 
+    @property
+    def size(self) -> "Size":
+        return Size(self.n_tokens, len(self.runs), bool(self.importance))
+
+    def cancelled(self) -> bool:
+        return self.given_up or self.stopped()
+
+
+class Size(NamedTuple):
+    """What a request takes of a step."""
+
+    n_tokens: int
+    n_runs: int = 1
+    alone: bool = False  # nothing else may be in its step
+
+
+def next_batch(waiting: Sequence[Size], max_tokens: int, max_runs: int) -> list[int]:
+    """Which of the requests that wait, in the order in which they came, are run in one step of so many tokens and runs.
+
+    The oldest one always, so that each has its turn; then all of one token, since somebody reads along; then what still fits.
+    """
+    order = sorted(range(len(waiting)), key=lambda i: (i > 0, waiting[i].n_tokens > waiting[i].n_runs))
+    batch: list[int] = []
+    n_tokens = n_runs = 0
+    for i in order:
+        size = waiting[i]
+        if batch and (size.alone or waiting[batch[0]].alone):
+            continue
+        if batch and (n_tokens + size.n_tokens > max_tokens or n_runs + size.n_runs > max_runs):
+            continue
+        batch.append(i)
+        n_tokens, n_runs = n_tokens + size.n_tokens, n_runs + size.n_runs
+    return batch
+
 
 class Runner:
-    """Threads and buffers for steps of up to max_tokens tokens in up to max_runs runs."""
+    """Threads and buffers for steps of up to max_runs runs.
+
+    A request has up to max_tokens tokens. In a step there is room beside it for one token of each other run: nobody who writes
+    waits for somebody else's prompt to end.
+    """
 
     def __init__(
         self,
@@ -66,10 +105,10 @@ class Runner:
         self._weights, self._pid, self._watched = weights, os.getpid(), tuple(watched)
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
-        self.workspace = Workspace(weights, n_ctx, self.max_tokens, self.n_threads, max_runs)
+        self.workspace = Workspace(weights, n_ctx, self.max_tokens + max_runs, self.n_threads, max_runs)
         self._lock = threading.Lock()  # of what follows; held for moments
         self._waiting: list[_Request] = []
-        self._led = False  # whether somebody leads
+        self._leader: _Request | None = None
 
     def check(self) -> None:
         """Raise UserError where no step can be run any more.
@@ -90,45 +129,65 @@ class Runner:
         """Run the tokens behind those of their sequences; False, with every sequence as before, if cancelled.
 
         importance   address of the table of kernels/importance.py: what the matrices read is added to it
+        An exception from a signal cancels the step; no thread stays behind in the caller's buffers.
         """
-        return any(self.watch(runs, None, cancelled, importance))
+        request = self._request(runs, cancelled, importance)
+        self._fulfil(request)
+        return _result(request)
 
-    def watch(
-        self, runs: Sequence[Run], seconds: float | None, cancelled: Callable[[], bool] = lambda: False, importance: int = 0
-    ) -> Iterator[bool | None]:
-        """step(), yielding None every so many seconds while it lasts, then its result.
+    def watch(self, runs: Sequence[Run], seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Iterator[bool | None]:
+        """step(), yielding None every so many seconds while it lasts, then its result. To give the iterator up cancels it."""
+        request, ended = self._request(runs, cancelled, 0), threading.Event()
 
-        To give the iterator up, or an exception from a signal, cancels the step; no thread stays behind in the caller's buffers.
-        """
-        self.check()
-        given_up = False
-        request = _Request(runs, lambda: given_up or cancelled(), importance)
-        assert request.n_tokens <= self.max_tokens and len(runs) <= self.max_runs
-        with self._lock:
-            self._waiting.append(request)
-            if not self._led:
-                self._led = request.leads = True
+        def fulfil() -> None:
+            try:
+                self._fulfil(request)
+            finally:
+                ended.set()
+
+        # A thread of its own: who holds the iterator and asks for nothing more must not hold up the others' steps.
+        thread = threading.Thread(target=fulfil, daemon=True, name="glmrun-step")
         try:
-            while request.fulfilled is None:
-                if request.leads:
-                    yield from self._lead(request, seconds)
-                elif not request.event.wait(0.1 if seconds is None else seconds) and seconds is not None:
-                    yield None
+            thread.start()
+            while not ended.wait(seconds):
+                yield None
         except BaseException:
-            given_up = True
-            self._leave(request)
+            request.given_up = True
+            self.cancel()
+            if thread.ident is not None:
+                ended.wait()
             raise
-        if request.error is not None:
-            raise request.error
-        yield request.fulfilled
+        yield _result(request)
 
-    def _leave(self, request: _Request) -> None:
-        """Wait until nobody works on a request that its caller has given up."""
-        self.cancel()
+    def _request(self, runs: Sequence[Run], cancelled: Callable[[], bool], importance: int) -> _Request:
+        self.check()
+        request = _Request(runs, cancelled, importance)
+        assert request.n_tokens <= self.max_tokens and len(runs) <= self.max_runs
+        return request
+
+    def _fulfil(self, request: _Request) -> None:
+        """Wait until the request is fulfilled, and lead while it is its turn."""
+        try:
+            with self._lock:
+                self._waiting.append(request)
+            self._attend(request)
+        except BaseException:
+            request.given_up = True
+            self.cancel()
+            if request in self._waiting:
+                self._attend(request)  # nobody may work on a request that its caller has given up
+            raise
+        finally:
+            if self._leader is request:  # a signal came between
+                self._leader = None
+
+    def _attend(self, request: _Request) -> None:
         while request.fulfilled is None:
-            if request.leads:
-                for _ in self._lead(request, None):
-                    pass
+            with self._lock:
+                if self._leader is None:
+                    self._leader = request
+            if self._leader is request:
+                self._lead(request)
             else:
                 request.event.wait(0.1)
 
@@ -141,52 +200,35 @@ class Runner:
         if os.getpid() == self._pid:
             self._team.close()
 
-    def _lead(self, own: _Request, seconds: float | None) -> Iterator[None]:
+    def _lead(self, own: _Request) -> None:
         """Run one step of what has been asked for; then somebody else leads whose request waits, or nobody."""
-        batch: list[_Request] = []
         try:
             own.event.clear()
             self._team.resume()  # before the callers are asked: a cancel() behind that is seen by the step
-            with self._lock:
-                batch = self._next_batch(own)
+            batch = self._batch()
             if batch:
-                yield from self._run(batch, seconds)
+                self._run(batch)
         finally:
             with self._lock:
-                self._waiting = [request for request in batch if request.fulfilled is None] + self._waiting
-                own.leads, heir = False, next((r for r in self._waiting if r is not own), None)
-                if heir is None and own.fulfilled is None:
-                    heir = own
-                self._led = heir is not None
-                if heir is not None:
-                    heir.leads = True
-            for request in batch:
-                if request.fulfilled is not None:
+                ended = [request for request in self._waiting if request.fulfilled is not None]
+                self._waiting = [request for request in self._waiting if request.fulfilled is None]
+                self._leader = next((request for request in self._waiting if request is not own), None)
+                for request in ended:
                     request.event.set()
-            if heir is not None and heir is not own:
-                heir.event.set()
+                if self._leader is not None:
+                    self._leader.event.set()
 
-    def _next_batch(self, own: _Request) -> list[_Request]:
-        """Take from those that wait what fits into a step, the leader's own request first; cancelled ones are answered."""
-        batch: list[_Request] = []
-        left: list[_Request] = []
-        n_tokens = n_runs = 0
-        for request in sorted(self._waiting, key=lambda request: request is not own):
-            if request.cancelled():
-                request.fulfilled = False
-                request.event.set()
-                continue
-            alone = request.importance or any(other.importance for other in batch)
-            fits = n_tokens + request.n_tokens <= self.max_tokens and n_runs + len(request.runs) <= self.max_runs
-            if batch and (alone or not fits):
-                left.append(request)
-                continue
-            batch.append(request)
-            n_tokens, n_runs = n_tokens + request.n_tokens, n_runs + len(request.runs)
-        self._waiting = left
-        return batch
+    def _batch(self) -> list[_Request]:
+        """Those that wait and are run next; cancelled ones are answered. They stay in the row until they are fulfilled."""
+        with self._lock:
+            for request in self._waiting:
+                if request.cancelled():
+                    request.fulfilled = False
+            waiting = [request for request in self._waiting if request.fulfilled is None]
+        chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs)
+        return [waiting[i] for i in chosen]
 
-    def _run(self, batch: list[_Request], seconds: float | None) -> Iterator[None]:
+    def _run(self, batch: list[_Request]) -> None:
         try:
             runs = [run for request in batch for run in request.runs]
             logits = np.empty((sum(len(run.logits) for run in runs), self._weights.config.vocab_size), np.float32)
@@ -198,10 +240,7 @@ class Runner:
             places = space.begin(parts, logits)
             for run, (place, _) in zip(runs, places, strict=True):
                 space.x[place : place + len(run.tokens)] = self._weights.embed(run.tokens)
-            result = None
-            for result in self._team.watch(seconds, forward, self._weights.model, self._weights.layers, space.step, space.workers):
-                if result is None:
-                    yield None
+            result = self._team.run(forward, self._weights.model, self._weights.layers, space.step, space.workers)
         except Exception as error:
             for request in batch:
                 request.error, request.fulfilled = error, False
@@ -214,3 +253,10 @@ class Runner:
             run.sequence.extend(run.tokens.tolist())
         for request in batch:
             request.fulfilled = True
+
+
+def _result(request: _Request) -> bool:
+    """Whether the request was fulfilled and not cancelled; raises what its step raised."""
+    if request.error is not None:
+        raise request.error
+    return bool(request.fulfilled)
