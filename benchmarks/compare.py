@@ -231,7 +231,7 @@ def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
 
     from glmrun.engine.model import Model
     from glmrun.kernels.team import Team
-    from glmrun.measure.machine import read_bandwidth
+    from glmrun.measure.bandwidth import read_bandwidth
 
     team, model = Team(options.threads), Model(options.model, 64, 1)
     bandwidth, peak, weight_bytes = read_bandwidth(team), int8_peak(team), model.weights.bytes_per_token

@@ -30,7 +30,7 @@ from glmrun.kernels.layout import (
 from glmrun.kernels.matmul import linear, scratch_bytes
 from glmrun.kernels.rows import reads_codes, round_row
 from glmrun.kernels.team import Team, wait
-from glmrun.measure.machine import read_bandwidth
+from glmrun.measure.bandwidth import read_bandwidth
 from quant.formats import FORMATS
 
 COLUMNS = {"Q4_K": 2048, "Q6_K": 1536, "Q8_0": 2048, "Q5_0": 192, "BF16": 2048, "F16": 2048, "F32": 2048}

@@ -14,7 +14,7 @@ from glmrun.kernels.simd.dots import add_dot_u8s8, dot_u8s8
 from glmrun.kernels.simd.memory import bytes_of, load_u8x64, store_f32x16
 from glmrun.kernels.simd.types import i32x16
 from glmrun.kernels.team import Team, barrier
-from glmrun.measure.machine import read_bandwidth
+from glmrun.measure.bandwidth import read_bandwidth
 
 
 @kernel(i32x16(i32x16, types.int64), inline="always")

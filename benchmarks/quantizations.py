@@ -37,9 +37,9 @@ from glmrun.engine.importance import Collector  # noqa: E402
 from glmrun.engine.model import Model  # noqa: E402
 from glmrun.gguf.architecture import config_from_gguf  # noqa: E402
 from glmrun.gguf.reader import open_gguf  # noqa: E402
+from glmrun.machine import cpu_name  # noqa: E402
 from glmrun.measure.bench import case_name  # noqa: E402
 from glmrun.measure.evaluation import by_skill, evaluate, read_suite  # noqa: E402
-from glmrun.measure.machine import cpu_name  # noqa: E402
 from glmrun.measure.perplexity import Scores, statistics  # noqa: E402
 from glmrun.store.nano import CHECKPOINT, QUANTIZATIONS, nano_path  # noqa: E402
 from glmrun.terminal.tables import bytes_text  # noqa: E402

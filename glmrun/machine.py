@@ -1,29 +1,13 @@
-"""What this machine is: cores, memory, where caches belong. Asking loads no Numba."""
+"""What this machine is: cores, memory, processor, where caches belong. Asking loads no Numba."""
 
+import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+from quant.system import cores as available_cores
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_memory() -> int:
-    """Bytes that this process could still fill, caches of files counted as free; without a number, a very large one."""
-    found = [1 << 60]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's own, versions 2, 1
-        try:
-            text = Path(limit).read_text().strip()
-        except OSError:
-            continue
-        found += [int(text)] if text.isdigit() else []
-    return min(found)
+__all__ = ["Memory", "available_cores", "available_memory", "cache_folder", "cpu_name", "group_memory", "memory", "peak_memory"]
 
 
 def cache_folder() -> Path:
@@ -31,3 +15,98 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun"))
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: all there is for this process, and what can be had now. limited: a control group sets the limit, not the machine."""
+
+    total: int
+    available: int
+    limited: bool
+
+
+def memory() -> Memory:
+    """The machine's memory, or what control groups (containers, batch systems) leave of it. Cached files count as available."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    group = group_memory()
+    if group is None or group[0] >= found.total:
+        return Memory(found.total, found.available, False)
+    return Memory(group[0], min(group[1], found.available), True)
+
+
+def available_memory() -> int:
+    """Bytes that this process could still fill."""
+    return memory().available
+
+
+def peak_memory(restart: bool = False) -> int | None:
+    """The most bytes of memory that this process has held, mapped files included, since it or since the last restart.
+
+    None where the system does not tell.
+    """
+    if restart:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def group_memory(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
+    """(limit, available) in bytes of the tightest control group around this process; None where there is no limit.
+
+    Version 1 keeps memory apart under root/memory, version 2 has one tree; a group's limit holds for all groups inside it.
+    A container may see its own group as the root, so folders that are not there are left out.
+    """
+    found: list[tuple[int, int]] = []
+    for line in _lines(membership):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "memory" if controllers else root
+        names = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_") if controllers else ("memory.max", "memory.current", "")
+        )
+        inside = base / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if not folder.is_relative_to(base):
+                break
+            if (limit := _group(folder, *names)) is not None:
+                found.append(limit)
+    return (min(limit for limit, _ in found), min(available for _, available in found)) if found else None
+
+
+def _group(folder: Path, limit_name: str, usage_name: str, prefix: str) -> tuple[int, int] | None:
+    """(limit, available) of one group; files that the system may forget at any time do not count as used."""
+    try:
+        limit, usage = (int((folder / name).read_text()) for name in (limit_name, usage_name))
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+    counts = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat") if " " in line)
+    files = sum(int(counts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return limit, min(limit, max(0, limit - usage + files))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import hashlib
 import math
-import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from quant.mapping import Piece
 from quant.plan import Plan, Row, plan
 from quant.publish import Output, publish
 from quant.shards import SourceTensor
+from quant.system import cores
 
 __all__ = ["Done", "Plan", "Progress", "Row", "convert", "plan"]
 
@@ -81,7 +81,7 @@ def convert(
     Raises UserError when the output is taken or the disk too small, when a weight is not a finite number or does not fit its
     format, and when the source changes; Interrupted (a UserError) when source or output cannot be read or written.
     """
-    output, n_threads = Path(output), n_threads or _usable_cores()
+    output, n_threads = Path(output), n_threads or cores()
     files = {part.path(output): part for part in plan.parts}
     sizes = {path: part.n_bytes for path, part in files.items()}
     identity = plan.identity() if resumable else None
@@ -299,8 +299,3 @@ def _largest(rows: np.ndarray) -> float:
 
     x = float(np.int32(largest_bits(rows.view(np.int32).reshape(-1))).view(np.float32))
     return math.inf if math.isnan(x) else x
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

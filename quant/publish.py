@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import Interrupted, UserError
+from quant.system import sync_data
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SYNC_BYTES = 64 << 20  # how much may be lost: a disk that needs a second for it still lets Ctrl-C end in two
 _SYNC_SECONDS = 2.0
-_sync_data = getattr(os, "fdatasync", os.fsync)  # missing on macOS
 
 
 def journal_path(path: Path) -> Path:
@@ -87,7 +87,7 @@ class Output:
     def _sync(self, n: int) -> None:
         """Make the first n records durable: their data first."""
         for file in self._files.values():
-            _sync_data(file)
+            sync_data(file)
         self._append({"at": self._safe, "records": self.records[self._safe : n]})
         self._safe = n
 
@@ -100,7 +100,7 @@ class Output:
         text = json.dumps(line).encode() + b"\n"
         if os.write(self._journal, text) != len(text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _sync_data(self._journal)
+        sync_data(self._journal)
 
     def _resume(self) -> None:
         """Take over what an earlier process left, as far as it is of use."""

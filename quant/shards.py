@@ -17,6 +17,7 @@ import numpy as np
 from quant.errors import Interrupted, UserError, brief
 from quant.formats import READABLE
 from quant.strict_json import parse_json_object, read_json_object
+from quant.system import will_need
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -91,10 +92,8 @@ class SourceTensor:
 
     def will_need(self, first: int, n: int) -> int:
         """Let the system begin to read these rows; returns their bytes."""
-        if hasattr(os, "posix_fadvise"):  # missing on macOS
-            with contextlib.suppress(OSError), open(self.shard.path, "rb", buffering=0) as file:
-                begin, n_bytes = self.begin + first * self.row_bytes, n * self.row_bytes
-                os.posix_fadvise(file.fileno(), begin, n_bytes, os.POSIX_FADV_WILLNEED)
+        with contextlib.suppress(OSError), open(self.shard.path, "rb", buffering=0) as file:
+            will_need(file.fileno(), self.begin + first * self.row_bytes, n * self.row_bytes)
         return n * self.row_bytes
 
 

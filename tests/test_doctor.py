@@ -10,9 +10,10 @@ import pytest
 from test_cli import glmrun
 
 from glmrun.cli import _run
+from glmrun.machine import Memory
 from glmrun.measure import doctor
+from glmrun.measure.bandwidth import Bandwidth
 from glmrun.measure.doctor import Report, cpu_quota, examine, folder_bytes
-from glmrun.measure.machine import Bandwidth, Memory
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,13 @@ import pytest
 from support.tiny_model import ODD, Tiny
 from test_cli import glmrun
 
+from glmrun import machine
 from glmrun.cli import plan as command
 from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.reader import open_gguf
-from glmrun.measure import machine
-from glmrun.measure.machine import Bandwidth, Memory, group_memory, memory, memory_bandwidth
+from glmrun.machine import Memory, group_memory, memory
+from glmrun.measure import bandwidth
+from glmrun.measure.bandwidth import Bandwidth, memory_bandwidth
 from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, devices, fits_device
 from quant.config import FLASH
 from quant.recipes import RECIPES
@@ -119,12 +121,12 @@ def test_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_bandwidth_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([1e9, 2e9, 3e9, 4e9])
     monkeypatch.setenv("GLMRUN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(machine, "read_bandwidth", lambda team, n_bytes, rounds: next(speeds))
-    assert machine._others_compute(1.0, 0.5) and not machine._others_compute(1.0, 0.9)
-    monkeypatch.setattr(machine, "_others_compute", lambda seconds, processor_seconds: False)
+    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda team, n_bytes, rounds: next(speeds))
+    assert bandwidth._others_compute(1.0, 0.5) and not bandwidth._others_compute(1.0, 0.9)
+    monkeypatch.setattr(bandwidth, "_others_compute", lambda seconds, processor_seconds: False)
     assert [memory_bandwidth(1).bytes_per_second for _ in range(2)] == [1e9, 1e9]
     assert memory_bandwidth(1, again=True).bytes_per_second == memory_bandwidth(1).bytes_per_second == 2e9
-    monkeypatch.setattr(machine, "_others_compute", lambda seconds, processor_seconds: True)
+    monkeypatch.setattr(bandwidth, "_others_compute", lambda seconds, processor_seconds: True)
     assert memory_bandwidth(1, again=True) != memory_bandwidth(1) and memory_bandwidth(1).bytes_per_second == 2e9
     for damage in (
         "",
@@ -135,7 +137,7 @@ def test_bandwidth_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         '[{"bytes_per_second": "1", "n_threads": 1, "cpu": "", "measured": ""}]',
     ):
         (tmp_path / "bandwidth.json").write_text(damage)
-        assert machine._read_known(tmp_path / "bandwidth.json") == []
+        assert bandwidth._read_known(tmp_path / "bandwidth.json") == []
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -145,7 +147,9 @@ def test_bandwidth_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def machine_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def made(available: int, disk: int = 1000 * GIB) -> None:
         monkeypatch.setattr(machine, "memory", lambda: Memory(32 * GIB, available, False))
-        monkeypatch.setattr(machine, "memory_bandwidth", lambda threads, again: Bandwidth(44.46e9, 2, "x", "2026-01-02T00:00:00Z"))
+        monkeypatch.setattr(
+            bandwidth, "memory_bandwidth", lambda threads, again: Bandwidth(44.46e9, 2, "x", "2026-01-02T00:00:00Z")
+        )
         monkeypatch.setattr(command, "_disk", lambda: (Path("/models"), disk))
 
     return made

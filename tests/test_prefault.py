@@ -8,8 +8,9 @@ from support.tiny_model import Tiny
 
 from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.reader import open_gguf
-from glmrun.tensors import prefault
-from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _slices, available_memory
+from glmrun.machine import available_memory
+from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _slices
+from quant import system
 
 
 def test_slices_cover_the_extents_in_whole_pages() -> None:
@@ -38,7 +39,7 @@ def test_memory_that_is_too_small_gets_the_part_that_all_tokens_read(tiny_gguf: 
 
 
 def test_a_system_that_can_not_is_left_alone(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefault, "_POPULATE_READ", 9999)
+    monkeypatch.setattr(system, "_POPULATE_READ", 9999)
     file = open_gguf(tiny_gguf("Q4_K_M").path)
     found = Prefault(file, config_from_gguf(file))
     assert found.wait(60) and found.n_done == 0

@@ -245,7 +245,7 @@ def _rows(
     runs: Iterator[_Steps], n_tests: int, repetitions: int, wide: bool, threads: Sequence[int | None]
 ) -> Iterator[dict[str, Any]]:
     """The rows of all runs, behind a progress bar that is off the screen whenever a row comes; threads: whose bandwidth to tell."""
-    from glmrun.measure.machine import memory_bandwidth
+    from glmrun.measure.bandwidth import memory_bandwidth
     from glmrun.terminal.progress import work_bar
 
     # A shared machine's memory is faster at some hours than at others: the best that was seen counts, now or before.
@@ -309,9 +309,8 @@ def _note_machine(threads: Sequence[int | None], compile_seconds: float) -> None
     import llvmlite.binding as llvm
 
     from glmrun import __version__
-    from glmrun.machine import available_cores
+    from glmrun.machine import available_cores, cpu_name, memory
     from glmrun.measure.doctor import FEATURES
-    from glmrun.measure.machine import cpu_name, memory
     from glmrun.terminal.console import note
     from glmrun.terminal.tables import bytes_text
 

@@ -12,7 +12,8 @@ from glmrun.cli import loading, options
 _SHOWN = ("Q4_K_M", "Q6_K", "Q8_0", "BF16")  # F16 is as large as BF16, F32 is for comparisons
 
 if TYPE_CHECKING:
-    from glmrun.measure.machine import Bandwidth, Memory
+    from glmrun.machine import Memory
+    from glmrun.measure.bandwidth import Bandwidth
     from glmrun.measure.plan import Demand
 
 
@@ -46,7 +47,8 @@ def plan(
       glmrun plan --devices
     """
     from glmrun.gguf.architecture import DEFAULT_CONTEXT
-    from glmrun.measure.machine import memory, memory_bandwidth
+    from glmrun.machine import memory
+    from glmrun.measure.bandwidth import memory_bandwidth
     from glmrun.measure.plan import demand_of_recipe
     from quant.recipes import RECIPES
 

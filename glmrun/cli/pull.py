@@ -58,7 +58,7 @@ def pull(
 def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | None) -> bool:
     """Tell what is fetched and whether the model fits into memory; raises UserError if the disk has no room."""
     from glmrun.gguf.architecture import DEFAULT_CONTEXT
-    from glmrun.measure.machine import memory
+    from glmrun.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
     from glmrun.store import hub
     from glmrun.terminal.console import note

@@ -1,22 +1,21 @@
 """The ids of one conversation and, in every layer, their cached rows; and the sequences that wait for their next turn."""
 
 import mmap
-import sys
 import threading
 
 import numpy as np
 
 from quant.errors import UserError
+from quant.system import NORESERVE
 
 KEPT = 8  # sequences that are kept while nobody uses them
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40 if sys.platform == "darwin" else 0  # Python names it from 3.13 on
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
 def reserve(n_bytes: int, what: str) -> mmap.mmap:
     """Zeros that take up memory page by page, when they are first written. Raises UserError if the system refuses."""
     try:
-        return mmap.mmap(-1, max(n_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        return mmap.mmap(-1, max(n_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     except (OSError, OverflowError, ValueError) as why:
         raise UserError(
             f"the system refuses {n_bytes / 2**30:,.1f} GiB of address space for {what}; ask for a smaller context"

@@ -1,7 +1,6 @@
 """Prove that a GGUF file is the one that was written, byte for byte, from the checksums it carries (quant/checksums.py)."""
 
 import hashlib
-import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from glmrun.gguf.reader import GGUFFile, open_parts
 from quant.checksums import ALGORITHM, HEADER, TENSORS, is_sealed
 from quant.errors import UserError
 from quant.gguf_header import padding
+from quant.system import cores
 
 _STEP = 4 << 20  # bytes read at a time
 
@@ -39,7 +39,7 @@ def verify(path: str | Path, n_threads: int | None = None) -> Generator[Checked,
                 f"{part.path} carries no checksums, so its data cannot be verified; its structure is whole: {n_tensors:,} tensors, "
                 f"{total:,} bytes, everything in its place. Files that glmrun convert writes have checksums"
             )
-    with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(n_threads or cores()) as pool:
         try:
             for part in parts:
                 for name, job, end in [*_jobs(part, pool)]:

@@ -6,14 +6,12 @@ it is made to wait (some 45 s at most), and the next step sees that. A file that
 as it was for whoever has it open.
 """
 
-import contextlib
-import fcntl
 import os
-import signal
 import weakref
 from pathlib import Path
 
 from quant.errors import UserError
+from quant.system import give_lease_back, holds_lease, take_lease
 
 
 class Watched:
@@ -26,11 +24,7 @@ class Watched:
 
     def lease(self) -> bool:
         """Make writers wait while this object lives; whether the system does so. It needs the file's owner and a local disk."""
-        if hasattr(fcntl, "F_SETLEASE"):
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(self.descriptor, fcntl.F_SETSIG, signal.SIGURG)  # what tells of a writer; nobody minds this one
-                fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-                self._leased = True
+        self._leased = take_lease(self.descriptor)
         return self._leased
 
     def status(self) -> os.stat_result:
@@ -39,13 +33,12 @@ class Watched:
 
     def check(self) -> None:
         """Raise UserError if the file has been changed, or is about to be; from then on every time."""
-        waiting = self._leased and fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK
+        waiting = self._leased and not holds_lease(self.descriptor)
         if waiting or self._now() != self._was:
             self._was = (-1, -1)
             if self._leased:
                 self._leased = False
-                with contextlib.suppress(OSError):
-                    fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                give_lease_back(self.descriptor)
             raise UserError(f"{self.path}: the model file has been changed by another program; open it again")
 
     def _now(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmrun.measure.machine import cpu_name, peak_memory
+from glmrun.machine import cpu_name, peak_memory
 from glmrun.measure.steps import Steps
 
 if TYPE_CHECKING:

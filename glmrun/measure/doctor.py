@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glmrun.machine import available_cores, cache_folder
-from glmrun.measure.machine import cpu_name, memory, memory_bandwidth
+from glmrun.machine import available_cores, cache_folder, cpu_name, memory
+from glmrun.measure.bandwidth import memory_bandwidth
 from glmrun.store.hub import cache_folder as hub_folder
 
 LIBRARIES = (
@@ -85,7 +85,7 @@ def _processor(report: Report) -> dict[str, Any]:
              f"run with fewer threads (GLMRUN_THREADS={max(1, int(quota))})")
         )  # fmt: skip
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 0.5 * (os.cpu_count() or 1):
+    if load > 0.5 * available_cores():
         report.hints.append((f"other programs are computing (load {load:.1f})", "speeds measured now are too low"))
     governor = _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor == "powersave" and "pstate" not in _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver"):

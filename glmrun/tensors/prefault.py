@@ -6,9 +6,7 @@ some 70 ms a gigabyte when the file is in the page cache, the speed of the disk 
 when the system looks for cold ones to drop. Elsewhere nothing happens here, and pages come as they are touched.
 """
 
-import ctypes
 import mmap
-import sys
 import threading
 import time
 
@@ -16,12 +14,12 @@ from glmrun.gguf.reader import GGUFFile
 from glmrun.machine import available_memory
 from glmrun.tensors.repack import forms_to_run, tensors_in_place
 from quant.config import Config
+from quant.system import populate
 
 SLICE = 64 << 20  # bytes of one request: an answer to Ctrl-C and a step of the bar
 ROOM = 512 << 20  # bytes that must stay free beside the file
 WARM = 4e9  # bytes a second: faster than disks, so what comes at this rate is in the page cache
 PAGE = mmap.PAGESIZE
-_POPULATE_READ = 22
 
 
 class Prefault:
@@ -70,12 +68,9 @@ class Prefault:
 
     def _run(self) -> None:
         try:
-            if sys.platform != "linux":
-                return
-            madvise = ctypes.CDLL(None).madvise
             for start, end in self._ranges:
-                if self._stop or madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _POPULATE_READ):
-                    return  # an older system, or a file that cannot be read here: tokens will find out
+                if self._stop or not populate(start, end - start):
+                    return  # a system without it, or a file that cannot be read here: tokens will find out
                 self.n_done += end - start
         finally:
             self._ended.set()

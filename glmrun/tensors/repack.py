@@ -8,7 +8,6 @@ Two things differ in files of others: the format of the blocks (quant.formats.FO
 Rows that only move keep their bytes. Transposed rows need new blocks: F16, unless they were floats already.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from math import prod
 import numpy as np
 
 from glmrun.gguf.reader import GGUFFile, TensorInfo
-from glmrun.machine import available_memory
+from glmrun.machine import available_cores, available_memory
 from quant.config import Config, tensor_shapes
 from quant.errors import UserError
 from quant.formats import FOREIGN, FORMATS, READABLE
@@ -136,7 +135,7 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
     if converting and conversions:
         converting(lines, 0, needed)
     sources = {c.source.name: c.source for c in conversions}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for c in conversions:
             if c.source.name in sources:  # an encoder would hide what is not finite
                 check_finite(file, sources.pop(c.source.name))

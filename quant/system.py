@@ -1,0 +1,75 @@
+"""What one system has and another has not; nothing else in the program asks which system it runs on to read or write files.
+
+    what                        Linux                         macOS, and any other POSIX system
+    cores of this process       sched_getaffinity             os.cpu_count: there is no affinity to ask
+    sync a file's data          fdatasync                     fsync, which syncs its times, too
+    announce a read             posix_fadvise(WILLNEED)       nothing: the read itself waits for the disk
+    map pages in bulk           madvise(MADV_POPULATE_READ)   nothing: pages come as they are touched
+    reserve address space       mmap, MAP_NORESERVE           mmap, MAP_NORESERVE under its own number; else a plain mapping
+    make writers wait           fcntl(F_SETLEASE)             nothing: size and time are compared before each step
+    limits of control groups    /proc/self/cgroup             nothing: the machine's memory counts (glmrun/machine.py)
+    the processor's name        /proc/cpuinfo                 platform.processor() (glmrun/machine.py)
+
+A call that is missing is looked for when it is needed, never when a module is imported.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+_POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14; Python's mmap has no name for it
+NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # MAP_NORESERVE; Python names it from 3.13 on
+
+sync_data = getattr(os, "fdatasync", os.fsync)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def will_need(descriptor: int, begin: int, n_bytes: int) -> None:
+    """Let the system begin to read these bytes of a file, where it can."""
+    if advise := getattr(os, "posix_fadvise", None):
+        with contextlib.suppress(OSError):
+            advise(descriptor, begin, n_bytes, os.POSIX_FADV_WILLNEED)
+
+
+def populate(start: int, n_bytes: int) -> bool:
+    """Map these pages, addresses of a mapped file, in one call; False where the system can't or the file can't be read."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    return not ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes), _POPULATE_READ)
+
+
+def take_lease(descriptor: int) -> bool:
+    """Make whoever opens this file to write it wait; whether the system does so. It needs the file's owner and a local disk."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # what reports a writer; nobody minds this one
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
+        return False
+    return True
+
+
+def holds_lease(descriptor: int) -> bool:
+    """Whether no writer waits for the lease that take_lease() took."""
+    import fcntl
+
+    return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+
+def give_lease_back(descriptor: int) -> None:
+    """Let writers go ahead."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
