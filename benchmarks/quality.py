@@ -30,7 +30,7 @@ from nano.corpus import Corpus, test_documents, training_documents  # noqa: E402
 import glmrun  # noqa: E402
 from glmrun.engine.importance import Collector  # noqa: E402
 from glmrun.engine.model import Model  # noqa: E402
-from glmrun.gguf.reader import open_gguf  # noqa: E402
+from glmrun.gguf.open import open_gguf  # noqa: E402
 from glmrun.store.nano import CHECKPOINT  # noqa: E402
 from quant.checkpoint import Checkpoint  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402

@@ -36,7 +36,7 @@ import glmrun  # noqa: E402
 from glmrun.engine.importance import Collector  # noqa: E402
 from glmrun.engine.model import Model  # noqa: E402
 from glmrun.gguf.architecture import config_from_gguf  # noqa: E402
-from glmrun.gguf.reader import open_gguf  # noqa: E402
+from glmrun.gguf.open import open_gguf  # noqa: E402
 from glmrun.machine import cpu_name  # noqa: E402
 from glmrun.measure.bench import case_name  # noqa: E402
 from glmrun.measure.evaluation import by_skill, evaluate, read_suite  # noqa: E402

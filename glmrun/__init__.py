@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glmrun.engine.model import Model
-    from glmrun.gguf.reader import GGUFFile
+    from glmrun.gguf.file import GGUFFile
     from glmrun.tensors.repack import Converting
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ from support.tiny_model import ODD, ODDER, Tiny
 
 import glmrun
 from glmrun.cli import loading
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.tensors import repack as conversion
 from quant.errors import UserError
 from quant.formats import FOREIGN

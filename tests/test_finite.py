@@ -9,7 +9,8 @@ from support.foreign_file import Parts, random_blocks
 from support.tiny_model import Tiny
 
 import glmrun
-from glmrun.gguf.reader import TensorInfo, open_gguf
+from glmrun.gguf.file import TensorInfo
+from glmrun.gguf.open import open_gguf
 from glmrun.tensors.finite import FiniteCheck, first_not_finite
 from quant.errors import UserError
 from quant.formats import FOREIGN, FORMATS, READABLE

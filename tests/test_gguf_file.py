@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.gguf_bytes import DATA, build
 
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from quant.errors import UserError
 
 

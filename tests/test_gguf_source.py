@@ -13,7 +13,7 @@ from typer import BadParameter
 
 from glmrun.cli.convert import _choice, _override, _parse_bytes
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.gguf.source import GGUFSource
 from glmrun.gguf.verify import verify
 from glmrun.repl.flags import in_words

@@ -19,7 +19,7 @@ from support.gguf_bytes import ARRAY, BOOL, DATA, F32, KEYS, STRING, TENSORS, U8
 from support.tiny_model import ODD, Tiny
 
 import glmrun
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from quant.errors import UserError
 from quant.formats import ggml_type_name
 

@@ -7,7 +7,8 @@ import pytest
 from support.tiny_model import ODD, ODDER
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import GGUFFile, open_gguf
+from glmrun.gguf.file import GGUFFile
+from glmrun.gguf.open import open_gguf
 from quant.errors import UserError
 
 

@@ -13,7 +13,7 @@ from support.tiny_model import ODD, Tiny
 
 import glmrun
 from glmrun.engine.importance import Collector
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.gguf.source import GGUFSource, read_importance
 from quant.convert import convert, plan
 from quant.errors import UserError
@@ -211,7 +211,7 @@ def test_errors_fall_where_they_cost_less(recipe: str, tmp_path: Path, tiny_gguf
 
 def test_a_kind_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is given by mistake would fill the memory."""
-    monkeypatch.delattr("glmrun.gguf.reader.TensorInfo.floats")
+    monkeypatch.delattr("glmrun.gguf.file.TensorInfo.floats")
     path = tmp_path / "model.gguf"
     for kind in ("model", 3, np.array([1, 2], np.uint32)):
         path.write_bytes(pack_header({"general.type": kind}, [TensorEntry("w.in_sum2", (8,), 0, 32)]) + bytes(32))

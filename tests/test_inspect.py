@@ -12,7 +12,7 @@ from support.tiny_model import Tiny
 from test_cli import glmrun as run
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.measure.model_file import capabilities, difference, hashes, model_facts, warnings
 from glmrun.store.nano import nano_path
 

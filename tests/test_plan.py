@@ -12,7 +12,7 @@ from test_cli import glmrun
 from glmrun import machine
 from glmrun.cli import plan as command
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.machine import Memory, group_memory, memory
 from glmrun.measure import bandwidth
 from glmrun.measure.bandwidth import Bandwidth, memory_bandwidth

@@ -7,7 +7,7 @@ import pytest
 from support.tiny_model import Tiny
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.machine import available_memory
 from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _slices
 from quant import system

@@ -11,7 +11,7 @@ from synthetic_vocabulary import make_vocabulary, tokenizer_json
 from tokenizers import Tokenizer
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from quant.config import tensor_shapes
 from quant.formats import FORMATS
 from quant.mapping import metadata

@@ -12,7 +12,7 @@ import pytest
 from support.tiny_model import Tiny
 
 import glmrun
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from quant.errors import UserError
 
 

@@ -9,7 +9,7 @@ import typer
 from glmrun.cli import loading, options
 
 if TYPE_CHECKING:
-    from glmrun.gguf.reader import GGUFFile
+    from glmrun.gguf.file import GGUFFile
 
 _LONGEST_LIST = 5  # elements of a metadata list that are shown
 
@@ -46,7 +46,7 @@ def inspect(
         raise typer.BadParameter(f"--match: {match!r} is not a regular expression: {why}") from None
 
     from glmrun.gguf.architecture import config_from_gguf
-    from glmrun.gguf.reader import open_gguf
+    from glmrun.gguf.open import open_gguf
     from glmrun.measure.model_file import model_facts, plain_metadata, tensor_rows
 
     opened = open_gguf(loading.resolve_model(model))

@@ -70,7 +70,7 @@ def load_model(
     """
     import glmrun
     from glmrun.gguf.architecture import config_from_gguf
-    from glmrun.gguf.reader import open_gguf
+    from glmrun.gguf.open import open_gguf
     from glmrun.terminal.progress import reading_bar, waiting
 
     file = open_gguf(path)

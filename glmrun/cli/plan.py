@@ -91,7 +91,7 @@ def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]"
         return demand_of_recipe(FLASH, recipe, kv_type), f"GLM-4.7-Flash as {recipe.name}", False
 
     from glmrun.gguf.architecture import config_from_gguf
-    from glmrun.gguf.reader import open_gguf
+    from glmrun.gguf.open import open_gguf
 
     file = open_gguf(loading.resolve_model(what))
     demand = demand_of_file(file, config_from_gguf(file), kv_type)

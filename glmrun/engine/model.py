@@ -20,7 +20,8 @@ from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.gguf.architecture import DEFAULT_CONTEXT, config_from_gguf, whole_vocabulary
-from glmrun.gguf.reader import GGUFFile, open_gguf
+from glmrun.gguf.file import GGUFFile
+from glmrun.gguf.open import open_gguf
 from glmrun.tensors.finite import FiniteCheck
 from glmrun.tensors.prefault import Prefault
 from glmrun.tensors.repack import Converting

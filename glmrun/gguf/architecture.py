@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from glmrun.gguf.reader import GGUFFile
-from glmrun.tensors.repack import fused
+from glmrun.gguf.dialects import fused
+from glmrun.gguf.file import GGUFFile
 from quant.config import Config, tensor_shapes
 from quant.errors import UserError, brief
 from quant.vocabulary import UNUSED

@@ -3,18 +3,16 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from glmrun.gguf.file import GGUFFile
 from quant.errors import UserError, brief
-
-if TYPE_CHECKING:
-    from glmrun.gguf.reader import GGUFFile
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _OWN_KEYS = ("split.", "glmrun.checksum.")  # each part has its own values
 
 
-def other_parts(file: "GGUFFile") -> list[Path]:
+def other_parts(file: GGUFFile) -> list[Path]:
     """The paths of all parts, this one among them, if the file is one part of several; else nothing.
 
     Raises UserError (missing) that names the parts that are missing.
@@ -36,7 +34,7 @@ def other_parts(file: "GGUFFile") -> list[Path]:
     return paths
 
 
-def join(parts: list["GGUFFile"]) -> "GGUFFile":
+def join(parts: list[GGUFFile]) -> GGUFFile:
     """One model of its parts; UserError where they do not belong together."""
     first, tensors = parts[0], dict(parts[0].tensors)
     for i, part in enumerate(parts):
@@ -64,7 +62,7 @@ def join(parts: list["GGUFFile"]) -> "GGUFFile":
     )
 
 
-def _whole(file: "GGUFFile", key: str, default: int) -> int:
+def _whole(file: GGUFFile, key: str, default: int) -> int:
     value = file.metadata.get(key, default)
     if type(value) is not int or value < 0:
         raise UserError(f"{file.path}: {key} is {brief(value)}; a whole number is expected")

@@ -1,4 +1,4 @@
-"""Open, validate and map a GGUF file: the border behind which every number is proven.
+"""Read the header of a GGUF file: the border behind which every number is proven.
 
 A file is hostile until this module has read it: any bytes give a GGUFFile or one UserError that names the field and the
 byte. Sizes are compared with the bytes that are left before anything is allocated, all arithmetic is in Python's
@@ -8,19 +8,15 @@ unbounded integers, and what the kernels later read was checked against the leng
     | padding to `general.alignment` | tensor data, each tensor padded, in the order of the table
 """
 
-import mmap
 import os
-import stat
 import struct
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glmrun.gguf.parts import join, other_parts
-from glmrun.gguf.watch import Watched
+from glmrun.gguf.file import TensorInfo
 from quant.errors import UserError, brief
 from quant.formats import READABLE, by_ggml_type, ggml_type_name
 
@@ -49,44 +45,6 @@ MAX_TEXTS = 2 << 20  # in all arrays together
 MAX_TENSORS = 32_768
 MAX_NAME = 63  # bytes of a tensor name
 MAX_ALIGNMENT = 1 << 20
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One row of the tensor table; `shape` is row-major."""
-
-    name: str
-    shape: tuple[int, ...]
-    format: str
-    data: np.ndarray = field(repr=False, compare=False)  # uint8 (n_bytes,), in place
-    offset: int = 0  # from the start of its file
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of its blocks."""
-        return self.data.nbytes
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
-        return self.data.reshape(prod(self.shape[:-1]), -1)
-
-    def floats(self) -> np.ndarray:
-        """The values, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
-        return READABLE[self.format].decode(self.rows).reshape(self.shape)  # float32 (shape)
-
-
-@dataclass(frozen=True)
-class GGUFFile:
-    """A validated, read-only mapping of one file, or of all parts of a split one."""
-
-    path: Path  # the first part's
-    version: int
-    metadata: dict[str, Any]
-    tensors: dict[str, TensorInfo]
-    size: int
-    mappings: list[np.ndarray]  # uint8 (size of the part,) each
-    watched: list[Watched]  # one for each mapping
 
 
 class _Cursor:
@@ -199,24 +157,12 @@ class _Cursor:
         return array
 
 
-def open_gguf(path: str | os.PathLike) -> GGUFFile:
-    """Open, validate and map the file at `path`; if it is one part of a split file, all its parts.
+def read_header(path: Path, descriptor: int, mapping: np.ndarray) -> tuple[int, dict[str, Any], dict[str, TensorInfo]]:
+    """(version, metadata, tensors in place) of an open file; mapping is the whole of it, uint8 (size,).
 
-    Raises UserError: missing if a file is not there, failed if it is not a whole, valid GGUF file that glmrun can run.
+    Raises UserError that names the field and the byte if it is not a whole, valid GGUF file that glmrun can run.
     """
-    parts = open_parts(path)
-    return join(parts) if len(parts) > 1 else parts[0]
-
-
-def open_parts(path: str | os.PathLike) -> list[GGUFFile]:
-    """The same, each part by itself."""
-    file = _open_part(Path(path))
-    return [file if part == file.path else _open_part(part) for part in other_parts(file) or [file.path]]
-
-
-def _open_part(path: Path) -> GGUFFile:
-    data, watched = _map(path)
-    cursor = _Cursor(path, watched.descriptor, len(data))
+    cursor = _Cursor(path, descriptor, len(mapping))
     cursor.read_to(512)
     _check_magic(path, cursor.data)
     cursor.at = 4
@@ -230,33 +176,7 @@ def _open_part(path: Path) -> GGUFFile:
         announced = f"{n_tensors:,} tensors and {n_keys:,} metadata keys"
         raise UserError(f"{path}: the header announces {announced}; a file of {cursor.size:,} bytes can't hold them")
     metadata = _read_metadata(cursor, n_keys)
-    mapping = np.frombuffer(data, np.uint8)  # uint8 (size,)
-    tensors = _read_tensors(cursor, n_tensors, metadata, mapping)
-    return GGUFFile(path, version, metadata, tensors, cursor.size, [mapping], [watched])
-
-
-def _map(path: Path) -> tuple[mmap.mmap, Watched]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "missing") from None
-    except (OSError, ValueError) as why:  # ValueError: a zero byte in the name
-        raise UserError(f"{path}: can't be opened: {getattr(why, 'strerror', why)}", "missing") from None
-    watched = Watched(path, descriptor)
-    try:
-        status = watched.status()
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(
-                f"{path}: is a folder; glmrun expects a GGUF file (a checkpoint folder becomes one with `glmrun convert`)",
-                "missing",
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is not a regular file; glmrun expects a GGUF file", "missing")
-        if status.st_size < 24:
-            raise UserError(f"{path}: not a GGUF file: it has {status.st_size} bytes, a header alone has 24")
-        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), watched
-    except (OSError, OverflowError, ValueError) as why:  # ValueError: it has become empty
-        raise UserError(f"{path}: can't be mapped: {getattr(why, 'strerror', why)}") from None
+    return version, metadata, _read_tensors(cursor, n_tensors, metadata, mapping)
 
 
 def _check_magic(path: Path, data: bytearray) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.architecture import config_from_gguf
+from glmrun.gguf.dialects import fused
+from glmrun.gguf.file import GGUFFile
+from glmrun.gguf.open import open_parts
 from glmrun.gguf.parts import join
-from glmrun.gguf.reader import GGUFFile, open_parts
-from glmrun.tensors.repack import fused
 from quant.config import Config, tensor_shapes
 from quant.gguf_header import MetadataValue
 from quant.importance import Importance, from_tensors, is_importance

@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmrun.gguf.reader import GGUFFile, open_parts
+from glmrun.gguf.file import GGUFFile
+from glmrun.gguf.open import open_parts
 from quant.checksums import ALGORITHM, HEADER, TENSORS, is_sealed
 from quant.errors import UserError
 from quant.gguf_header import padding

@@ -16,7 +16,7 @@ from glmrun.measure.plan import cache_type, kv_bytes
 from quant.config import Config, read_per_token
 
 if TYPE_CHECKING:
-    from glmrun.gguf.reader import GGUFFile, TensorInfo
+    from glmrun.gguf.file import GGUFFile, TensorInfo
 
 _OWN_TEMPLATE = Path(__file__).parents[1] / "chat" / "chat_template.jinja"
 _TURN_ENDS = ("<|user|>", "<|observation|>")

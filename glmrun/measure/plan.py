@@ -18,7 +18,7 @@ from quant.formats import READABLE
 from quant.recipes import Recipe, tensor_formats
 
 if TYPE_CHECKING:
-    from glmrun.gguf.reader import GGUFFile
+    from glmrun.gguf.file import GGUFFile
 
 WORKING_BYTES = 600_000_000  # interpreter, compiled kernels and a step's buffers: 340 MB measured, 370 at 131,072 positions
 DEVICE_BYTES = 2 << 30  # what the system of another machine keeps for itself

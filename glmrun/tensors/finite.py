@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable
 
-from glmrun.gguf.reader import GGUFFile, TensorInfo
+from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.checks import first_with_all
 from glmrun.machine import cache_folder
 from quant.errors import UserError

@@ -10,7 +10,7 @@ import mmap
 import threading
 import time
 
-from glmrun.gguf.reader import GGUFFile
+from glmrun.gguf.file import GGUFFile
 from glmrun.machine import available_memory
 from glmrun.tensors.repack import forms_to_run, tensors_in_place
 from quant.config import Config

@@ -16,7 +16,8 @@ from math import prod
 
 import numpy as np
 
-from glmrun.gguf.reader import GGUFFile, TensorInfo
+from glmrun.gguf.dialects import fused
+from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.machine import available_cores, available_memory
 from quant.config import Config, tensor_shapes
 from quant.errors import UserError
@@ -47,19 +48,6 @@ class Conversion:
     def n_bytes(self) -> int:
         """Bytes of the result."""
         return prod(self.shape[:-1]) * FORMATS[self.format].row_bytes(self.shape[-1])
-
-
-def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, int] | None:
-    """(tensor that may hold `name` among others, its shape, period, first, count), for the four names that have one."""
-    c, (block, _, field) = config, name.rpartition(".weight")[0].rpartition(".")
-    nope, v, width = c.qk_nope_head_dim, c.v_head_dim, c.moe_intermediate_size
-    if field in ("attn_k_b", "attn_v_b"):
-        at, count = (0, nope) if field == "attn_k_b" else (nope, v)
-        return f"{block}.attn_kv_b.weight", (c.num_attention_heads * (nope + v), c.kv_lora_rank), nope + v, at, count
-    if field in ("ffn_gate_exps", "ffn_up_exps"):
-        shape = (c.n_routed_experts, 2 * width, c.hidden_size)
-        return f"{block}.ffn_gate_up_exps.weight", shape, 2 * width, 0 if "gate" in field else width, width
-    return None
 
 
 def plan(file: GGUFFile, config: Config) -> list[Conversion]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from glmrun.gguf.reader import GGUFFile
+from glmrun.gguf.file import GGUFFile
 from glmrun.kernels.attention.cached_row import row_bytes
 from glmrun.kernels.layout import CODES, EITHER, F16, F32, FLOATS, LAYER, MODEL, Q8_0, TWO_TERMS, WEIGHT
 from glmrun.tensors.repack import Converting, tensors_to_run

@@ -13,7 +13,7 @@ from support.tiny_model import ODD, ODDER, write_tiny
 
 import glmrun
 from glmrun.engine.importance import Collector
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from glmrun.gguf.source import GGUFSource, read_importance
 from quant.config import Config
 from quant.convert import convert, plan

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 from quant.formats import FOREIGN, FORMATS, READABLE
 from quant.gguf_header import TensorEntry, pack_header, padding
 

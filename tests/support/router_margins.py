@@ -7,7 +7,7 @@ import numpy as np
 from naive import Array, Naive, read_weights
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.reader import open_gguf
+from glmrun.gguf.open import open_gguf
 
 
 class _Margins(Naive):

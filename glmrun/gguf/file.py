@@ -1,0 +1,49 @@
+"""What a proven GGUF file is: its metadata and its tensors, mapped and read only."""
+
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glmrun.gguf.watch import Watched
+from quant.formats import READABLE
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of the tensor table; `shape` is row-major."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    data: np.ndarray = field(repr=False, compare=False)  # uint8 (n_bytes,), in place
+    offset: int = 0  # from the start of its file
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its blocks."""
+        return self.data.nbytes
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
+        return self.data.reshape(prod(self.shape[:-1]), -1)
+
+    def floats(self) -> np.ndarray:
+        """The values, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
+        return READABLE[self.format].decode(self.rows).reshape(self.shape)  # float32 (shape)
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A validated, read-only mapping of one file, or of all parts of a split one."""
+
+    path: Path  # the first part's
+    version: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    size: int
+    mappings: list[np.ndarray]  # uint8 (size of the part,) each
+    watched: list[Watched]  # one for each mapping
