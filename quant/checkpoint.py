@@ -10,7 +10,7 @@ from quant.config import Config
 from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue
 from quant.mapping import Piece, metadata, pieces
-from quant.shards import INDEX, WEIGHT_DTYPES, SourceTensor, open_shards, some
+from quant.shards import INDEX, SINGLE, WEIGHT_DTYPES, SourceTensor, open_shards, some
 from quant.strict_json import read_json_object
 from quant.vocabulary import Vocabulary, read_vocabulary
 
@@ -111,6 +111,8 @@ class Checkpoint:
             raise UserError(f"{folder / 'config.json'}: {why}", why.kind) from None
         tensors = open_shards(folder)
         config, notes = _settle_prediction_layer(config, tensors)
+        if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+            notes.append(f"{SINGLE} holds the whole model: {INDEX} and the shards that it names are left out")
         tensors = _needed_tensors(folder, config, tensors)
         eos, pad = _token_ids(folder, source, "eos_token_id", config), _token_ids(folder, source, "pad_token_id", config)
         generation = folder / "generation_config.json"

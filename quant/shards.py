@@ -98,19 +98,29 @@ class SourceTensor:
 
 
 def open_shards(folder: Path) -> dict[str, SourceTensor]:
-    """{name: tensor} of all the weights in a model folder, from its index and shards or its single model.safetensors.
+    """{name: tensor} of all the weights in a model folder, from its single model.safetensors or its index and shards.
 
+    What transformers takes: a whole file before an index, which a fine-tuned model's folder may have kept from the base model;
+    and the names of a model saved without its head, which begin without `model.`.
     Raises UserError for missing shards, for files that are not what they should be, and where index and shards disagree.
     """
-    if (folder / INDEX).is_file():
-        return _open_indexed(folder)
     if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
+        return _with_prefix(read_header(folder / SINGLE))
+    if (folder / INDEX).is_file():
+        return _with_prefix(_open_indexed(folder))
+    if any(folder.glob("adapter_*")):
+        raise UserError(f"{folder} has the weights of an adapter alone; merge it into its base model, then convert that", "missing")
     if any(folder.glob("model-*-of-*.safetensors")):
         raise UserError(f"{folder} has shards but no {INDEX}; download the index, too", "missing")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(f"{folder} has weights in PyTorch's pickle format only; glmrun reads safetensors", "missing")
     raise UserError(f"{folder} has no weights: neither {INDEX} nor {SINGLE} is there", "missing")
+
+
+def _with_prefix(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    if "embed_tokens.weight" not in tensors:
+        return tensors
+    return {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _open_indexed(folder: Path) -> dict[str, SourceTensor]:

@@ -1,6 +1,7 @@
 """A model folder is opened only if everything in it fits together; everything else is one line and an exit code."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -77,6 +78,48 @@ def test_rows_are_what_the_safetensors_library_reads(tmp_path: Path) -> None:
 
 def test_single_file_without_index(tmp_path: Path) -> None:
     assert Checkpoint.open(write_folder(tmp_path / "one", n_shards=1)).config == SMALL
+
+
+def test_a_whole_file_counts_beside_a_stale_index(tmp_path: Path) -> None:
+    """As transformers chooses; the shards that the index names may be missing, or hold the base model's weights."""
+    folder = write_folder(tmp_path / "one", n_shards=1)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": SHARD}}))
+    checkpoint = Checkpoint.open(folder)
+    assert {tensor.shard.path.name for tensor in checkpoint.tensors.values()} == {"model.safetensors"}
+    assert len(checkpoint.notes) == 1 and INDEX in checkpoint.notes[0]
+    write_folder(tmp_path / "base", n_shards=3)
+    for shard in (tmp_path / "base").glob("*.safetensors*"):
+        shutil.copy(shard, folder)
+    assert {tensor.shard.path.name for tensor in Checkpoint.open(folder).tensors.values()} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_names_without_model(tmp_path: Path, n_shards: int) -> None:
+    folder = write_folder(tmp_path / "a", n_shards=n_shards)
+    wanted = {name: tensor.shape for name, tensor in Checkpoint.open(folder).tensors.items()}
+    for path in folder.glob("*.safetensors"):
+        raw = path.read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:end])
+        rename(header)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
+    if n_shards > 1:
+        edit_json(folder / INDEX, lambda source: rename(source["weight_map"]))
+    assert {name: tensor.shape for name, tensor in Checkpoint.open(folder).tensors.items()} == wanted
+
+
+def rename(places: dict[str, Any]) -> None:
+    for name in list(places):
+        places[name.removeprefix("model.")] = places.pop(name)
+
+
+def test_an_adapter_alone_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", n_shards=1)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    error = refusal(lambda: Checkpoint.open(folder))
+    assert "adapter" in str(error) and "merge" in str(error) and error.kind == "missing"
 
 
 # --- config.json -------------------------------------------------------------------------------------------------------

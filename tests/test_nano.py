@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import glmrun
+from glmrun.store.nano import is_temporary, nano_path
 
 FOLDER = Path(glmrun.__file__).parent / "nano"
 ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
@@ -209,3 +213,26 @@ def test_held_out_text_is_there() -> None:
     text = (FOLDER / "heldout.txt").read_text(encoding="utf-8")
     assert 10_000 <= len(text.encode()) <= 60_000
     assert text.startswith("[gMASK]<sop>")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nano is a temporary file then, one for the whole process; a folder in it that can be read counts."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GLMRUN_CACHE_DIR", str(tmp_path / "file" / "below"))
+    path = nano_path("Q8_0")
+    assert path.is_file() and is_temporary(path) and nano_path("Q8_0") == path
+    monkeypatch.setenv("GLMRUN_CACHE_DIR", str(tmp_path / "new"))
+    kept = nano_path("Q8_0")
+    assert not is_temporary(kept) and kept.read_bytes() == path.read_bytes()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert nano_path("Q8_0") == kept and is_temporary(nano_path("Q6_K"))
+
+
+def test_a_home_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = {name: value for name, value in os.environ.items() if name not in ("GLMRUN_CACHE_DIR", "XDG_CACHE_HOME")}
+    environment["HOME"] = str(tmp_path / "file")
+    command = [sys.executable, "-m", "glmrun", "inspect", "nano"]
+    done = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("GLMRUN_CACHE_DIR") == 1 and "temporary" in done.stderr

@@ -37,9 +37,13 @@ def resolve_model(model: str | None) -> Path:
         note("no model given: using nano, the small model that comes with glmrun")
         model = "nano"
     if model == "nano":
-        from glmrun.store.nano import nano_path
+        from glmrun.machine import cache_folder
+        from glmrun.store.nano import is_temporary, nano_path
 
-        return nano_path()
+        path = nano_path()
+        if is_temporary(path):
+            note(f"{cache_folder()} can't be written: nano is a temporary file; GLMRUN_CACHE_DIR names another folder")
+        return path
     if os.path.exists(model):
         return Path(model)
 

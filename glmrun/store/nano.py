@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -16,15 +17,16 @@ def nano_path(quantization: str = "Q8_0") -> Path:
     """The path of nano in that quantization, after converting it if it is not in the cache yet.
 
     The folder is named by a digest of the checkpoint and of the converter, so that neither a new nano nor a new quantizer meets
-    an old file. The file appears under its name only when complete; two programs that convert at once both succeed.
+    an old file. The file appears under its name only when complete; two programs that convert at once both succeed. Where the
+    cache can't be written it is a temporary file, of this process: is_temporary() reports that.
     """
-    folder = cache_folder() / "nano" / _digest()
-    path = folder / f"nano-{quantization}.gguf"
+    name = f"nano-{quantization}.gguf"
+    folder = _folder(name)
+    path = folder / name
     if not path.exists():
         from quant.checkpoint import Checkpoint
         from quant.convert import convert, plan
 
-        folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f"{quantization}.{os.getpid()}.gguf"
         try:
             for _ in convert(plan(Checkpoint.open(CHECKPOINT), quantization), unfinished, resumable=False):
@@ -33,6 +35,26 @@ def nano_path(quantization: str = "Q8_0") -> Path:
         finally:
             unfinished.unlink(missing_ok=True)
     return path
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether nano_path() gave this path because the user's cache can't be written."""
+    return not path.is_relative_to(cache_folder())
+
+
+def _folder(name: str) -> Path:
+    chosen = cache_folder() / "nano" / _digest()
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(_temporary().name)
+    return chosen if os.access(chosen, os.W_OK) or (chosen / name).exists() else Path(_temporary().name)
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    """A folder that is removed when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="glmrun-nano-")
 
 
 @cache
