@@ -97,10 +97,14 @@ class Idle:
             return taken
 
     def give_back(self, sequence: Sequence) -> None:
-        """Keep a sequence for the next turn of its conversation, instead of the one that has waited longest if there are many."""
+        """Keep a sequence for the next turn of its conversation; those that have waited longest go.
+
+        All that are kept take no more memory than one whole context: what `plan` says of the cache stays true.
+        """
+        n_ctx = self._shape[1]
         with self._lock:
             self._sequences.append(sequence)
-            if len(self._sequences) > KEPT:
+            while len(self._sequences) > KEPT or sum(len(kept.tokens) for kept in self._sequences) > n_ctx:
                 self._sequences.pop(0).close()
 
     def close(self) -> None:

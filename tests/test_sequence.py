@@ -1,0 +1,48 @@
+"""Sequences that wait for their next turn: the longest beginning is found again, and their memory is bounded."""
+
+from glmrun.engine.sequence import KEPT, Idle, Sequence
+
+N_CTX, N_LAYERS, ROW = 100, 2, 64
+
+
+def used(idle: Idle, ids: list[int]) -> Sequence:
+    """A sequence as after a call that read ids."""
+    sequence = idle.take(ids)
+    n = len(sequence.tokens)
+    sequence.rows[:, n : len(ids)] = [[[token % 251] * ROW for token in ids[n:]]] * N_LAYERS
+    sequence.extend(ids[n:])
+    idle.give_back(sequence)
+    return sequence
+
+
+def test_the_next_turn_finds_its_own_sequence() -> None:
+    idle = Idle(N_LAYERS, N_CTX, ROW, 10)
+    one, two = used(idle, list(range(20))), used(idle, list(range(50, 70)))
+    again = idle.take([*range(20), 99])
+    assert again is one and again.tokens == list(range(20))
+    assert idle.take([*range(50, 60), 1, 2]) is two and two.tokens == list(range(50, 60))
+
+
+def test_a_short_common_beginning_is_copied_and_both_stay() -> None:
+    idle = Idle(N_LAYERS, N_CTX, ROW, 10)
+    one = used(idle, list(range(1, 41)))
+    other = idle.take([1, 2, 3, 90])
+    assert other is not one and other.tokens == [1, 2, 3] and len(one.tokens) == 40
+    assert (other.rows[:, :3] == one.rows[:, :3]).all() and other.rows[0, 2, 0] == 3 and not other.rows[:, 3:].any()
+
+
+def test_what_waits_takes_no_more_than_one_context() -> None:
+    idle = Idle(N_LAYERS, N_CTX, ROW, 10)
+    first, second, third = (used(idle, [start] * 40) for start in (1, 2, 3))
+    assert not first.tokens and not first.rows.any()
+    assert (len(second.tokens), len(third.tokens)) == (40, 40)
+    whole = used(idle, [4] * N_CTX)  # one that fills the context is kept alone
+    assert idle.latest is whole and not second.tokens and not third.tokens
+
+
+def test_of_many_short_ones_the_oldest_goes() -> None:
+    idle = Idle(N_LAYERS, N_CTX, ROW, 10)
+    made = [used(idle, [i, i]) for i in range(KEPT + 1)]
+    assert made[KEPT] is made[0] and made[0].tokens == [KEPT, KEPT]  # its memory is used again
+    assert [made[i].tokens for i in range(1, KEPT)] == [[i, i] for i in range(1, KEPT)]
+    assert not idle.take([0, 0]).tokens
