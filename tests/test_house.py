@@ -49,7 +49,6 @@ ONLY_IN = {
 CLAIMS = {
     "Source": ["Checkpoint", "GGUFSource"],
     "ChatModel": ["Model", "RemoteModel", "ScriptedModel"],
-    "_Cancellable": ["Model", "RemoteModel", "ScriptedModel"],
 }
 # What is not true yet. An entry that is no longer needed fails: this table only gets shorter.
 KNOWN: dict[str, set[str]] = {

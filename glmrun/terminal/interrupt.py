@@ -1,29 +1,25 @@
 """Ctrl-C, Esc and other keys during an answer.
 
-Python runs signal handlers only on the main thread and only between two of its own instructions; a jitted call of some
-seconds on that thread would hold them up. So the answer is made on another thread while the main thread waits on a queue.
+Python runs signal handlers on the main thread only, between two of its own instructions. The main thread may make the answer,
+for it does not compute: it waits for the threads of kernels/team.py, or for those of a connection, where signals reach it.
 """
 
 import os
-import queue
 import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
     from glmrun.chat.chunk import Chunk
+    from glmrun.chat.request import ChatModel
 
 _ESCAPE_SECONDS = 0.1  # an Esc with nothing behind it for so long is the key, not the beginning of another one
-
-
-class _Cancellable(Protocol):
-    def cancel(self) -> None: ...
 
 
 @contextmanager
@@ -126,22 +122,12 @@ def _in_foreground() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
-def interruptible(model: _Cancellable, chunks: "Iterator[Chunk]", asked: threading.Event | None = None) -> "Generator[Chunk]":
+def interruptible(model: "ChatModel", chunks: "Iterator[Chunk]", asked: threading.Event | None = None) -> "Generator[Chunk]":
     """The same chunks; Ctrl-C, or whoever sets `asked`, has the model stop, so that the last one says "cancelled".
 
-    A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early cancels the answer and waits
-    until the model is free again.
+    A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early ends the answer.
     """
-    results: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
     asked = asked or threading.Event()
-
-    def produce() -> None:
-        try:
-            for chunk in chunks:
-                results.put(chunk)
-            results.put(None)
-        except BaseException as why:  # whatever it is, the main thread raises it
-            results.put(why)
 
     def stop(*_: object) -> None:
         if asked.is_set():
@@ -149,19 +135,12 @@ def interruptible(model: _Cancellable, chunks: "Iterator[Chunk]", asked: threadi
         asked.set()
         model.cancel()
 
-    worker = threading.Thread(target=produce, name="answer", daemon=True)
     before = signal.signal(signal.SIGINT, stop)
-    worker.start()
     try:
-        while (item := results.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if asked.is_set() and item.finish_reason is None:
-                model.cancel()  # again, in case the first call came before the answer had begun
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
-        model.cancel()
-        worker.join()
-        raise
+        with closing(cast("Generator[Chunk]", chunks)):
+            for chunk in chunks:
+                yield chunk
+                if asked.is_set() and chunk.finish_reason is None:
+                    model.cancel()  # again, in case the first call came before the answer had begun
     finally:
         signal.signal(signal.SIGINT, before)
