@@ -53,6 +53,8 @@ class CallBody:
         text = self._texts[-1].strip()
         if self._state == "after":
             self._state = self._state_behind_value(tag, text)
+        elif self._state == "outside" and text and self._tags[-1:] == ["</arg_key>"] and self._structural[-1]:
+            self._state, self._depth, self._ends = "value", 0, []  # its <arg_value> was forgotten
         if self._state == "outside" and tag in ("</tool_call>", "<tool_call>"):
             return True
         number, own = len(self._tags), self._state == "outside"
@@ -126,39 +128,55 @@ class CallBody:
             rest = head.removeprefix(name).strip()
             if head.startswith(name) and (not rest or (self._tags and rest in self._keys(name))):
                 return name, rest
-        words = head.split()
+        words = head.split() if self._tags[:1] != ["</arg_key>"] or "\n" in head else []  # else a key whose function is missing
         return (words[0], " ".join(words[1:])) if words else ("", "")
+
+    def left_over(self) -> str:
+        """Words that are part of no pair, the name left out; a key without any value is not counted."""
+        left: list[str] = []
+        self._read(left)
+        return " ".join(left)
 
     def pairs(self) -> list[tuple[str, str]]:
         """[(key, raw value)]; a key without any value is not one."""
+        return self._read([])
+
+    def _read(self, left: list[str]) -> list[tuple[str, str]]:
         pairs: list[tuple[str, str]] = []
         state, key, value = "outside", self.name_and_key()[1], ""
         for tag, text, own in zip(self._tags, self._texts[1:], self._structural, strict=True):
+            if own and state == "outside" and key.strip() and tag not in ("</arg_key>", "<arg_value>"):
+                left.append(key.strip())
             if not own:
                 value += tag + text
             elif tag == "<arg_key>":
-                self._keep(pairs, state, key, value.rstrip("\n"))
+                self._keep(pairs, left, state, key, value.rstrip("\n"))
                 state, key, value = "in key", text, ""
             elif tag == "</arg_key>" and state != "in value":
                 state, value = "after key", text
             elif tag == "<arg_value>":
                 state, value = "in value", text
+            elif state == "after key" and not value.strip():
+                pairs.append((key.strip(), ""))  # an <arg_value> that comes yet gives the value
             elif state != "outside":
-                self._keep(pairs, "in value", key, value)
+                self._keep(pairs, left, "in value", key, value)
                 state, key, value = "outside", text, ""
-        self._keep(pairs, state, key, value)
+        self._keep(pairs, left, state, key, value)
+        if state == "outside" and key.strip() and self._tags:
+            left.append(key.strip())
         return pairs
 
-    def _keep(self, pairs: list[tuple[str, str]], state: str, key: str, value: str) -> None:
+    def _keep(self, pairs: list[tuple[str, str]], left: list[str], state: str, key: str, value: str) -> None:
         """Keep a pair; where its value swallowed the next ones, because its </arg_value> was forgotten, keep those as well."""
         key = key.strip()
         if not key or not (state == "in value" or (state == "after key" and value.strip())):
+            left += [value.strip()] if value.strip() and state != "outside" else []
             return
         keys = self._keys().keys() - {key, *(known for known, _ in pairs)}
         if value.count("<arg_value>") > value.count("</arg_value>"):
             for found in _FORGOTTEN_END.finditer(value):
                 if found[1] in keys:
                     pairs.append((key, value[: found.start()]))
-                    self._keep(pairs, "in value", found[1], value[found.end() :])
+                    self._keep(pairs, left, "in value", found[1], value[found.end() :])
                     return
         pairs.append((key, value))

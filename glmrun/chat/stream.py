@@ -16,6 +16,7 @@ TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</ar
 _TAG = re.compile("|".join(TAGS))
 _BEGUN_TAGS = frozenset(tag[:n] for tag in TAGS for n in range(1, len(tag)))
 _LONGEST = max(map(len, TAGS))
+_LONGEST_NAME = 256  # characters
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ChatStream:
         self._calls: list[dict] = []
         self._body = CallBody(self._declared)  # of the open call
         self._before_call = self._state
+        self._last = ""  # the end of what was said outside calls
         self._between: list[str] = []  # behind a call in the thinking: more thinking if a </think> follows, else the answer
 
     @property
@@ -104,6 +106,8 @@ class ChatStream:
     def _take(self, text: str) -> None:
         if not text:
             return
+        if self._state != "call":
+            self._last = (self._last + text)[-_LONGEST_NAME:]
         if self._state == "between":
             self._between.append(text)
         elif self._state != "call":
@@ -119,6 +123,11 @@ class ChatStream:
         elif tag == "<tool_call>" and self._declared:
             self._before_call, self._state = self._state, "call"
             self._body = CallBody(self._declared)
+        elif tag == "<arg_key>" and (name := self._name_said()):  # its <tool_call> was forgotten
+            self._before_call, self._state = self._state, "call"
+            self._body = CallBody(self._declared)
+            self._body.add(name)
+            self._body.add_tag(tag)
         elif tag == "</tool_call>" and self._declared:
             pass  # closes nothing
         elif tag == "</think>":
@@ -129,6 +138,11 @@ class ChatStream:
             self._texts["thinking"].begin_again()
         else:
             self._take(tag)
+
+    def _name_said(self) -> str:
+        """The declared function whose name was the last word said; empty if there is none."""
+        words = self._last.split()
+        return words[-1] if words and words[-1] in self._declared else ""
 
     def _take_tag_in_call(self, tag: str) -> None:
         begun = self._body.has_tags or "{" in self._body.begins
@@ -146,8 +160,11 @@ class ChatStream:
             self._give_back()
             return
         self._calls.append(call)
+        self._last = ""
         self._state = "answer" if self._before_call == "answer" else "between"
         self._texts["answer"].hold()
+        if "{" not in self._body.begins:
+            self._take(self._body.left_over())
 
     def _give_back(self) -> None:
         """It was no call: its words return to where they stood; a tag with nothing behind it is dropped."""
