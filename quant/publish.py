@@ -9,7 +9,6 @@ happens (SIGKILL, power loss, a full disk), the final name is absent or complete
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import Interrupted, UserError
-from quant.system import sync_data
+from quant.system import lock, sync_data
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SYNC_BYTES = 64 << 20  # how much may be lost: a disk that needs a second for it still lets Ctrl-C end in two
@@ -226,9 +225,8 @@ def _open_journal(path: Path) -> int:
     except OSError as error:
         raise UserError(f"cannot write in {path.parent}: {error.strerror}") from None
     try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its owner may have removed it between our open and our lock.
-        ours = os.path.samestat(os.fstat(journal), name.stat())
+        ours = lock(journal) and os.path.samestat(os.fstat(journal), name.stat())
     except OSError:
         ours = False
     if not ours:

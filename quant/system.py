@@ -3,6 +3,7 @@
     what                        Linux                         macOS, and any other POSIX system
     cores of this process       sched_getaffinity             os.cpu_count: there is no affinity to ask
     sync a file's data          fdatasync                     fsync, which syncs its times, too
+    lock an open file           flock                         flock
     announce a read             posix_fadvise(WILLNEED)       nothing: the read itself waits for the disk
     map pages in bulk           madvise(MADV_POPULATE_READ)   nothing: pages come as they are touched
     reserve address space       mmap, MAP_NORESERVE           mmap, MAP_NORESERVE under its own number; else a plain mapping
@@ -28,6 +29,22 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file for this process, until it is closed; False where another has it.
+
+    For a journal that is its own lock: what it says and who may write it never come apart. Raises OSError without such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError("this system has no locks on files") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def will_need(descriptor: int, begin: int, n_bytes: int) -> None:

@@ -40,7 +40,7 @@ def wanted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor enters the journal; the disk itself is not waited for."""
     monkeypatch.setattr(quant.publish, "_SYNC_BYTES", 0)
-    monkeypatch.setattr(quant.publish, "_sync_data", lambda file: None)
+    monkeypatch.setattr(quant.publish, "sync_data", lambda file: None)
 
 
 def run(folder: Path, output: Path, quantization: str = "BF16", **options: Any) -> list[Progress]:
@@ -208,7 +208,7 @@ class FakeSystem:
         self.real = {name: getattr(os, name) for name in self.CALLS}
         for name in self.CALLS:
             patch.setattr(os, name, lambda *args, name=name: self.call(name, *args))
-        patch.setattr(quant.publish, "_sync_data", lambda file: self.call("fdatasync", file))
+        patch.setattr(quant.publish, "sync_data", lambda file: self.call("fdatasync", file))
 
     def call(self, name: str, *args: Any) -> Any:
         path = os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else os.fspath(args[0])

@@ -107,6 +107,8 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 3 a model or file is missing, 130 interrupted, 141 reader gone."""
+    if os.name != "posix":
+        sys.exit("glmrun runs on Linux and macOS; on Windows run it inside WSL")
     prepare_streams()
     code = _run(arguments)
     try:

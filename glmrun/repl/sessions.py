@@ -8,7 +8,6 @@ first `keep` messages stay).
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import UserError
+from quant.system import lock
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","record":(\{.*\})\}\n', re.DOTALL)
 _MAX_FILE = 256 << 20  # bytes: no conversation is that long
@@ -100,7 +100,7 @@ def create(model: str, system: str | None = None, messages: "list[dict[str, Any]
             continue
     session = Session(path, descriptor, 0)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
         session.append("session", version=1, created=now.isoformat(timespec="seconds"), model=model)
         if system is not None:
             session.append("system", text=system)
@@ -121,13 +121,9 @@ def reopen(path: Path) -> tuple[Session, Saved, str | None]:
     A damaged end is cut off; the file as it was stays beside it as `.damaged-TIME`. Raises UserError: not a journal, or in use.
     """
     descriptor = _open(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(descriptor):
         os.close(descriptor)
-        raise UserError(
-            f"{path.stem} is open in another terminal; close it there, or take another session (/sessions)", "busy"
-        ) from None
+        raise UserError(f"{path.stem} is open in another terminal; close it there, or take another session (/sessions)", "busy")
     try:
         saved = _replay(path, _read(path, descriptor))
         lost = None

@@ -5,7 +5,6 @@ held against that digest before they appear in the cache. Names that come from a
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from quant.errors import UserError
+from quant.system import lock
 
 LARGE, HUGE = 16 << 20, 50 * 10**9  # bytes: a later start resumes what is between; plain HTTP serves nothing larger
 DEFAULT_QUANTIZATION = "Q4_K_M"
@@ -208,10 +208,8 @@ def _fetch(reference: Reference, file: RemoteFile, report: Callable[[int], None]
     partial = _partial(blobs, file.sha256)
     url = hub.hf_hub_url(reference.repo, file.name, revision=reference.revision)
     with open(partial, "ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is downloading {file.name}; wait for it", "busy") from None
+        if not lock(stream.fileno()):
+            raise UserError(f"another process is downloading {file.name}; wait for it", "busy")
         if stream.tell() > file.n_bytes:
             stream.truncate(0)
         target: Any = _Counted(stream, report)
