@@ -1,7 +1,7 @@
 """glmrun beside llama.cpp on the same file, in one run, in turns.
 
     python benchmarks/compare.py MODEL.gguf [--depths 0,4096] [--prompt 512] [--generate 32] [--rounds 3] [--out F.json]
-    python benchmarks/compare.py --table        rewrite the README's table from results/compare-*.json
+    python benchmarks/compare.py --table        rewrite docs/measurements.md's table from results/compare-*.json
 
 Each engine runs in a process of its own and waits, idle, while the other one measures; with --apart it ends before the other one
 starts, for files of which the memory holds only one engine's. llama.cpp is measured at each of its settings (weights repacked or
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent.parent / "README.md"
+RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs" / "measurements.md"
 BEGIN, END = "<!-- speed: made by benchmarks/compare.py --table -->\n", "<!-- end of speed -->\n"
 SETTINGS = {"repacked, flash": (1, 1), "repacked": (1, 0), "mapped, flash": (0, 1), "mapped": (0, 0)}
 
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--settings", default=";".join(SETTINGS))
     parser.add_argument("--apart", action="store_true", help="never two engines in memory at once")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", action="store_true", help="only rewrite the README's table")
+    parser.add_argument("--table", action="store_true", help="only rewrite docs/measurements.md's table")
     options = parser.parse_args()
     if options.table:
         write_table()
@@ -284,11 +284,11 @@ def table(results: list[dict]) -> list[str]:
 
 
 def write_table() -> None:
-    """Put the table of all results between the README's marks."""
+    """Put the table of all results between docs/measurements.md's marks."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("compare-*.json"), key=lambda path: path.stem)]
-    text = README.read_text()
+    text = PAGE.read_text()
     before, rest = text.split(BEGIN)
-    README.write_text(before + BEGIN + "\n" + "\n".join(table(results)) + "\n\n" + END + rest.split(END)[1])
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(table(results)) + "\n\n" + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What each quantization costs and gives: the README's tables of sizes, quality and speed.
+"""What each quantization costs and gives: docs/measurements.md's tables of sizes, quality and speed.
 
-    python benchmarks/quantizations.py [FULL-SHAPE.gguf ...]    everything below, then the README's tables
+    python benchmarks/quantizations.py [FULL-SHAPE.gguf ...]    everything below, then docs/measurements.md's tables
     python benchmarks/quantizations.py --only quality           nano: perplexity, KL divergence, likeliest token, right answers
     python benchmarks/quantizations.py --only sizes             the full-size model, computed from its shapes and checked
     python benchmarks/quantizations.py --only speed [FILE ...]  glmrun bench of nano and of the files; wants a quiet machine
-    python benchmarks/quantizations.py --only table             only rewrite the README from results/quantizations.json
+    python benchmarks/quantizations.py --only table             only rewrite docs/measurements.md from results/quantizations.json
 
 Quality is told against nano's BF16 file, whose logits are transformers', over the held-out documents of quality.py; the skills are
 asked at temperature 0. The importance matrix is collected from training documents. Sizes are checked against files
@@ -48,7 +48,7 @@ from quant.config import FLASH, Config, read_per_token  # noqa: E402
 from quant.convert import convert, plan  # noqa: E402
 from quant.recipes import RECIPES, tensor_formats  # noqa: E402
 
-RESULT, README = ROOT / "benchmarks" / "results" / "quantizations.json", ROOT / "README.md"
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "quantizations.json", ROOT / "docs" / "measurements.md"
 BEGIN, END = "<!-- quantizations: made by benchmarks/quantizations.py -->\n", "<!-- end of quantizations -->\n"
 SUITE = CHECKPOINT / "skills.jsonl"
 
@@ -161,11 +161,11 @@ def speed(files: list[Path]) -> dict[str, Any]:
     return {"cpu": cpu_name(), "files": found}
 
 
-# ---- the README ------------------------------------------------------------------------------------------------------
+# ---- docs/measurements.md ------------------------------------------------------------------------------------------------------
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """The README's lines."""
+    """Lines of the page."""
     return [*_quality_table(result["quality"], result["speed"]["files"]), "", *_size_table(result), "", *_speed_table(result)]
 
 
@@ -243,13 +243,13 @@ def kept() -> dict[str, Any]:
 
 
 def write_tables(result: dict[str, Any]) -> None:
-    """Put the tables between the README's marks."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(before + BEGIN + "\n" + "\n".join(tables(result)) + "\n\n" + END + rest.split(END)[1], encoding="utf-8")
+    """Put the tables between docs/measurements.md's marks."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(tables(result)) + "\n\n" + END + rest.split(END)[1], encoding="utf-8")
 
 
 def main() -> None:
-    """Measure what is asked for, keep the rest, rewrite the README."""
+    """Measure what is asked for, keep the rest, rewrite docs/measurements.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FULL-SHAPE.gguf")
     parser.add_argument("--only", choices=("quality", "sizes", "speed", "table"))

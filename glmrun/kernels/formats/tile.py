@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import Q4_K, Q6_K
-from glmrun.kernels.simd.dots import emit_dot
+from glmrun.kernels.simd.dots import emit_dot, emit_pair_sums, emit_pairs, emit_with_signs
 from glmrun.kernels.simd.memory import prefetch
 from glmrun.kernels.simd.target import few_registers
 from glmrun.kernels.simd.types import (
@@ -30,9 +30,7 @@ from glmrun.kernels.simd.types import (
     I32,
     I64,
     V8F,
-    V8I,
     V16F,
-    V16H,
     V16I,
     V64B,
     call,
@@ -108,7 +106,7 @@ def _fence(builder):
 
 def _octet_dots(builder, codes, columns, starts, groups, largest):
     """Eight rows: starts[c] + sum over 4 * groups columns of codes . column[c], int32 (8,) for each column."""
-    ones, flip = constant(V16H, 1), constant(_V8H, 0x80)
+    flip = constant(_V8H, 0x80)
     sums, dots = [None] * len(columns), list(starts)
     for group in range(groups):
         rows = _load(builder, _offset(builder, codes, group * 128), _V8H, 32)
@@ -119,14 +117,13 @@ def _octet_dots(builder, codes, columns, starts, groups, largest):
             word = _load(builder, _offset(builder, column, group * 4), I32)
             x = builder.bitcast(splat(builder, word, 8), _V8H)
             if largest == WIDE:
-                signed = call(builder, "llvm.x86.avx2.psign.b", _V8H, [x, rows])
-                pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", V16H, [sizes, signed])
+                pairs = emit_pairs(builder, sizes, emit_with_signs(builder, x, rows))
             else:
-                pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", V16H, [rows, x])
+                pairs = emit_pairs(builder, rows, x)
             sums[c] = pairs if sums[c] is None else _kept(builder, builder.add(sums[c], pairs))
             full = largest == WIDE or (largest == HALF and group % 2 == 1) or group == groups - 1
             if full:
-                quads = call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [sums[c], ones])
+                quads = emit_pair_sums(builder, sums[c])
                 dots[c], sums[c] = quads if dots[c] is None else builder.add(dots[c], quads), None
     return dots
 

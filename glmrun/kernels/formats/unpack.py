@@ -4,10 +4,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from glmrun.kernels.simd.target import dot_bits
 from glmrun.kernels.simd.types import (
     F16,
     F32,
     I1,
+    I8,
     I16,
     I32,
     I64,
@@ -152,13 +154,23 @@ def six_bits(context, low_bits, high_bits, half):
     return u8x64(types.int64, types.int64, half), generate
 
 
+def _bits(builder, word):
+    """32 truth values from 32 bits: in one move where the CPU has registers of them, else each byte spread over its eight bits."""
+    if dot_bits() == 512:
+        return builder.bitcast(word, ir.VectorType(I1, 32))
+    four = builder.bitcast(word, ir.VectorType(I8, 4))
+    spread = shuffle(builder, four, four, [i // 8 for i in range(32)])
+    bit = ir.Constant(V32B, [1 << i % 8 for i in range(32)])
+    return builder.icmp_unsigned("!=", builder.and_(spread, bit), constant(V32B, 0))
+
+
 @intrinsic
 def five_bits(context, first, second):
     """The 5-bit codes of two Q5_0 blocks' (qh, qs) at two addresses, 32 each, plus 112: 128 more than what they stand for."""
 
     def generate(c, b, s, a):
         def block(address):
-            high = b.bitcast(b.load(pointer(b, address, I32), align=1), ir.VectorType(I1, 32))
+            high = _bits(b, b.load(pointer(b, address, I32), align=1))
             packed = b.load(pointer(b, b.add(address, ir.Constant(I64, 4)), V16B), align=1)
             both = shuffle(b, packed, packed, list(range(16)) * 2)
             words = ir.VectorType(I16, 16)

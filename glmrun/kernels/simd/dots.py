@@ -20,6 +20,21 @@ def _at_256(builder, name, result, arguments):
     return shuffle(builder, results[0], results[1], list(range(2 * result.count)))
 
 
+def emit_pairs(builder, unsigned, signed):
+    """LLVM code, AVX2: int16 (16,) of two neighbouring products of 32 bytes; what does not fit into int16 saturates."""
+    return call(builder, "llvm.x86.avx2.pmadd.ub.sw", V16H, [unsigned, signed])
+
+
+def emit_pair_sums(builder, pairs):
+    """LLVM code, AVX2: int32 (8,) sums of two neighbouring int16."""
+    return call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [pairs, constant(V16H, 1)])
+
+
+def emit_with_signs(builder, x, signs):
+    """LLVM code, AVX2: 32 int8 x, each times the sign (-1, 0 or 1) of the other; x from -127 on."""
+    return call(builder, "llvm.x86.avx2.psign.b", x.type, [x, signs])
+
+
 def _quads_avx2(builder, unsigned, signed):
     """Sums of four products of bytes up to 128: two of them fit into int16, so vpmaddubsw does not saturate."""
     pairs = _at_256(builder, "llvm.x86.avx2.pmadd.ub.sw", V16H, [unsigned, signed])

@@ -1,0 +1,61 @@
+"""What the project says of itself is true: generated pages are current, named files exist, the example works."""
+
+import json
+import re
+from pathlib import Path
+
+import make_docs
+from typer.testing import CliRunner
+
+import glmrun
+from glmrun.chat.tools import Tools
+from glmrun.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_commands_page_is_current() -> None:
+    assert make_docs.PAGE.read_text(encoding="utf-8") == make_docs.page(), "run python scripts/make_docs.py"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:tests|glmrun|quant|scripts|benchmarks|docs|examples)/[\w./-]+)`", text)
+        linked = [name for name in re.findall(r"\]\(([\w./-]+)\)", text) if "//" not in name]
+        for path in [*(ROOT / name for name in named), *(page.parent / name for name in linked)]:
+            assert path.exists(), f"{page.name} names {path}"
+
+
+def test_the_modules_on_a_tokens_way_are_there() -> None:
+    way = re.search(r"A token passes (.*?)\. A token's", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert way is not None
+    names = re.findall(r"`(cli\.\w+|repl\.\w+|engine\.\w+|forward|formats\.\w+)", way[1])
+    assert len(names) >= 7
+    for name in names:
+        folder = ROOT / "glmrun" / ("kernels" if name.startswith("formats") else "")
+        assert (folder / (name.replace(".", "/") + ".py")).exists(), name
+
+
+def test_the_version_stands_in_one_place() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in text and 'attr = "glmrun.__version__"' in text
+    assert re.fullmatch(r"\d+\.\d+\.\d+", glmrun.__version__)
+
+
+def test_the_weather_example_is_a_file_of_tools() -> None:
+    with Tools(ROOT / "examples" / "weather.py") as tools:
+        assert tools.names == ["get_weather"] and not tools.left_out
+        result = tools.run({"function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}})
+        assert "Rome" in result.text
+
+
+def test_help_of_every_command_works() -> None:
+    for name in ("chat", "run", "convert", "bench", "eval", "plan"):
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+    assert json.loads(CliRunner().invoke(app, ["plan", "Q4_K_M", "--json"]).stdout)
