@@ -67,9 +67,6 @@ KNOWN: dict[str, set[str]] = {
         "glmrun/kernels/formats/q6_k.py: _add_block",
         "quant/mapping.py: metadata",
     },
-    "instructions": {
-        "glmrun/kernels/formats/tile.py",
-    },
     "prints": {
         "glmrun/kernels/compiled/self_test.py",
         "glmrun/warmup.py",
