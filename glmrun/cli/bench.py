@@ -89,7 +89,7 @@ def bench(
     threads: Annotated[
         str | None,
         typer.Option(
-            "-t", "--threads", metavar="N,...", help="Threads; left out: one per physical core.", **options.setting("threads")
+            "-t", "--threads", metavar="N,...", help="Threads; left out: one per core.", **options.setting("threads")
         ),
     ] = None,
     ubatches: Annotated[
