@@ -39,7 +39,7 @@ def nano_path(quantization: str = "Q8_0") -> Path:
 
 def is_temporary(path: Path) -> bool:
     """Whether nano_path() gave this path because the user's cache can't be written."""
-    return not path.is_relative_to(cache_folder())
+    return bool(_temporary.cache_info().currsize) and path.is_relative_to(_temporary().name)
 
 
 def _folder(name: str) -> Path:
