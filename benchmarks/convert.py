@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import llama  # noqa: E402
+from support import llama  # noqa: E402
 
 from glmrun.gguf.source import GGUFSource  # noqa: E402
 from glmrun.store.nano import CHECKPOINT  # noqa: E402

@@ -23,9 +23,9 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
-import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
 from make_golden_blocks import ggml_encode, mean_squared_error, sample_rows  # noqa: E402
 from nano.corpus import Corpus, test_documents, training_documents  # noqa: E402
+from support import llama  # type: ignore[import-not-found]  # noqa: E402  the tests' own driver of llama.cpp
 
 import glmrun  # noqa: E402
 from glmrun.engine.importance import Collector  # noqa: E402

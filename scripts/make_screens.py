@@ -1,4 +1,4 @@
-"""Makes the README's pictures: nano in a window of tmux (tests/window.py), what stands there as SVG.
+"""Makes the README's pictures: nano in a window of tmux (tests/support/window.py), what stands there as SVG.
 
 python scripts/make_screens.py [FOLDER]        pictures/ if left out
 """

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import compare
 import make_docs
 from typer.testing import CliRunner
 
@@ -17,6 +18,25 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 def test_the_commands_page_is_current() -> None:
     assert make_docs.PAGE.read_text(encoding="utf-8") == make_docs.page(), "run python scripts/make_docs.py"
+
+
+def test_the_speed_tables_are_those_of_the_results() -> None:
+    text = compare.PAGE.read_text(encoding="utf-8")
+    between = text.split(compare.BEGIN)[1].split(compare.END)[0]
+    paths = sorted(compare.RESULTS.glob("compare-*.json"), key=lambda path: path.stem)
+    expected = compare.table([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+    assert len(expected) > 20 and between.strip().splitlines() == expected, "run python benchmarks/compare.py --table"
+    row = re.compile(r"\| AVX-512 VNNI \(Zen 4\) \| 47 \| .*? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|")
+    readme = row.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(readme) == 4
+    lines = [line for line in expected if "47 layers" in line]
+    for ours, theirs, ratio in readme:
+        assert any(f"| {ours} " in line and f"| {theirs} |" in line and line.endswith(f"| {ratio} |") for line in lines), ours
+
+
+def test_no_page_names_a_folder_of_the_machine_that_made_it() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        assert not re.search(r"(?<![\w.~])/(?:home|root|tmp|work|Users)/", page.read_text(encoding="utf-8")), page.name
 
 
 def test_the_readme_is_short() -> None:
