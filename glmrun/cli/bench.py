@@ -88,9 +88,7 @@ def bench(
     ] = None,
     threads: Annotated[
         str | None,
-        typer.Option(
-            "-t", "--threads", metavar="N,...", help="Threads; left out: one per core.", **options.setting("threads")
-        ),
+        typer.Option("-t", "--threads", metavar="N,...", help="Threads; left out: one per core.", **options.setting("threads")),
     ] = None,
     ubatches: Annotated[
         list[str] | None,
