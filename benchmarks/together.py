@@ -48,7 +48,8 @@ def theirs(path: str, threads: int, most: int, depth: int) -> Callable[[int, int
         return None
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx, parameters.n_seq_max, parameters.n_threads, parameters.n_threads_batch = 1024 * most, most, threads, threads
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), None)
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, None)
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
     context = llama_cpp.llama_init_from_model(model, parameters)
 
@@ -63,7 +64,7 @@ def theirs(path: str, threads: int, most: int, depth: int) -> Callable[[int, int
             raise RuntimeError("llama_decode failed")
         llama_cpp.llama_batch_free(batch)
 
-    def write(count: int, n_tokens: int) -> float:
+    def write(count: int, n_tokens: int, kept: object = silent) -> float:  # the library calls what nobody else holds
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         for i in range(count):
             decode([(100 + i + p, p, i) for p in range(depth)])
