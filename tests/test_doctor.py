@@ -28,7 +28,7 @@ def test_everything_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     facts = found["facts"]
     assert set(facts) == {"versions", "processor", "kernels", "memory", "folders"} and all(facts.values())
     assert facts["versions"]["numba"] and facts["processor"]["threads"] >= 1 and facts["memory"]["bytes_per_second"] == 40e9
-    assert facts["kernels"]["byte_products"] and facts["folders"]["cache"]["path"]
+    assert facts["kernels"]["target"] and facts["folders"]["cache"]["path"]
 
 
 def test_the_text_names_problem_and_advice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,3 +98,9 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     done = glmrun("doctor", "--json", env={**os.environ, "GLMRUN_CACHE_DIR": str(blocked / "cache"), "PYTHONPATH": os.getcwd()})
     found = json.loads(done.stdout)
     assert done.returncode == 1 and any("every start compiles" in p["found"] for p in found["problems"])
+
+
+def test_a_target_that_this_processor_cannot_run_is_refused_in_one_line() -> None:
+    for name in ("neon-i8mm", "AVX2", "avx9"):
+        done = glmrun("run", "nano", "x", env={**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_SIMD": name})
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"GLMRUN_SIMD" in done.stderr

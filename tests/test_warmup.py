@@ -159,9 +159,9 @@ def test_a_distrusted_instruction_is_not_compiled(tmp_path: Path) -> None:
     code = (
         "from glmrun.kernels.simd import target as simd; from glmrun.kernels.compiled import self_test\n"
         "self_test.is_right = lambda dots: False\n"
-        "simd.dot_bits() or exit()\n"
+        "simd.name() != 'portable' or exit()\n"
         "import glmrun.kernels.compiled.cache as k\n"
-        "assert simd.dot_bits() == 0 and not simd.has_vnni()\n"
+        "assert simd.name() == 'portable'\n"
         "print(k.folder.name, len(list(k.folder.parent.iterdir())))"
     )
     first, second = (_python(code, tmp_path) for _ in range(2))

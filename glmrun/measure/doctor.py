@@ -111,7 +111,6 @@ def _kernels(report: Report) -> dict[str, Any]:
     from glmrun.kernels.simd import target as simd
 
     folder = kernels.folder
-    instruction = {512: "vpdpbusd on 512 bits", 256: "vpdpbusd on 256 bits", 0: "portable vector code"}[simd.dot_bits()]
     if folder is None:
         report.problems.append(
             (f"{cache_folder()} can't be written: every start compiles the kernels", "set GLMRUN_CACHE_DIR to a folder that can be")
@@ -125,10 +124,12 @@ def _kernels(report: Report) -> dict[str, Any]:
                 "update Numba and report it, with this page",
             )
         )
-    elif simd.dot_bits() == 0 and platform.machine() in ("x86_64", "AMD64"):
-        report.hints.append(("this CPU has no VNNI: prompts are read several times slower than with it", "nothing; it is correct"))
+    elif simd.name() == "portable":
+        report.hints.append(
+            ("kernels of plain vector code: several times slower than with AVX2 or better", "nothing; it is correct")
+        )
     return {
-        "byte_products": instruction,
+        "target": simd.name(),
         "compiled": kernels.are_compiled(),
         "folder": str(folder) if folder else None,
         "bytes": folder_bytes(folder) if folder else 0,

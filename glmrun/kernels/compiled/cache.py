@@ -57,7 +57,7 @@ def _choose_folder() -> Path | None:
 
 
 folder = _choose_folder()
-if target.dot_bits() and not trusts_dot(folder):
+if target.name() != "portable" and not trusts_dot(folder):
     target.distrust_vnni()
     folder = _choose_folder()
 registered: "list[Kernel]" = []  # since defer(): all kernels, each behind those that it calls

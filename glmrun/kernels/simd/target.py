@@ -1,4 +1,4 @@
-"""What the CPU can do that Numba compiles for.  GLMRUN_SIMD=portable leaves the dot products to plain LLVM vectors."""
+"""What the CPU can do that Numba compiles for."""
 
 import os
 from functools import cache
@@ -6,15 +6,42 @@ from functools import cache
 import llvmlite.binding as llvm
 from numba import config
 
+from quant.errors import UserError
+
+TARGETS = ("avx512-vnni", "avx-vnni", "avx2", "portable")  # the best first
+_LEFT_OUT = {"avx-vnni": {"avx512bw"}, "avx2": {"avx512vnni", "avxvnni"}}  # features, where a lesser target is asked for
+
 
 @cache
 def features() -> frozenset[str]:
-    """What the CPU has that Numba compiles for, under LLVM's names; nothing where GLMRUN_SIMD asks for portable code."""
-    if os.environ.get("GLMRUN_SIMD") == "portable":
-        return frozenset()
+    """What kernels may use of the CPU that Numba compiles for, under LLVM's names.
+
+    GLMRUN_SIMD names a lesser target than the CPU's own. Raises UserError for a name that is none, or one that it can't run.
+    """
     if config.CPU_NAME not in (None, "", "host"):  # NUMBA_CPU_NAME forces another CPU, as tests do
-        return frozenset((config.CPU_FEATURES or "").replace("+", "").split(","))
-    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+        has = frozenset((config.CPU_FEATURES or "").replace("+", "").split(","))
+    else:
+        has = frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+    asked, best = os.environ.get("GLMRUN_SIMD") or None, _name(has)
+    if asked is None or asked == best:
+        return has
+    can = TARGETS[TARGETS.index(best) :]
+    if asked not in can:
+        raise UserError(f"GLMRUN_SIMD is {asked!r}; this processor runs {', '.join(can)}", "usage")
+    return frozenset() if asked == "portable" else has - _LEFT_OUT[asked]
+
+
+def _name(has: frozenset[str]) -> str:
+    if {"avx512vnni", "avx512bw"} <= has:
+        return "avx512-vnni"
+    if "avxvnni" in has or {"avx512vnni", "avx512vl"} <= has:
+        return "avx-vnni"
+    return "avx2" if "avx2" in has else "portable"
+
+
+def name() -> str:
+    """The target that kernels are compiled for, one of TARGETS."""
+    return _name(features())
 
 
 def has_avx2() -> bool:
