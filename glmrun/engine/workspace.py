@@ -44,7 +44,6 @@ class Workspace:
         c, m = weights.config, weights.model
         self.n_ctx, self.max_tokens, self.max_runs = n_ctx, max_tokens, max_runs
         self._memory: list[np.ndarray] = []
-        self._heads = c.num_attention_heads
         self.step = s = np.zeros(1, STEP)[0]
         self._tokens = np.zeros((3, max_tokens), np.int64)  # int64 (3, max_tokens): runs, wanted tokens, their runs
         self._runs = np.zeros((2, max_runs), RUN)  # RUN (2, max_runs): of the step, and of the tokens that are wanted
