@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from scripts.generated_tool_calls import fault, make_case, read
+from generated_tool_calls import fault, make_case, read
 
 
 def test_correct_calls_come_back_exactly():
