@@ -1,0 +1,1 @@
+"""The model for every program: HTTP, one file for each interface."""
