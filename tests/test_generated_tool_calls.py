@@ -3,7 +3,6 @@
 import random
 
 import pytest
-
 from generated_tool_calls import fault, make_case, read
 
 
