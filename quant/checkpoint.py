@@ -9,10 +9,10 @@ from typing import Any
 from quant.config import Config
 from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue
-from quant.mapping import Piece, metadata, pieces
+from quant.mapping import Card, Piece, metadata, pieces
 from quant.shards import INDEX, SINGLE, WEIGHT_DTYPES, SourceTensor, open_shards, some
 from quant.strict_json import read_json_object
-from quant.vocabulary import Vocabulary, read_vocabulary
+from quant.vocabulary import read_vocabulary
 
 _MODEL_TYPE, _CLASS = "glm4_moe_lite", "Glm4MoeLiteForCausalLM"
 _SMALL_FILES = (
@@ -53,20 +53,13 @@ class Checkpoint:
     folder: Path
     config: Config  # num_nextn_predict_layers tells what the weights hold
     tensors: dict[str, SourceTensor]  # by Hugging Face name, only those that are needed
-    vocabulary: Vocabulary
-    chat_template: str | None
-    generation_config: dict[str, Any]
-    eos_token_ids: list[int]
-    pad_token_id: int | None
-    license: str | None
+    card: Card
     notes: list[str]  # lines the user should see
 
     @property
     def name(self) -> str:
-        """The model's name: the folder's; in a hub's cache (models--USER--NAME/snapshots/COMMIT) the repository's."""
-        folder = self.folder.resolve()
-        name = folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
-        return os.fsencode(name).decode(errors="replace")  # a folder's name may be any bytes
+        """The model's name."""
+        return self.card.name
 
     @property
     def files(self) -> list[Path]:
@@ -80,18 +73,7 @@ class Checkpoint:
 
     def metadata(self, config: Config, file_type: int, n_weights: int) -> dict[str, MetadataValue]:
         """Every key of the file."""
-        return metadata(
-            config,
-            self.vocabulary,
-            name=self.name,
-            file_type=file_type,
-            n_weights=n_weights,
-            license=self.license,
-            chat_template=self.chat_template,
-            sampling=self.generation_config,
-            eos_token_ids=self.eos_token_ids,
-            pad_token_id=self.pad_token_id,
-        )
+        return metadata(config, self.card, file_type, n_weights)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
@@ -116,18 +98,22 @@ class Checkpoint:
         tensors = _needed_tensors(folder, config, tensors)
         eos, pad = _token_ids(folder, source, "eos_token_id", config), _token_ids(folder, source, "pad_token_id", config)
         generation = folder / "generation_config.json"
-        return cls(
-            folder=folder,
-            config=config,
-            tensors=tensors,
+        card = Card(
+            name=_name(folder.resolve()),
             vocabulary=read_vocabulary(folder / "tokenizer.json", config.vocab_size),
             chat_template=_chat_template(folder),
             generation_config=read_json_object(generation) if generation.is_file() else {},
             eos_token_ids=eos,
             pad_token_id=pad[0] if pad else None,
             license=_license(folder / "README.md"),
-            notes=notes,
         )
+        return cls(folder, config, tensors, card, notes)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; in a hub's cache (models--USER--NAME/snapshots/COMMIT) the repository's."""
+    name = folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
+    return os.fsencode(name).decode(errors="replace")  # a folder's name may be any bytes
 
 
 def config_from_json(source: dict[str, Any]) -> Config:

@@ -9,9 +9,10 @@ Padding between tensors is zero. SHA-256 because processors have instructions fo
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 
-from quant.gguf_header import MetadataValue, packed_pair
+from quant.gguf_header import MetadataValue
 
 ALGORITHM, TENSORS, HEADER = (f"glmrun.checksum.{name}" for name in ("algorithm", "tensors", "header"))
 ZEROS = "0" * 64
@@ -24,11 +25,17 @@ def blank_metadata(n_tensors: int) -> dict[str, MetadataValue]:
 
 def seal(header: bytes, tensors: Sequence[str]) -> bytes:
     """header with the tensors' checksums, and then its own, in place of the zeros."""
-    header = header.replace(packed_pair(TENSORS, [ZEROS] * len(tensors)), packed_pair(TENSORS, list(tensors)), 1)
-    return header.replace(packed_pair(HEADER, ZEROS), packed_pair(HEADER, hashlib.sha256(header).hexdigest()), 1)
+    header = _replaced(header, TENSORS, ZEROS, tensors)
+    return _replaced(header, HEADER, ZEROS, [hashlib.sha256(header).hexdigest()])
 
 
 def is_sealed(header: bytes, checksum: str) -> bool:
     """Whether header, which says that its checksum is `checksum`, is what seal() made."""
-    blank = header.replace(packed_pair(HEADER, checksum), packed_pair(HEADER, ZEROS), 1)
-    return hashlib.sha256(blank).hexdigest() == checksum
+    return hashlib.sha256(_replaced(header, HEADER, checksum, [ZEROS])).hexdigest() == checksum
+
+
+def _replaced(header: bytes, key: str, old: str, new: Sequence[str]) -> bytes:
+    """header with `new` in place of the first texts `old` behind the key: they are as long, so nothing else moves."""
+    before, found, after = header.rpartition(key.encode())
+    texts = iter(new)
+    return before + found + re.sub(re.escape(old.encode()), lambda _: next(texts).encode(), after, count=len(new))

@@ -106,16 +106,6 @@ FOREIGN = {
 READABLE = FORMATS | FOREIGN
 _BY_TYPE = {f.ggml_type: f for f in READABLE.values()}
 
-# Every number GGML ever gave a type, 0, 1, 2, ..., so that an error can name what it met. 4, 5, 31-33 and 36-38 are retired.
-# fmt: off
-_TYPE_NAMES = [
-    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K",
-    "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64",
-    "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
-    "IQ4_NL_8_8", "MXFP4", "NVFP4", "Q1_0",
-]
-# fmt: on
-
 
 def by_ggml_type(n: int) -> Format | None:
     """The format with GGML's type number n, or None if glmrun does not read it."""
@@ -123,5 +113,7 @@ def by_ggml_type(n: int) -> Format | None:
 
 
 def ggml_type_name(n: int) -> str | None:
-    """GGML's name for type number n, also for types that glmrun does not read; None if GGML has no such type."""
-    return _TYPE_NAMES[n] if 0 <= n < len(_TYPE_NAMES) else None
+    """GGML's name for type number n, also for types that glmrun does not read; None if gguf-py knows of none."""
+    from gguf import GGMLQuantizationType  # slow to import, and only an error needs it
+
+    return next((kind.name for kind in GGMLQuantizationType if kind == n), None)

@@ -1,11 +1,12 @@
-"""The front of a GGUF file (version 3): metadata and tensor directory, packed to bytes before a single weight is written.
+"""The front of a GGUF file (version 3): metadata and tensor directory, packed by gguf-py before a single weight is written.
 
-gguf-py's writer opens its own file; ours must be a partial one that is locked, sized in advance and renamed when complete.
+Its writer would open a file of its own; ours is a partial one that is locked, sized in advance and renamed when complete.
 """
 
-import struct
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,8 @@ from quant.errors import UserError
 
 ALIGNMENT = 32
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBER_TYPES = {"u1": 0, "i1": 1, "<u2": 2, "<i2": 3, "<u4": 4, "<i4": 5, "<f4": 6, "<u8": 10, "<i8": 11, "<f8": 12}
-_NUMBERS = {np.dtype(kind): i for kind, i in _NUMBER_TYPES.items()}
 
-# A list of str or of int (stored as int32); a plain int is stored as uint32, a float as float32, NumPy's values as they are.
+# An int is stored as uint32, ints of a list as int32, a float as float32, NumPy's values as they are; an empty list is left out.
 MetadataValue = str | bool | int | float | np.number | np.ndarray | list[str] | list[int]
 
 
@@ -42,48 +40,36 @@ def pack_header(metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorE
     The data are expected right behind it, in the order of `tensors`, each padded with padding(n_bytes) zeros.
     Source: the GGUF specification, version 3, little-endian.
     """
-    out = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
+    import gguf  # takes as long as the rest of a start; only who writes a file needs it
+
+    writer, out = gguf.GGUFWriter(None, ""), io.BytesIO()
+    writer.fout, writer.state = [out], gguf.WriterState.EMPTY  # as if it had opened a file
     for key, value in metadata.items():
-        out += packed_pair(key, value)
-    offset = 0
-    for tensor in tensors:
-        dims = tensor.shape[::-1]
-        out += _string(tensor.name, tensor.name)
-        out += struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.ggml_type, offset)
-        offset += tensor.n_bytes + padding(tensor.n_bytes)
-    return bytes(out) + bytes(padding(len(out)))
-
-
-def packed_pair(key: str, value: MetadataValue) -> bytes:
-    """One line of the metadata: key, type, value."""
-    return _string(key, key) + _value(key, value)
-
-
-def _string(key: str, text: str) -> bytes:
+        if not isinstance(value, (list, np.ndarray)) or len(value):
+            writer.add_key_value(key, *_typed(key, value))
+    writer.tensors = [{t.name: gguf.TensorInfo(t.shape, t.ggml_type, t.n_bytes) for t in tensors}]
     try:
-        raw = text.encode()
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
     except UnicodeEncodeError as error:
-        raise UserError(f"{key}: half a surrogate pair at character {error.start}; glmrun expects valid Unicode text") from None
-    return struct.pack("<Q", len(raw)) + raw
+        texts = {key: [key, *value] if isinstance(value, list) else [key, value] for key, value in metadata.items()}
+        where = next(key for key, found in texts.items() if any(text is error.object for text in found))
+        raise UserError(f"{where}: half a surrogate pair at character {error.start}; glmrun expects valid Unicode text") from None
+    return out.getvalue() + bytes(padding(out.tell()))
 
 
-def _value(key: str, value: MetadataValue) -> bytes:
-    if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _string(key, value)
-    if isinstance(value, bool):
-        return struct.pack("<IB", _BOOL, value)
-    if isinstance(value, np.number):
-        return struct.pack("<I", _NUMBERS[value.dtype]) + value.tobytes()
+def _typed(key: str, value: MetadataValue) -> tuple[Any, Any, Any]:
+    """(value, its GGUF type, its elements' GGUF type) as gguf-py's writer takes them."""
+    from gguf import GGUFValueType as Type
+
     if isinstance(value, np.ndarray):
-        kind = _BOOL if value.dtype == bool else _NUMBERS[value.dtype]
-        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + value.tobytes()
-    if isinstance(value, int):
-        return struct.pack("<II", _NUMBERS[np.dtype("<u4")], value)
-    if isinstance(value, float):
-        if abs(value) > _FLOAT32_MAX:
-            raise UserError(f"{key} is {value}; a GGUF file holds it as float32, up to {_FLOAT32_MAX:.3g}")
-        return struct.pack("<If", _NUMBERS[np.dtype("<f4")], value)
-    if value and isinstance(value[0], str):
-        items = b"".join([_string(key, str(text)) for text in value])
-        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + items
-    return struct.pack("<IIQ", _ARRAY, _NUMBERS[np.dtype("<i4")], len(value)) + np.array(value, "<i4").tobytes()
+        return value.tolist(), Type.ARRAY, Type[value.dtype.name.upper()]
+    if isinstance(value, np.number):
+        return value.item(), Type[value.dtype.name.upper()], None
+    if isinstance(value, list):
+        return value, Type.ARRAY, Type.STRING if isinstance(value[0], str) else Type.INT32
+    if isinstance(value, float) and abs(value) > _FLOAT32_MAX:
+        raise UserError(f"{key} is {value}; a GGUF file holds it as float32, up to {_FLOAT32_MAX:.3g}")
+    plain_int = isinstance(value, int) and not isinstance(value, bool)
+    return value, Type.UINT32 if plain_int else Type.get_type(value), None

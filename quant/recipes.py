@@ -14,24 +14,30 @@ from quant.formats import FORMATS
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named choice of formats; file_type is the number GGUF's general.file_type has for it."""
+    """A named choice of formats."""
 
     name: str
-    file_type: int
     default: str  # the format of a matrix that no rule names
     bits_per_weight: float  # of the full-size model's file, MTP layer left out
     description: str
+
+    @property
+    def file_type(self) -> int:
+        """The number that GGUF's general.file_type has for it."""
+        from gguf import LlamaFileType  # slow to import, and only who writes a file needs it
+
+        return LlamaFileType["ALL_F32" if self.name == "F32" else f"MOSTLY_{self.name}"].value
 
 
 RECIPES = {
     r.name: r
     for r in (
-        Recipe("Q4_K_M", 15, "Q4_K", 4.84, "4-bit blocks, 6-bit output and half of the down projections: the usual choice"),
-        Recipe("Q6_K", 18, "Q6_K", 6.57, "6-bit blocks: hard to tell from the original"),
-        Recipe("Q8_0", 7, "Q8_0", 8.51, "8-bit blocks: nearly lossless"),
-        Recipe("F16", 1, "F16", 16.0, "half precision; weights beyond 65,504 do not fit"),
-        Recipe("BF16", 32, "BF16", 16.0, "the checkpoint's own numbers, unchanged"),
-        Recipe("F32", 0, "F32", 32.0, "single precision, for comparisons"),
+        Recipe("Q4_K_M", "Q4_K", 4.84, "4-bit blocks, 6-bit output and half of the down projections: the usual choice"),
+        Recipe("Q6_K", "Q6_K", 6.57, "6-bit blocks: hard to tell from the original"),
+        Recipe("Q8_0", "Q8_0", 8.51, "8-bit blocks: nearly lossless"),
+        Recipe("F16", "F16", 16.0, "half precision; weights beyond 65,504 do not fit"),
+        Recipe("BF16", "BF16", 16.0, "the checkpoint's own numbers, unchanged"),
+        Recipe("F32", "F32", 32.0, "single precision, for comparisons"),
     )
 }
 

@@ -21,7 +21,7 @@ from quant.config import FLASH
 from quant.errors import UserError
 from quant.formats import FORMATS, Format
 from quant.gguf_header import TensorEntry, pack_header, padding
-from quant.mapping import metadata
+from quant.mapping import Card, metadata
 from quant.publish import publish
 from quant.recipes import recipe, tensor_formats
 
@@ -40,20 +40,15 @@ def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, 
     config = replace(FLASH, num_hidden_layers=layers, num_nextn_predict_layers=int(mtp))
     planned = tensor_formats(chosen, config)
     entries = [TensorEntry(name, shape, FORMATS[kind].ggml_type, n_bytes) for name, (shape, kind, n_bytes) in planned.items()]
-    header = pack_header(
-        metadata(
-            config,
-            make_vocabulary(),
-            name=f"GLM-4.7-Flash-synthetic-{layers}L",
-            file_type=chosen.file_type,
-            n_weights=sum(math.prod(entry.shape) for entry in entries),
-            license="mit",
-            chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
-            eos_token_ids=[154820, 154827, 154829],
-            pad_token_id=154820,
-        ),
-        entries,
+    card = Card(
+        name=f"GLM-4.7-Flash-synthetic-{layers}L",
+        vocabulary=make_vocabulary(),
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
+        eos_token_ids=[154820, 154827, 154829],
+        pad_token_id=154820,
+        license="mit",
     )
+    header = pack_header(metadata(config, card, chosen.file_type, sum(math.prod(entry.shape) for entry in entries)), entries)
     size = len(header) + sum(entry.n_bytes + padding(entry.n_bytes) for entry in entries)
     rng = np.random.Generator(np.random.SFC64(seed))
     pools: dict[tuple[str, int], np.ndarray] = {}

@@ -51,9 +51,9 @@ def refusal(action: Callable[[], object]) -> UserError:
 def test_good_folder(original: Path) -> None:
     checkpoint = Checkpoint.open(original)
     assert checkpoint.config == SMALL
-    assert (checkpoint.name, checkpoint.license, checkpoint.notes) == ("Small-GLM", "mit", [])
-    assert checkpoint.eos_token_ids == [260, 263, 264] and checkpoint.pad_token_id == 260
-    assert checkpoint.chat_template is not None and checkpoint.chat_template.startswith("[gMASK]<sop>")
+    assert (checkpoint.name, checkpoint.card.license, checkpoint.notes) == ("Small-GLM", "mit", [])
+    assert checkpoint.card.eos_token_ids == [260, 263, 264] and checkpoint.card.pad_token_id == 260
+    assert checkpoint.card.chat_template is not None and checkpoint.card.chat_template.startswith("[gMASK]<sop>")
     assert sorted(checkpoint.files) == sorted(original.iterdir())
 
 
@@ -136,7 +136,7 @@ def as_transformers_5(source: dict[str, Any]) -> None:
 def test_config_of_transformers_4_and_5(folder: Path) -> None:
     edit_json(folder / "config.json", as_transformers_5)
     checkpoint = Checkpoint.open(folder)
-    assert checkpoint.config == SMALL and checkpoint.eos_token_ids == [260]
+    assert checkpoint.config == SMALL and checkpoint.card.eos_token_ids == [260]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_fused_experts(tmp_path: Path) -> None:
 
 
 def test_vocabulary(original: Path) -> None:
-    v = Checkpoint.open(original).vocabulary
+    v = Checkpoint.open(original).card.vocabulary
     assert len(v.tokens) == len(v.types) == 320 and v.pre == "glm4"
     assert v.merges == ["t h", "th e", "Ġ a", "Ġa n"]
     assert v.tokens[198] == "Ċ" and v.tokens[257] == "the"

@@ -7,14 +7,13 @@ from typing import Any
 import fuzz
 import numpy as np
 import pytest
-from support.gguf_bytes import text
+from support.gguf_bytes import pair, text
 from test_hostile_gguf import refusal
 
 import glmrun
 from glmrun.measure.bench import model_type
 from glmrun.measure.windows import bos_of
 from quant.errors import UserError
-from quant.gguf_header import packed_pair
 
 VALUES: dict[str, Any] = {
     "absent": None,
@@ -61,8 +60,8 @@ def name_of(pair: bytes) -> str:
 def with_value(name: str, value: Any) -> bytes:
     """A good file with one key changed, or without it."""
     good = fuzz._small_model()
-    keys = [pair for pair in good.keys if not pair.startswith(text(name))]
-    return replace(good, keys=keys + ([] if value is None else [packed_pair(name, value)])).laid_out().join()
+    keys = [one for one in good.keys if not one.startswith(text(name))]
+    return replace(good, keys=keys + ([] if value is None else [pair(name, value)])).laid_out().join()
 
 
 @pytest.mark.parametrize("kind", VALUES)
@@ -109,8 +108,8 @@ def test_what_only_measuring_reads(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     assert model_type(47, np.array([1, 2])).endswith("unknown")  # type: ignore[arg-type]
     good = fuzz._small_model()
-    pairs = [packed_pair("tokenizer.ggml.add_bos_token", True), packed_pair("tokenizer.ggml.bos_token_id", ["a"])]
-    keys = [pair for pair in good.keys if name_of(pair) not in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id")]
+    pairs = [pair("tokenizer.ggml.add_bos_token", True), pair("tokenizer.ggml.bos_token_id", ["a"])]
+    keys = [one for one in good.keys if name_of(one) not in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id")]
     path.write_bytes(replace(good, keys=keys + pairs).laid_out().join())
     with pytest.raises(UserError, match=r"bos_token_id is \['a'\]; expected a token id"):
         bos_of(glmrun.load(path, n_ctx=8))

@@ -67,7 +67,6 @@ KNOWN: dict[str, set[str]] = {
     "long_signatures": {
         "glmrun/kernels/formats/q4_k.py: _add_block",
         "glmrun/kernels/formats/q6_k.py: _add_block",
-        "quant/mapping.py: metadata",
     },
     "prints": {
         "glmrun/kernels/compiled/self_test.py",

@@ -14,7 +14,7 @@ from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.open import open_gguf
 from quant.config import tensor_shapes
 from quant.formats import FORMATS
-from quant.mapping import metadata
+from quant.mapping import Card, metadata
 from quant.recipes import RECIPES, choose_format
 from quant.vocabulary import Vocabulary, read_vocabulary
 
@@ -80,7 +80,7 @@ def test_same_seed_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_metadata_is_the_published_models(vocabulary: Vocabulary) -> None:
-    found = metadata(make_synthetic.FLASH, vocabulary, name="x", file_type=15, n_weights=1, eos_token_ids=[154820, 154827, 154829])
+    found = metadata(make_synthetic.FLASH, Card("x", vocabulary, eos_token_ids=[154820, 154827, 154829]), 15, 1)
     expected = {"bos": 154822, "eos": 154820, "eot": 154827, "eom": 154829, "unknown": 154820, "padding": 154820}
     assert {key: found[f"tokenizer.ggml.{key}_token_id"] for key in expected} == expected
     lengths = {"key_length": 576, "value_length": 512, "key_length_mla": 256, "value_length_mla": 256}

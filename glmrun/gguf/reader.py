@@ -255,7 +255,7 @@ def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, in
     if form is None:
         known = ggml_type_name(ggml_type)
         if known is None:
-            raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged or newer than glmrun")
+            raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged, or of another time")
         raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(READABLE)}")
     if shape[-1] % form.block_length:
         raise cursor.error(

@@ -17,6 +17,21 @@ def key(name: str | bytes, kind: int, value: bytes) -> bytes:
     return text(name) + struct.pack("<I", kind) + value
 
 
+KINDS = {"uint8": U8, "int8": 1, "uint32": U32, "int32": 5, "float32": F32, "bool": BOOL, "uint64": U64, "int64": 11, "float64": 12}
+
+
+def pair(name: str, value: str | list[str] | bool | int | float | np.generic | np.ndarray) -> bytes:
+    """A key with a value of the type that glmrun writes it in."""
+    if isinstance(value, str):
+        return key(name, STRING, text(value))
+    if isinstance(value, list):
+        return key(name, ARRAY, struct.pack("<IQ", STRING, len(value)) + b"".join(map(text, value)))
+    kinds = {bool: np.bool_, int: np.uint32, float: np.float32}
+    array = np.asarray(value, kinds.get(type(value)))
+    kind, raw = KINDS[array.dtype.name], array.tobytes()
+    return key(name, ARRAY, struct.pack("<IQ", kind, array.size) + raw) if array.ndim else key(name, kind, raw)
+
+
 def tensor(name: str | bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
     return text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", kind, offset)
 
