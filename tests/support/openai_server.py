@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from glmrun.server.page import page
+
 MODELS: list[dict[str, Any]] = [{"id": "zai-org/GLM-4.7-Flash", "max_model_len": 4096}, {"id": "other:latest"}]
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 4}}
 
@@ -68,6 +70,7 @@ class Server:
     requests: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     models: list[dict[str, Any]] | None = field(default_factory=lambda: MODELS)
+    scripts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: dict(SCRIPTS))
 
 
 @contextmanager
@@ -81,11 +84,13 @@ def openai_server(key: str = "") -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-        def _send(self, status: int, body: Any, kind: str = "application/json") -> None:
-            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
+            for name, value in (
+                {"Content-Type": "application/json"} | (headers or {}) | {"Content-Length": str(len(data))}
+            ).items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
@@ -96,6 +101,9 @@ def openai_server(key: str = "") -> Iterator[Server]:
             return False
 
         def do_GET(self) -> None:
+            if self.path == "/":
+                self._send(200, *page())
+                return
             if self._refused():
                 return
             if self.path != "/v1/models" or state.models is None:
@@ -118,7 +126,7 @@ def openai_server(key: str = "") -> Iterator[Server]:
                 message = {"role": "assistant", "content": "All at once.", "reasoning_content": "Hm."}
                 self._send(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": USAGE})
             elif said == "page":
-                self._send(200, "<html>hello</html>", "text/html")
+                self._send(200, b"<html>hello</html>", {"Content-Type": "text/html"})
             elif said == "silent":  # reads a long prompt: nothing is sent, not even headers
                 while not self._client_left(0.05):
                     pass
@@ -139,7 +147,7 @@ def openai_server(key: str = "") -> Iterator[Server]:
                     raise ConnectionResetError
                 if said == "junk":
                     self._piece("data: {not json}\n\n")
-                for each in SCRIPTS.get(said, [delta(content=f"You said: {said}"), delta("stop")]):
+                for each in state.scripts.get(said, [delta(content=f"You said: {said}"), delta("stop")]):
                     self._piece(f"data: {json.dumps(each, ensure_ascii=False)}\n\n")
                 if said == "torn":
                     self.wfile.write(b"ff\r\ndata: {")
