@@ -47,7 +47,7 @@ def tool_call(folder: Path) -> Window:
     ask(window, "/think show", "shown")
     window.type("What time is it in Rome?\r")
     wait_for(window, "^  run it")
-    window.type("y\r")
+    window.type("y")
     wait_for(window, rf"^It is(.|\n)*{PROMPT}")
     return window
 

@@ -85,7 +85,7 @@ def test_thinking_folds_into_one_line(on_terminal: Callable[..., Terminal]) -> N
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [("fold", ["▸ thought for 0.0 s · 6 tokens"]), ("show", [*map(str.strip, THOUGHTS), "▸ thought for 0.0 s · 6 tokens"]),
-     ("hide", ["▸ thought for 0.0 s · 6 tokens"])],
+     ("hide", [])],
 )  # fmt: skip
 def test_thinking_can_be_folded_shown_or_hidden(on_terminal: Callable[..., Terminal], mode: Any, expected: list[str]) -> None:
     terminal = on_terminal()
@@ -179,15 +179,23 @@ def test_the_bottom_line_is_short() -> None:
     assert bottom_line("nano", 11, 4096, Stats(n_generated=1, generate_seconds=0.001)) == "nano · 11 / 4k"
 
 
+def test_what_is_typed_meanwhile_stands_below_an_answer(on_terminal: Callable[..., Terminal]) -> None:
+    terminal, typed = on_terminal(), ["and\nthen"]
+    view = AnswerView(Answer(), footer=lambda stats: "nano", draft=lambda: typed[0])
+    feed = iter(chunks("thought\n", "Answer", " here", thinking=1))
+    for typed[0], last in (("and\nthen", "and↵then"), ("", ""), ("y" * 9 + "x" * 39, f"…{'x' * 39}")):
+        view.feed(next(feed))
+        assert terminal.sync().split("\n")[-1] == (f">>> {last} · nano" if last else "nano")
+    view.close()
+    assert terminal.close().split("\n")[-1] == "Answer here"
+
+
 def test_the_line_of_counts_tells_what_was_read() -> None:
     done = Stats(50, n_cached=10, n_prefilled=50, prompt_seconds=0.5, n_generated=2000, generate_seconds=100.0)
     assert stats_line(Stats(n_generated=1, generate_seconds=0.5, prompt_seconds=3.0)) == "1 token · first token after 3.0 s"
     assert stats_line(Stats(n_generated=2, generate_seconds=0.5, prompt_seconds=3.0)).startswith("2 tokens, 4.0 tok/s · ")
     assert stats_line(done) == "2,000 tokens, 20.0 tok/s · prompt 40 read in 0.5 s, 80.0 tok/s · 10 cached"
-    assert (
-        stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0))
-        == "prompt 0 of 40 read in 3.0 s, 0.0 tok/s · 10 cached"
-    )
+    assert stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0)) == "10 of 50 tokens of the prompt are kept"
 
 
 @pytest.mark.parametrize(

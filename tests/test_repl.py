@@ -72,12 +72,20 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
         ("/set max-tokens 0", "at least 1"),
         ("/regen", "nothing has been asked"),
         ("/undo", "nothing has been asked"),
+        ("/edit", "needs a terminal"),
     ],
 )
 def test_a_command_that_cannot_be_says_so_and_changes_nothing(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     conversation = Conversation(ScriptedModel())  # type: ignore[arg-type]
     run_command(conversation, line)
     assert words in capsys.readouterr().err and not conversation.settings and conversation.thinking
+
+
+def test_more_exchanges_than_there_are_cannot_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = _pipe("one\n/undo 5\n/undo 2")
+    assert capsys.readouterr().err.count("there is only 1 exchange to take back, not") == 2 and len(conversation.messages) == 2
+    run_command(conversation, "/undo 1")
+    assert conversation.messages == []
 
 
 def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +128,7 @@ class Terminal:
         }
         self.child = pexpect.spawn(
             sys.executable, [SCRIPT, "chat", "nano", *arguments], env=environment, cwd=str(state), dimensions=(50, 200),
-            encoding="utf-8", timeout=30,
+            encoding="utf-8", timeout=20,
         )  # fmt: skip
         self.child.expect("Ctrl-D leaves")
         self.ready()
@@ -263,15 +271,74 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, message: str, seen
     assert terminal.leave() == 0
 
 
-def test_what_is_typed_during_an_answer_is_sent_after_it(tmp_path: Path) -> None:
+def test_what_is_typed_during_an_answer_is_seen_and_waits_for_enter(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
     terminal.child.send("slow prompt\r")
     terminal.expect("reading the prompt")
-    terminal.child.send("typed ahead\r")
+    terminal.child.send("typed aheax\x7fd\r")
+    terminal.expect(">>> typed ahead↵")  # beside the progress
     terminal.expect("You said: slow prompt")
-    terminal.expect("You said: typed ahead")
-    terminal.ready()
+    terminal.expect(">>> typed ahead")
+    terminal.send("", "You said: typed ahead")
+    terminal.send("/context", " 4 messages")
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize("brackets", [("\x1b[200~", "\x1b[201~"), ("", "")])
+def test_a_paste_during_an_answer_is_one_draft_that_nothing_sends(tmp_path: Path, brackets: tuple[str, str]) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.child.send("slow answer\r")
+    terminal.expect("tick tick tick")
+    pasted = "\r".join(["first line", "/clear", "third line"])
+    terminal.child.send(f"see: {brackets[0]}{pasted}{brackets[1]} and so on")
+    terminal.expect(">>> … first line↵/clear↵third line and so on")
+    terminal.child.sendintr()
+    terminal.expect("stopped")
+    terminal.expect(">>> see: first line ... /clear ... third line and so on")
+    terminal.child.send("\x03")  # it is not sent, and not lost either
+    terminal.send("\x1b[A", "You said: see: first line /clear third line and so on")
+    terminal.send("/context", " 4 messages")
+    assert terminal.leave() == 0
+
+
+def test_a_long_paste_during_an_answer_is_a_few_words(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.child.send("slow answer\r")
+    terminal.expect("tick tick tick")
+    terminal.child.send("\x1b[200~" + "\r".join(f"line {n}" for n in range(2000)) + "\x1b[201~")
+    terminal.expect(r">>> \[pasted 2,000 lines\]")
+    terminal.child.send("\x1b")
+    terminal.expect("stopped")
+    terminal.expect(r">>> \[pasted 2,000 lines\]")
+    terminal.send("", "line 1998 line 1999")
+    terminal.send("/context", " 4 messages")
+    assert terminal.leave() == 0
+
+
+def test_what_comes_behind_an_enter_without_brackets_is_a_draft(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.child.send("first\rsecond\rthird\r")  # at once: a terminal that does not mark pastes
+    terminal.expect("You said: first")
+    terminal.expect(">>> second ... third")
+    terminal.send("", "You said: second third")
+    terminal.send("/context", " 4 messages")
+    assert terminal.leave() == 0
+
+
+def test_a_message_that_is_edited_goes_only_when_the_new_one_is_sent(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.send("first", "You said: first")
+    terminal.send("hello", "You said: hello")
+    terminal.send("/edit", "change the message and send it")
+    terminal.child.send("\x03")
+    terminal.send("/context", " 4 messages")
+    terminal.send("/edit", "change the message and send it")
+    terminal.send(" there", "You said: hello there")
+    terminal.send("messages", '"You said: first".*"hello there".*"You said: hello there"')
+    terminal.send("/context", " 6 messages")
+    assert terminal.leave() == 0
+    [path] = (tmp_path / "glmrun" / "sessions").glob("*.jsonl")
+    assert [m["content"] for m in sessions.read(path).messages if m["role"] == "user"] == ["first", "hello there", "messages"]
 
 
 def test_ctrl_c_on_an_empty_line_twice_leaves(tmp_path: Path) -> None:
@@ -290,5 +357,6 @@ def test_ctrl_c_on_an_empty_line_twice_leaves(tmp_path: Path) -> None:
 def test_a_message_that_does_not_fit_is_told_and_not_kept(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
     terminal.send("long", "error: the prompt has 500 tokens, the context 200")
-    terminal.send("/context", "0 messages")
+    terminal.send("er", "You said: longer")  # the message waits in the line
+    terminal.send("/context", " 2 messages")
     assert terminal.leave() == 0

@@ -67,15 +67,18 @@ def test_a_tool_call(window: Callable[..., Window], tmp_path: Path) -> None:
     chat = window(*GLMRUN, "chat", "nano", "--tools", str(tools), "--temp", "0")
     wait_for(chat, PROMPT)
     chat.type("What time is it in Rome?\r")
-    wait_for(chat, r"^  run it\? \[y\]es, \[n\]o, \[a\]lways get_time:$")
-    chat.type("y\r")
+    wait_for(chat, r"^  run it\? y: yes, N: no, a: always get_time \[y/N/a\]$")
+    chat.type("x")
+    wait_for(chat, r"^  press y, n or a, not 'x' \[y/N/a\]$")
+    chat.type("y")
     screen = timeless(wait_for(chat, r"^It is(.|\n)*" + PROMPT))
     assert re.sub(r"\d+ (tokens|read|cached)", r"# \1", screen[screen.index(">>> What") : screen.rindex(">>>")]).split("\n") == [
         ">>> What time is it in Rome?",
         "▸ thought for # s · # tokens",
         "# tokens, # tok/s · prompt # read in # s, # tok/s",
         '● get_time(city="Rome")',
-        "  run it? [y]es, [n]o, [a]lways get_time: y",
+        "  run it? y: yes, N: no, a: always get_time [y/N/a]",
+        "  press y, n or a, not 'x' [y/N/a] yes",
         "  └ 18:03",
         "▸ thought for # s · # tokens",
         "It is 18:03 in Rome.",
@@ -135,7 +138,7 @@ def test_ctrl_c_while_the_prompt_is_read(window: Callable[..., Window], tmp_path
     wait_for(chat, r"^reading the prompt \S+ [\d,]+ / 7,\d\d\d · ")
     chat.type("\x03")
     screen = wait_for(chat, r"stopped(.|\n)*" + PROMPT)
-    assert "reading the prompt" not in screen and re.search(r"\(stopped\)\nprompt [\d,]+ of 7,\d\d\d read in", screen)
+    assert "reading the prompt" not in screen and re.search(r"\(stopped\)\n[\d,]+ of 7,\d\d\d tokens of the prompt are", screen)
     ask(chat, "/undo", "taken back")
     ask(chat, CODE, "return a \\+ b")
 

@@ -239,7 +239,7 @@ def _with_texts(question: str | None, files: list[Path]) -> str:
     if not text and len(files) == 1:
         text = read_text(files[0]).rstrip("\n")
     elif files:
-        text = with_files(text, files)
+        text = with_files(text, {path: read_text(path) for path in files})
     parts = [part for part in (text, piped) if part]
     if not parts:
         raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', "usage")

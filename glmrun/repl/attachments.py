@@ -6,6 +6,7 @@ was typed, with the text of each file behind it.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from glmrun.terminal.console import note
@@ -31,11 +32,10 @@ def mentioned(text: str) -> list[Path]:
     return found
 
 
-def with_files(text: str, paths: list[Path]) -> str:
-    """A message with the contents of files behind it. Raises UserError."""
+def with_files(text: str, contents: Mapping[Path, str]) -> str:
+    """A message with the contents of files behind it."""
     parts = [text] if text else []
-    for path in paths:
-        content = read_text(path)
+    for path, content in contents.items():
         longest = max((len(run) for run in re.findall(r"`{3,}", content)), default=2)
         fence, language = "`" * (longest + 1), _LANGUAGE.fullmatch(path.suffix)
         end = "" if content.endswith("\n") or not content else "\n"

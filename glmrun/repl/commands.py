@@ -16,7 +16,7 @@ from glmrun.repl.conversation import SETTINGS, Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.tool_calls import Approve
 from glmrun.terminal.answer import Thinking, counted, show_thinking
-from glmrun.terminal.console import say, show_error
+from glmrun.terminal.console import note, say, show_error
 from quant.errors import UserError
 
 _PEERS_NAMES = {"temperature": "temp", "num-predict": "max-tokens", "n-predict": "max-tokens"}
@@ -96,9 +96,9 @@ def _undo(conversation: Conversation, rest: str) -> None:
 
 
 def _edit(conversation: Conversation, rest: str) -> None:
-    line = _line(conversation)
-    line.draft = conversation.take_back()
-    say("the last message is taken back: change it and send it again")
+    line, place = _line(conversation), conversation.last_question()
+    line.draft, line.edited = conversation.messages[place].get("typed", conversation.messages[place]["content"]), place
+    say("change the message and send it: it replaces the last one and its answer; Ctrl+C leaves both as they are")
 
 
 def _system(conversation: Conversation, rest: str) -> None:
@@ -126,6 +126,10 @@ def show_last_thinking(conversation: Conversation) -> None:
     """Print the thinking behind the last answer."""
     thinking = next((m.get("reasoning_content", "") for m in reversed(conversation.messages) if m["role"] == "assistant"), "")
     last = conversation.last
+    if thinking and thinking == conversation.surface.shown:
+        note("the thinking is shown above")
+        return
+    conversation.surface.shown = thinking
     show_thinking(last if last is not None and last.reasoning == thinking else Answer(reasoning=thinking))
 
 

@@ -1,8 +1,8 @@
 """A conversation in the terminal: its messages, how they are answered."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from glmrun.chat.answer import Answer
 from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.chat.tool_loop import ask_with_tools
-from glmrun.repl.attachments import mentioned, with_files
+from glmrun.repl.attachments import mentioned, read_text, with_files
 from glmrun.repl.kept import Kept, model_path
 from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
-from glmrun.terminal.answer import AnswerView, Thinking, bottom_line, finish_note, stats_line
+from glmrun.terminal.answer import AnswerView, Thinking, bottom_line, counted, finish_note, stats_line
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible
+from glmrun.terminal.keyboard import Keyboard
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
 
@@ -43,6 +44,7 @@ class Typing:
     multiline: bool = False  # Enter begins a new line, Alt+Enter sends
     history: bool = True  # remember messages for the next start
     draft: str = ""  # what stands in the next line before anything is typed
+    edited: int | None = None  # index of the message that the line replaces when it is sent
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Surface:
 
     open_model   opens another model for /model
     get_ready    waits for what a model needs before it answers
-    listening    to keys during an answer
+    keyboard     what is typed while no line is read
+    shown        the thinking that was printed last
     """
 
     typing: Typing | None = None
@@ -59,7 +62,8 @@ class Surface:
     show_stats: bool = True
     open_model: Callable[[str], Any] | None = None
     get_ready: Callable[[Any], None] = lambda model: None
-    listening: Callable[[Mapping[str, Callable[[], None]]], AbstractContextManager] = nullcontext
+    keyboard: Keyboard | None = None
+    shown: str = ""
 
 
 @dataclass
@@ -120,20 +124,27 @@ class Conversation:
     def say(self, text: str) -> Answer:
         """Send one message, with the files that it mentions or that wait, and show the answer.
 
-        A message that the model refuses (UserError) is not kept.
+        A message that the model refuses (UserError) is not kept. If it replaces an earlier one, that one and what followed go.
         """
+        place = len(self.messages) if self.edited is None else self.edited
         files = self.attached + [path for path in mentioned(text) if path not in self.attached]
-        message = {"role": "user", "content": with_files(text, files)}
+        contents = {path: read_text(path) for path in files}
+        message = {"role": "user", "content": with_files(text, contents)}
         if files:
             message["typed"] = text
-        self.messages.append(message)
+        replaced, self.messages[place:] = self.messages[place:], [message]
         try:
             chunks = self._chunks()
         except UserError:
-            self.messages.pop()
+            self.messages[place:] = replaced
             raise
+        self.messages[place:] = replaced
+        self.cut(place)
+        self.messages.append(message)
         waiting, self.attached = self.attached, []
         self._keep("message", message=message)
+        for path, text in contents.items():
+            note(f"+ {path}, {counted(len(text.splitlines()), 'line')}")
         try:
             return self._answer(chunks)
         except UserError:  # a server refuses only now
@@ -150,18 +161,19 @@ class Conversation:
 
     def take_back(self, count: int = 1) -> str:
         """Remove the last questions and all that followed; returns the first of them as it was typed."""
-        for _ in range(count):
-            place = self.last_question()
-            text = self.messages[place].get("typed", self.messages[place]["content"])
-            self.cut(place)
+        place = self.last_question(count)
+        text = self.messages[place].get("typed", self.messages[place]["content"])
+        self.cut(place)
         return text
 
-    def last_question(self) -> int:
-        """Index of the last message of the user; raises UserError if there is none."""
+    def last_question(self, count: int = 1) -> int:
+        """Index of the last message of the user, or of the last but count - 1; raises UserError if there are fewer."""
         places = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise UserError("nothing has been asked yet")
-        return places[-1]
+        if count > len(places):
+            raise UserError(f"there is only {counted(len(places), 'exchange')} to take back, not {count}; nothing has changed")
+        return places[-count]
 
     def last_answer(self) -> dict[str, Any]:
         """The last message of the model; raises UserError if there is none."""
@@ -172,6 +184,7 @@ class Conversation:
 
     def cut(self, keep: int) -> None:
         """Leave only the first `keep` messages."""
+        self.edited = None
         if keep < len(self.messages):
             del self.messages[keep:]
             self._keep("cut", keep=keep)
@@ -188,8 +201,20 @@ class Conversation:
     def bottom_line(self, used: int | None = None) -> str:
         """The model, how full the context is, how fast the last answer comes or came."""
         stats = self.last.stats if self.last is not None else None
-        line = bottom_line(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)
-        return line if self.thinking else f"{line} · no thinking"
+        parts = [bottom_line(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)]
+        parts += [] if self.thinking else ["no thinking"]
+        parts += [f"+{counted(len(self.attached), 'file')}"] if self.attached else []
+        return " · ".join(parts)
+
+    @property
+    def edited(self) -> int | None:
+        """Index of the message that the next one replaces."""
+        return self.surface.typing.edited if self.surface.typing is not None else None
+
+    @edited.setter
+    def edited(self, place: int | None) -> None:
+        if self.surface.typing is not None:
+            self.surface.typing.edited = place
 
     def _chunks(self) -> "Iterator[Chunk]":
         try:
@@ -227,12 +252,14 @@ class Conversation:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
 
         self.surface.get_ready(self.model)
+        keyboard = self.surface.keyboard
         view = AnswerView(
-            answer, self.surface.show_thinking, footer, hint="Ctrl+O shows all" if self.surface.typing is not None else ""
-        )
-        keys = {"escape": stop, "c-o": view.expand_thinking}
+            answer, self.surface.show_thinking, footer, hint="Ctrl+O shows all" if keyboard is not None else "",
+            draft=(lambda: "") if keyboard is None else lambda: keyboard.draft,
+        )  # fmt: skip
+        acting = keyboard.acting({"escape": stop, "c-o": view.expand_thinking}) if keyboard is not None else nullcontext()
         try:
-            with self.surface.listening(keys), closing(interruptible(self.model, chunks, asked)) as stream:
+            with acting, closing(interruptible(self.model, chunks, asked)) as stream:
                 view.show(stream)
             for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
                 show_tool_call(call)
@@ -280,19 +307,21 @@ class Conversation:
         self.kept.close()
         self.messages.clear()
         self.attached.clear()
+        self.last, self.edited = None, None
 
     def resume(self, path: Path) -> None:
         """Go on with a saved conversation; one that stands outside our folder is copied, not changed. Raises UserError."""
         saved = self.kept.reopen(path)
         self.system, self.messages = saved.system, saved.messages
         self.attached.clear()
+        self.last, self.edited = None, None
         if saved.model != model_path(self.model):
             self._keep("model", path=model_path(self.model))
         self.kept.load_cache(self.model)
 
     def change_model(self, model: ChatModel) -> None:
         """Go on with another model; it reads the conversation with the next message."""
-        self.model, self.kept.cache = model, None
+        self.model, self.kept.cache, self.last = model, None, None
         self._keep("model", path=model_path(model))
 
     def close(self) -> None:

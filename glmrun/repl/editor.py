@@ -41,6 +41,7 @@ class Editor:
     typing     what commands change about it
     toolbar    text of the bottom line
     actions    {key: what it does while nothing is being answered}; it runs above the line, which is drawn again afterwards
+    pastes     what stands for long pastes in the line
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class Editor:
         toolbar: "Callable[[], AnyFormattedText] | None" = None,
         actions: dict[str, Callable[[], None]] | None = None,
     ) -> None:
-        self._typing, self._pastes = typing, _Pastes()
+        self._typing, self.pastes = typing, _Pastes()
         for sequence in _SHIFT_ENTER:
             ANSI_SEQUENCES[sequence] = Keys.ControlJ
         menu = Condition(lambda: _menu_belongs(get_app().current_buffer.document))
         self._session: PromptSession[str] = PromptSession(
-            history=_Remembering(history, typing, self._pastes) if history else InMemoryHistory(),
+            history=_Remembering(history, typing, self.pastes) if history else InMemoryHistory(),
             key_bindings=self._keys(actions or {}),
             multiline=True,
             completer=_Completer(),
@@ -74,8 +75,8 @@ class Editor:
         self._session.editing_mode = EditingMode.VI if self._typing.vi else EditingMode.EMACS
         draft, self._typing.draft = self._typing.draft, ""
         typed = self._session.prompt(">>> ", default=draft, prompt_continuation=lambda width, line, wraps: "" if wraps else "... ")
-        text = _as_utf8(self._pastes.expanded(typed))
-        self._pastes.clear()
+        text = _as_utf8(self.pastes.expanded(typed))
+        self.pastes.clear()
         return f" {text}" if text.startswith("/") and not typed.startswith("/") else text  # a pasted path is no command
 
     def _keys(self, actions: dict[str, Callable[[], None]]) -> ConditionalKeyBindings:
@@ -103,13 +104,15 @@ class Editor:
         @keys.add("c-c")
         def _(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
+                event.current_buffer.append_to_history()  # Up brings it back
                 event.current_buffer.reset()
+                self._typing.edited = None
             else:
                 event.app.exit(exception=KeyboardInterrupt())
 
         @keys.add(Keys.BracketedPaste)
         def _(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text(self._pastes.shown(event.data))
+            event.current_buffer.insert_text(self.pastes.shown(event.data))
 
         @keys.add("tab")
         def _(event: KeyPressEvent) -> None:
@@ -127,13 +130,13 @@ class Editor:
         @keys.add("backspace")
         def _(event: KeyPressEvent) -> None:
             before = event.current_buffer.document.text_before_cursor
-            event.current_buffer.delete_before_cursor(self._pastes.length_at_end(before) or 1)
+            event.current_buffer.delete_before_cursor(self.pastes.length_at_end(before))
 
         @keys.add("c-x", "c-e")
         @keys.add("c-g")
         def _(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
-            buffer.document = Document(self._pastes.expanded(buffer.text))
+            buffer.document = Document(self.pastes.expanded(buffer.text))
             buffer.open_in_editor()
 
         for key, action in actions.items():
@@ -165,8 +168,8 @@ class _Pastes:
         return re.sub("|".join(map(re.escape, self._texts)), lambda found: self._texts[found[0]], text)
 
     def length_at_end(self, text: str) -> int:
-        """Length of the words for a paste that a text ends with, else 0: they are deleted as one."""
-        return next((len(words) for words in self._texts if text.endswith(words)), 0)
+        """Length of the words for a paste that a text ends with, else 1: what is deleted at once."""
+        return next((len(words) for words in self._texts if text.endswith(words)), 1)
 
     def clear(self) -> None:
         self._texts.clear()

@@ -3,8 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +12,22 @@ from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.quotes import open_quotes, without_quotes
 from glmrun.terminal.console import note, show_error
-from glmrun.terminal.interrupt import listening
+from glmrun.terminal.interrupt import quiet_keyboard
+from glmrun.terminal.keyboard import Keyboard
 from quant.errors import UserError
 
 _TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
 
 
 def chat_in_terminal(conversation: Conversation) -> int:
-    """Read messages with history and several lines, answer each; returns the exit code."""
+    """Read messages with history and several lines, answer each; returns the exit code.
+
+    What is typed meanwhile stands in the next line as a draft: only Enter pressed there sends it.
+    """
     from glmrun.repl.editor import Editor
 
-    conversation.surface.typing = conversation.surface.typing or Typing()
-    history = _history_path() if conversation.surface.typing.history else None
+    conversation.surface.typing = typing = conversation.surface.typing or Typing()
+    history = _history_path() if typing.history else None
 
     bottom = ""
 
@@ -34,34 +37,40 @@ def chat_in_terminal(conversation: Conversation) -> int:
         bottom = conversation.bottom_line()
 
     actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
-    editor = Editor(conversation.surface.typing, history, lambda: bottom, actions)
 
-    def keys(actions: Mapping[str, Callable[[], None]]) -> AbstractContextManager:
-        return listening(editor.source, actions)
+    def toolbar() -> str:
+        return bottom if typing.edited is None else f"changing an earlier message, Ctrl+C leaves it · {bottom}"
 
-    conversation.surface.listening = keys
+    editor = Editor(typing, history, toolbar, actions)
+    conversation.surface.keyboard = keyboard = Keyboard(editor.source, editor.pastes.shown, editor.pastes.length_at_end)
+    if conversation.tools is not None:
+        conversation.tools.ask = keyboard.ask
     interrupted = -_TWICE_SECONDS
-    while True:
-        bottom = conversation.bottom_line()
-        try:
-            text = editor.read()
-        except EOFError:
-            return 0
-        except KeyboardInterrupt:
-            if time.monotonic() - interrupted < _TWICE_SECONDS:
-                return 130
-            interrupted = time.monotonic()
-            note("(Ctrl-C again, Ctrl-D or /bye leaves)")
-            continue
-        try:
-            _turn(conversation, text)
-        except Leave:
-            return 0
-        except UserError as why:
-            show_error(in_words(why))
-        except KeyboardInterrupt:  # pressed twice during an answer
-            note("(stopped)")
-        print(file=sys.stderr, flush=True)
+    with quiet_keyboard():  # between the lines, too
+        while True:
+            bottom = conversation.bottom_line()
+            typing.draft += keyboard.take_draft().rstrip("\n")  # the last Enter was meant to send it: it will, pressed again
+            try:
+                text = editor.read()
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                if time.monotonic() - interrupted < _TWICE_SECONDS:
+                    return 130
+                interrupted = time.monotonic()
+                note("(Ctrl-C again, Ctrl-D or /bye leaves)")
+                continue
+            try:
+                with keyboard.listening():
+                    _turn(conversation, text)
+            except Leave:
+                return 0
+            except UserError as why:
+                show_error(in_words(why))
+                typing.draft = "" if is_command(text) else editor.pastes.shown(text)
+            except KeyboardInterrupt:  # pressed twice during an answer
+                note("(stopped)")
+            print(file=sys.stderr, flush=True)
 
 
 def chat_in_pipe(conversation: Conversation, lines: Iterable[bytes]) -> int:

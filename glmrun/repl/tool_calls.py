@@ -7,11 +7,14 @@ from typing import Any
 
 from glmrun.chat.tool_loop import MAX_ROUNDS
 from glmrun.terminal.console import note
-from glmrun.terminal.interrupt import quiet_keyboard
+from glmrun.terminal.interrupt import ask_key, quiet_keyboard
+from glmrun.terminal.progress import waiting
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
 
+# Key -> what it says; Enter, Esc and Ctrl-D, and the end of the input, say no.
+_ANSWERS = {"y": "yes", "Y": "yes", "a": "always", "A": "always"} | dict.fromkeys(("n", "N", "\r", "\n", "\x1b", "\x04", ""), "no")
 TOO_MANY_ROUNDS = f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)"
 
 
@@ -26,6 +29,7 @@ class Approve(StrEnum):
 class ToolCalls:
     """Carries out the calls of answers with the functions of a file.
 
+    ask   asks a question and gives the key that answers it
     Raises UserError if the file offers none, or if it is to ask where nobody can be asked.
     """
 
@@ -34,7 +38,7 @@ class ToolCalls:
 
         if approve is Approve.ask and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
             raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", "usage")
-        self.tools, self.approve = Tools(path), approve
+        self.tools, self.approve, self.ask = Tools(path), approve, ask_key
         self._always: set[str] = set()  # functions that need no asking any more
         for why in self.tools.left_out:
             note(f"no tool: {why}")
@@ -61,7 +65,7 @@ class ToolCalls:
         if not self._may_run(call):
             show_tool_result("not carried out", failed=True)
             return "error: the user did not allow this call"
-        with quiet_keyboard():
+        with quiet_keyboard(), waiting(f"running {call['function']['name']}, Ctrl+C stops it"):
             result = self.tools.run(call)
         if result.printed.strip():
             show_tool_output(result.printed)
@@ -72,14 +76,11 @@ class ToolCalls:
         name = call["function"]["name"]
         if self.approve is not Approve.ask or name in self._always or name not in self.tools.names:
             return self.approve is not Approve.never
-        while True:
-            print(visible(f"  run it? [y]es, [n]o, [a]lways {name}: "), end="", file=sys.stderr, flush=True)
-            said = sys.stdin.readline()
-            if not said:
-                print(file=sys.stderr)
-                return False
-            if said.strip().lower() in ("a", "always"):
-                self._always.add(name)
-                return True
-            if said.strip().lower() in ("y", "yes", "n", "no"):
-                return said.strip().lower()[0] == "y"
+        pressed = self.ask(visible(f"  run it? y: yes, N: no, a: always {name} [y/N/a] "))
+        while pressed not in _ANSWERS:
+            pressed = self.ask(f"\n  press y, n or a, not {visible(pressed)!r} [y/N/a] ")
+        said = _ANSWERS[pressed]
+        print(said, file=sys.stderr, flush=True)
+        if said == "always":
+            self._always.add(name)
+        return said != "no"

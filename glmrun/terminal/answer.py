@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Thinking = Literal["fold", "show", "hide"]  # a window that becomes one line, all of it, nothing of it
 _WINDOW = 3  # rows of thinking
+_DRAFT = 40  # characters of what is typed meanwhile
 _SILENCE = 8  # more tokens than that without a word: a tool call is being written, say, or the answer is held back
 
 
@@ -38,6 +39,7 @@ class AnswerView:
     footer     what stands below an answer on a terminal while it is being written
     markdown   whether a terminal sees the answer laid out; otherwise as it is
     hint       how all of the thinking can be seen, beside its window
+    draft      what has been typed meanwhile
 
     Standard output and standard error are a terminal or not on their own account. A terminal sees the answer as Markdown; a pipe,
     a file or TERM=dumb get the text itself. The answer ends with a newline, wherever it goes.
@@ -50,8 +52,9 @@ class AnswerView:
         footer: "Callable[[Stats], str] | None" = None,
         markdown: bool = True,
         hint: str = "",
+        draft: Callable[[], str] = str,
     ) -> None:
-        self._answer, self._thinking, self._status = answer, thinking, footer
+        self._answer, self._thinking, self._status, self._draft = answer, thinking, footer, draft
         self._hint = f" · {hint}" if hint else ""
         self._rich_out, self._rich_err = markdown and shows_codes(sys.stdout), shows_codes(sys.stderr)
         self._thought: ThoughtScreen | None = None
@@ -60,7 +63,7 @@ class AnswerView:
         self._began, self._stretch, self._n_stretch = 0.0, "", 0  # of the present stretch of thinking
         self._silent = 0  # tokens in a row that showed nothing
         self._expand = False
-        self._progress = PromptProgress()
+        self._progress = PromptProgress(lambda: draft_line(draft()))
         self._progress.start()
 
     def show(self, chunks: "Iterable[Chunk]") -> None:
@@ -111,7 +114,8 @@ class AnswerView:
 
     def _footer(self) -> str | None:
         stats = self._answer.stats
-        parts = [f"writing, {self._silent:,} tokens"] if self._silent > _SILENCE else []
+        parts = [draft_line(self._draft())] if self._draft() else []
+        parts += [f"writing, {self._silent:,} tokens"] if self._silent > _SILENCE else []
         parts += [self._status(stats)] if self._status is not None and stats is not None else []
         return " · ".join(parts) or None
 
@@ -153,7 +157,7 @@ class AnswerView:
         elif self._thinking != "hide":
             rest = self._plain_thought.flush()
             print(rest, end="" if not rest and self._stretch.endswith("\n") else "\n", file=sys.stderr, flush=True)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and self._thinking != "hide":
             note(f"▸ {thought_line(seconds, tokens)}")
         self._answer.reasoning_seconds += seconds
         self._thought, self._began, self._stretch, self._n_stretch = None, 0.0, "", 0
@@ -179,6 +183,12 @@ def thought_line(seconds: float, tokens: int) -> str:
     return f"thought for {seconds:.1f} s · {counted(tokens, 'token')}"
 
 
+def draft_line(draft: str) -> str:
+    """`>>> and then`: the end of what has been typed during an answer; line breaks as ↵."""
+    line = one_line(draft.replace("\n", "↵"))
+    return f">>> {line if len(line) <= _DRAFT else '…' + line[1 - _DRAFT :]}" if draft else ""
+
+
 def finish_note(answer: Answer, n_ctx: int) -> str | None:
     """What the user should know about the end of an answer, if it is not the ordinary one."""
     stats = answer.stats
@@ -198,10 +208,11 @@ def stats_line(stats: "Stats") -> str:
     if stats.n_generated:
         rate = f", {_rate(stats.n_generated, stats.generate_seconds)}" if stats.n_generated > 1 else ""
         parts.append(counted(stats.n_generated, "token") + rate)
-    of_all = f" of {stats.n_prompt - stats.n_cached:,}" if stats.n_prefilled < stats.n_prompt else ""
     if not stats.n_prompt:  # a server that does not count
         return " · ".join([*parts, f"first token after {stats.prompt_seconds:.1f} s"])
-    parts.append(f"prompt {read:,}{of_all} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
+    if stats.n_prefilled < stats.n_prompt:
+        return " · ".join([*parts, f"{stats.n_prefilled:,} of {stats.n_prompt:,} tokens of the prompt are kept"])
+    parts.append(f"prompt {read:,} read in {stats.prompt_seconds:.1f} s, {_rate(read, stats.prompt_seconds)}")
     if stats.n_cached:
         parts.append(f"{stats.n_cached:,} cached")
     return " · ".join(parts)

@@ -5,89 +5,31 @@ for it does not compute: it waits for the threads of kernels/team.py, or for tho
 """
 
 import os
-import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from prompt_toolkit.input import Input
-
     from glmrun.chat.chunk import Chunk
     from glmrun.chat.request import ChatModel
-
-_ESCAPE_SECONDS = 0.1  # an Esc with nothing behind it for so long is the key, not the beginning of another one
 
 
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
-    """Keep typed keys off the screen while something is printed; they wait, Enter included, for the next prompt. Ctrl-C works."""
-    with _keyboard(line_by_line=True):
-        yield
-
-
-@contextmanager
-def listening(source: "Input", actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
-    """Run actions at their keys, named as prompt_toolkit names them ("escape", "c-o"); other keys wait for the next prompt.
-
-    Actions run on a thread of their own. Ctrl-C stays a signal.
-    """
-    if not _in_foreground():
-        yield
-        return
-    from prompt_toolkit.input.typeahead import store_typeahead
-
-    typed: list[Any] = []
-    ended, end = os.pipe()
-    listener = threading.Thread(target=_listen, args=(source, actions, ended, typed), name="keys", daemon=True)
-    try:
-        with _keyboard(line_by_line=False):
-            listener.start()
-            try:
-                yield
-            finally:
-                os.write(end, b".")
-                listener.join()
-    finally:
-        os.close(end)
-        os.close(ended)
-        store_typeahead(source, typed)
-
-
-def _listen(source: "Input", actions: Mapping[str, Callable[[], None]], ended: int, typed: list) -> None:
-    waiting = False  # for what belongs to an escape character
-    while not source.closed:
-        ready, _, _ = select.select([source.fileno(), ended], [], [], _ESCAPE_SECONDS if waiting else None)
-        if ended in ready:
-            break
-        waiting = bool(ready)
-        pressed = source.read_keys() if ready else source.flush_keys()
-        for press in pressed:
-            name = getattr(press.key, "value", press.key)
-            alone = name != "escape" or (not ready and len(pressed) == 1)  # Alt+key begins with an escape, too
-            if name in actions and alone:
-                actions[name]()
-            else:
-                typed.append(press)
-
-
-@contextmanager
-def _keyboard(line_by_line: bool) -> Iterator[None]:
-    """The terminal's keyboard without echo, and Enter as it is; line_by_line: keys are given out with Enter. Ctrl-C is a signal."""
-    if sys.platform == "win32" or not _in_foreground():
+    """Keep typed keys off the screen; they wait for whoever reads next, Enter as a line break. Ctrl-C is a signal."""
+    if sys.platform == "win32" or not in_foreground():
         yield
         return
     import termios
 
     before = termios.tcgetattr(sys.stdin)
-    local = before[3] & ~termios.ECHO & (-1 if line_by_line else ~termios.ICANON)
-    quiet = [before[0] & ~termios.ICRNL, *before[1:3], local, *before[4:]]
+    quiet = [before[0] | termios.ICRNL, *before[1:3], before[3] & ~termios.ECHO & ~termios.ICANON, *before[4:]]
 
     def set_again(*_: object) -> None:
-        if _in_foreground():  # Ctrl-Z and fg: the shell has set its own
+        if in_foreground():  # Ctrl-Z and fg: the shell has set its own
             termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
 
     on_main_thread = threading.current_thread() is threading.main_thread()
@@ -99,6 +41,16 @@ def _keyboard(line_by_line: bool) -> Iterator[None]:
         if on_main_thread:
             signal.signal(signal.SIGCONT, handler)
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def ask_key(question: str) -> str:
+    """Ask on standard error; the key that is pressed then, as a character, on a terminal that nobody else reads."""
+    import termios
+
+    with quiet_keyboard():
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before is no answer
+        print(question, end="", file=sys.stderr, flush=True)
+        return os.read(sys.stdin.fileno(), 1).decode("utf-8", "replace")
 
 
 @contextmanager
@@ -117,7 +69,7 @@ def orderly_end() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _in_foreground() -> bool:
+def in_foreground() -> bool:
     """Whether standard input is a terminal whose settings are ours to change: the system stops a background job that tries."""
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 

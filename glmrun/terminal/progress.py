@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -20,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from glmrun.terminal.console import error_console, note
 from glmrun.terminal.sanitize import one_line
@@ -136,7 +138,7 @@ class BytesProgress:
 
 
 @contextmanager
-def waiting(text: str, patience: float = 1.5) -> Iterator[None]:
+def waiting(text: str, patience: float = 0.5) -> Iterator[None]:
     """Say what is being waited for, once it has taken `patience` seconds: `⠋ compiling the kernels 0:00:07`."""
     console = error_console()
     bar = Progress(SpinnerColumn(), _text("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
@@ -154,14 +156,25 @@ def waiting(text: str, patience: float = 1.5) -> Iterator[None]:
             bar.stop()
 
 
+class _Typed(ProgressColumn):
+    """What is being typed meanwhile, as it is at each moment."""
+
+    def __init__(self, draft: Callable[[], str]) -> None:
+        super().__init__(Column(no_wrap=True, ratio=1, overflow="ellipsis"))
+        self._draft = draft
+
+    def render(self, task: Task) -> Text:
+        return Text(self._draft(), "dim")
+
+
 class PromptProgress:
     """`reading the prompt ━━━━╺━━━━━ 512 / 2,048 · 87 tok/s · 18 s left`: from when it takes time until the answer."""
 
-    def __init__(self, patience: float = 0.5) -> None:
+    def __init__(self, draft: Callable[[], str] = str, patience: float = 0.5) -> None:
         console = error_console()
         self._wide = console.width >= 76
         columns = [_text("{task.description}"), *([BarColumn(20)] if self._wide else []), _text("{task.fields[counts]}")]
-        self._bar = _Bar(console, *columns)
+        self._bar = _Bar(console, *columns, _Typed(draft))
         self._text = "reading the prompt" if self._wide else "prompt"
         self._timer = threading.Timer(patience, self._bar.update, (self._text, 0, None))
         self._timer.daemon = True
