@@ -83,9 +83,9 @@ def test_generation_stops_at_a_stop_text(model):
     options = {"max_tokens": 40, "temperature": 1.5, "seed": 3, "top_p": 1.0, "min_p": 0.0}
     text = text_of(list(model.generate(PROMPT, **options)))
     stop = next(text[i : i + 3] for i in range(8, len(text)) if "�" not in text[i : i + 3])
-    chunks = list(model.generate(PROMPT, stop=(stop,), **options))
+    chunks = list(model.generate(PROMPT, stop=("never said", stop), **options))
     assert text_of(chunks) == text[: text.index(stop)]
-    assert chunks[-1].finish_reason == "stop"
+    assert (chunks[-1].finish_reason, chunks[-1].stop_text) == ("stop", stop)
 
 
 def test_cancel_ends_the_answer_and_the_model_goes_on(model):

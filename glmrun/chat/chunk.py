@@ -24,5 +24,6 @@ class Chunk:
     tool_calls: list[dict] | None = None
     token: int | None = None
     finish_reason: str | None = None
+    stop_text: str | None = None  # on the last one: the text of the request's `stop` that ended the answer
     stats: Stats = field(default_factory=Stats)
     token_ids: list[int] | None = None  # on the last one: the answer as the model wrote it, for its message (chat/turns.py)

@@ -106,9 +106,10 @@ def until(chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:
     held = ""
     for chunk in chunks:
         held += chunk.text
-        found = min((at for at in (held.find(text) for text in stop if text) if at >= 0), default=-1)
-        if found >= 0:
-            yield replace(chunk, text=held[:found], finish_reason="stop")
+        found = min(((at, text) for text in stop if text and (at := held.find(text)) >= 0), default=None)
+        if found:
+            at, text = found
+            yield replace(chunk, text=held[:at], finish_reason="stop", stop_text=text)
             return
         keep = 0 if chunk.finish_reason else max((_overlap(held, text) for text in stop), default=0)
         text, held = held[: len(held) - keep], held[len(held) - keep :]
