@@ -16,6 +16,20 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Logprob:
+    """How likely the model found a token, before sampling: natural logarithms of probabilities.
+
+    token, text   its id and its bytes
+    top           the likeliest tokens at this place, best first: (id, bytes, logprob)
+    """
+
+    token: int
+    text: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What is new since the last chunk; the last one has a finish_reason: stop, length, tool_calls or cancelled."""
 
@@ -26,4 +40,5 @@ class Chunk:
     finish_reason: str | None = None
     stop_text: str | None = None  # on the last one: the text of the request's `stop` that ended the answer
     stats: Stats = field(default_factory=Stats)
+    logprobs: list[Logprob] | None = None  # of this chunk's tokens, where they were asked for
     token_ids: list[int] | None = None  # on the last one: the answer as the model wrote it, for its message (chat/turns.py)

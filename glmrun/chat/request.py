@@ -5,6 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from glmrun.chat.chunk import Chunk
+from quant.errors import UserError
+
+
+class TooLong(UserError):
+    """A prompt that the context does not hold."""
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"the prompt has {n_tokens:,} tokens and the context {n_ctx:,}; shorten it or ask for a larger context",
+            "refused", "n_ctx",
+        )  # fmt: skip
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,11 @@ class ChatRequest:
     max_tokens       at most so many new tokens; None: until the model ends or the context is full
     json_schema      the answer, after the thinking, is JSON of this schema; not together with tools
     stop             texts that end the answer and do not appear in it
-    sampling         temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed; None or absent: as the model advises
+    sampling         temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty,
+                     logit_bias, seed; None or absent: as the model advises
+    tool_choice      auto; none: no tool is called; required: at least one is; or the name of the declared function to call
+    parallel_tool_calls  False ends the answer behind its first call
+    logprobs         each token of the answer comes with its probability and so many likeliest ones; None: without
     """
 
     messages: list[dict[str, Any]]
@@ -31,6 +47,9 @@ class ChatRequest:
     json_schema: dict[str, Any] | None = None
     stop: Sequence[str] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    logprobs: int | None = None
 
     @classmethod
     def of(cls, messages: list[dict[str, Any]], **options: Any) -> Self:

@@ -8,23 +8,33 @@ from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 
 
-def answer_of(chat_format: ChatFormat, prompt: list[int], stream: ChatStream, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The chunks of generate.generate() with what their tokens say; the last one carries the turn as the model wrote it."""
+def answer_of(
+    chat_format: ChatFormat, prompt: list[int], stream: ChatStream, chunks: Iterator[Chunk], one_call: bool = False
+) -> Iterator[Chunk]:
+    """The chunks of generate.generate() with what their tokens say; the last one carries the turn as the model wrote it.
+
+    one_call   the answer ends behind its first call. Probabilities are those of the answer's tokens, not of the thinking's.
+    """
     called = False
     written: list[int] = []
     for chunk in chunks:
         if chunk.token is not None and chunk.finish_reason is None:
             written.append(chunk.token)
-            delta = stream.push(chunk.token)
+            before, delta = stream.state, stream.push(chunk.token)
+            if not before == stream.state == "answer":
+                chunk = replace(chunk, logprobs=None)
         elif chunk.finish_reason is not None:
             delta = stream.finish()
         else:
             yield chunk
             continue
-        called = called or bool(delta.tool_calls)
-        reason = "tool_calls" if chunk.finish_reason == "stop" and called else chunk.finish_reason
+        calls = (delta.tool_calls or [])[: 1 if one_call else None] or None
+        called = called or calls is not None
+        ended = "stop" if one_call and called else chunk.finish_reason
+        reason = "tool_calls" if ended == "stop" and called else ended
         turn = chat_format.turns.written(prompt, written, stream.state) if reason else None
         yield replace(
-            chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls or None, finish_reason=reason,
-            token_ids=turn,
+            chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=calls, finish_reason=reason, token_ids=turn,
         )  # fmt: skip
+        if reason:
+            return

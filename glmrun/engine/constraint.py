@@ -1,12 +1,16 @@
-"""Answers that are JSON of a given schema: which tokens may come next (llguidance knows), and the sampler draws among them."""
+"""Answers that are JSON of a given schema, or calls of functions.
+
+llguidance knows which tokens may come next, and the sampler draws among them.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from glmrun.chat.tokenizer import Tokenizer
+from glmrun.engine.call_grammar import MAX_CALLS, call_grammar
 from quant.errors import UserError
 
 _SPACE = r"( |\n {0,40})?"  # between the parts: as much as indentation needs, for small models go on with it for ever
@@ -32,22 +36,40 @@ class Grammar:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
         except (TypeError, ValueError) as why:
             raise UserError(f"the JSON schema is not usable: {_first_line(why)}", "usage") from None
+        return Constraint(self._matcher(grammar, "the JSON schema"), self._tokenizer, begins)
+
+    def calls(self, tools: Sequence[Mapping[str, Any]], name: str | None, one: bool, begins: Callable[[], bool]) -> "Constraint":
+        """For one answer that calls the declared functions, or the one of this name; one: just one call. Not before begins().
+
+        Raises UserError (usage) if there is no such function or its schema cannot be followed.
+        """
+        from llguidance import LLMatcher
+
+        lark = call_grammar(self._tokenizer, tools, name, 1 if one else MAX_CALLS)
+        matcher = self._matcher(LLMatcher.grammar_from_lark(lark), "the schema of a tool that must be called")
+        opening = self._tokenizer.id_of("<tool_call>")
+        return Constraint(matcher, self._tokenizer, begins, [] if opening is None else [opening])
+
+    def _matcher(self, grammar: str, what: str) -> Any:
+        from llguidance import LLMatcher
+
         matcher = LLMatcher(self._ll, grammar, log_level=0)
         if matcher.is_error():
-            raise UserError(f"the JSON schema is not usable: {_first_line(matcher.get_error())}", "usage")
-        return Constraint(matcher, self._tokenizer, begins)
+            raise UserError(f"{what} is not usable: {_first_line(matcher.get_error())}", "usage")
+        return matcher
 
 
 class Constraint:
     """What one answer may be: allowed() is asked before a token is drawn, accept() is told which it was.
 
-    The answer can end when the JSON is whole, and not before.
+    The answer can end when what is asked for is whole, and not before. not_before: ids that may only come then.
     """
 
-    def __init__(self, matcher: Any, tokenizer: Tokenizer, begins: Callable[[], bool]) -> None:
+    def __init__(self, matcher: Any, tokenizer: Tokenizer, begins: Callable[[], bool], not_before: Sequence[int] = ()) -> None:
         self._matcher, self._begins = matcher, begins
         self._n_vocab = tokenizer.n_vocab
         self._eog_ids = np.array(sorted(tokenizer.eog_ids), np.int64)  # (n_eog,)
+        self._not_before = np.array(not_before, np.int64)  # (n_not_before,)
         self._begun = False
 
     def allowed(self) -> np.ndarray:
@@ -58,13 +80,14 @@ class Constraint:
             mask = np.unpackbits(bits, count=self._n_vocab, bitorder="little").astype(bool)
         else:
             mask = np.ones(self._n_vocab, bool)
+            mask[self._not_before] = False
         mask[self._eog_ids] = self._begun and self._matcher.is_accepting()
         return mask
 
     def accept(self, token: int) -> None:
         """The token that was drawn."""
         if self._begun and token not in self._eog_ids and not self._matcher.consume_token(token):
-            raise UserError(f"the answer cannot follow the JSON schema any further: {_first_line(self._matcher.get_error())}")
+            raise UserError(f"the answer cannot follow its grammar any further: {_first_line(self._matcher.get_error())}")
 
 
 class _Vocabulary:

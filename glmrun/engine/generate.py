@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from glmrun.chat.chunk import Chunk
+from glmrun.chat.chunk import Chunk, Logprob
 from glmrun.chat.chunk import Stats as Counts
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.runner import Run, Runner
-from glmrun.engine.sampling import Sampler, ThinkBudget
+from glmrun.engine.sampling import Sampler, ThinkBudget, logprobs
 from glmrun.engine.sequence import Sequence as Conversation
 
-PROGRESS_SECONDS = 0.2  # between two reports while a prompt is read
+PROGRESS_SECONDS = 0.1  # between two reports while a prompt is read: who gives the iterator up is noticed then
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Limits:
     max_tokens   at most this many new tokens; None: as many as the context holds
     eog_ids      tokens that end a turn
     cancelled    whether somebody wants it to end now
+    likely       tells of logits, float32 (n_vocab,), and the token drawn what is reported of them; None: nothing is
     looked_at    waits at most so many seconds until all weights have been looked at; whether they have. Raises UserError
     """
 
@@ -32,6 +33,7 @@ class Limits:
     eog_ids: frozenset[int]
     cancelled: Callable[[], bool]
     looked_at: Callable[[float], bool]
+    likely: Callable[[np.ndarray, int], Logprob] | None = None
 
     def reached(self, n_generated: int, n_tokens: int) -> bool:
         """Whether no further token may be chosen."""
@@ -64,14 +66,25 @@ def generate(
             yield Chunk(finish_reason="length", stats=stats)
             return
         token = sampler.sample(sequence.logits[0], history)
+        likely = None if limits.likely is None else [limits.likely(sequence.logits[0], token)]
         stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
         if token in limits.eog_ids:
             yield Chunk(token=token, finish_reason="stop", stats=stats)
             return
         history.append(token)
-        yield Chunk(token=token, stats=stats)
+        yield Chunk(token=token, stats=stats, logprobs=likely)
         if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
             runner.step([Run(sequence, np.array([token], np.int64), sequence.logits)], limits.cancelled)
+
+
+def reporter(tokenizer: Tokenizer, n_top: int) -> Callable[[np.ndarray, int], Logprob]:
+    """likely() of Limits: the token drawn and the n_top likeliest ones."""
+
+    def likely(logits: np.ndarray, token: int) -> Logprob:
+        own, top = logprobs(logits, token, n_top)
+        return Logprob(token, tokenizer.bytes_of(token), own, tuple((i, tokenizer.bytes_of(i), value) for i, value in top))
+
+    return likely
 
 
 def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits: Limits, stats: Counts) -> Iterator[Chunk]:
@@ -98,7 +111,8 @@ def _texts(tokenizer: Tokenizer, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     stream = tokenizer.stream()
     for chunk in chunks:
         text = stream.push(chunk.token) if chunk.token is not None and chunk.finish_reason is None else ""
-        yield replace(chunk, text=text + (stream.flush() if chunk.finish_reason is not None else ""))
+        text += stream.flush() if chunk.finish_reason is not None else ""
+        yield replace(chunk, text=text)
 
 
 def until(chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:

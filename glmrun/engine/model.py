@@ -1,20 +1,20 @@
 """An open model: what all conversations share, and the calls that start one."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
 from glmrun.chat.chunk import Chunk
-from glmrun.chat.request import ChatRequest
+from glmrun.chat.request import ChatRequest, TooLong
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
-from glmrun.engine.generate import Limits, generate, text_of, until
+from glmrun.engine.generate import Limits, generate, reporter, text_of, until
 from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
@@ -26,7 +26,9 @@ from glmrun.tensors.finite import FiniteCheck
 from glmrun.tensors.prefault import Prefault
 from glmrun.tensors.repack import Converting
 from glmrun.tensors.weights import Weights
-from quant.errors import UserError
+from quant.errors import UserError, brief
+
+MAX_LOGPROBS = 20  # likeliest tokens that are reported with one
 
 
 class Model:
@@ -113,10 +115,7 @@ class Model:
         if not len(ids):
             raise UserError("the prompt is empty: there is nothing to continue", "usage")
         if len(ids) > room:
-            raise UserError(
-                f"the prompt has {len(ids):,} tokens and the context {room:,}; shorten it or ask for a larger context",
-                "refused", "n_ctx",
-            )  # fmt: skip
+            raise TooLong(len(ids), room)
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise UserError(
                 f"token {ids.max() if ids.min() >= 0 else ids.min()} is outside the vocabulary of {self.config.vocab_size:,}",
@@ -164,9 +163,12 @@ class Model:
         before = self._cancels
         return lambda: self._cancels != before
 
-    def _generate(self, ids: np.ndarray, sampler: Sampler | ThinkBudget, max_tokens: int | None) -> Iterator[Chunk]:
+    def _generate(
+        self, ids: np.ndarray, sampler: Sampler | ThinkBudget, max_tokens: int | None, n_top: int | None
+    ) -> Iterator[Chunk]:
         """generate.generate() on the sequence that has most of the prompt cached."""
-        limits = Limits(self.n_ctx, max_tokens, frozenset(self.tokenizer.eog_ids), self._cancelled_from_now(), self.finite)
+        likely = None if n_top is None else reporter(self.tokenizer, n_top)
+        limits = Limits(self.n_ctx, max_tokens, frozenset(self.tokenizer.eog_ids), self._cancelled_from_now(), self.finite, likely)
         sequence = self._idle.take(ids.tolist()[:-1])
         try:
             yield from generate(self.runner, sequence, ids, sampler, limits)
@@ -176,23 +178,29 @@ class Model:
     # ---- text --------------------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompt: str | Sequence[int], max_tokens: int | None = None, stop: Sequence[str] = (), **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        **sampling: Any,
     ) -> Iterator[Chunk]:
         """Continue a text (no chat format around it, nothing in it becomes a control token) or token ids.
 
         max_tokens   at most this many new tokens; None: until the model ends or the context is full
         stop         texts that end the answer and do not appear in it
-        sampling     temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed; by default as the file advises
+        logprobs     report the probability of each token and of so many likeliest ones; None: without
+        sampling     what ChatRequest.sampling may hold; by default as the file advises
         Raises UserError before the first chunk.
         """
         ids = self.checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        chunks = self._generate(ids, self.sampler(**sampling), _checked_max_tokens(max_tokens))
+        chunks = self._generate(ids, self.sampler(**sampling), _checked_max_tokens(max_tokens), _checked_logprobs(logprobs))
         return text_of(self.tokenizer, chunks, tuple(stop))
 
     def chat(self, messages: list[dict], **options: Any) -> Iterator[Chunk]:
         """Answer a conversation: OpenAI-shaped messages and tools in, chunks of thinking, answer and tool calls out.
 
-        options   tools, thinking, clear_thinking, think_budget, max_tokens, json_schema, stop as in chat.request.ChatRequest;
+        options   tools, thinking, max_tokens and the other fields of chat.request.ChatRequest;
                   temperature and the rest of sampling as in generate()
         Raises UserError before the first chunk.
         """
@@ -204,8 +212,10 @@ class Model:
         if json_schema is not None and tools:
             raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", "usage")
         ids = self.checked(self.chat_format.encode(request.messages, tools, request.thinking, request.clear_thinking))
-        stream, chosen = ChatStream(self.tokenizer, request.thinking, tools), self.sampler(**request.sampling)
+        read_as_calls = None if request.tool_choice == "none" else tools
+        stream, chosen = ChatStream(self.tokenizer, request.thinking, read_as_calls), self.sampler(**request.sampling)
         sampler: Sampler | ThinkBudget = chosen
+        self._choose_tool(request, chosen, lambda: stream.state == "answer")
         if json_schema is not None:
             chosen.constraint = self._grammar.constraint(json_schema, lambda: stream.state == "answer")
         if request.think_budget is not None:
@@ -213,8 +223,20 @@ class Model:
             if close is None:
                 raise UserError("this model's vocabulary has no </think>: its thinking cannot be limited", "usage")
             sampler = ThinkBudget(chosen, request.think_budget, close, lambda: stream.state == "thinking")
-        chunks = self._generate(ids, sampler, _checked_max_tokens(request.max_tokens))
-        return until(answer_of(self.chat_format, ids.tolist(), stream, chunks), request.stop)
+        chunks = self._generate(ids, sampler, _checked_max_tokens(request.max_tokens), _checked_logprobs(request.logprobs))
+        one_call = not request.parallel_tool_calls
+        return until(answer_of(self.chat_format, ids.tolist(), stream, chunks, one_call), request.stop)
+
+    def _choose_tool(self, request: ChatRequest, sampler: Sampler, answers: Callable[[], bool]) -> None:
+        """Hold the sampler to the request's tool_choice; answers(): the thinking is over."""
+        if request.tool_choice == "auto":
+            return
+        if request.tool_choice == "none":
+            opening = [i for i in [self.tokenizer.id_of("<tool_call>")] if i is not None and request.tools]
+            sampler.forbidden = np.union1d(self.tokenizer.undefined_ids, np.array(opening, np.int64))  # int64 (n_forbidden,)
+            return
+        name = None if request.tool_choice == "required" else request.tool_choice
+        sampler.constraint = self._grammar.calls(request.tools or [], name, not request.parallel_tool_calls, answers)
 
     def prompt_text(self, request: ChatRequest) -> str:
         """The prompt of the next answer, as text."""
@@ -232,6 +254,11 @@ class Model:
     def sampler(self, **sampling: Any) -> Sampler:
         """A Sampler with the given settings; where one is absent or None, the file's advice or glmrun's default."""
         given = {name: value for name, value in sampling.items() if value is not None}
+        biases = given.get("logit_bias")
+        if isinstance(biases, Mapping) and not all(type(i) is int and 0 <= i < self.config.vocab_size for i in biases):
+            raise UserError(
+                f"logit_bias is {brief(biases)}; expected token ids from 0 to {self.config.vocab_size - 1}", "usage", "logit_bias"
+            )
         return Sampler(**(self._advice | given), forbidden=self.tokenizer.undefined_ids)
 
 
@@ -239,3 +266,9 @@ def _checked_max_tokens(max_tokens: int | None) -> int | None:
     if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1):
         raise UserError(f"max_tokens is {max_tokens!r}; a whole number of at least 1 is expected", "usage")
     return max_tokens
+
+
+def _checked_logprobs(n_top: int | None) -> int | None:
+    if n_top is not None and (type(n_top) is not int or not 0 <= n_top <= MAX_LOGPROBS):
+        raise UserError(f"logprobs is {n_top!r}; a whole number from 0 to {MAX_LOGPROBS} is expected", "usage")
+    return n_top

@@ -1,10 +1,11 @@
 """From logits to one token id.
 
-The filters run in the order of llama.cpp's default chain: repeat penalty, top-k, top-p, min-p, temperature, draw. So top-p and
-min-p look at the model's own distribution, and temperature only reshapes what they left.
+The filters run in the order of llama.cpp's default chain: biases and penalties, top-k, top-p, min-p, temperature, draw. So top-p
+and min-p look at the model's own distribution, and temperature only reshapes what they left.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,12 @@ _LIMITS: dict[str, tuple[type, float, float, str]] = {
     "min_p": (float, 0.0, 1.0, "0 means off"),
     "repeat_penalty": (float, 1e-6, 1e6, "1 means off"),
     "repeat_last_n": (int, 0, 1 << 31, "0 means off"),
+    "presence_penalty": (float, -2.0, 2.0, "0 means off"),
+    "frequency_penalty": (float, -2.0, 2.0, "0 means off"),
     "seed": (int, 0, (1 << 64) - 1, "leave it out for a new one each time"),
 }
+
+MAX_BIASES, MAX_BIAS = 1024, 100.0
 
 # The settings of the makers' evaluations: of most, of terminal and coding benchmarks, of long work with tools.
 PRESETS: dict[str, dict[str, float]] = {
@@ -75,6 +80,8 @@ class Sampler:
     top_p           keep the likeliest tokens until their probabilities reach p, at least one; 1 keeps all
     min_p           keep tokens at least min_p times as probable as the likeliest; 0 keeps all
     repeat_penalty  positive logits of the last repeat_last_n tokens are divided by it, negative ones multiplied; 1 is off
+    presence_penalty, frequency_penalty   are taken off the logits of tokens that were drawn, once and for each time; 0 is off
+    logit_bias      {id: what is added to its logit}, of up to 1,024 ids
     forbidden       ids that are never drawn (undefined entries of the vocabulary), or None
     constraint      asked which tokens may come next and told which was drawn, or None
     Raises UserError (usage) for a value out of range, naming the option.
@@ -86,16 +93,27 @@ class Sampler:
     min_p: float = 0.01
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     forbidden: np.ndarray | None = None
     constraint: "Constraint | None" = None
     _random: np.random.Generator = field(init=False, repr=False)
+    _drawn: Counter[int] = field(init=False, repr=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         for name in _LIMITS:
             value = getattr(self, name)
             if not (_is_legal(name, value) or (name == "seed" and value is None)):
                 raise UserError(f"{name} is {value!r}; expected {_expected(name)}", "usage")
+        biases = self.logit_bias.values() if isinstance(self.logit_bias, Mapping) else [math.inf]
+        if len(biases) > MAX_BIASES or not all(isinstance(b, int | float) and abs(b) <= MAX_BIAS for b in biases):
+            raise UserError(
+                f"logit_bias is {brief(self.logit_bias)}; expected up to {MAX_BIASES:,} token ids, each with a number of at most"
+                f" {MAX_BIAS:g} in size",
+                "usage",
+            )
         if self.forbidden is not None and not len(self.forbidden):
             self.forbidden = None
         self._random = np.random.Generator(np.random.PCG64(self.seed))
@@ -106,6 +124,7 @@ class Sampler:
         Raises UserError if the logits are not numbers or leave nothing to choose from.
         """
         token = self._draw(self._restricted(logits, history))
+        self._drawn[token] += 1
         if self.constraint is not None:
             self.constraint.accept(token)
         return token
@@ -130,9 +149,16 @@ class Sampler:
         """Logits with the penalty applied and ids that may not come at minus infinity; the caller's array stays as it is."""
         allowed = self.constraint.allowed() if self.constraint is not None else None  # bool (n_vocab,)
         penalize = self.repeat_penalty != 1.0 and self.repeat_last_n > 0 and len(history) > 0
-        if self.forbidden is None and allowed is None and not penalize:
+        counted = bool(self._drawn) and (self.presence_penalty != 0.0 or self.frequency_penalty != 0.0)
+        if self.forbidden is None and allowed is None and not (penalize or counted or self.logit_bias):
             return logits
         logits = logits.copy()  # (n_vocab,)
+        for token, bias in self.logit_bias.items():
+            logits[token] += bias
+        if counted:
+            drawn = np.fromiter(self._drawn, np.int64)  # int64 (n_drawn,)
+            times = np.fromiter(self._drawn.values(), np.float32)  # float32 (n_drawn,)
+            logits[drawn] -= self.presence_penalty + self.frequency_penalty * times
         if penalize:
             recent = np.unique(np.asarray(history[-self.repeat_last_n :], dtype=np.int64))
             values = logits[recent]
@@ -201,3 +227,12 @@ def _nucleus(below_top: np.ndarray, weights: np.ndarray, target: float) -> np.nd
     edge = edge[np.argsort(-weights[edge], kind="stable")]
     reached = np.cumsum(weights[edge]) + (sums[last - 1] if last else 0.0)
     return np.concatenate([inside, edge[: int(np.searchsorted(reached, target)) + 1]])
+
+
+def logprobs(logits: np.ndarray, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log probability of a token by float32 logits (n_vocab,), and of the n_top likeliest tokens, best first: (id, logprob)."""
+    top = float(logits.max())
+    total = top + math.log(float(np.exp(logits - top).sum(dtype=np.float64)))
+    ids = _largest(logits, n_top) if 0 < n_top < len(logits) else np.arange(len(logits) if n_top else 0)  # (n_top,)
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    return float(logits[token]) - total, [(int(i), float(logits[i]) - total) for i in ids]

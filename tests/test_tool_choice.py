@@ -1,0 +1,147 @@
+"""tool_choice, parallel calls, probabilities and penalties, with nano: what the server's interfaces hand on to the engine."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import glmrun
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.request import TooLong
+from glmrun.engine.model import Model
+from glmrun.engine.sampling import Sampler, logprobs
+from quant.errors import UserError
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "unit": {"enum": ["celsius", "kelvin"]},
+        "places": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+    },
+    "required": ["city", "days"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}},
+]
+HELLO = [{"role": "user", "content": "Hello, how are you?"}]
+
+
+@pytest.fixture(scope="module")
+def nano() -> Model:
+    return glmrun.load(n_ctx=1024)
+
+
+def calls_of(chunks: list[Chunk]) -> list[tuple[str, dict[str, Any]]]:
+    calls = [call["function"] for chunk in chunks for call in chunk.tool_calls or ()]
+    return [(call["name"], json.loads(call["arguments"])) for call in calls]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_named_function_is_called_with_arguments_of_its_schema(nano: Model, thinking: bool, seed: int) -> None:
+    options = {"tools": TOOLS, "tool_choice": "get_weather", "parallel_tool_calls": False, "thinking": thinking, "think_budget": 30}
+    chunks = list(nano.chat(HELLO, **options, seed=seed, temperature=1.2, max_tokens=400, logit_bias={}))
+    assert chunks[-1].finish_reason == "tool_calls" and not "".join(chunk.text for chunk in chunks)
+    [(name, arguments)] = calls_of(chunks)
+    assert name == "get_weather" and isinstance(arguments["city"], str) and 1 <= arguments["days"] <= 9
+    assert arguments.get("unit", "kelvin") in ("celsius", "kelvin") and set(arguments) <= set(WEATHER["properties"])
+
+
+def test_required_calls_one_of_the_functions(nano: Model) -> None:
+    found = set()
+    for seed in range(6):
+        options = {"tools": TOOLS, "tool_choice": "required", "thinking": False, "seed": seed, "temperature": 2.0}
+        chunks = list(nano.chat(HELLO, **options, parallel_tool_calls=False, max_tokens=300))
+        found |= {name for name, _ in calls_of(chunks)}
+    assert found and found <= {"get_weather", "now"}
+
+
+def test_none_calls_nothing_even_where_a_call_is_likely(nano: Model) -> None:
+    ask = [{"role": "user", "content": "What is the weather in Rome?"}]
+    options = {"tools": TOOLS, "thinking": False, "temperature": 0.0, "max_tokens": 60}
+    opening = nano.tokenizer.id_of("<tool_call>")
+    auto = list(nano.chat(ask, **options))
+    assert calls_of(auto) and opening in [chunk.token for chunk in auto]  # else the next lines prove nothing
+    chunks = list(nano.chat(ask, **options, tool_choice="none"))
+    assert not calls_of(chunks) and opening not in [chunk.token for chunk in chunks]
+
+
+def test_a_function_that_is_not_declared_is_refused(nano: Model) -> None:
+    for tools in (TOOLS, None):
+        with pytest.raises(UserError, match="not among the declared tools"):
+            nano.chat(HELLO, tools=tools, tool_choice="nothing")
+
+
+def test_one_call_ends_the_answer_where_parallel_calls_are_off(nano: Model) -> None:
+    options = {"tools": TOOLS, "tool_choice": "now", "thinking": False, "temperature": 0.0, "max_tokens": 100}
+    several = calls_of(list(nano.chat(HELLO, **options, logit_bias=dict.fromkeys(nano.tokenizer.eog_ids, -100.0))))
+    assert len(several) > 1
+    assert len(calls_of(list(nano.chat(HELLO, **options, parallel_tool_calls=False)))) == 1
+
+
+def test_probabilities_are_those_of_the_logits(nano: Model) -> None:
+    ids = nano.tokenizer.encode("The capital of")
+    chunks = [c for c in nano.generate(ids, max_tokens=5, logprobs=3, temperature=0.0) if c.token is not None]
+    written = [chunk.token for chunk in chunks]
+    logits = nano.logits([*ids, *written])[len(ids) - 1 : -1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) - logits.max(1, keepdims=True)
+    for chunk, row in zip(chunks, expected, strict=True):
+        [one] = chunk.logprobs or []
+        assert one.token == chunk.token and one.text == nano.tokenizer.bytes_of(one.token)
+        assert math.isclose(one.logprob, row[one.token], abs_tol=1e-4)
+        assert np.allclose([value for _, _, value in one.top], np.sort(row)[::-1][:3], atol=0.05)  # 3 of a tile, 1 of a row
+        assert np.allclose([value for _, _, value in one.top], [row[i] for i, _, _ in one.top], atol=0.05)
+        assert one.top[0][2] == one.logprob  # greedy: of the same numbers, so equal
+
+
+def test_probabilities_are_the_answers_and_not_the_thinkings(nano: Model) -> None:
+    chunks = list(nano.chat(HELLO, logprobs=0, think_budget=5, temperature=0.0, max_tokens=40))
+    with_them = [chunk for chunk in chunks if chunk.logprobs]
+    assert with_them and not any(chunk.reasoning for chunk in with_them)
+    text = b"".join(one.text for chunk in with_them for one in chunk.logprobs or ()).decode()
+    assert "".join(chunk.text for chunk in chunks).strip() in text
+
+
+@pytest.mark.parametrize("n_top", [-1, 21, True, "2"])
+def test_counts_of_probabilities_are_limited(nano: Model, n_top: Any) -> None:
+    with pytest.raises(UserError, match="logprobs is"):
+        nano.generate("a", logprobs=n_top)
+
+
+def test_logprobs_sum_to_one() -> None:
+    logits = np.random.default_rng(3).standard_normal(50).astype(np.float32)
+    own, top = logprobs(logits, 7, 50)
+    assert math.isclose(sum(math.exp(value) for _, value in top), 1.0, abs_tol=1e-6) and dict(top)[7] == own
+    assert logprobs(logits, 7, 0) == (own, [])
+
+
+def test_penalties_count_what_was_drawn() -> None:
+    logits = np.array([3.0, 2.0, 1.0, 0.0], np.float32)
+    drawn = Sampler(temperature=0.0, presence_penalty=1.5)
+    assert [drawn.sample(logits) for _ in range(4)] == [0, 1, 0, 0]  # 3; 1.5 < 2; 1.5 > 0.5; no more is taken off
+    often = Sampler(temperature=0.0, frequency_penalty=1.5)
+    assert [often.sample(logits) for _ in range(4)] == [0, 1, 0, 2]  # 3; 2; 1.5; then 0, 0.5 and 1
+    biased = Sampler(temperature=0.0, logit_bias={0: -100.0, 3: 1.5})
+    assert [biased.sample(logits) for _ in range(2)] == [1, 1] and logits.tolist() == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("bias", [{1: 101.0}, {1: math.nan}, {1: "a"}, [1], dict.fromkeys(range(1025), 0.0)], ids=str)
+def test_biases_are_limited(bias: Any) -> None:
+    with pytest.raises(UserError, match="logit_bias"):
+        Sampler(logit_bias=bias)
+
+
+def test_a_bias_outside_the_vocabulary_is_refused(nano: Model) -> None:
+    with pytest.raises(UserError, match="logit_bias"):
+        nano.generate("a", logit_bias={nano.tokenizer.n_vocab: 1.0})
+
+
+def test_a_prompt_that_does_not_fit_says_by_how_much(nano: Model) -> None:
+    with pytest.raises(TooLong) as error:
+        nano.generate([1] * 1025)
+    assert (error.value.n_tokens, error.value.n_ctx) == (1025, 1024)
