@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quant.system import cores as available_cores
+from quant.system import cpu_name
 
 __all__ = ["Memory", "available_cores", "available_memory", "cache_folder", "cpu_name", "group_memory", "memory", "peak_memory"]
 
@@ -15,19 +16,6 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun"))
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)

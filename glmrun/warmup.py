@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from glmrun.kernels.compiled import cache as kernels
+from quant.system import lock
 
 KEPT_DAYS = 30  # for how long a cache folder of other sources or another machine is kept after its last use
 MOST_WORKERS = 8  # more find nothing to do: kernels wait for each other
@@ -110,7 +112,7 @@ class _Worker:
 
     def __init__(self, events: queue.SimpleQueue) -> None:
         self.kernel: int | None = None  # what it compiles now
-        code = f"import sys; sys.path[:] = {sys.path!r}; from glmrun.warmup import serve; serve()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from glmrun.warmup import serve; serve(sys.stdin, sys.stdout)"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             start_new_session=True,  # Ctrl-C is for us; we end it
@@ -135,34 +137,26 @@ class _Worker:
         self._process.wait()
 
 
-def serve() -> None:
+def serve(orders: TextIO, answers: TextIO) -> None:
     """A worker's life: say how many kernels there are; compile those whose numbers come in, and say when each is in the cache."""
     kernels.defer()
     import glmrun.forward  # noqa: F401
 
-    print(len(kernels.registered), flush=True)
-    for line in sys.stdin:
+    print(len(kernels.registered), file=answers, flush=True)
+    for line in orders:
         for i in [*sorted(kernels.callees(int(line))), int(line)]:
             kernels.registered[i].compile()
-        print(int(line), flush=True)
+        print(int(line), file=answers, flush=True)
 
 
 @contextmanager
 def _alone(folder: Path, progress: Progress) -> Iterator[None]:
     """Hold the folder's lock, waiting for whoever has it. Without locks two programs compile the same, and nothing breaks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for the kernels that another glmrun compiles", 0, 0)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+        with suppress(OSError):  # a file system without locks
+            if not lock(file.fileno()):
+                progress("waiting for the kernels that another glmrun compiles", 0, 0)
+                lock(file.fileno(), wait=True)
         yield
 
 

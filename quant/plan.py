@@ -24,6 +24,7 @@ from quant.importance import Importance
 from quant.mapping import Piece
 from quant.recipes import Choice, Recipe, recipe, tensor_formats
 from quant.shards import SourceTensor
+from quant.system import cpu_info, cpu_name
 
 
 class Source(Protocol):
@@ -176,14 +177,12 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _program() -> Iterable[bytes]:
-    """All that computes the bytes: this package, what compiles it, and the CPU, whose fused products round once."""
+    """All that computes the bytes: this package, what compiles it, and the CPU: fused products are rounded once."""
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         yield path.read_bytes()
     for package in ("numpy", "numba", "llvmlite"):
         yield packages.version(package).encode()
-    from llvmlite import binding
-
-    yield binding.get_host_cpu_name().encode()
+    yield f"{cpu_name()} {cpu_info('flags')} {cpu_info('Features')}".encode()
 
 
 def plan(

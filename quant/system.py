@@ -3,13 +3,13 @@
     what                        Linux                         macOS, and any other POSIX system
     cores of this process       sched_getaffinity             os.cpu_count: there is no affinity to ask
     sync a file's data          fdatasync                     fsync, which syncs its times, too
-    lock an open file           flock                         flock
+    lock an open file           filelock, which knows each system's way
     announce a read             posix_fadvise(WILLNEED)       nothing: the read itself waits for the disk
     map pages in bulk           madvise(MADV_POPULATE_READ)   nothing: pages come as they are touched
     reserve address space       mmap, MAP_NORESERVE           mmap, MAP_NORESERVE under its own number; else a plain mapping
     make writers wait           fcntl(F_SETLEASE)             nothing: size and time are compared before each step
     limits of control groups    /proc/self/cgroup             nothing: the machine's memory counts (glmrun/machine.py)
-    the processor's name        /proc/cpuinfo                 platform.processor() (glmrun/machine.py)
+    what the processor is       /proc/cpuinfo                 platform.processor()
 
 A call that is missing is looked for when it is needed, never when a module is imported.
 """
@@ -31,20 +31,28 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def lock(descriptor: int) -> bool:
-    """Lock an open file for this process, until it is closed; False where another has it.
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    import platform
+
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_info(key: str) -> str:
+    """What Linux says of the first processor under this key; nothing where it does not."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+    return ""
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file until it is closed or this process ends; False where another has it, which `wait` waits for.
 
     For a journal that is its own lock: what it says and who may write it never come apart. Raises OSError without such locks.
     """
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError("this system has no locks on files") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    from filelock import lock_descriptor  # 60 ms that only a start which locks something pays
+
+    return lock_descriptor(descriptor, blocking=wait)
 
 
 def will_need(descriptor: int, begin: int, n_bytes: int) -> None:

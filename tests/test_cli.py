@@ -55,6 +55,7 @@ def test_help_loads_nothing_heavy() -> None:
         "rich",
         "prompt_toolkit",
         "gguf",
+        "filelock",
         "jinja2",
         "tokenizers",
         "safetensors",

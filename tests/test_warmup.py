@@ -59,7 +59,7 @@ def _python(code: str, cache: Path, given: str = "", **environment: str) -> subp
 
 
 def test_a_worker_compiles_into_the_cache(tmp_path: Path) -> None:
-    result = _python("from glmrun.warmup import serve; serve()", tmp_path, "1\n0\n")
+    result = _python("import sys; from glmrun.warmup import serve; serve(sys.stdin, sys.stdout)", tmp_path, "1\n0\n")
     n, *done = result.stdout.split()
     assert int(n) > 20 and done == ["1", "0"], result.stderr
     assert len(list(tmp_path.rglob("*.nbc"))) == 2

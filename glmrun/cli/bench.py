@@ -304,18 +304,15 @@ def _note_machine(threads: Sequence[int | None], compile_seconds: float) -> None
     import platform
     from importlib.metadata import version
 
-    import llvmlite.binding as llvm
-
     from glmrun import __version__
     from glmrun.machine import available_cores, cpu_name, memory
-    from glmrun.measure.doctor import FEATURES
+    from glmrun.measure.doctor import cpu_features
     from glmrun.terminal.console import note
     from glmrun.terminal.tables import bytes_text
 
-    features = llvm.get_host_cpu_features()
     found = memory()
     counts = ", ".join(str(min(n or available_cores(), available_cores())) for n in threads)
-    note(f"{cpu_name()}: {' '.join(name for name in FEATURES if features.get(name))}")
+    note(f"{cpu_name()}: {' '.join(cpu_features())}")
     note(f"threads: {counts} of {available_cores()}; memory: {bytes_text(found.total)}, {bytes_text(found.available)} available")
     versions = ", ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite", "numpy"))
     note(f"glmrun {__version__}, Python {platform.python_version()}, {versions}")

@@ -20,6 +20,7 @@ from glmrun.store.hub import cache_folder as hub_folder
 LIBRARIES = (
     "numpy", "numba", "llvmlite", "tokenizers", "jinja2", "typer", "rich", "markdown-it-py", "prompt_toolkit",
     "huggingface_hub", "httpx2", "pydantic", "docstring_parser", "llguidance", "psutil", "platformdirs", "safetensors", "gguf",
+    "filelock",
 )  # fmt: skip
 # LLVM's names of what our kernels gain by, on x86 and ARM.
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avxvnni", "avx512bf16", "neon", "dotprod", "i8mm", "sve")
@@ -74,10 +75,8 @@ def _versions(report: Report) -> dict[str, Any]:
 
 
 def _processor(report: Report) -> dict[str, Any]:
-    import llvmlite.binding as llvm
     import psutil
 
-    features = llvm.get_host_cpu_features()
     threads, quota = available_cores(), cpu_quota()
     if quota is not None and quota < threads:
         report.problems.append(
@@ -93,14 +92,20 @@ def _processor(report: Report) -> dict[str, Any]:
     return {
         "name": cpu_name(),
         "architecture": platform.machine(),
-        "llvm_name": llvm.get_host_cpu_name(),
-        "features": [name for name in FEATURES if features.get(name)],
+        "features": cpu_features(),
         "cores": psutil.cpu_count(logical=False),
         "logical": psutil.cpu_count(),
         "threads": threads,
         "quota": quota,
         "load": round(load, 2),
     }
+
+
+def cpu_features() -> list[str]:
+    """Those of FEATURES that kernels may use on this processor."""
+    from glmrun.kernels.simd.target import features
+
+    return [name for name in FEATURES if name in features()]
 
 
 def _kernels(report: Report) -> dict[str, Any]:
