@@ -6,6 +6,7 @@
     lock an open file           filelock, which knows each system's way
     announce a read             posix_fadvise(WILLNEED)       nothing: the read itself waits for the disk
     map pages in bulk           madvise(MADV_POPULATE_READ)   nothing: pages come as they are touched
+    keep mapped pages           mlock, as far as allowed      nothing: the system chooses what it drops
     reserve address space       mmap, MAP_NORESERVE           mmap, MAP_NORESERVE under its own number; else a plain mapping
     make writers wait           fcntl(F_SETLEASE)             nothing: size and time are compared before each step
     limits of control groups    /proc/self/cgroup             nothing: the machine's memory counts (glmrun/machine.py)
@@ -69,6 +70,15 @@ def populate(start: int, n_bytes: int) -> bool:
     import ctypes
 
     return not ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes), _POPULATE_READ)
+
+
+def keep(start: int, n_bytes: int) -> bool:
+    """Have the system keep these pages in memory while they are mapped; False where it does not, or the user may not ask for it."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    return not ctypes.CDLL(None).mlock(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes))
 
 
 def take_lease(descriptor: int) -> bool:

@@ -18,7 +18,7 @@ from glmrun.measure import bandwidth
 from glmrun.measure.bandwidth import Bandwidth, memory_bandwidth
 from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, devices, fits_device
 from quant.config import FLASH
-from quant.recipes import RECIPES
+from quant.recipes import RECIPES, tensor_formats
 
 GIB = 1 << 30
 
@@ -49,6 +49,28 @@ def test_ceiling_is_bandwidth_over_bytes(q4: Demand) -> None:
     assert abs(q4.per_token / 2.22e9 - 1) <= 0.01
     assert q4.ceiling(q4.per_token * 10.0) == 10.0
     assert q4.ceiling(1e9 * (q4.per_token + 1000 * 54_144), 1000) == 1e9
+
+
+def test_a_model_in_part(q4: Demand) -> None:
+    """Of a token's 1.05 GB of experts a share is missing that is the same as of all experts."""
+    assert q4.experts == sum(n for name, (_, _, n) in tensor_formats(RECIPES["Q4_K_M"], q4.config).items() if "_exps." in name)
+    assert q4.experts_per_token * 64 == q4.experts * 4
+    assert q4.missing_per_token(q4.needed(0)) == q4.missing_per_token(1 << 50) == 0
+    assert q4.missing_per_token(q4.needed(0) - q4.experts) == q4.experts_per_token
+    assert q4.missing_per_token(q4.needed(0) - q4.experts // 2) == q4.experts_per_token // 2
+    assert q4.missing_per_token(q4.needed(0) - q4.experts - 1) is q4.speed_in_part(4e10, 1e9, 0) is None
+    assert q4.speed_in_part(4e10, 1e9, q4.needed(0)) == 4e10 / q4.per_token
+    assert q4.speed_in_part(1e30, 1e9, q4.needed(0) - q4.experts) == pytest.approx(1e9 / q4.experts_per_token)
+
+
+def test_a_disk_is_measured_past_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1" * 1000)
+    assert bandwidth.disk_bandwidth(path) is None  # too small
+    with open(path, "wb") as file:
+        file.truncate(256 << 20)
+    measured = bandwidth.disk_bandwidth(path, 0.05)
+    assert measured is None or measured > 1e6  # None: a file system without
 
 
 def test_a_file_asks_for_what_its_tensors_are(tiny_gguf: Callable[..., Tiny]) -> None:
@@ -174,6 +196,9 @@ def test_the_command_says_whether_it_fits(machine_of: Callable[..., None], capsy
     machine_of(8 * GIB)
     code, out = run(capsys)
     assert code == 1 and "does not fit now" in out and "Close other programs" in out
+    assert "It fits in part: at most 1." in out and "not measured" in out
+    machine_of(GIB)
+    assert "in part" not in run(capsys)[1]
     assert run(capsys, "nano")[0] == 0
 
 

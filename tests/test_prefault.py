@@ -1,6 +1,7 @@
 """Which bytes of a file are mapped ahead, and that a wrong or small machine only makes it do less."""
 
 import itertools
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,15 @@ from support.tiny_model import Tiny
 from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.open import open_gguf
 from glmrun.machine import available_memory
-from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _slices
+from glmrun.tensors import prefault
+from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _begin, _slices, fit
 from quant import system
+
+
+def join_readers() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "prefault":
+            thread.join(60)
 
 
 def test_slices_cover_the_extents_in_whole_pages() -> None:
@@ -36,6 +44,49 @@ def test_memory_that_is_too_small_gets_the_part_that_all_tokens_read(tiny_gguf: 
     some, none = Prefault(file, config, ROOM + always), Prefault(file, config, ROOM)
     assert some.partial and "are free" in some.partial and 0 < some.n_bytes < Prefault(file, config, 1 << 40).n_bytes
     assert none.partial and none.n_bytes == 0 and none.wait(60)
+
+
+def test_experts_stay_as_far_as_they_fit(tiny_gguf: Callable[..., Tiny]) -> None:
+    file = open_gguf(tiny_gguf("Q4_K_M").path)
+    config = config_from_gguf(file)
+    tensors = list(file.tensors.values())
+    experts = [t for t in tensors if "_exps." in t.name]
+    n_experts = sum(t.n_bytes for t in experts)
+    always = sum(t.n_bytes for t in tensors) - n_experts
+    for share in (0.0, 0.5, 0.75):
+        found = fit(file, config, ROOM + always + int(n_experts * share))
+        assert not found.whole and abs(found.share - share) < 1e-3 and found.always == always + ROOM
+    assert fit(file, config, ROOM + always + n_experts).whole and fit(file, config, 0).share == 0
+    for t in experts:  # whole matrices of the stack
+        start, end = _begin(t, 0.6)
+        assert start == t.data.ctypes.data and end - start == int(0.6 * t.shape[0]) * (t.n_bytes // t.shape[0]) < t.n_bytes
+
+
+def test_experts_are_read_ahead_until_a_step_begins(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_gguf(tiny_gguf("Q4_K_M").path)
+    config = config_from_gguf(file)
+    asked: list[int] = []
+    first_expert, go_on = threading.Event(), threading.Event()
+
+    def read(start: int, n_bytes: int) -> bool:
+        asked.append(start)
+        if len(asked) > n_always:
+            first_expert.set()
+            go_on.wait(60)
+        return True
+
+    available = fit(file, config, 0).needed - 1
+    n_always = len(Prefault(file, config, available)._ranges)
+    join_readers()
+    monkeypatch.setattr(prefault, "populate", read)
+    monkeypatch.setattr(prefault, "keep", lambda start, n_bytes: True)
+    found = Prefault(file, config, available)
+    assert found.wait(60) and found.n_done == found.n_bytes and len(found._experts) > 1
+    assert first_expert.wait(60)
+    found.experts_on_demand()
+    go_on.set()
+    join_readers()
+    assert len(asked) == n_always + 1
 
 
 def test_a_system_that_can_not_is_left_alone(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:

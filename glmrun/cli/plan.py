@@ -9,6 +9,7 @@ import typer
 
 from glmrun.cli import loading, options
 
+_ASSUMED_DISK = 1e9  # bytes a second, where there is no file to measure
 _SHOWN = ("Q4_K_M", "Q6_K", "Q8_0", "BF16")  # F16 is as large as BF16, F32 is for comparisons
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def plan(
 ) -> None:
     """Tell whether a model fits into this machine and how fast it can be here, before anything is downloaded.
 
-    Exit code 0: it fits, 1: it does not, 2: wrong usage. The speed is a ceiling: the memory's measured speed divided by the
-    bytes that one token reads. Nothing that reads each weight once per token is faster; real programs are slower.
+    Exit code 0: it fits, 1: it does not, or only in part, 2: wrong usage. The speed is a ceiling: the memory's measured speed
+    divided by the bytes that one token reads. Nothing that reads each weight once per token is faster; real programs are slower.
+    A model that fits in part runs, too: experts that find no room are read from the disk, whose speed is measured with the file.
 
     \b
     Examples:
@@ -62,17 +64,21 @@ def plan(
     found = memory()
     folder, free = _disk()
     fits_memory, fits_disk = demand.needed(n_ctx) <= found.available, exists or demand.file_bytes <= free
+    part = None if fits_memory or not fits_disk else _part(demand, what if exists else None, speed, found)
     if as_json:
         disk = {"needed": 0 if exists else demand.file_bytes, "free": free, "folder": str(folder)}
         print(
             json.dumps(
-                _as_json(name, demand, others, n_ctx, speed, found, devices) | {"disk": disk, "fits": fits_memory and fits_disk},
+                _as_json(name, demand, others, n_ctx, speed, found, devices)
+                | {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part},
                 indent=2,
             )
         )
     else:
         _print_plan(name, demand, n_ctx, speed, found, None if exists else (folder, free))
         print(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
+        if part is not None:
+            print(_in_part(part))
         print("\n" + _quantizations(others, n_ctx, speed, found))
         if devices:
             print("\n" + _devices(others, n_ctx))
@@ -96,6 +102,34 @@ def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]"
     file = open_gguf(loading.resolve_model(what))
     demand = demand_of_file(file, config_from_gguf(file), kv_type)
     return demand, demand.name, True
+
+
+def _part(demand: "Demand", model: str | None, speed: "Bandwidth", found: "Memory") -> dict[str, Any] | None:
+    """How a model runs of which not all experts stay in memory; None if not even the rest does, or all of it with fewer positions.
+
+    model   the file whose disk is measured, or None
+    """
+    from glmrun.measure.bandwidth import disk_bandwidth
+
+    missing = demand.missing_per_token(found.available)
+    if not missing:
+        return None
+    measured = disk_bandwidth(loading.resolve_model(model)) if model else None
+    tokens = demand.speed_in_part(speed.bytes_per_second, measured or _ASSUMED_DISK, found.available)
+    return {
+        "missing_bytes_per_token": missing,
+        "disk_bytes_per_second": measured or _ASSUMED_DISK,
+        "disk_measured": measured is not None,
+        "tokens_per_second": tokens,
+    }
+
+
+def _in_part(part: dict[str, Any]) -> str:
+    missing, disk = part["missing_bytes_per_token"] / 1e9, part["disk_bytes_per_second"] / 1e9
+    return (
+        f"It fits in part: at most {part['tokens_per_second']:.1f} tokens a second, {missing:.2f} GB of each token's experts read\n"
+        f"from the disk at {disk:.1f} GB/s" + ("." if part["disk_measured"] else ", a speed that is not measured.")
+    )
 
 
 def _disk() -> tuple[Path, int]:

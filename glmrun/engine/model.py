@@ -105,7 +105,7 @@ class Model:
     def checked(self, tokens: Sequence[int], room: int | None = None) -> np.ndarray:
         """Token ids as int64 (n,): proven to be inside the vocabulary and to fit into the room, by default the context.
 
-        Raises UserError, for an empty list, too.
+        Raises UserError, for an empty list, too. Whoever asks is about to run them, so reading ahead makes way for that.
         """
         room = self.n_ctx if room is None else room
         try:
@@ -122,6 +122,7 @@ class Model:
                 "usage",
             )
         self.runner.check()
+        self.prefault.experts_on_demand()
         return ids
 
     # ---- ids ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
-"""How fast this machine reads its memory."""
+"""How fast this machine reads its memory, and a file from its disk."""
 
+import contextlib
 import json
+import mmap
 import os
+import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +15,8 @@ from glmrun.machine import available_cores, cache_folder, cpu_name, memory
 
 if TYPE_CHECKING:
     from glmrun.kernels.team import Team
+
+_PIECE, _READERS = 2 << 20, 4  # bytes that are read from a disk at once, and by how many threads
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,37 @@ def memory_bandwidth(n_threads: int | None = None, again: bool = False) -> Bandw
     if not busy:
         _write_known(path, [*(entry for entry in known if (entry.cpu, entry.n_threads) != (cpu, n_threads)), found])
     return found
+
+
+def disk_bandwidth(path: Path, seconds: float = 1.0) -> float | None:
+    """Bytes a second at which this file comes from its disk, past the page cache, in pieces as large as an expert's matrices.
+
+    None where the system can't read past its cache, or the file is too small to tell.
+    """
+    direct, size = getattr(os, "O_DIRECT", 0), path.stat().st_size
+    if not direct or size < 64 * _PIECE:
+        return None
+    ends, n_bytes = time.perf_counter() + seconds, [0] * _READERS
+    try:
+        descriptor = os.open(path, os.O_RDONLY | direct)
+    except OSError:
+        return None
+
+    def read(reader: int) -> None:
+        at = reader
+        with contextlib.suppress(OSError), mmap.mmap(-1, _PIECE) as into:  # a mapping: direct reads want whole pages
+            while time.perf_counter() < ends:
+                n_bytes[reader] += os.preadv(descriptor, [into], at * 7919 % (size // _PIECE) * _PIECE)  # here and there
+                at += _READERS
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=read, args=(reader,)) for reader in range(_READERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(descriptor)
+    return sum(n_bytes) / (time.perf_counter() - began) or None
 
 
 def _others_compute(seconds: float, processor_seconds: float) -> bool:

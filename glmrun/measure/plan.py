@@ -3,16 +3,18 @@
     needed memory   weights + cache of all positions + working memory
     tokens/s        <= bandwidth / bytes that one token reads: its weights once, and the cache of all positions before it
 
+    in part         the experts that find no room are read from the disk: 1 / tokens/s = read per token / bandwidth + missing / disk
+
 The speed is a ceiling, not a forecast: nothing that reads every weight once per token is faster, real programs are slower.
 """
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmrun.tensors.repack import forms_to_run
+from glmrun.tensors.repack import forms_to_run, tensors_in_place
 from quant.config import FLASH, Config, read_per_token
 from quant.formats import READABLE
 from quant.recipes import Recipe, tensor_formats
@@ -37,6 +39,8 @@ class Demand:
     per_token: int  # weights that one token reads
     cache: str  # type of the cached values
     per_position: int  # of the cache
+    experts: int = 0  # of the weights, those of which a token reads some
+    experts_per_token: int = 0
 
     def needed(self, n_ctx: int) -> int:
         """Bytes of memory for a context of n_ctx positions."""
@@ -50,6 +54,20 @@ class Demand:
     def ceiling(self, bytes_per_second: float, position: int = 0) -> float:
         """Tokens a second that no program exceeds, with `position` positions in the cache."""
         return bytes_per_second / (self.per_token + position * self.per_position)
+
+    def missing_per_token(self, available: int) -> int | None:
+        """Bytes that a token reads from the disk with an empty cache, where experts are chosen evenly: those of its experts that
+        find no room beside all the rest. None if not even the rest fits.
+        """
+        room = available - (self.needed(0) - self.experts)
+        if room < 0 or not self.experts:
+            return None if room < 0 else 0
+        return int(self.experts_per_token * max(0.0, 1 - room / self.experts))
+
+    def speed_in_part(self, bytes_per_second: float, from_disk: float, available: int) -> float | None:
+        """Tokens a second with an empty cache where the missing experts come from a disk of from_disk bytes a second."""
+        missing = self.missing_per_token(available)
+        return None if missing is None else 1 / (self.per_token / bytes_per_second + missing / from_disk)
 
 
 def cache_type(formats: Collection[str], wanted: str | None = None) -> str:
@@ -70,7 +88,9 @@ def demand_of_recipe(config: Config, recipe: Recipe, wanted_cache: str | None = 
     sizes = {name: n_bytes for name, (_, _, n_bytes) in planned.items()}
     cache = cache_type({kind for shape, kind, _ in planned.values() if len(shape) > 1}, wanted_cache)
     total = sum(sizes.values())
-    return Demand(recipe.name, config, total, total, read_per_token(config, sizes), cache, kv_bytes(config, cache))
+    return Demand(
+        recipe.name, config, total, total, read_per_token(config, sizes), cache, kv_bytes(config, cache), *_experts(config, sizes)
+    )
 
 
 def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:
@@ -79,7 +99,14 @@ def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = 
     sizes = {name: n_bytes for name, (_, _, n_bytes) in forms.items()}
     cache = cache_type({form for shape, form, _ in forms.values() if len(shape) > 1}, wanted_cache)
     per_token = read_per_token(config, sizes)
-    return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, kv_bytes(config, cache))
+    experts = _experts(config, {t.name: t.n_bytes for t in tensors_in_place(file, config)})
+    return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, kv_bytes(config, cache), *experts)
+
+
+def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of all experts and of those that one token reads; sizes of tensors that can be read from a file again and again."""
+    experts = {name: n_bytes for name, n_bytes in sizes.items() if "_exps." in name}
+    return sum(experts.values()), read_per_token(config, experts)
 
 
 def demand_of_download(name: str, n_bytes: int) -> Demand:

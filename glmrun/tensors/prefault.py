@@ -1,20 +1,24 @@
-"""Map a model file's pages ahead of the first token.
+"""Map a model file's pages ahead of the first token, as far as memory holds them.
 
 A page of a mapped file costs a fault when it is first touched, and a wait for the disk where it is not in the page cache; one by
 one, in the order in which tokens happen to need them, both are slow. Linux can do it in bulk (MADV_POPULATE_READ, since 5.14):
 some 70 ms a gigabyte when the file is in the page cache, the speed of the disk when it is not. Pages that are mapped also stay
 when the system looks for cold ones to drop. Elsewhere nothing happens here, and pages come as they are touched.
+
+Of a model that is larger than memory, what all tokens read comes first and is locked where the system allows it. Then come
+experts, equally many of each layer, as far as they fit, until the first step begins: from there on steps ask for those they need.
 """
 
 import mmap
 import threading
 import time
+from dataclasses import dataclass
 
-from glmrun.gguf.file import GGUFFile
+from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.machine import available_memory
 from glmrun.tensors.repack import forms_to_run, tensors_in_place
 from quant.config import Config
-from quant.system import populate
+from quant.system import keep, populate
 
 SLICE = 64 << 20  # bytes of one request: an answer to Ctrl-C and a step of the bar
 ROOM = 512 << 20  # bytes that must stay free beside the file
@@ -22,45 +26,83 @@ WARM = 4e9  # bytes a second: faster than disks, so what comes at this rate is i
 PAGE = mmap.PAGESIZE
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What of a model stays in memory; bytes.
+
+    needed    all its weights and room for the rest
+    always    what every token reads and what was converted, with that room
+    experts   of the file, read where they are mapped
+    """
+
+    needed: int
+    always: int
+    experts: int
+    available: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it stays."""
+        return self.needed <= self.available
+
+    @property
+    def share(self) -> float:
+        """Of the experts, 0 to 1, how many find room beside the rest."""
+        return min(1.0, max(0.0, (self.available - self.always) / self.experts)) if self.experts else 1.0
+
+
+def fit(file: GGUFFile, config: Config, available: int | None = None) -> Fit:
+    """Sizes against memory; `available` bytes may be filled, by default as the system and its control groups say."""
+    needed = sum(n_bytes for _, _, n_bytes in forms_to_run(file, config).values()) + ROOM
+    experts = sum(t.n_bytes for t in tensors_in_place(file, config) if "_exps." in t.name)
+    return Fit(needed, needed - experts, experts, available_memory() if available is None else available)
+
+
 class Prefault:
     """A thread that maps what the model's tokens read.
 
-    n_bytes   how much that is
-    n_done    how much of it is mapped
+    n_bytes   how much of it the first token should wait for: all that tokens read, or all but experts
+    n_done    how much of that is mapped
+    fit       what stays in memory
     partial   why it is not the whole model: a line for the user, else None
     """
 
     def __init__(self, file: GGUFFile, config: Config, available: int | None = None) -> None:
         """available   bytes of memory that may be filled; by default as the system says"""
         self._file, self.n_done = file, 0  # while the thread runs, so does the mapping
-        self.partial: str | None = None
+        self.fit = f = fit(file, config, available)
         used = tensors_in_place(file, config)
-        needed = sum(n_bytes for _, _, n_bytes in forms_to_run(file, config).values()) + ROOM
-        available = available_memory() if available is None else available
-        if needed > available:
+        self._experts: list[tuple[int, int]] = []
+        self.partial: str | None = None
+        if not f.whole:
             self.partial = (
-                f"the model needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free: "
-                "its experts are read from the disk again and again"
-            )
-            used = [t for t in used if "_exps." not in t.name]
-            if sum(t.n_bytes for t in used) + ROOM > available:
-                used = []
-        addresses = ((t.data.ctypes.data, t.n_bytes) for t in used)
-        self._ranges = _slices(sorted((address, address + n_bytes) for address, n_bytes in addresses))
+                f"the model needs {f.needed / 1e9:.1f} GB of memory and {f.available / 1e9:.1f} GB are free: "
+                + (f"{f.share:.0%} of its experts stay there, the others are read from the disk when they are needed"
+                   if f.share else "it is read from the disk again and again")
+            )  # fmt: skip
+            self._experts = _slices([_begin(t, f.share) for t in used if "_exps." in t.name])
+            used = [t for t in used if "_exps." not in t.name] if f.always <= f.available else []
+        self._ranges = _slices([_begin(t) for t in used])
         self.n_bytes = sum(end - start for start, end in self._ranges)
+        # Locked pages are taken from everybody else: never more than half of what is free.
+        self._locks = not f.whole and self.n_bytes <= f.available // 2
         self._began = time.monotonic()
-        self._ended = threading.Event()
-        self._stop = False
+        self._ready = threading.Event()
+        self._stop = self._on_demand = False
         threading.Thread(target=self._run, daemon=True, name="prefault").start()
 
     def is_waiting_for_disk(self) -> bool:
         """Whether it goes on at the speed of a disk: then the first token is better waited for here."""
         seconds = time.monotonic() - self._began
-        return not self._ended.is_set() and seconds > 0.1 and self.n_done < WARM * seconds
+        return not self._ready.is_set() and seconds > 0.1 and self.n_done < WARM * seconds
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most that long for the end; whether it has come."""
-        return self._ended.wait(seconds)
+        """Wait at most that long for what the first token needs; whether it is there."""
+        return self._ready.wait(seconds)
+
+    def experts_on_demand(self) -> None:
+        """A step begins: of a model that is larger than memory, read no further experts ahead. Its own come first."""
+        self._on_demand = True
 
     def stop(self) -> None:
         """Map no further."""
@@ -71,15 +113,28 @@ class Prefault:
             for start, end in self._ranges:
                 if self._stop or not populate(start, end - start):
                     return  # a system without it, or a file that cannot be read here: tokens will find out
+                self._locks = self._locks and keep(start, end - start)
                 self.n_done += end - start
+            self._ready.set()
+            for start, end in self._experts:
+                if self._stop or self._on_demand or not populate(start, end - start):
+                    return
         finally:
-            self._ended.set()
+            self._ready.set()
+
+
+def _begin(tensor: TensorInfo, share: float = 1.0) -> tuple[int, int]:
+    """The addresses (first, behind the last) of a share of a tensor, whole matrices of a stack of them."""
+    n_bytes = tensor.n_bytes
+    if share < 1:
+        n_bytes = int(tensor.shape[0] * share) * (n_bytes // tensor.shape[0])
+    return tensor.data.ctypes.data, tensor.data.ctypes.data + n_bytes
 
 
 def _slices(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted extents, in addresses, as whole pages, neighbours joined, cut into pieces of at most SLICE."""
+    """Extents, in addresses, as sorted whole pages, neighbours joined, cut into pieces of at most SLICE."""
     joined: list[tuple[int, int]] = []
-    for start, end in extents:
+    for start, end in sorted(extent for extent in extents if extent[0] < extent[1]):
         start, end = start // PAGE * PAGE, -(-end // PAGE) * PAGE
         if joined and start <= joined[-1][1]:
             start, end = joined.pop()[0], max(end, start)

@@ -1,0 +1,116 @@
+"""glmrun beside llama.cpp on a file that is larger than memory, in turns, each in a control group of its own with cold pages.
+
+    python benchmarks/small_memory.py MODEL.gguf --gb 1.5,2.2 [--prompt 19] [--generate 24] [--rounds 2]
+
+Needs root and control groups, version 1 or 2. The file's pages are dropped before each measurement, so no other program may have
+the file mapped. Printed for each: seconds to open it (glmrun: until what all tokens read is there), of the prompt, tokens a second
+of writing, GB that the process read from the disk in each part, and the most memory of the group.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def make_group(name: str, n_bytes: int) -> Path:
+    """A new control group with that limit, below the root."""
+    old = GROUPS / "memory" / "memory.limit_in_bytes"
+    folder = (GROUPS / "memory" if old.exists() else GROUPS) / name
+    folder.mkdir()
+    (folder / ("memory.limit_in_bytes" if old.exists() else "memory.max")).write_text(str(n_bytes))
+    return folder
+
+
+def remove_group(folder: Path) -> None:
+    """Remove it; the system takes a moment after its last process."""
+    for _ in range(50):
+        with suppress(OSError):
+            folder.rmdir()
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"{folder} can't be removed")
+
+
+def drop_pages(path: str) -> None:
+    """Have the system forget what it has of the file."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_from_disk() -> int:
+    """Bytes that this process has had read from disks."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def measure(engine: str, path: str, threads: int, n_prompt: int, n_write: int) -> dict[str, float]:
+    """What one process measures: seconds and bytes from the disk."""
+    from compare import Glmrun, LlamaCpp
+
+    found, began, at = {}, time.perf_counter(), read_from_disk()
+    model = Glmrun(path, threads, 1024) if engine == "glmrun" else LlamaCpp(path, threads, 1024, 0, 1)
+    if isinstance(model, Glmrun):
+        model.model.prefault.wait(600)
+    found["open"], found["open_gb"] = time.perf_counter() - began, (read_from_disk() - at) / 1e9
+    at = read_from_disk()
+    found["prompt"] = model.read(n_prompt)
+    found["prompt_gb"], at = (read_from_disk() - at) / 1e9, read_from_disk()
+    # Different tokens one after the other: one token again and again would ask for the same experts.
+    began = time.perf_counter()
+    for i in range(n_write):
+        model.fill(n_prompt + i + 1)
+    seconds = time.perf_counter() - began
+    read = (read_from_disk() - at) / 1e9
+    return found | {"tokens_per_second": n_write / seconds, "gb_per_token": read / n_write, "gb_per_second": read / seconds}
+
+
+def main() -> None:
+    """Measure in turns and print a line for each run, then the medians."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--gb", default="1.5,2.2")
+    parser.add_argument("--prompt", type=int, default=19)
+    parser.add_argument("--generate", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--engines", default="glmrun,llama.cpp")
+    options = parser.parse_args()
+    for gb in map(float, options.gb.split(",")):
+        samples: dict[str, list[dict[str, float]]] = {}
+        for _ in range(options.rounds):
+            for engine in options.engines.split(","):
+                drop_pages(options.model)
+                group = make_group(f"glmrun-{os.getpid()}", int(gb * 1e9))
+                try:
+                    command = [sys.executable, __file__, "--serve", str(group), engine, options.model]
+                    command += [str(n) for n in (options.threads, options.prompt, options.generate)]
+                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+                    if done.returncode:
+                        raise SystemExit(f"{engine} ended with {done.returncode} in {gb} GB")
+                    samples.setdefault(engine, []).append(json.loads(done.stdout))
+                    print(gb, engine, _line(samples[engine][-1]), flush=True)
+                finally:
+                    remove_group(group)
+        for engine, found in samples.items():
+            print(gb, engine, "median", _line({key: statistics.median(run[key] for run in found) for key in found[0]}))
+
+
+def _line(found: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        group, engine, path, *numbers = sys.argv[2:]
+        (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
+        print(json.dumps(measure(engine, path, *map(int, numbers))))
+    else:
+        main()
