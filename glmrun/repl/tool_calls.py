@@ -8,7 +8,6 @@ from typing import Any
 from glmrun.chat.tool_loop import MAX_ROUNDS
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import ask_key, quiet_keyboard
-from glmrun.terminal.progress import waiting
 from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
@@ -65,6 +64,8 @@ class ToolCalls:
         if not self._may_run(call):
             show_tool_result("not carried out", failed=True)
             return "error: the user did not allow this call"
+        from glmrun.terminal.progress import waiting  # Rich, which --help does without
+
         with quiet_keyboard(), waiting(f"running {call['function']['name']}, Ctrl+C stops it"):
             result = self.tools.run(call)
         if result.printed.strip():
