@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glmrun.engine.model import Model
-    from glmrun.gguf.file import GGUFFile
+    from glmrun.gguf.architecture import ModelFile
     from glmrun.tensors.repack import Converting
 
 __version__ = "0.1.0"
 
 
 def load(
-    path: "str | os.PathLike | GGUFFile | None" = None,
+    path: "str | os.PathLike | ModelFile | None" = None,
     n_ctx: int | None = None,
     n_threads: int | None = None,
     kv_type: str | None = None,
@@ -20,7 +20,7 @@ def load(
 ) -> "Model":
     """Open a GGUF file of GLM-4.7-Flash, ready to talk.
 
-    path         a GGUF file, or what open_gguf() made of it; None is nano, the small model that comes along
+    path         a GGUF file, or what open_model_file() made of it; None is nano, the small model that comes along
     n_ctx        positions of context, by default the model's limit or 32,768, whichever is less
     n_threads    by default every core that the process may use; never more
     kv_type      of the cached rows: f16, q8_0 (half the memory) or f32; by default f16, or f32 where no matrix is quantized

@@ -73,12 +73,10 @@ def load_model(
     patient   wait_for_disk() here, and not before the first answer
     """
     import glmrun
-    from glmrun.gguf.architecture import config_from_gguf
-    from glmrun.gguf.open import open_gguf
+    from glmrun.gguf.architecture import open_model_file
     from glmrun.terminal.progress import reading_bar, waiting
 
-    file = open_gguf(path)
-    config_from_gguf(file)
+    file = open_model_file(path)
     for watched in file.watched:
         watched.lease()
         watched.check()  # what came before the lease

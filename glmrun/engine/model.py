@@ -19,9 +19,8 @@ from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
 from glmrun.engine.sequence import Sequence as Conversation
-from glmrun.gguf.architecture import DEFAULT_CONTEXT, config_from_gguf, whole_vocabulary
-from glmrun.gguf.file import GGUFFile
-from glmrun.gguf.open import open_gguf
+from glmrun.gguf.architecture import DEFAULT_CONTEXT, ModelFile, open_model_file
+from glmrun.gguf.dialects import whole_vocabulary
 from glmrun.tensors.finite import FiniteCheck
 from glmrun.tensors.prefault import Prefault
 from glmrun.tensors.repack import Converting
@@ -40,17 +39,17 @@ class Model:
 
     def __init__(
         self,
-        path: str | os.PathLike | GGUFFile,
+        path: str | os.PathLike | ModelFile,
         n_ctx: int | None = None,
         n_threads: int | None = None,
         kv_type: str | None = None,
         converting: Converting | None = None,
     ) -> None:
         """Open and validate the file; arguments as in glmrun.load(). Raises UserError."""
-        self.file = path if isinstance(path, GGUFFile) else open_gguf(path)
+        self.file = path if isinstance(path, ModelFile) else open_model_file(path)
         self.path = path = self.file.path
         self.name = path.name
-        self.config = config_from_gguf(self.file)
+        self.config = self.file.config
         self.prefault = Prefault(self.file, self.config)  # goes on beside what follows
         self.tokenizer = Tokenizer.from_metadata(whole_vocabulary(self.file.metadata, self.config.vocab_size))
         if self.tokenizer.n_vocab != self.config.vocab_size:

@@ -1,6 +1,14 @@
-"""Matrices that files of others keep together in one tensor, and where in it each stands."""
+"""What files of others say otherwise, keep together or leave out, in our terms: guessed here and nowhere else."""
 
+from typing import Any
+
+import numpy as np
+
+from glmrun.gguf.file import GGUFFile
 from quant.config import Config
+from quant.vocabulary import UNUSED
+
+MAX_PADDING = 1 << 16  # rows of the embedding without a token
 
 
 def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, int] | None:
@@ -14,3 +22,39 @@ def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, in
         shape = (c.n_routed_experts, 2 * width, c.hidden_size)
         return f"{block}.ffn_gate_up_exps.weight", shape, 2 * width, 0 if "gate" in field else width, width
     return None
+
+
+def head_widths(file: GGUFFile, kv_lora_rank: int, qk_rope_head_dim: int) -> tuple[int, int]:
+    """(key, value) width of a head. A file states it, and the width of a cached row, under two pairs of keys.
+
+    llama.cpp puts the head's under the names that end in _mla, Ollama the other way round; the oldest files have one pair only.
+    """
+    cached, pairs = (kv_lora_rank + qk_rope_head_dim, kv_lora_rank), []
+    for suffix in ("_mla", ""):
+        if f"{file.metadata['general.architecture']}.attention.key_length{suffix}" in file.metadata:
+            pairs.append(tuple(file.hyper_parameter(f"attention.{part}_length{suffix}", int) for part in ("key", "value")))
+    if not pairs:
+        file.hyper_parameter("attention.key_length_mla", int)
+    return next((pair for pair in pairs if pair != cached), pairs[0])
+
+
+def layers(file: GGUFFile) -> tuple[int, int]:
+    """(decoder layers, next-token-prediction layers): some converters count a prediction layer that they left out."""
+    blocks, nextn = file.hyper_parameter("block_count", int), file.hyper_parameter("nextn_predict_layers", int, 0)
+    if nextn and f"blk.{blocks - 1}.nextn.eh_proj.weight" not in file.tensors:
+        nextn, blocks = 0, blocks - (f"blk.{blocks - 1}.attn_norm.weight" not in file.tensors)
+    return blocks - nextn, nextn
+
+
+def whole_vocabulary(metadata: dict[str, Any], n_rows: int) -> dict[str, Any]:
+    """The metadata with a token for every row of the embedding: some files list no tokens for the rows that pad it."""
+    tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not isinstance(types, np.ndarray) or len(tokens) != len(types):
+        return metadata
+    padding = range(len(tokens), n_rows)
+    if not 0 < len(padding) <= MAX_PADDING:
+        return metadata
+    return metadata | {
+        "tokenizer.ggml.tokens": tokens + [f"[PAD{i}]" for i in padding],
+        "tokenizer.ggml.token_type": np.append(types, np.full(len(padding), UNUSED, types.dtype)),
+    }

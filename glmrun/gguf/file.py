@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.watch import Watched
+from quant.errors import UserError, brief
 from quant.formats import READABLE
 
 
@@ -47,3 +48,15 @@ class GGUFFile:
     size: int
     mappings: list[np.ndarray]  # uint8 (size of the part,) each
     watched: list[Watched]  # one for each mapping
+
+    def hyper_parameter(self, key: str, kind: type, default: Any = None) -> Any:
+        """The value of a key below the architecture's name; raises UserError if it is missing or of another type."""
+        key = f"{self.metadata['general.architecture']}.{key}"
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise UserError(f"{self.path}: {key} is missing from the file's metadata")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(f"{self.path}: {key} is {brief(value)}; glmrun expects {kind.__name__}")
+        return value
