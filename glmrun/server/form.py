@@ -54,6 +54,12 @@ def declared(name: str, tools: Iterable[dict[str, Any]], param: str) -> str:
     return name
 
 
+def told(schema: dict[str, Any], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with a schema for the answer in words: the engine holds an answer to one only where no tool can be called."""
+    text = f"An answer that calls no function is JSON of this schema and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
+    return [{"role": "system", "content": text}, *messages]
+
+
 def arguments(given: Any) -> dict[str, Any]:
     """A call's arguments as an object. Histories hold calls that fitted no schema; those are rendered all the same."""
     if isinstance(given, str):

@@ -1,0 +1,317 @@
+"""Ollama's own interface: chat and generate as lines of JSON, and what it says about its models."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.request import ChatRequest
+from glmrun.server.form import arguments, effort, function, held_to, refuse_media, told
+from glmrun.server.interface import Asked, BadRequest
+from quant.errors import UserError
+
+if TYPE_CHECKING:
+    from glmrun.engine.model import Model
+
+# Whose words these are. Editors read the number, segment by segment, and hide servers that are older than they want.
+VERSION = "0.13.0"
+_DONE_REASONS = {"stop": "stop", "tool_calls": "stop", "length": "length", "cancelled": "length"}
+
+
+def _as_list(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+class FunctionCall(BaseModel):
+    name: str
+    arguments: Any = None
+
+
+class Call(BaseModel):
+    id: str | None = None
+    function: FunctionCall
+
+
+class Message(BaseModel):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+    images: list[Any] | None = None
+
+
+class Function(BaseModel):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    function: Function | None = None
+
+
+class Options(BaseModel):
+    """Sampling under Ollama's names. The size of the context is the server's: num_ctx is left out like everything else."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    num_predict: int | None = None
+    stop: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+
+
+class Body(BaseModel):
+    """What chat and generate have in common."""
+
+    stream: bool | None = None
+    think: bool | str | None = None
+    format: str | dict[str, Any] | None = None
+    options: Options | None = None
+
+
+class ChatBody(Body):
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+
+
+class GenerateBody(Body):
+    prompt: str | None = None
+    system: str | None = None
+    suffix: str | None = None
+    template: str | None = None
+    raw: bool | None = None
+    images: list[Any] | None = None
+
+
+class OllamaChat:
+    """The interface of POST /api/chat."""
+
+    media_type: str = "application/x-ndjson"
+
+    def asked(self, body: dict[str, Any], model: str) -> Asked:
+        said = held_to(ChatBody, body)
+        tools = [function(f.name, f.description, f.parameters) for tool in said.tools or () if (f := tool.function)]
+        messages = [_message(message, i) for i, message in enumerate(said.messages or ())]
+        return _asked(said, messages, tools, LineWriter(model, is_chat=True))
+
+    def error(self, status: int, error: UserError) -> dict[str, Any]:
+        return {"error": str(error)}
+
+
+class OllamaGenerate:
+    """The interface of POST /api/generate: one question without a history, in the chat format."""
+
+    media_type: str = OllamaChat.media_type
+
+    def asked(self, body: dict[str, Any], model: str) -> Asked:
+        said = held_to(GenerateBody, body)
+        for name in ("raw", "suffix", "template"):
+            if getattr(said, name):
+                raise BadRequest(f"{name}: the prompt is written in the model's chat format here; leave it out", name)
+        if said.images:
+            refuse_media("image", 0, "images")
+        system = [{"role": "system", "content": said.system}] if said.system else []
+        messages = [*system, {"role": "user", "content": said.prompt}] if said.prompt else []
+        return _asked(said, messages, [], LineWriter(model, is_chat=False))
+
+    def error(self, status: int, error: UserError) -> dict[str, Any]:
+        return {"error": str(error)}
+
+
+def _asked(said: Body, messages: list[dict[str, Any]], tools: list[dict[str, Any]], writer: "LineWriter") -> Asked:
+    """One request, or none where a client only wants the model to be there."""
+    options = said.options or Options()
+    thinking, budget = effort(said.think, "think") if isinstance(said.think, str) else (said.think is not False, None)
+    schema = _schema(said.format)
+    request = ChatRequest(
+        told(schema, messages) if schema is not None and tools else messages,
+        tools=tools or None,
+        thinking=thinking,
+        clear_thinking=False,  # a client that sends thinking back wants it read, and the next prompt begins with this one
+        think_budget=budget,
+        # 0 and the negative numbers mean no limit there
+        max_tokens=options.num_predict if options.num_predict is not None and options.num_predict > 0 else None,
+        json_schema=None if tools else schema,
+        stop=[text for text in options.stop or () if text],
+        sampling=options.model_dump(exclude={"num_predict", "stop"}, exclude_none=True),
+    )
+    return Asked([request] if messages else [], said.stream is not False, writer)
+
+
+def _schema(format: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if isinstance(format, dict):
+        return format
+    if format not in (None, "", "json"):
+        raise BadRequest(f"format: expected 'json' or a JSON schema, found {format[:80]!r}", "format")
+    return {"type": "object"} if format else None
+
+
+def _message(said: Message, i: int) -> dict[str, Any]:
+    if said.images:
+        refuse_media("image", i, f"messages.{i}.images")
+    message: dict[str, Any] = {"role": said.role, "content": said.content or ""}
+    if said.role == "assistant":
+        message["reasoning_content"] = said.thinking or ""
+        calls = [
+            {"id": call.id or "", "type": "function", "function": {"name": call.function.name, "arguments": arguments(given)}}
+            for call in said.tool_calls or ()
+            for given in [call.function.arguments]
+        ]
+        return message | {"tool_calls": calls} if calls else message
+    return message | {key: value for key, value in (("name", said.tool_name), ("tool_call_id", said.tool_call_id)) if value}
+
+
+@dataclass
+class LineWriter:
+    """One answer as lines of JSON, or whole."""
+
+    model: str
+    is_chat: bool
+    began: float = field(default_factory=time.monotonic)
+    done_reason: str = "load"  # until an answer says otherwise: the model is there, and nothing was asked
+    n_calls: int = 0
+    stats: Stats = field(default_factory=Stats)
+
+    def begin(self) -> Iterable[bytes]:
+        return self.waiting()
+
+    def push(self, answer: int, chunk: Chunk) -> Iterable[bytes]:
+        said = self._said(chunk)
+        return [self._line(said)] if chunk.text or chunk.reasoning or chunk.tool_calls else []
+
+    def waiting(self) -> Iterable[bytes]:
+        return [self._line({})]
+
+    def end(self) -> Iterable[bytes]:
+        return [self._line({}, self._last())]
+
+    def fail(self, error: UserError) -> Iterable[bytes]:
+        return [_encoded({"error": str(error)})]
+
+    def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
+        text = reasoning = ""
+        calls: list[dict[str, Any]] = []
+        for chunk in (chunk for chunks in answers for chunk in chunks):
+            said = self._said(chunk)
+            text, reasoning, calls = text + chunk.text, reasoning + chunk.reasoning, calls + said.get("tool_calls", [])
+        return self._object({"content": text, "thinking": reasoning, "tool_calls": calls}) | self._last()
+
+    def _said(self, chunk: Chunk) -> dict[str, Any]:
+        self.stats = chunk.stats
+        self.done_reason = _DONE_REASONS.get(chunk.finish_reason or "", self.done_reason)
+        calls = [self._call(call) for call in chunk.tool_calls or ()]
+        return {"content": chunk.text, "thinking": chunk.reasoning, "tool_calls": calls}
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        self.n_calls += 1
+        said = {"index": self.n_calls - 1, "name": call["function"]["name"], "arguments": arguments(call["function"]["arguments"])}
+        return {"id": call["id"], "function": said}
+
+    def _line(self, said: dict[str, Any], last: dict[str, Any] | None = None) -> bytes:
+        return _encoded(self._object(said) | (last or {}))
+
+    def _object(self, said: dict[str, Any]) -> dict[str, Any]:
+        content = said.get("content", "")
+        more = {key: said[key] for key in ("thinking", "tool_calls") if said.get(key)}
+        answer = {"message": {"role": "assistant", "content": content} | more} if self.is_chat else {"response": content} | more
+        return {"model": self.model, "created_at": _time(time.time()), **answer, "done": False}
+
+    def _last(self) -> dict[str, Any]:
+        """What the last line adds: counts, and durations in nanoseconds."""
+        stats = self.stats
+        return {
+            "done": True, "done_reason": self.done_reason, "total_duration": int(1e9 * (time.monotonic() - self.began)),
+            "load_duration": 0, "prompt_eval_count": stats.n_prompt, "prompt_eval_duration": int(1e9 * stats.prompt_seconds),
+            "eval_count": stats.n_generated, "eval_duration": int(1e9 * stats.generate_seconds),
+        }  # fmt: skip
+
+
+def _encoded(data: dict[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said about the model. size in bytes, modified in seconds since 1970."""
+
+    name: str
+    n_ctx: int
+    architecture: str
+    quantization: str
+    n_parameters: int
+    size: int
+    modified: float
+
+
+def facts_of(model: "Model", name: str) -> Facts:
+    """Facts of an open model that is served under a name."""
+    weights: Counter[str] = Counter()
+    for tensor in model.file.tensors.values():
+        weights[tensor.format] += prod(tensor.shape)
+    (quantization, _), architecture = weights.most_common(1)[0], str(model.file.metadata["general.architecture"])
+    size, modified = model.file.size, model.path.stat().st_mtime
+    return Facts(name, model.n_ctx, architecture, quantization, weights.total(), size, modified)
+
+
+def version() -> dict[str, Any]:
+    """GET /api/version."""
+    return {"version": VERSION}
+
+
+def tags(facts: Facts) -> dict[str, Any]:
+    """GET /api/tags: the models that are there."""
+    return {"models": [_listed(facts)]}
+
+
+def running(facts: Facts) -> dict[str, Any]:
+    """GET /api/ps: the models that are in memory; this one stays as long as the server."""
+    never = "2318-09-21T00:00:00Z"
+    return {"models": [_listed(facts) | {"expires_at": never, "size_vram": 0, "context_length": facts.n_ctx}]}
+
+
+def show(facts: Facts) -> dict[str, Any]:
+    """POST /api/show, whatever model was named. Editors look for the context's length and for tools."""
+    return {
+        "modelfile": "", "parameters": "", "template": "", "license": "", "details": _details(facts),
+        "model_info": {
+            "general.architecture": facts.architecture, "general.parameter_count": facts.n_parameters,
+            f"{facts.architecture}.context_length": facts.n_ctx,
+        },
+        "capabilities": ["completion", "tools", "thinking"], "modified_at": _time(facts.modified),
+    }  # fmt: skip
+
+
+def _listed(facts: Facts) -> dict[str, Any]:
+    digest = hashlib.sha256(f"{facts.name} {facts.size} {facts.modified}".encode()).hexdigest()
+    return {
+        "name": facts.name, "model": facts.name, "modified_at": _time(facts.modified), "size": facts.size, "digest": digest,
+        "details": _details(facts),
+    }  # fmt: skip
+
+
+def _details(facts: Facts) -> dict[str, Any]:
+    n = facts.n_parameters
+    return {
+        "parent_model": "", "format": "gguf", "family": facts.architecture, "families": [facts.architecture],
+        "parameter_size": f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.1f}M", "quantization_level": facts.quantization,
+    }  # fmt: skip
