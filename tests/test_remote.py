@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from support.openai_server import Server, openai_server
+from support.openai_server import Server, delta, openai_server
 from test_cli import glmrun, refused
 
 from glmrun.chat.chunk import Chunk
@@ -53,7 +53,7 @@ def test_what_is_asked_has_openais_names(server: Server) -> None:
     ]
     list(model.answer(ChatRequest(history)))
     assert server.requests[0] == {
-        "model": "zai-org/GLM-4.7-Flash", "stream": True, "stream_options": {"include_usage": True},
+        "model": "zai-org/GLM-4.7-Flash", "stream": True, "stream_options": {"include_usage": True}, "return_progress": True,
         "messages": [history[0], {"role": "assistant", "content": "b", "reasoning_content": "r", "reasoning": "r"}, history[2]],
     }  # fmt: skip
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -69,8 +69,43 @@ def test_what_is_asked_has_openais_names(server: Server) -> None:
     }  # fmt: skip
     said(model, "schema", json_schema={"type": "object"}, think_budget=5, stop=["END"])
     assert server.requests[2]["stop"] == ["END"]
-    assert server.requests[2]["thinking_token_budget"] == 5
+    names = ("thinking_token_budget", "thinking_budget_tokens", "reasoning_budget_tokens")  # of different servers
+    assert [server.requests[2][name] for name in names] == [5, 5, 5]
     assert server.requests[2]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_a_server_that_refuses_what_it_does_not_know_is_asked_without_it(server: Server) -> None:
+    server.unknown = {"return_progress", "stream_options"}
+    model = RemoteModel(server.url)
+    assert said(model, "hello")[0] == said(model, "hello")[0] == "Hello\u2028 there 🙂"
+    assert [sorted(server.unknown & set(request)) for request in server.requests] == [
+        ["return_progress", "stream_options"], ["stream_options"], [], [],
+    ]  # fmt: skip
+    server.unknown = {"temperature"}
+    with pytest.raises(UserError, match="Unrecognized request argument supplied: temperature"):
+        said(model, "hello", temperature=0.5)
+
+
+def test_the_servers_template_is_asked(server: Server) -> None:
+    server.scripts["left in"] = [delta(content="I think. "), delta(content="So.</think>Yes."), delta("stop")]
+    server.scripts["as it is"] = [delta(content="Yes."), delta("stop")]
+    opens = ["<think>"]
+    server.beside["/apply-template"] = lambda body: {"prompt": f"[gMASK]<sop><|user|>{body['messages'][-1]['content']}{opens[0]}"}
+    server.beside["/tokenize"] = lambda body: {"tokens": list(range(len(body["content"])))}
+    model = RemoteModel(server.url)
+    assert model.prompt_text(ChatRequest([{"role": "user", "content": "Hi"}])) == "[gMASK]<sop><|user|>Hi<think>"
+    assert model.count_tokens(ChatRequest([{"role": "user", "content": "Hi"}])) == len("[gMASK]<sop><|user|>Hi<think>")
+    assert said(model, "left in")[:2] == ("Yes.", "I think. So.")
+    assert said(model, "left in", thinking=False)[:2] == ("I think. So.Yes.", "")  # the tag is dropped, as everywhere
+    opens[0] = ""
+    chunks = RemoteModel(server.url).answer(ChatRequest([{"role": "user", "content": "as it is"}]))
+    assert [chunk.text for chunk in chunks] == ["", "Yes.", ""]
+
+
+def test_vllm_counts_messages(server: Server) -> None:
+    server.beside["/tokenize"] = lambda body: {"count": 10 * len(body["messages"]), "max_model_len": 4096, "tokens": []}
+    model = RemoteModel(server.url)
+    assert [model.count_tokens(ChatRequest([{"role": "user", "content": "Hi"}] * n)) for n in (1, 3)] == [10, 30]
 
 
 def test_tool_calls_come_in_pieces(server: Server) -> None:
@@ -84,7 +119,7 @@ def test_tool_calls_come_in_pieces(server: Server) -> None:
     assert last.tool_calls is not None and len({call["id"] for call in last.tool_calls}) == 2
     assert [call["function"] for call in last.tool_calls] == [
         {"name": "f", "arguments": '{"a": 1}'},
-        {"name": "g", "arguments": ""},
+        {"name": "g", "arguments": "{}"},
     ]
 
 
@@ -167,7 +202,7 @@ def test_cancelling_ends_the_answer_here_and_there(server: Server, text: str) ->
     model = RemoteModel(server.url)
     chunks = model.answer(ChatRequest([{"role": "user", "content": text}]))
     next(chunks)
-    timer = threading.Timer(0.3, model.cancel)
+    timer = threading.Thread(target=lambda: server.asked.wait(60) and model.cancel())
     timer.start()
     assert list(chunks)[-1].finish_reason == "cancelled"
     assert server.left.wait(10)

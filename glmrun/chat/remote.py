@@ -4,17 +4,15 @@ import contextlib
 import json
 import os
 import queue
-import secrets
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.remote_answer import RemoteAnswer, count, error_text
 from glmrun.chat.request import ChatRequest
-from glmrun.chat.stream import ChatStream
 from quant.config import FLASH
 from quant.errors import UserError
 
@@ -23,9 +21,13 @@ if TYPE_CHECKING:
 
 KEY = "GLMRUN_API_KEY"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 900.0  # a long prompt on a slow machine is silent for minutes
+ASIDE_SECONDS = 5.0  # for what is good to know, and can be done without
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # OpenAI's interface has no names for these; each server ignores those of the others.
 _OTHER_NAMES = {"repeat_penalty": ("repeat_penalty", "repetition_penalty"), "repeat_last_n": ("repeat_last_n",)}
+_BUDGETS = ("thinking_token_budget", "thinking_budget_tokens", "reasoning_budget_tokens")  # vLLM's, llama-server's old and new
+_PROMPT = ("model", "messages", "tools", "chat_template_kwargs")  # what a prompt is made of
+_LEFT_OUT = ("return_progress", "stream_options")  # by a server that refuses what it does not know
 
 
 class RemoteModel:
@@ -46,28 +48,57 @@ class RemoteModel:
         self.path = f"{self.name} at {self.url}"  # what people are told, as another model's file
         self.n_ctx = self.n_ctx_train = _context_length(models.get(self.name, {})) or FLASH.max_position_embeddings
         self.n_threads = 0  # of this machine
-        self._n_used = 0
-        self._cancelled = threading.Event()
+        self._used: tuple[list[dict[str, Any]], int] = ([], 0)  # messages, and what they take of the context
+        self._parts_thinking: bool | None = None  # the server parts thinking and answer; None: not known yet
+        self.remark = ""  # what people should know of the last answer
+        self._unwanted: set[str] = set()
+        self._missing: set[str] = set()  # paths that the server has not
+        self._running: set[threading.Event] = set()
 
     def cancel(self) -> None:
-        """End the running answer() soon; safe in a signal handler."""
-        self._cancelled.set()
+        """End the running answers soon; safe in a signal handler."""
+        for cancelled in list(self._running):
+            cancelled.set()
 
     def answer(self, request: ChatRequest) -> Iterator[Chunk]:
         """As engine.Model.answer(): chunks of thinking, answer and tool calls; counts are the server's where it tells them.
 
         Raises UserError while it is iterated: a server that is gone, refuses, or stops in the middle.
         """
+        body = self._body(request)
+        may_think = request.thinking and self._parts_thinking is not True
+        answer = RemoteAnswer(
+            request.tools, (True if self._parts_thinking is False else None) if may_think else False,
+            lambda: self._opens_thinking(request),
+        )  # fmt: skip
+        return self._answer(body, answer)
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """What the conversation takes of the context, by the server's own count; if it has none, as with the last answer."""
+        if request.messages != self._used[0] and (n := self._counted(request)):
+            self._used = (list(request.messages), n)
+        return self._used[1]
+
+    def prompt_text(self, request: ChatRequest) -> str:
+        """The server's own template filled in; raises UserError if it keeps that to itself."""
+        if (prompt := self._prompt(request)) is None:
+            raise UserError("the server writes the prompt; only it knows the text", "usage")
+        return prompt
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        """A request as the interface has it; what its fields do not say is left to the server."""
         body: dict[str, Any] = {
             "model": self.name, "messages": [_as_sent(message) for message in request.messages],
-            "stream": True, "stream_options": {"include_usage": True},
+            "stream": True, "stream_options": {"include_usage": True}, "return_progress": True,
         }  # fmt: skip
+        for name in self._unwanted:
+            body.pop(name, None)
         if request.tools:
             body["tools"] = request.tools
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
         if request.think_budget is not None:
-            body["thinking_token_budget"] = request.think_budget
+            body |= dict.fromkeys(_BUDGETS, request.think_budget)
         if request.json_schema is not None:
             schema = {"name": "answer", "schema": request.json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -79,45 +110,80 @@ class RemoteModel:
             body["chat_template_kwargs"] = template
         for setting, value in request.sampling.items():
             body |= dict.fromkeys(_OTHER_NAMES.get(setting, (setting,)), value) if value is not None else {}
-        self._cancelled = threading.Event()
-        return self._answer(body, self._cancelled)
+        return body
 
-    def count_tokens(self, request: ChatRequest) -> int:
-        """What the conversation takes of the context, as far as it is known: as counted with the last answer."""
-        return self._n_used
+    def _opens_thinking(self, request: ChatRequest) -> bool | None:
+        """Whether a prompt ends inside the thinking, by the server's template; None: it keeps that to itself, and may."""
+        prompt = self._prompt(request)
+        if prompt is None:
+            return None if "glm" in self.name.casefold() else False  # whose templates do
+        return prompt.rstrip().endswith("<think>")
 
-    def prompt_text(self, request: ChatRequest) -> str:
-        """Raises UserError: only the server knows."""
-        raise UserError("the server writes the prompt; only it knows the text", "usage")
+    def _prompt(self, request: ChatRequest) -> str | None:
+        """What llama-server and glmrun say that the model reads; None where the server has no words for that."""
+        body = self._body(request)
+        found = self._aside("apply-template", {key: body[key] for key in body if key in _PROMPT}).get("prompt")
+        return found if isinstance(found, str) else None
 
-    def _answer(self, body: dict[str, Any], cancelled: threading.Event) -> Iterator[Chunk]:
-        answer = _Answer(ChatStream(None, thinking=False, tools=body.get("tools")))
+    def _counted(self, request: ChatRequest) -> int:
+        """Tokens of the prompt as llama-server and glmrun count a text, or vLLM messages; 0 where nothing counts."""
+        prompt, body = self._prompt(request), self._body(request)
+        text: dict[str, Any] = {"content": prompt, "add_special": False, "parse_special": True}
+        found = self._aside("tokenize", {key: body[key] for key in body if key in _PROMPT} if prompt is None else text)
+        return count(found.get("count")) or len(tokens if isinstance(tokens := found.get("tokens"), list) else ())
+
+    def _aside(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What a server answers at a path beside the interface; {} where it has none, is slow or refuses."""
+        import httpx2
+
+        if path in self._missing:
+            return {}
+        try:
+            with self._client() as client:
+                response = client.post(f"{self.url.removesuffix('/v1')}/{path}", json=body, timeout=ASIDE_SECONDS)
+            found = json.loads(response.text) if response.status_code == 200 else None
+        except (httpx2.HTTPError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            self._missing.add(path)
+            return {}
+        return found
+
+    def _answer(self, body: dict[str, Any], answer: RemoteAnswer) -> Iterator[Chunk]:
         events = queue.SimpleQueue[Any]()
         connection = _Connection()
+        cancelled = threading.Event()
+        self._running.add(cancelled)
         reader = threading.Thread(target=self._read, args=(body, events, connection), name="remote answer", daemon=True)
         reader.start()
         try:
             yield Chunk(stats=answer.stats)
-            while True:
+            while not cancelled.is_set():
                 try:
                     event = events.get(timeout=0.1)
                 except queue.Empty:
-                    event = {}
-                if cancelled.is_set():
-                    yield Chunk(finish_reason="cancelled", stats=answer.stats)
-                    return
+                    continue
                 if isinstance(event, BaseException):
                     raise event
                 if event is None:
                     break
-                if event:
-                    yield from answer.add(event)
+                yield from answer.add(event)
+            if cancelled.is_set():
+                yield replace(answer.rest(), finish_reason="cancelled")
+                return
             if answer.finish_reason is None:
                 raise UserError(f"{self.url}: the server stopped in the middle of the answer")
             last = answer.last()
-            self._n_used = last.stats.n_prompt + last.stats.n_generated
+            if answer.misled:
+                self.remark = "the server left thinking in the answer: start it with a parser for reasoning (glm45)"
+            self._parts_thinking = answer.parts_thinking if answer.parts_thinking is not None else self._parts_thinking
+            self._used = ([], last.stats.n_prompt + last.stats.n_generated)
             yield last
+        except UserError:
+            yield answer.rest()  # what has come is not lost
+            raise
         finally:
+            self._running.discard(cancelled)
             connection.close()
 
     def _read(self, body: dict[str, Any], events: "queue.SimpleQueue[Any]", connection: "_Connection") -> None:
@@ -125,25 +191,41 @@ class RemoteModel:
         import httpx2
 
         try:
-            with self._client() as client, client.stream(
-                "POST", f"{self.url}/chat/completions", json=body, extensions={"trace": connection.trace}
-            ) as response:  # fmt: skip
-                if response.status_code != 200:
-                    response.read()
-                    raise self._refused(response)
-                if response.headers.get("content-type", "").startswith("application/json"):  # it does not stream
-                    response.read()
-                    events.put(_parsed(response.text, self.url))
-                else:
-                    for event in httpx2.EventSource(response):
-                        if event.data == "[DONE]":
-                            break
-                        events.put(_parsed(event.data, self.url))
+            with self._client() as client:
+                while (refused := self._read_once(client, body, events, connection)) is not None:
+                    self._unwanted.add(refused)
+                    del body[refused]
             events.put(None)
         except httpx2.HTTPError as why:
             events.put(self._failed(why))
         except BaseException as why:  # whatever it is, the thread that asked raises it
             events.put(why)
+
+    def _read_once(
+        self, client: "httpx2.Client", body: dict[str, Any], events: "queue.SimpleQueue[Any]", connection: "_Connection"
+    ) -> str | None:
+        """As _read(); returns the field for which the server refused, if the answer is the same without it."""
+        import httpx2
+
+        with client.stream(
+            "POST", f"{self.url}/chat/completions", json=body, extensions={"trace": connection.trace}
+        ) as response:  # fmt: skip
+            if response.status_code != 200:
+                response.read()
+                named = [name for name in _LEFT_OUT if name in body and name in response.text]
+                if response.status_code in (400, 422) and named:
+                    return named[0]
+                raise self._refused(response)
+            if response.headers.get("content-type", "").startswith("application/json"):  # it does not stream
+                response.read()
+                events.put(_parsed(response.text, self.url))
+                return None
+            for event in httpx2.EventSource(response):
+                if event.data.strip() == "[DONE]":
+                    break
+                if event.data.strip():
+                    events.put(_parsed(event.data, self.url))
+        return None
 
     def _client(self) -> "httpx2.Client":
         import httpx2
@@ -174,7 +256,7 @@ class RemoteModel:
     def _refused(self, response: "httpx2.Response") -> UserError:
         """The error that a status other than 200 means."""
         try:
-            said = _error_text(json.loads(response.text))
+            said = error_text(json.loads(response.text))
         except ValueError:
             said = ""
         said = f": {said}" if said else ""
@@ -220,83 +302,6 @@ class _Connection:
                 self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
-@dataclass
-class _Answer:
-    """What has come of one answer.
-
-    tags   finds what servers that do not know the model's format leave in the text: thinking and calls between tags
-    """
-
-    tags: ChatStream
-    began: float = field(default_factory=time.monotonic)
-    first: float | None = None  # when the first of it came
-    finish_reason: str | None = None
-    n_pieces: int = 0
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    usage: dict[str, Any] = field(default_factory=dict)
-    written_calls: list[dict[str, Any]] = field(default_factory=list)  # found by tags
-
-    def add(self, event: dict[str, Any]) -> Iterator[Chunk]:
-        """The chunks of one object of the stream, or of a whole answer."""
-        if "error" in event:
-            raise UserError(f"the server: {_error_text(event) or 'an error without a text'}")
-        usage = event.get("usage")
-        self.usage = usage if isinstance(usage, dict) else self.usage
-        choices = event.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta") or choice.get("message") or {}
-        if isinstance(choice.get("finish_reason"), str):
-            self.finish_reason = choice["finish_reason"]
-        reasoning = next(
-            (text for key in ("reasoning_content", "reasoning") if isinstance(text := delta.get(key), str) and text), ""
-        )
-        content = delta.get("content")
-        found = self.tags.feed(content) if isinstance(content, str) and content else None
-        self._add_calls(delta.get("tool_calls"))
-        if reasoning or content or delta.get("tool_calls"):
-            self.first = self.first or time.monotonic()
-            self.n_pieces += 1
-        text, reasoning = (found.text, reasoning + found.reasoning) if found else ("", reasoning)
-        self.written_calls += (found.tool_calls or []) if found else []
-        if text or reasoning:
-            yield Chunk(text=text, reasoning=reasoning, stats=self.stats)
-
-    def _add_calls(self, deltas: Any) -> None:
-        for delta in deltas if isinstance(deltas, list) else ():
-            function = delta.get("function") or {}
-            at = delta.get("index")
-            if not isinstance(at, int):  # some servers leave it out
-                at = len(self.calls) - 1 if self.calls and not function.get("name") else len(self.calls)
-            while len(self.calls) <= min(at, 999):
-                self.calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-            call, arguments = self.calls[min(at, 999)], function.get("arguments")
-            call["id"] = call["id"] or delta.get("id") or ""
-            call["function"]["name"] = call["function"]["name"] or function.get("name") or ""
-            call["function"]["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""
-
-    def last(self) -> Chunk:
-        """The chunk that ends the answer."""
-        rest = self.tags.finish()
-        calls = [call for call in self.calls if call["function"]["name"]] or self.written_calls + (rest.tool_calls or [])
-        for call in calls:
-            call["id"] = call["id"] or f"call_{secrets.token_hex(12)}"
-        reason = "tool_calls" if calls else "length" if self.finish_reason == "length" else "stop"
-        return Chunk(text=rest.text, reasoning=rest.reasoning, tool_calls=calls or None, finish_reason=reason, stats=self.stats)
-
-    @property
-    def stats(self) -> Stats:
-        """Counts as the server tells them, else of the pieces that came; seconds as they passed here."""
-        now = time.monotonic()
-        details = self.usage.get("prompt_tokens_details")
-        n_cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-        n_prompt, n_generated = (_count(self.usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
-        stats = Stats(
-            n_prompt=n_prompt, n_prefilled=n_prompt, n_cached=n_cached,
-            n_generated=n_generated or self.n_pieces, prompt_seconds=(self.first or now) - self.began,
-        )  # fmt: skip
-        return replace(stats, generate_seconds=now - self.first) if self.first is not None else stats
-
-
 def _checked_url(url: str) -> str:
     import httpx2
 
@@ -329,7 +334,7 @@ def _context_length(model: dict[str, Any]) -> int | None:
     """Tokens of context, if the server says: vLLM and SGLang as max_model_len, llama-server under meta."""
     meta = model.get("meta")
     places = [model.get("max_model_len"), *((meta.get("n_ctx"), meta.get("n_ctx_train")) if isinstance(meta, dict) else ())]
-    return next((n for n in map(_count, places) if n), None)
+    return next((n for n in map(count, places) if n), None)
 
 
 def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
@@ -349,14 +354,3 @@ def _parsed(text: str, url: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{url}: the server sends {text[:60]!r}; expected an object in JSON. Does the address end with /v1?")
     return value
-
-
-def _error_text(value: Any) -> str:
-    """The message in an error of OpenAI's, FastAPI's or llama-server's shape."""
-    error = value.get("error", value.get("detail", value)) if isinstance(value, dict) else value
-    error = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(error).split())[:500]
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

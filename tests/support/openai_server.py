@@ -3,7 +3,7 @@
 import json
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,7 +69,10 @@ class Server:
     key: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Event = field(default_factory=threading.Event)
     models: list[dict[str, Any]] | None = field(default_factory=lambda: MODELS)
+    beside: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)  # path -> what it answers
+    unknown: set[str] = field(default_factory=set)  # fields for which it refuses
     scripts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: dict(SCRIPTS))
 
 
@@ -115,10 +118,18 @@ def openai_server(key: str = "") -> Iterator[Server]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self._refused():
                 return
+            if self.path != "/v1/chat/completions":
+                beside = state.beside.get(self.path)
+                self._send(404 if beside is None else 200, {"detail": "Not Found"} if beside is None else beside(body))
+                return
             state.requests.append(body)
+            state.asked.set()
+            if unknown := state.unknown & set(body):
+                self._send(400, {"error": {"message": f"Unrecognized request argument supplied: {min(unknown)}"}})
+                return
             last = body["messages"][-1]
             said = "hello" if last["role"] == "tool" else last["content"]
-            if self.path != "/v1/chat/completions" or said == "gone":
+            if said == "gone":
                 self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
             elif said == "too long":
                 self._send(400, {"error": {"message": "This model's maximum context length is 4096 tokens."}})
