@@ -1,0 +1,145 @@
+"""`glmrun bench`: a file, a source or a server is measured; results are compared and drawn."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.openai_server import HELLO, MODELS, SCRIPTS, delta, openai_server
+from test_bench import FIELDS, LISTS, _row
+from test_cli import glmrun as run
+from test_cli import refused
+
+from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.request import ChatRequest
+from glmrun.kernels.compiled import cache as kernels
+from glmrun.measure.bench import Choices
+from glmrun.measure.server_bench import LONG_ANSWER, measure_server
+from glmrun.store.nano import CHECKPOINT
+from glmrun.terminal.plot import write
+from quant.errors import UserError
+
+
+def test_the_command_measures_what_was_asked_for(tmp_path: Path) -> None:
+    arguments = ["-m", "nano", "-p", "8-16*2", "-n", "0", "-pg", "4,2", "-d", "0,4", "-t", "1", "-ub", "8", "-r", "2"]
+    done = run("bench", *arguments, "-o", "jsonl", "-oe", "md", "--wide", "--plot", "--kv-type", "q8_0")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    tests = [(8, 0, 0), (16, 0, 0), (4, 2, 0), (8, 0, 4), (16, 0, 4), (4, 2, 4)]
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows] == tests
+    assert all(row["n_ubatch"] == 8 and row["type_k"] == "q8_0" and len(row["samples_ns"]) == 2 for row in rows)
+    assert all(row["ttft_ms"] > 0 and row["weights_gb_s"] is None for row in rows)
+    told = done.stderr.decode()
+    table = [line for line in told.splitlines() if line.startswith("| deepseek2")]
+    assert [line.split("|")[9].strip() for line in table] == ["pp8", "pp16", "pp4+tg2", "pp8 @ d4", "pp16 @ d4", "pp4+tg2 @ d4"]
+    assert "tokens a second by depth" in told and "kernels ready after" in told and "numba" in told
+    narrow = run("bench", "-m", "nano", "-p", "0", "-n", "1", "-r", "1", "--no-warmup", "--delay", "0.1")
+    assert len(narrow.stdout.splitlines()) == 3 and narrow.returncode == 0
+
+
+def test_each_quantization_of_a_source_is_measured_and_gone(tmp_path: Path) -> None:
+    cache = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_CACHE_DIR": str(tmp_path)}
+    if kernels.folder is not None:  # the compiled kernels stay where they are
+        (tmp_path / "kernels").symlink_to(kernels.folder.parent)
+    arguments = ["-m", str(CHECKPOINT), "-q", "q6_k,Q8_0", "-p", "4", "-n", "0", "-r", "1", "-o", "json"]
+    done = run("bench", *arguments, env=cache)
+    rows = json.loads(done.stdout)
+    assert [row["model_type"].split()[-1] for row in rows] == ["Q6_K", "Q8_0"], done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "kernels"] == []
+    assert "converts one source" in refused("bench", "-m", "a,b", "-q", "Q8_0", code=2)
+    assert "Q4_K_M, Q6_K, Q8_0" in refused("bench", "-q", "Q9", code=2)
+
+
+def test_ctrl_c_prints_what_is_done() -> None:
+    arguments = ["-m", "nano", "-p", "8", "-n", "4000", "-r", "50", "-o", "json"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    program = [sys.executable, "-m", "glmrun", "bench", *arguments, "-oe", "jsonl"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(b"{"):  # the first test is done, the second will take minutes
+                break
+        process.send_signal(signal.SIGINT)
+        rows = json.loads(process.stdout.read())
+        process.stderr.read()
+    assert process.returncode == 130 and [(row["n_prompt"], row["n_gen"]) for row in rows] == [(8, 0)]
+
+
+class Remote:
+    """A server that takes 2 ms a prompt token, of which it knew 10, and 20 ms for each token after the first."""
+
+    name, url, path = "org/GLM-4.7", "http://host/v1", "org/GLM-4.7 at http://host/v1"
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.asked: list[tuple[str, int]] = []
+
+    def answer(self, request: ChatRequest) -> Iterator[Chunk]:
+        messages, max_tokens = request.messages, request.max_tokens or self.most
+        self.asked.append((messages[-1]["content"], max_tokens))
+        n, made = 10 + len(messages[-1]["content"].split()), min(max_tokens, self.most)
+        stats = Stats(n_prompt=n, n_cached=10, prompt_seconds=0.002 * (n - 10))
+        yield Chunk(text="x", stats=stats)
+        yield Chunk(finish_reason="stop", stats=replace(stats, n_generated=made, generate_seconds=0.02 * (made - 1)))
+
+
+def test_a_server_is_measured_by_its_own_counts() -> None:
+    remote: Any = Remote(most=5)
+    cases = Choices([64], [8], [(32, 4)]).cases(Path(remote.name))
+    found = [result for _, _, result in measure_server(remote, cases, 2, warmup=False) if result is not None]
+    rows = [result.asdict() for result in found]
+    assert [list(row) for row in rows] == [FIELDS + LISTS] * 3
+    n_ask = len(remote.asked[2][0].split())
+    seconds = [0.128, 0.16, 0.002 * 32 + 0.02 * 4]  # 8 tokens at the speed of the 5 that came
+    assert [row["samples_ns"] for row in rows] == [[round(1e9 * s)] * 2 for s in seconds]
+    assert [round(row["avg_ts"], 3) for row in rows] == [500.0, 50.0, 250.0]
+    assert [found[0].wide(None)["ttft_ms"], found[1].wide(None)["ttft_ms"]] == [128.0, None]
+    assert [row["model_type"] for row in rows] == ["org/GLM-4.7"] * 3 and rows[0]["cpu_info"] == "http://host/v1"
+    texts, limits = zip(*remote.asked, strict=True)
+    assert limits == (1, 1, 8, 8, 4, 4) and [len(t.split()) for t in texts] == [64] * 2 + [n_ask] * 2 + [32 + n_ask] * 2
+    assert texts[0] != texts[1] and texts[0].split()[8:] == texts[1].split()[8:]
+    with pytest.raises(UserError, match="ended at its first token"):
+        list(measure_server(Remote(most=1), cases[1:], 1))  # type: ignore[arg-type]
+
+
+def test_the_command_measures_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCRIPTS, LONG_ANSWER, [*HELLO[1:3], delta("stop"), {"usage": {"completion_tokens": 2}}])
+    with openai_server() as server:
+        done = run("bench", "--url", server.url, "-p", "16", "-n", "8", "-r", "2", "-o", "jsonl", "-oe", "md", "--plot")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == 0 and [(row["n_prompt"], row["n_gen"]) for row in rows] == [(16, 0), (0, 8)], done.stderr
+        assert all(row["model_type"] == MODELS[0]["id"] and len(row["samples_ns"]) == 2 for row in rows)
+        assert f"{server.url}: tokens as the server counts them" in done.stderr.decode() and b"kernels" not in done.stderr
+        assert "pp16, GLM-4.7-Flash" in done.stderr.decode() and len(server.requests) == 6
+        assert "the server decides about depths" in refused("bench", "--url", server.url, "-d", "8", code=2)
+        assert "ended at its first token" in refused("bench", "--url", server.url, "-p", "0", "-n", "0", "-pg", "4,4", code=1)
+
+
+def test_two_files_are_compared_on_the_command_line(tmp_path: Path) -> None:
+    for name, samples in (("a", [10.0, 10.1, 9.9]), ("b", [12.0, 12.1, 11.9])):
+        (tmp_path / f"{name}.json").write_text(json.dumps([_row(samples)]))
+    done = run("bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    model, heading, row = done.stdout.decode().split("\n")[:3]
+    assert model == "m, 2 threads" and heading.split()[:3] == ["test", "a", "t/s"]
+    assert row.split() == ["tg8", "10.00", "12.00", "+20.0%", "0.000", "faster"]
+    assert "no such file" in refused("bench", "--compare", "a.json", "b.json", code=3).lower()
+
+
+def test_a_plot_is_a_picture_or_one_line_that_says_what_is_missing(tmp_path: Path) -> None:
+    assert "ends in .png or .svg" in refused("bench", "-m", "nano", "--plot-out", "x.gif", code=2)
+    assert "folder does not exist" in refused("bench", "-m", "nano", "--plot-out", str(tmp_path / "no" / "x.svg"), code=3)
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    hidden = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}
+    assert "pip install 'glmrun[plot]'" in refused("bench", "-m", "nano", "--plot-out", "x.svg", code=1, env=hidden)
+
+
+def test_curves_become_pictures(tmp_path: Path) -> None:
+    for suffix, start in ((".svg", b"<?xml"), (".png", b"\x89PNG")):
+        write(str(tmp_path / f"x{suffix}"), "cpu", "depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}, "pp8": {"f": [(0, 9.0)]}})
+        assert (tmp_path / f"x{suffix}").read_bytes().startswith(start)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]
