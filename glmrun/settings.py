@@ -56,6 +56,13 @@ SETTINGS = {
         Setting("history", "history", bool, "true or false", "true"),
         Setting("keep_cache", "keep_cache", bool, "true or false", "false"),
         Setting("vi", "vi", bool, "true or false", "false"),
+        Setting("host", "host", str, "a text", "127.0.0.1"),
+        Setting("port", "port", int, "a whole number", "8080", 0, 65535),
+        Setting("served_model_name", "served_name", str, "a text", "the model file's"),
+        Setting("parallel", "slots", int, "a whole number", "4", 1, 16),
+        Setting("timeout", "answer_timeout", int, "a whole number", "3600", 1),
+        Setting("reasoning_field", "reasoning_field", str, "a text", "both"),
+        Setting("log_format", "log_format", str, "a text", "text"),
     )
 }
 # Variables that have no key: where things are.

@@ -26,6 +26,7 @@ from glmrun.cli import (
     plan,
     pull,
     run,
+    serve,
     verify,
     warmup,
 )
@@ -41,7 +42,7 @@ _OUTSIDE = {
 
 # These take options from the config file; the others work beside one that is broken.
 _WITH_SETTINGS = {
-    "run", "chat", "bench", "perplexity", "ppl", "eval", "imatrix", "plan", "fit", "pull", "convert", "verify", "demo",
+    "run", "chat", "bench", "perplexity", "ppl", "eval", "imatrix", "plan", "fit", "pull", "convert", "verify", "demo", "serve",
 }  # fmt: skip
 _EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
@@ -65,6 +66,7 @@ app = typer.Typer(
 )
 app.command("run", short_help="Ask one question, print the answer.")(run.run)
 app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
+app.command("serve", short_help="Serve a model to other programs.")(serve.serve)
 app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
 app.command("verify", short_help="Prove a GGUF file intact.")(verify.verify)
 app.command("imatrix", short_help="Measure which weights matter, for convert --imatrix.")(imatrix.imatrix)

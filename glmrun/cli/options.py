@@ -2,6 +2,7 @@
 
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,6 +180,43 @@ KeepCache = Annotated[
 ]
 History = Annotated[bool, typer.Option("--history/--no-history", help="Save messages and the conversation.", **setting("history"))]
 Vi = Annotated[bool, typer.Option("--vi/--emacs", help="The keys of the line editor.", **setting("vi"))]
+
+
+class ReasoningField(StrEnum):
+    """Where a chunk of OpenAI's interface holds the thinking."""
+
+    both = "both"
+    reasoning_content = "reasoning_content"
+    reasoning = "reasoning"
+    none = "none"
+
+
+class LogFormat(StrEnum):
+    """What a server says of each request."""
+
+    text = "text"
+    json = "json"
+    none = "none"
+
+
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.", **setting("host"))]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.", **setting("port"))]
+ServedName = Annotated[
+    str | None,
+    typer.Option("--served-model-name", metavar="NAME", help="What clients see as the model.", **setting("served_model_name")),
+]
+Slots = Annotated[
+    int, typer.Option("--parallel", min=1, max=16, metavar="N", help="Answers at once; others wait.", **setting("parallel"))
+]
+AnswerTimeout = Annotated[
+    int,
+    typer.Option("--timeout", min=1, metavar="SECONDS", help="The most that an answer may take.", **setting("timeout")),
+]
+ReasoningField_ = Annotated[
+    ReasoningField,
+    typer.Option("--reasoning-field", help="Where OpenAI's clients find the thinking.", **setting("reasoning_field")),
+]
+LogFormat_ = Annotated[LogFormat, typer.Option("--log-format", help="Of the line for each request.", **setting("log_format"))]
 
 
 def text_argument(text: str, what: str) -> str:

@@ -24,7 +24,7 @@ def answer_of(
             if not before == stream.state == "answer":
                 chunk = replace(chunk, logprobs=None)
         elif chunk.finish_reason is not None:
-            delta = stream.finish()
+            chunk, delta = replace(chunk, logprobs=None), stream.finish()
         else:
             yield chunk
             continue

@@ -69,7 +69,7 @@ def generate(
         likely = None if limits.likely is None else [limits.likely(sequence.logits[0], token)]
         stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
         if token in limits.eog_ids:
-            yield Chunk(token=token, finish_reason="stop", stats=stats)
+            yield Chunk(token=token, finish_reason="stop", stats=stats, logprobs=likely)
             return
         history.append(token)
         yield Chunk(token=token, stats=stats, logprobs=likely)

@@ -1,7 +1,7 @@
 """Bodies held to their forms: what interfaces of other programs have in common when they read a request."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -24,9 +24,21 @@ def held_to(form: type[Form], body: Any) -> Form:
         return form.model_validate(body)
     except ValidationError as errors:
         error = errors.errors(include_url=False)[0]
-        param = ".".join(map(str, error["loc"])) or None
+        param = _field(error["loc"], error["type"] == "missing", body)
         found = "" if error["type"] == "missing" else f", found {brief(error['input'])}"
         raise BadRequest(f"{param or 'the body'}: {error['msg']}{found}", param) from None
+
+
+def _field(place: Sequence[str | int], is_missing: bool, body: Any) -> str | None:
+    """A place as the client wrote it: pydantic also names which alternative of a field it tried."""
+    names = []
+    for i, part in enumerate(place):
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+            body = body[part]  # type: ignore[index]
+        elif not (is_missing and i == len(place) - 1):
+            continue
+        names.append(str(part))
+    return ".".join(names) or None
 
 
 def effort(name: str, param: str) -> tuple[bool, int | None]:

@@ -20,6 +20,18 @@ class BadRequest(UserError):
         self.param = param
 
 
+class ContextOverflow(BadRequest):
+    """A prompt that the context does not hold, in the words by which agents know that they have to shorten it."""
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"prompt is too long: {n_tokens} tokens > {n_ctx} maximum "
+            f"(exceeds the available context size; maximum context length is {n_ctx} tokens)",
+            "messages",
+        )
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
+
+
 class Writer(Protocol):
     """The answers to one body in the words of one interface. Each event is the bytes that go out, whole.
 
@@ -39,7 +51,7 @@ class Writer(Protocol):
         """What goes out after all answers' last chunks."""
 
     def fail(self, error: UserError) -> Iterable[bytes]:
-        """What ends a stream that cannot be finished, in place of everything that is still to come."""
+        """What ends a stream of which nothing was written yet. Where something was, its last chunk says `length` instead."""
 
     def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
         """The one body that a client gets who did not ask for a stream."""

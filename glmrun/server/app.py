@@ -1,0 +1,148 @@
+"""The server's paths."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.request import TooLong
+from glmrun.server import about
+from glmrun.server.body import TooLarge, read_json
+from glmrun.server.completions import Completions
+from glmrun.server.desk import Busy
+from glmrun.server.guard import Guard
+from glmrun.server.interface import ContextOverflow, Interface
+from glmrun.server.openai_chat import OpenAIChat
+from glmrun.server.openai_error import openai_error, status_of
+from glmrun.server.page import page
+from glmrun.server.reply import Record, Reply
+from glmrun.server.service import Options, Service
+from quant.errors import UserError
+
+
+def interfaces(options: Options) -> dict[str, Interface]:
+    """{path: who reads the bodies that are sent there}."""
+    return {
+        "/v1/chat/completions": OpenAIChat(options.reasoning_field),
+    }
+
+
+class Paths:
+    """The server's paths, around a service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def app(self) -> ASGIApp:
+        """The ASGI application."""
+        routes = [
+            Route(path, self._answering(interface), methods=["POST"])
+            for path, interface in interfaces(self._service.options).items()
+        ]
+        routes += [
+            Route("/", self._page), Route("/health", self._health), Route("/v1/health", self._health),
+            Route("/v1/models", self._told(about.models)), Route("/v1/models/{name:path}", self._told(about.one_model)),
+            Route("/props", self._told(about.props)), Route("/slots", self._told(about.slots)),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+        ]  # fmt: skip
+        for prefix in ("", "/v1"):
+            routes += [
+                Route(f"{prefix}/tokenizer_info", self._told(about.tokenizer_info)),
+                Route(f"{prefix}/tokenize", self._told(about.tokenize), methods=["POST"]),
+                Route(f"{prefix}/detokenize", self._told(about.detokenize), methods=["POST"]),
+            ]
+        handlers: Any = {HTTPException: _not_found, UserError: _refused, Exception: _broken}
+        origins = list(self._service.options.access.origins)
+        middleware = (
+            [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])] if origins else []
+        )
+        middleware.append(Middleware(Guard, access=self._service.options.access))
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+
+    def _answering(self, interface: Interface) -> Callable[[Request], Awaitable[Any]]:
+        async def answer(request: Request) -> Any:
+            return await self.answer(interface, request, lambda one: self._service.opened().answer(one))
+
+        return answer
+
+    async def answer(self, interface: Any, request: Request, begin: Callable[[Any], Iterator[Chunk]]) -> Any:
+        """The response to a body that asks for answers, which begin() starts; a refusal in the interface's shape."""
+        record = Record(request.url.path)
+        try:
+            self._service.opened()
+            self._service.desk.check()
+            body = await read_json(request)
+
+            def prepared() -> tuple[Any, list[Any]]:
+                asked = interface.asked(body, self._service.name)
+                return asked, [begin(one) for one in asked.requests]
+
+            asked, answers = await asyncio.to_thread(prepared)
+            job = self._service.desk.take(answers)
+        except UserError as error:
+            error, status, headers = on_the_wire(error)
+            record.status, record.seconds = status, time.monotonic() - record.came
+            self._service.log(record)
+            return JSONResponse(interface.error(status, error), status, headers)
+        return Reply(interface, asked, job, record, self._service.log)
+
+    async def _complete(self, request: Request) -> Any:
+        interface = Completions(self._service.opened())
+        return await self.answer(interface, request, interface.answer)
+
+    async def _page(self, _: Request) -> Response:
+        content, headers = page()
+        return Response(content, headers=headers)
+
+    async def _health(self, _: Request) -> Response:
+        if self._service.model is None:
+            body = {"status": "loading model", **openai_error(503, UserError("the model is being opened", "busy"))}
+            return JSONResponse(body, 503, {"Retry-After": "2"})
+        return JSONResponse({"status": "ok"})
+
+    def _told(self, tell: Callable[[Service, dict[str, Any]], Any]) -> Callable[[Request], Awaitable[Response]]:
+        """A path that says something of the model; tell() takes the body or what the path names."""
+
+        async def answer(request: Request) -> Response:
+            given = await read_json(request) if request.method == "POST" else dict(request.path_params)
+            return JSONResponse(await asyncio.to_thread(tell, self._service, given))
+
+        return answer
+
+
+def on_the_wire(error: UserError) -> tuple[UserError, int, dict[str, str] | None]:
+    """An error as clients know it, its HTTP status and headers."""
+    if isinstance(error, TooLong):
+        error = ContextOverflow(error.n_tokens, error.n_ctx)
+    if isinstance(error, Busy):
+        return error, 503 if error.retry_seconds < 5 else 429, {"Retry-After": str(error.retry_seconds)}
+    return error, 413 if isinstance(error, TooLarge) else status_of(error), None
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, UserError)
+    error, status, headers = on_the_wire(error)
+    return JSONResponse(openai_error(status, error), status, headers)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: "there is no such path", 405: f"{request.method} is not what this path takes"}
+    reason = what.get(error.status_code, HTTPStatus(error.status_code).phrase)
+    reason += f": {request.url.path[:200]!r}; base URLs are http://{request.url.netloc}/v1, for Anthropic's clients without /v1"
+    return JSONResponse(openai_error(error.status_code, UserError(reason, "missing")), error.status_code, error.headers)
+
+
+async def _broken(_: Request, __: Exception) -> Response:
+    return JSONResponse(openai_error(500, UserError("the server failed at this request; its log says why")), 500)

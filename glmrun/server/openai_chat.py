@@ -1,0 +1,399 @@
+"""OpenAI's chat completions: what most clients speak."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from glmrun.chat.chunk import Chunk, Logprob, Stats
+from glmrun.chat.request import ChatRequest
+from glmrun.server.form import arguments, effort, held_to, refuse_media
+from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.openai_error import openai_error, status_of
+from quant.errors import UserError
+
+MAX_ANSWERS = 16
+_MEDIA = (
+    *("image", "image_url", "input_image", "audio", "audio_url", "input_audio"),
+    *("video", "video_url", "file", "input_file", "document"),
+)
+_FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "cancelled": "length"}
+
+
+class Strict(BaseModel):
+    """A form that takes a number for a number only, and ignores what it does not know."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+
+
+class Thinking(Strict):
+    """`thinking` of the makers' own interface, `reasoning` of OpenRouter's."""
+
+    type: str | None = None
+    enabled: bool | None = None
+    effort: str | None = None
+    budget_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0)
+    clear_thinking: bool | None = None
+
+
+class TemplateOptions(Strict):
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    clear_thinking: bool | None = None
+    reasoning_effort: str | None = None
+
+
+class JsonSchema(Strict):
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class SamplingBody(Strict):
+    """What steers the choice of tokens, under the names of all servers."""
+
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=1 << 31)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: int | None = None
+    max_tokens: int | None = Field(default=None, ge=-1)
+    stop: str | list[str] | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def sampling(self, answer: int = 0) -> dict[str, Any]:
+        """ChatRequest.sampling of the answer with this number: a seed gives each another, and all of them again the next time."""
+        names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.top_k is not None:
+            given["top_k"] = max(0, self.top_k)  # -1 is off for others
+        if (penalty := self.repeat_penalty or self.repetition_penalty) is not None:
+            given["repeat_penalty"] = penalty
+        if self.seed is not None and self.seed != -1:
+            given["seed"] = (self.seed + answer) % (1 << 64)
+        if self.logit_bias:
+            given["logit_bias"] = {_token(key): value for key, value in self.logit_bias.items()}
+        return given
+
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer. Raises BadRequest for too many or too long ones."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > 16 or any(len(stop) > 1024 for stop in stops):
+            raise BadRequest("stop: at most 16 texts of at most 1,024 characters are taken", "stop")
+        return tuple(stop for stop in stops if stop)
+
+    def limit(self, *names: str) -> int | None:
+        """The first of the fields of these names that sets a limit on an answer's tokens; -1 is none, as is leaving it out."""
+        for name in names:
+            if (value := getattr(self, name)) is not None and value != -1:
+                if value < 1:
+                    raise BadRequest(f"{name}: a number of at least 1 is expected, found {value}", name)
+                return int(value)
+        return None
+
+
+class ChatBody(SamplingBody):
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=-1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    reasoning_effort: str | None = None
+    reasoning: Thinking | None = None
+    thinking: Thinking | bool | None = None
+    think: bool | str | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = Field(default=None, ge=-1)
+    thinking_budget_tokens: int | None = Field(default=None, ge=-1)
+    reasoning_budget: int | None = Field(default=None, ge=-1)
+    clear_thinking: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    return_progress: bool | None = None
+
+
+class OpenAIChat:
+    """/v1/chat/completions; reasoning_field: reasoning_content, reasoning, both, or none, which leaves the thinking out."""
+
+    media_type: str = "text/event-stream"
+
+    def __init__(self, reasoning_field: str = "both") -> None:
+        names = {"both": ("reasoning_content", "reasoning"), "none": ()}
+        self._fields: tuple[str, ...] = names.get(reasoning_field, (reasoning_field,))
+
+    def asked(self, body: dict[str, Any], model: str) -> Asked:
+        """As Interface.asked()."""
+        form = held_to(ChatBody, body)
+        messages = [_message(message, i) for i, message in enumerate(form.messages)]
+        tools = _functions(form.tools or [])
+        thinking, budget = _thinking(form)
+        schema = _schema(form.response_format)
+        requests = [
+            ChatRequest(
+                messages, tools or None, thinking, _clears(form, bool(tools)), budget,
+                form.limit("max_completion_tokens", "max_tokens"), schema, form.stops(), form.sampling(i),
+                tool_choice=_tool_choice(form.tool_choice, tools), parallel_tool_calls=form.parallel_tool_calls is not False,
+                logprobs=(form.top_logprobs or 0) if form.logprobs or form.top_logprobs else None,
+            )
+            for i in range(form.n or 1)
+        ]  # fmt: skip
+        with_usage = form.stream_options is not None and bool(form.stream_options.include_usage)
+        return Asked(requests, bool(form.stream), ChatWriter(model, self._fields, with_usage, bool(form.return_progress)))
+
+    def error(self, status: int, error: UserError) -> dict[str, Any]:
+        """As Interface.error()."""
+        return openai_error(status, error)
+
+
+def _token(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise BadRequest(f"logit_bias: {text[:40]!r} is no token's id", "logit_bias")
+    return int(text)
+
+
+def _message(message: dict[str, Any], i: int) -> dict[str, Any]:
+    """A message as the chat format takes it: no media, and calls of a history with whatever arguments they had."""
+    content = message.get("content")
+    for j, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, dict) and isinstance(kind := part.get("type"), str) and kind in _MEDIA:
+            refuse_media(kind, i, f"messages.{i}.content.{j}")
+    message = {key: value for key, value in message.items() if key != "token_ids" or message.get("role") == "assistant"}
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and all(isinstance(call, dict) and isinstance(call.get("function"), dict) for call in calls):
+        message["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": arguments(call["function"].get("arguments"))}} for call in calls
+        ]
+    return message
+
+
+def _functions(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The declarations of functions; tools of other kinds are the client's own and left out. Raises BadRequest."""
+    found = []
+    for i, tool in enumerate(tools):
+        if tool.get("type", "function") != "function":
+            continue
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or not 0 < len(name) <= 256:
+            raise BadRequest(f"tools.{i}.function.name: a text is expected, found {str(name)[:40]!r}", f"tools.{i}.function.name")
+        found.append({"type": "function", "function": function})
+    return found
+
+
+def _tool_choice(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]) -> str:
+    """ChatRequest.tool_choice. Raises BadRequest for a function that is not among the tools."""
+    if choice is None or (not tools and choice in ("auto", "none")):
+        return "auto"
+    if isinstance(choice, str):
+        if choice == "required" and not tools:
+            raise BadRequest("tool_choice: required needs tools", "tool_choice")
+        return choice
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    if name not in [tool["function"]["name"] for tool in tools]:
+        raise BadRequest(f"tool_choice: the function {str(name)[:40]!r} is not among the tools", "tool_choice")
+    return str(name)
+
+
+def _schema(form: ResponseFormat | None) -> dict[str, Any] | None:
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return form.schema_ or {"type": "object"}
+    if form.json_schema is None:
+        raise BadRequest("response_format.json_schema: a schema is expected", "response_format.json_schema")
+    return form.json_schema.schema_
+
+
+def _thinking(form: ChatBody) -> tuple[bool, int | None]:
+    """Whether to think, and the tokens after which the thinking is closed, under every name that clients use."""
+    template, reasoning = form.chat_template_kwargs or TemplateOptions(), form.reasoning or Thinking()
+    own = Thinking(enabled=form.thinking) if isinstance(form.thinking, bool) else form.thinking or Thinking()
+    types = {"disabled": False, "enabled": True, "adaptive": True, "auto": True}
+    switches = [
+        template.enable_thinking, template.thinking, form.enable_thinking, own.enabled, types.get(own.type or ""),
+        reasoning.enabled, form.think if isinstance(form.think, bool) else None,
+    ]  # fmt: skip
+    switch = next((value for value in switches if value is not None), None)
+    efforts = {
+        "reasoning_effort": form.reasoning_effort, "reasoning.effort": reasoning.effort, "thinking.effort": own.effort,
+        "think": form.think if isinstance(form.think, str) else None,
+        "chat_template_kwargs.reasoning_effort": template.reasoning_effort,
+    }  # fmt: skip
+    param, name = next(((param, name) for param, name in efforts.items() if name is not None), ("", None))
+    thinking, budget = effort(name, param) if name is not None else (True, None)
+    budgets = [
+        own.budget_tokens, own.max_tokens, reasoning.budget_tokens, reasoning.max_tokens, form.thinking_budget,
+        form.thinking_budget_tokens, form.reasoning_budget,
+    ]  # fmt: skip
+    budget = next((value for value in budgets if value is not None and value != -1), budget)
+    return (thinking if switch is None else switch), budget
+
+
+def _clears(form: ChatBody, has_tools: bool) -> bool:
+    """Whether earlier thinking is left out; for agents the makers advise to keep it, and then no prefix changes."""
+    own = form.thinking.clear_thinking if isinstance(form.thinking, Thinking) else None
+    template = form.chat_template_kwargs.clear_thinking if form.chat_template_kwargs else None
+    return next((value for value in (form.clear_thinking, own, template) if value is not None), not has_tools)
+
+
+class ChatWriter:
+    """Chunks of chat completions as server-sent events, or one completion."""
+
+    def __init__(self, model: str, reasoning_fields: Sequence[str], with_usage: bool, with_progress: bool) -> None:
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._fields, self._with_usage, self._with_progress = reasoning_fields, with_usage, with_progress
+        self._calls: dict[int, int] = {}  # of each answer so far
+        self._tallies: dict[int, Tally] = {}
+
+    def begin(self) -> Iterable[bytes]:
+        """As Writer.begin()."""
+        yield self._event(0, {"role": "assistant", "content": ""})
+
+    def push(self, answer: int, chunk: Chunk) -> Iterable[bytes]:
+        """As Writer.push()."""
+        tally = self._tallies.setdefault(answer, Tally())
+        tally.count(chunk)
+        if self._with_progress and chunk.token is None and chunk.finish_reason is None:
+            yield self._event(answer, {}, prompt_progress=progress(chunk.stats))
+        if chunk.reasoning and self._fields:
+            yield self._event(answer, dict.fromkeys(self._fields, chunk.reasoning))
+        if chunk.text or chunk.logprobs:
+            yield self._event(answer, {"content": chunk.text}, chunk.logprobs)
+        for call in chunk.tool_calls or ():
+            index = self._calls[answer] = self._calls.get(answer, -1) + 1
+            function = call["function"]
+            named = {"index": index, "id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": ""}}
+            yield self._event(answer, {"tool_calls": [named]})
+            yield self._event(answer, {"tool_calls": [{"index": index, "function": {"arguments": function["arguments"]}}]})
+        if chunk.finish_reason is not None:
+            yield self._event(answer, {}, finish=_FINISH[chunk.finish_reason], timings=timings(chunk.stats))
+
+    def waiting(self) -> Iterable[bytes]:
+        """As Writer.waiting()."""
+        yield self._event(0, {})
+
+    def end(self) -> Iterable[bytes]:
+        """As Writer.end()."""
+        if self._with_usage:
+            usage = usage_of(self._tallies.values())
+            yield event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
+        yield b"data: [DONE]\n\n"
+
+    def fail(self, error: UserError) -> Iterable[bytes]:
+        """As Writer.fail()."""
+        yield event(openai_error(status_of(error), error))
+        yield b"data: [DONE]\n\n"
+
+    def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
+        """As Writer.whole()."""
+        tallies = []
+        choices = []
+        for index, chunks in enumerate(answers):
+            tally = Tally()
+            for chunk in chunks:
+                tally.count(chunk)
+            tallies.append(tally)
+            calls = [call for chunk in chunks for call in chunk.tool_calls or ()]
+            text = "".join(chunk.text for chunk in chunks)
+            message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text}
+            if reasoning := "".join(chunk.reasoning for chunk in chunks):
+                message |= dict.fromkeys(self._fields, reasoning)
+            if calls:
+                message["tool_calls"] = calls
+            likely = [one for chunk in chunks for one in chunk.logprobs or ()]
+            choices.append({
+                "index": index, "message": message, "logprobs": {"content": logprobs_of(likely)} if likely else None,
+                "finish_reason": _FINISH[chunks[-1].finish_reason or "cancelled"],
+            })  # fmt: skip
+        body = {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(tallies)}
+        return {**body, "timings": timings(answers[-1][-1].stats)}
+
+    def _event(
+        self, answer: int, delta: dict[str, Any], likely: list[Logprob] | None = None, finish: str | None = None, **more: Any
+    ) -> bytes:
+        choice: dict[str, Any] = {"index": answer, "delta": delta, "finish_reason": finish}
+        if likely:
+            choice["logprobs"] = {"content": logprobs_of(likely)}
+        return event({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})
+
+
+class Tally:
+    """What one answer cost, for `usage`."""
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self.n_thinking = 0
+
+    def count(self, chunk: Chunk) -> None:
+        """Take a chunk into account."""
+        self.stats = chunk.stats
+        if chunk.reasoning:
+            self.n_thinking = chunk.stats.n_generated
+
+
+def usage_of(tallies: Iterable[Tally]) -> dict[str, Any]:
+    """`usage` of a body: its prompt once, the tokens of all its answers."""
+    tallies = list(tallies) or [Tally()]
+    n_prompt, n_written = tallies[0].stats.n_prompt, sum(tally.stats.n_generated for tally in tallies)
+    return {
+        "prompt_tokens": n_prompt, "completion_tokens": n_written, "total_tokens": n_prompt + n_written,
+        "prompt_tokens_details": {"cached_tokens": tallies[0].stats.n_cached},
+        "completion_tokens_details": {"reasoning_tokens": sum(tally.n_thinking for tally in tallies)},
+    }  # fmt: skip
+
+
+def timings(stats: Stats) -> dict[str, Any]:
+    """How fast it went, as web pages show it; milliseconds."""
+    n_read = stats.n_prompt - stats.n_cached
+    return {
+        "cache_n": stats.n_cached, "prompt_n": n_read, "prompt_ms": 1000 * stats.prompt_seconds,
+        "prompt_per_second": n_read / stats.prompt_seconds if stats.prompt_seconds else None,
+        "predicted_n": stats.n_generated, "predicted_ms": 1000 * stats.generate_seconds,
+        "predicted_per_second": stats.n_generated / stats.generate_seconds if stats.generate_seconds else None,
+    }  # fmt: skip
+
+
+def progress(stats: Stats) -> dict[str, Any]:
+    """How much of a prompt is read."""
+    return {
+        "total": stats.n_prompt, "cache": stats.n_cached, "processed": stats.n_prefilled,
+        "time_ms": round(1000 * stats.prompt_seconds),
+    }  # fmt: skip
+
+
+def logprobs_of(likely: Iterable[Logprob]) -> list[dict[str, Any]]:
+    """`logprobs.content`."""
+    return [
+        {**_entry(one.text, one.logprob), "top_logprobs": [_entry(text, logprob) for _, text, logprob in one.top]} for one in likely
+    ]
+
+
+def _entry(text: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(text)}
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """A server-sent event. Escapes keep U+2028 from clients that cut lines at it."""
+    return f"data: {json.dumps(data)}\n\n".encode()
