@@ -17,6 +17,8 @@ def load(
     n_threads: int | None = None,
     kv_type: str | None = None,
     converting: "Converting | None" = None,
+    draft: str = "auto",
+    draft_exact: bool = False,
 ) -> "Model":
     """Open a GGUF file of GLM-4.7-Flash, ready to talk.
 
@@ -25,6 +27,9 @@ def load(
     n_threads    by default every core that the process may use; never more
     kv_type      of the cached rows: f16, q8_0 (half the memory) or f32; by default f16, or f32 where no matrix is quantized
     converting   called as (lines for the user, bytes made, of how many) before and while foreign formats are converted
+    draft        tokens guessed from the text so far and verified together: off, ngram (wherever the text repeats itself), or auto,
+                 where measured costs say that it pays
+    draft_exact  only drafts of which every token's numbers are bit for bit those without drafts; also where a seed is given
     Raises quant.errors.UserError, one line for the user, if there is no such file or it is not a model that glmrun runs.
     """
     from glmrun.warmup import compile_all
@@ -36,4 +41,4 @@ def load(
         from glmrun.store.nano import nano_path
 
         path = nano_path()
-    return Model(path, n_ctx, n_threads, kv_type, converting)
+    return Model(path, n_ctx, n_threads, kv_type, converting, draft, draft_exact)

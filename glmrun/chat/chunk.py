@@ -13,6 +13,9 @@ class Stats:
     prompt_seconds: float = 0.0
     n_generated: int = 0
     generate_seconds: float = 0.0
+    n_drafted: int = 0  # tokens that were computed before they were drawn
+    n_accepted: int = 0  # of them: drawn
+    n_passes: int = 0  # through the model while the answer was written
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, logprobs
 from glmrun.engine.sequence import Sequence as Conversation
+from glmrun.engine.sequence import common_prefix
+from glmrun.engine.speculative import EXACT, LENGTHS, Drafter
 
 PROGRESS_SECONDS = 0.1  # between two reports while a prompt is read: who gives the iterator up is noticed then
 
@@ -41,9 +43,14 @@ class Limits:
 
 
 def generate(
-    runner: Runner, sequence: Conversation, ids: np.ndarray, sampler: Sampler | ThinkBudget, limits: Limits
+    runner: Runner,
+    sequence: Conversation,
+    ids: np.ndarray,
+    sampler: Sampler | ThinkBudget,
+    limits: Limits,
+    drafter: Drafter | None = None,
 ) -> Iterator[Chunk]:
-    """Read the prompt ids, int64 (n,), then choose one token after another.
+    """Read the prompt ids, int64 (n,), then choose one token after another; a drafter gives tokens that are computed ahead.
 
     The sequence holds some of the ids already, from the first on. Chunks carry a token, progress, or a finish_reason.
     """
@@ -57,7 +64,16 @@ def generate(
         return
     while not limits.looked_at(0.1) and not limits.cancelled():
         pass  # no token is shown before the weights have been looked at
-    start, history = time.perf_counter(), ids.tolist()
+    history = ids.tolist()
+    try:
+        yield from _write(_Ahead(runner, sequence, limits, drafter), history, sampler, stats)
+    finally:
+        sequence.truncate(common_prefix(sequence.tokens, history))  # drafts that nobody has drawn
+
+
+def _write(ahead: "_Ahead", history: list[int], sampler: Sampler | ThinkBudget, stats: Counts) -> Iterator[Chunk]:
+    """Choose one token after another behind history, which grows."""
+    limits, start = ahead.limits, time.perf_counter()
     while True:
         if limits.cancelled():
             yield Chunk(finish_reason="cancelled", stats=stats)
@@ -65,16 +81,65 @@ def generate(
         if limits.reached(stats.n_generated, len(history)):
             yield Chunk(finish_reason="length", stats=stats)
             return
-        token = sampler.sample(sequence.logits[0], history)
-        likely = None if limits.likely is None else [limits.likely(sequence.logits[0], token)]
+        token = sampler.sample(ahead.logits, history)
+        likely = None if limits.likely is None else [limits.likely(ahead.logits, token)]
         stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
         if token in limits.eog_ids:
             yield Chunk(token=token, finish_reason="stop", stats=stats, logprobs=likely)
             return
         history.append(token)
+        stats = ahead.count(token, stats)
         yield Chunk(token=token, stats=stats, logprobs=likely)
         if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
-            runner.step([Run(sequence, np.array([token], np.int64), sequence.logits)], limits.cancelled)
+            stats = ahead.go_on(history, stats)
+
+
+class _Ahead:
+    """The passes of an answer, and what they have computed ahead.
+
+    logits   float32 (n_vocab,): from which the next token is drawn
+    """
+
+    def __init__(self, runner: Runner, sequence: Conversation, limits: Limits, drafter: Drafter | None) -> None:
+        self._runner, self._sequence, self.limits, self._drafter = runner, sequence, limits, drafter
+        self._rows = sequence.logits  # float32 (1 + len(draft), n_vocab)
+        self._draft: list[int] = []
+        self._at = 0  # tokens of the draft that were drawn
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self._rows[self._at]
+
+    def count(self, token: int, stats: Counts) -> Counts:
+        """Note the token that was drawn; the stats with it."""
+        if self._drafter is not None:
+            self._drafter.add(token)
+        stands = self._draft[self._at : self._at + 1] == [token]
+        return replace(stats, n_accepted=stats.n_accepted + stands)
+
+    def go_on(self, history: list[int], stats: Counts) -> Counts:
+        """Have the logits behind the last token of history: they are there, or a pass computes them and some ahead."""
+        token = history[-1]
+        if self._draft[self._at : self._at + 1] == [token]:
+            self._at += 1
+            return stats
+        self._sequence.truncate(len(history) - 1)
+        self._draft = draft = self._next_draft(len(history), stats.n_generated)
+        self._at = 0
+        if len(self._rows) <= len(draft):
+            self._rows = np.empty((1 + max(LENGTHS), self._rows.shape[1]), np.float32)  # float32 (n, n_vocab)
+        tokens = np.array([token, *draft], np.int64)  # int64 (1 + len(draft),)
+        run = Run(self._sequence, tokens, self._rows[: len(tokens)], exact=len(draft) <= EXACT)
+        self._runner.step([run], self.limits.cancelled)
+        return replace(stats, n_passes=stats.n_passes + 1, n_drafted=stats.n_drafted + len(draft))
+
+    def _next_draft(self, n_tokens: int, n_generated: int) -> list[int]:
+        if self._drafter is None or not self._runner.alone:  # others would wait for what may be thrown away
+            return []
+        room = self.limits.n_ctx - n_tokens
+        if self.limits.max_tokens is not None:
+            room = min(room, self.limits.max_tokens - n_generated - 1)
+        return self._drafter.next(room)
 
 
 def reporter(tokenizer: Tokenizer, n_top: int) -> Callable[[np.ndarray, int], Logprob]:

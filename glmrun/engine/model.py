@@ -19,6 +19,7 @@ from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
 from glmrun.engine.sequence import Sequence as Conversation
+from glmrun.engine.speculative import Drafter, checked_draft
 from glmrun.gguf.architecture import DEFAULT_CONTEXT, ModelFile, open_model_file
 from glmrun.gguf.dialects import whole_vocabulary
 from glmrun.tensors.finite import FiniteCheck
@@ -44,8 +45,11 @@ class Model:
         n_threads: int | None = None,
         kv_type: str | None = None,
         converting: Converting | None = None,
+        draft: str = "auto",
+        draft_exact: bool = False,
     ) -> None:
         """Open and validate the file; arguments as in glmrun.load(). Raises UserError."""
+        self.draft, self._draft_exact = checked_draft(draft), draft_exact
         self.file = path if isinstance(path, ModelFile) else open_model_file(path)
         self.path = path = self.file.path
         self.name = path.name
@@ -169,9 +173,14 @@ class Model:
         """generate.generate() on the sequence that has most of the prompt cached."""
         likely = None if n_top is None else reporter(self.tokenizer, n_top)
         limits = Limits(self.n_ctx, max_tokens, frozenset(self.tokenizer.eog_ids), self._cancelled_from_now(), self.finite, likely)
+        drafter = None
+        if self.draft != "off":
+            chosen = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler
+            exact = self._draft_exact or chosen.seed is not None  # a seed repeats its answer
+            drafter = Drafter(ids.tolist(), self.runner.costs, self.draft, exact)
         sequence = self._idle.take(ids.tolist()[:-1])
         try:
-            yield from generate(self.runner, sequence, ids, sampler, limits)
+            yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
         finally:
             self._idle.give_back(sequence)
 

@@ -7,6 +7,7 @@ run only, so nobody's answer depends on the company.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glmrun.engine.sequence import Sequence as Conversation
+from glmrun.engine.speculative import PassCosts
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.forward import CANCELLED, forward
 from glmrun.gguf.watch import Watched
@@ -26,11 +28,22 @@ MAX_TOKENS = 512  # of one step
 
 @dataclass(frozen=True)
 class Run:
-    """New tokens of one sequence, int64 (n,), checked; logits, float32 (n_logits, n_vocab), takes those after the last of them."""
+    """New tokens of one sequence, int64 (n,), checked; logits, float32 (n_logits, n_vocab), takes those after the last of them.
+
+    exact   each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
+    """
 
     sequence: Conversation
     tokens: np.ndarray
     logits: np.ndarray
+    exact: bool = False
+
+    def parts(self) -> list[Part]:
+        """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
+        rows, position = self.sequence.rows, len(self.sequence.tokens)
+        if self.exact:
+            return [Part(rows, position + i, 1, 1) for i in range(len(self.tokens))]
+        return [Part(rows, position, len(self.tokens), len(self.logits))]
 
 
 @dataclass(eq=False)
@@ -50,8 +63,12 @@ class _Request:
         return sum(len(run.tokens) for run in self.runs)
 
     @property
+    def n_parts(self) -> int:
+        return sum(len(run.tokens) if run.exact else 1 for run in self.runs)
+
+    @property
     def size(self) -> "Size":
-        return Size(self.n_tokens, len(self.runs), bool(self.importance))
+        return Size(self.n_tokens, self.n_parts, bool(self.importance))
 
     def cancelled(self) -> bool:
         return self.given_up or self.stopped()
@@ -87,6 +104,8 @@ def next_batch(waiting: Sequence[Size], max_tokens: int, max_runs: int) -> list[
 class Runner:
     """Threads and buffers for steps of up to max_runs runs.
 
+    costs   what passes of few tokens take; alone: whether the last step had one run
+
     A request has up to max_tokens tokens. In a step there is room beside it for one token of each other run: nobody who writes
     waits for somebody else's prompt to end.
     """
@@ -106,6 +125,8 @@ class Runner:
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
         self.workspace = Workspace(weights, n_ctx, self.max_tokens + max_runs, self.n_threads, max_runs)
+        self.costs = PassCosts()
+        self.alone = True  # whether the last step had one run
         self._lock = threading.Lock()  # of what follows; held for moments
         self._waiting: list[_Request] = []
         self._leader: _Request | None = None
@@ -162,7 +183,7 @@ class Runner:
     def _request(self, runs: Sequence[Run], cancelled: Callable[[], bool], importance: int) -> _Request:
         self.check()
         request = _Request(runs, cancelled, importance)
-        assert request.n_tokens <= self.max_tokens and len(runs) <= self.max_runs
+        assert request.n_tokens <= self.max_tokens and request.n_parts <= self.max_runs
         return request
 
     def _fulfil(self, request: _Request) -> None:
@@ -236,10 +257,13 @@ class Runner:
                 logits = runs[0].logits  # float32 (n_logits, n_vocab)
             space = self.workspace
             space.step["importance"] = batch[0].importance
-            parts = [Part(run.sequence.rows, len(run.sequence.tokens), len(run.tokens), len(run.logits)) for run in runs]
-            places = space.begin(parts, logits)
-            for run, (place, _) in zip(runs, places, strict=True):
-                space.x[place : place + len(run.tokens)] = self._weights.embed(run.tokens)
+            parts = [part for run in runs for part in run.parts()]
+            tokens = np.concatenate([run.tokens for run in runs])  # int64 (n_tokens,)
+            places, first = space.begin(parts, logits), 0
+            for part, (place, _) in zip(parts, places, strict=True):
+                space.x[place : place + part.n_tokens] = self._weights.embed(tokens[first : first + part.n_tokens])
+                first += part.n_tokens
+            start = time.perf_counter()
             result = self._team.run(forward, self._weights.model, self._weights.layers, space.step, space.workers)
         except Exception as error:
             for request in batch:
@@ -247,9 +271,15 @@ class Runner:
             return
         if result == CANCELLED:
             return  # who is cancelled is found out before the next step
-        for run, (_, row) in zip(runs, places, strict=True):
-            if len(runs) > 1:
-                run.logits[:] = logits[row : row + len(run.logits)]
+        self.alone = len(runs) == 1
+        if self.alone and len(logits) == len(runs[0].tokens):
+            self.costs.add(len(logits), time.perf_counter() - start)
+        rows = iter(zip(parts, places, strict=True))
+        for run in runs:
+            for i in range(len(run.tokens) if run.exact else 1):
+                part, (_, row) = next(rows)
+                if len(runs) > 1:
+                    run.logits[i : i + part.n_logits] = logits[row : row + part.n_logits]
             run.sequence.extend(run.tokens.tolist())
         for request in batch:
             request.fulfilled = True

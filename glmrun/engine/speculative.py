@@ -1,0 +1,154 @@
+"""Drafts: tokens that are guessed from the text so far and verified in one pass, and when that pays.
+
+A draft changes no choice: the sampler draws every token from the model's logits as it would without one, and what it draws differs
+from the draft sooner or later; what was computed behind that place is thrown away.
+"""
+
+from collections.abc import Sequence
+
+from glmrun.kernels.activations import FEW
+from quant.errors import UserError
+
+DRAFTS = ("off", "ngram", "auto")
+LENGTHS = (1, 2, 3, 7, 16)  # of a draft
+EXACT = FEW - 2  # up to here a pass meets the matrices row by row in any case: each token in a run of its own costs no more
+_KEY = 3  # tokens that must have come before
+_LONGEST = 32  # tokens of a match that are looked at
+_CANDIDATES = 8  # earlier places that are compared
+_PAYS = 1.05  # tokens for the price of one pass of a single token, from which on a draft is made
+_MEMORY = 32  # tokens over which it is counted how often a copy is right
+_FADING = 256  # passes of one token after which a measured cost is all but forgotten
+
+
+def checked_draft(draft: str) -> str:
+    """draft, if it is one of DRAFTS. Raises UserError (usage)."""
+    if draft not in DRAFTS:
+        raise UserError(f"drafts of kind {draft!r} were asked for; there are {', '.join(DRAFTS)}", "usage")
+    return draft
+
+
+class PassCosts:
+    """What a pass of n tokens of one sequence costs on this machine, n logits included, in passes of one token.
+
+    Until it is measured a further token is taken for 0.4 passes: the bytes of 64 experts of which each token reads four.
+    """
+
+    def __init__(self) -> None:
+        self._one = 0.0  # seconds
+        self._ratios = {1 + n: self._prior(1 + n) for n in LENGTHS}
+
+    @staticmethod
+    def _prior(n_tokens: int) -> float:
+        return 1 + 0.4 * (n_tokens - 1)
+
+    def ratio(self, n_tokens: int) -> float:
+        """The cost of a pass of 1 + one of LENGTHS tokens."""
+        return self._ratios[n_tokens]
+
+    def add(self, n_tokens: int, seconds: float) -> None:
+        """A pass was measured. One that took long for reasons of its own counts for little, and is forgotten in time."""
+        if n_tokens == 1:
+            self._one += (min(seconds, 2 * self._one) - self._one) / 4 if self._one else seconds
+            for n in self._ratios:
+                self._ratios[n] += (self._prior(n) - self._ratios[n]) / _FADING
+        elif self._one and n_tokens in self._ratios:
+            known = self._ratios[n_tokens]
+            self._ratios[n_tokens] += (min(seconds / self._one, 2 * known) - known) / 2
+
+
+class Copies:
+    """Prompt and answer as an index: what followed where the text last ended as it ends now.
+
+    match   tokens that the two ends share, at least _KEY; 0 if there is no such place
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = list(tokens)
+        self._latest: dict[tuple[int, ...], int] = {}  # _KEY tokens -> the last place behind them
+        self._earlier = [0] * len(self._tokens)  # place -> the one before it behind the same tokens, or 0
+        keys = zip(self._tokens, self._tokens[1:], self._tokens[2:], strict=False)
+        for place, key in zip(range(_KEY, len(self._tokens)), keys, strict=False):
+            self._earlier[place] = self._latest.get(key, 0)
+            self._latest[key] = place
+        self._place = 0  # of what is copied next
+        self.match = 0
+        self._find()
+
+    def add(self, token: int) -> None:
+        """The text goes on with this token."""
+        key, place = tuple(self._tokens[-_KEY:]), len(self._tokens)
+        self._earlier.append(self._latest.get(key, 0) if place >= _KEY else 0)
+        if place >= _KEY:
+            self._latest[key] = place
+        goes_on = self.match and self._tokens[self._place] == token
+        self._tokens.append(token)
+        if goes_on:
+            self.match, self._place = self.match + 1, self._place + 1
+        else:
+            self._find()
+
+    def _find(self) -> None:
+        tokens, self.match = self._tokens, 0
+        place = self._latest.get(tuple(tokens[-_KEY:]), 0)
+        for _ in range(_CANDIDATES):
+            if not place:
+                return
+            n = _KEY
+            while n < min(_LONGEST, place) and tokens[place - 1 - n] == tokens[-1 - n]:
+                n += 1
+            if n > self.match:
+                self.match, self._place = n, place
+            place = self._earlier[place]
+
+    def draft(self, n: int) -> list[int]:
+        """The n tokens that followed; where they reach into the end of the text, that goes on in the same way."""
+        copied = self._tokens[self._place : self._place + n]
+        period = len(self._tokens) - self._place
+        while len(copied) < n:
+            copied.append(copied[-period])
+        return copied
+
+
+class Drafter:
+    """Drafts for one answer: told each token that stands, it gives what may follow.
+
+    kind    ngram drafts wherever the text repeats itself; auto only where costs and what was right so far say that it pays
+    exact   drafts so short that their passes compute what a pass of one token computes, bit for bit
+    """
+
+    def __init__(self, tokens: Sequence[int], costs: PassCosts, kind: str, exact: bool) -> None:
+        self._copies, self._costs, self._kind = Copies(tokens), costs, kind
+        self._longest = EXACT if exact else max(LENGTHS)
+        self._seen = [2.0] * (_LONGEST.bit_length() + 1)  # by how long a match was: copies that were looked at, and were right
+        self._right = [1.0] * len(self._seen)
+
+    def add(self, token: int) -> None:
+        """The text goes on with this token. Whether it would have been copied is counted, drafted or not."""
+        if self._copies.match:
+            size, keep = _size(self._copies.match), 1 - 1 / _MEMORY
+            self._seen[size] = keep * self._seen[size] + 1
+            self._right[size] = keep * self._right[size] + (self._copies.draft(1) == [token])
+        self._copies.add(token)
+
+    def next(self, room: int) -> list[int]:
+        """At most `room` tokens that may come next; none where nothing is known or where it does not pay."""
+        if not self._copies.match:
+            return []
+        longest = min(room, self._longest)
+        return self._copies.draft(longest if self._kind == "ngram" else self._best(longest))
+
+    def _best(self, longest: int) -> int:
+        """The length of a draft that gives most tokens for the time of its pass; 0 if a single token does."""
+        best, gain, stands, expected = 0, _PAYS, 1.0, 1.0
+        for n in range(1, longest + 1):
+            size = _size(self._copies.match + n - 1)
+            stands *= self._right[size] / self._seen[size]
+            expected += stands
+            if n in LENGTHS and expected / self._costs.ratio(1 + n) > gain:
+                best, gain = n, expected / self._costs.ratio(1 + n)
+        return best
+
+
+def _size(match: int) -> int:
+    """Matches whose copies are counted together: 3, 4 to 7, 8 to 15, 16 to 31, longer ones."""
+    return min(match, _LONGEST).bit_length()
