@@ -3,7 +3,7 @@
     python scripts/generated_tool_calls.py [number] [seed]
 
 Correct calls must come back exactly. Damaged ones (one tag dropped, moved or doubled) must not crash, must not lose text silently
-and must not call what is not declared; the share that is understood as it was meant is printed.
+must not call what is not declared and must not show tags; the share that is understood as it was meant is printed.
 Values never hold the end of a value as the format writes it (</arg_value> followed by <arg_key> or </tool_call>) outside a quoted
 call: no reader can tell that from the end.
 """
@@ -82,12 +82,12 @@ def _damage(pieces: list[str], damage: str, chance: random.Random) -> None:
         pieces.insert(chance.choice([i for i in range(max(at - 3, 0), min(at + 4, len(pieces) + 1)) if i != at]), tag)
 
 
-def read(case: Case, chance: random.Random) -> tuple[list[tuple[str, dict]], str, str]:
+def read(case: Case, chance: random.Random, cut_off: bool = False) -> tuple[list[tuple[str, dict]], str, str]:
     """(calls, text shown, where the stream ended) of a case fed in random pieces."""
     stream = ChatStream(None, False, case.tools)
     cuts = sorted(chance.sample(range(1, len(case.written)), min(chance.randint(0, 30), len(case.written) - 1)))
     deltas = [stream.feed(case.written[a:b]) for a, b in zip([0, *cuts], [*cuts, len(case.written)], strict=True)]
-    deltas.append(stream.finish())
+    deltas.append(stream.finish(cut_off))
     functions = [call["function"] for delta in deltas for call in delta.tool_calls or ()]
     calls = [(function["name"], json.loads(function["arguments"])) for function in functions]
     return calls, "".join(delta.text + delta.reasoning for delta in deltas), stream.state
@@ -103,6 +103,8 @@ def fault(case: Case, calls: list[tuple[str, dict]], text: str, state: str) -> s
     if undeclared := {name for name, _ in calls} - {tool["function"]["name"] for tool in case.tools}:
         return f"calls {sorted(undeclared)[0]!r}, which is not declared"
     seen = text + "".join(name + "".join(key + value for key, value in arguments.items()) for name, arguments in calls)
+    if shown := _TAG.search(text):
+        return f"shows {shown[0]}"
     lost = Counter(_words(case.written)) - Counter(_words(seen))
     return f"lost {sorted(lost)}" if lost and state != "call" else None
 

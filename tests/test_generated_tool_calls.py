@@ -1,6 +1,7 @@
 """A short form of scripts/generated_tool_calls.py: random calls, written correctly and damaged, read at random cuts."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from generated_tool_calls import fault, make_case, read
@@ -14,16 +15,23 @@ def test_correct_calls_come_back_exactly():
         assert (calls, text) == (case.meant, ""), case.written
 
 
-@pytest.mark.parametrize(("damage", "understood"), [("dropped", 0.78), ("moved", 0.1), ("doubled", 0.6)])
+@pytest.mark.parametrize(("damage", "understood"), [("dropped", 0.97), ("moved", 0.92), ("doubled", 0.6)])
 def test_damaged_calls_call_nothing_undeclared_and_keep_the_text(damage, understood):
-    """A few lose words where a tag moved between two values; behind a </tool_call> that moved forward, quoted calls stand alone."""
-    chance, good, lost = random.Random(6), 0, 0
+    """A doubled <arg_value> or </arg_value> is data, as the format says; so are tags that moved to the edge of such a value."""
+    chance, good = random.Random(6), 0
     for _ in range(200):
         case = make_case(chance, damage)
         calls, text, state = read(case, chance)
-        wrong = fault(case, calls, text, state) or ""
-        assert damage == "moved" or "not declared" not in wrong, case.written
-        lost += bool(wrong)
+        assert fault(case, calls, text, state) is None, case.written
         good += calls == case.meant
-    assert lost <= 12
     assert good >= understood * 200
+
+
+def test_what_generation_cut_off_is_not_called():
+    """Wherever an answer of whole calls ends too early, only calls that were closed are carried out."""
+    chance = random.Random(7)
+    for _ in range(15):
+        case = make_case(chance, None)
+        for end in range(1, len(case.written), 1 + len(case.written) // 80):
+            calls, _, _ = read(replace(case, written=case.written[:end]), chance, cut_off=True)
+            assert calls == case.meant[: len(calls)], case.written[:end]

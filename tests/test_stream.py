@@ -152,6 +152,24 @@ ROWS = {
         False, '<tool_call>\n{"name":"f","arguments":"{\\"a\\": 1}"}\n</tool_call>', "", "", [("f", {"a": 1})]),
     "40 name and JSON": (False, '<tool_call>f {"a": "b"}</tool_call>', "", "", [("f", {"a": "b"})]),
     "40 JSON that is none": (False, "<tool_call>{name: f</tool_call> b", "{name: f b", "", []),
+    "40 JSON with the tags of calls": (
+        False, '<tool_call>{"name": "write", "arguments": {"text": "a</tool_call><arg_key>b"}}</tool_call>c',
+        "c", "", [("write", {"text": "a</tool_call><arg_key>b"})]),
+    "40 JSON that is none, then a call": (False, "<tool_call>{name: f</tool_call>" + WEATHER, "{name: f", "", [BEIJING]),
+    "damaged: <arg_value> moved before </arg_key>, then thinking": (
+        True, "a<tool_call>get_weather<arg_key>city<arg_value></arg_key>Bonn</arg_value></tool_call>b</think>c", "c", "ab", BONN),
+    "damaged: </tool_call> moved before </arg_value>": (
+        False, "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Bonn</tool_call></arg_value>", "", "", BONN),
+    "damaged: slashes missing": (
+        False, "<tool_call>get_weather<arg_key>city<arg_key><arg_value>Bonn<arg_value></tool_call>", "", "", BONN),
+    "damaged: the name said, its call empty": (False, "f<tool_call></tool_call>", "f", "", [F]),
+    "damaged: no name": (
+        False, "<tool_call></arg_key>nothing<arg_key>path</arg_value>of<arg_key>ours</tool_call>", "nothing path of ours", "", []),
+    "damaged: an undeclared name that is a declared one and a key": (
+        False, "<tool_call>get_weathercity</arg_key>Bonn</arg_value></tool_call>", "", "", BONN),
+    "damaged: a required argument in a value": (
+        False, "<tool_call>write<arg_key>path</arg_key><arg_value>a<arg_key>text</arg_key><arg_value>b</arg_value></tool_call>",
+        "", "", written("b")),
     "blank lines before the answer": (True, "\n r \n</think>\n\n    code\n", "    code\n", " r", []),
     "paragraphs": (False, "One.\n\nTwo.\n", "One.\n\nTwo.\n", "", []),
     "nothing": (True, "", "", "", []),
@@ -219,7 +237,10 @@ def copied(stream):
 def situation(stream):
     """All that decides how a stream goes on."""
     parts = [(part.begun, part._space, part._ends_with_call, part._ready) for part in stream._texts.values()]
-    inside = (vars(stream._body), stream._before_call) if stream.state == "call" else ()
+    body = {
+        name: "".join(value) if name in ("_pieces", "_since", "_value") else value for name, value in vars(stream._body).items()
+    }
+    inside = (body, stream._before_call) if stream.state == "call" else ()
     return stream._state, stream._held, parts, inside, "".join(stream._between), stream._calls
 
 

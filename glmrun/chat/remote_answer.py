@@ -105,7 +105,7 @@ class RemoteAnswer:
         if self._held is not None:
             held = self._release(thinking=False)
             self.parts_thinking = True  # or it drops the tag: waiting helps neither
-        return self._chunk(held, self._thought.finish(), self._said.finish())
+        return self._chunk(held, *(stream.finish(self.finish_reason in _CUT) for stream in (self._thought, self._said)))
 
     @property
     def stats(self) -> Stats:

@@ -7,12 +7,15 @@ Tags are found in the text, so it makes no difference whether they are tokens of
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from glmrun.chat.call_body import CallBody
+from glmrun.chat.damaged_call import read_damaged
 from glmrun.chat.tokenizer import Tokenizer
-from glmrun.chat.tool_call import is_complete, may_become_call, parse_call, schemas
+from glmrun.chat.tool_call import call_of, may_become_call, schemas
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_CALL_TAGS = ("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _TAG = re.compile("|".join(TAGS))
 _BEGUN_TAGS = frozenset(tag[:n] for tag in TAGS for n in range(1, len(tag)))
 _LONGEST = max(map(len, TAGS))
@@ -36,7 +39,8 @@ class ChatStream:
     tools      the declarations that stood in the prompt; without any, tool-call tags are ordinary text
 
     Blank lines around the parts belong to the format and are left out; white space inside a part is kept. A call is given out when
-    it is closed. One that the end of generation cut off is dropped, unless only its closing tag is missing.
+    it is closed. Where one is damaged, all that follows waits for the end of generation; what is no call then is shown without
+    tags. A call that the end of generation cut off is dropped, unless only its closing tag is missing.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
@@ -46,9 +50,9 @@ class ChatStream:
         self._held = ""  # the beginning of what may become a tag
         self._texts = {"thinking": _Part(), "answer": _Part()}
         self._calls: list[dict] = []
-        self._body = CallBody(self._declared)  # of the open call
+        self._body = CallBody()  # of the open call
         self._before_call = self._state
-        self._last = ""  # the end of what was said outside calls
+        self._last = ""  # the end of what was said since the last call or the thinking
         self._between: list[str] = []  # behind a call in the thinking: more thinking if a </think> follows, else the answer
 
     @property
@@ -67,6 +71,10 @@ class ChatStream:
 
     def feed(self, text: str) -> Delta:
         """What this text adds: push() below the tokens."""
+        self._sort(text)
+        return self._delta()
+
+    def _sort(self, text: str) -> None:
         self._held += text
         while found := _TAG.search(self._held):
             self._take(self._held[: found.start()])
@@ -75,21 +83,13 @@ class ChatStream:
         kept = next((n for n in range(min(_LONGEST, len(self._held)), 0, -1) if self._held[-n:] in _BEGUN_TAGS), 0)
         ready, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
         self._take(ready)
-        return self._delta()
 
-    def finish(self) -> Delta:
-        """What was held back until the end of generation."""
+    def finish(self, cut_off: bool = False) -> Delta:
+        """What was held back until the end of generation, which may have come before the model was done."""
         deltas = [self.feed(self._decoder.flush() if self._decoder else "")]
-        while self._state == "call":
-            self._body.close()
-            rest = "" if is_complete(self._body, self._declared) else self._body.cut()
-            if rest is None:
-                break
-            self._close_call()
-            self._held = ""  # the beginning of the tag that is missing
-            deltas.append(self.feed(rest))
-        if self._state != "call":
-            self._take(self._held)
+        if self._state == "call":
+            self._read_open_call(cut_off)
+        self._take(self._held)
         self._held = ""
         self._texts["answer"].add("".join(self._between))
         self._between = []
@@ -106,71 +106,114 @@ class ChatStream:
     def _take(self, text: str) -> None:
         if not text:
             return
-        if self._state != "call":
-            self._last = (self._last + text)[-_LONGEST_NAME:]
+        if self._state == "call":
+            self._body.add(text)
+            if not self._body.has_tags and not self._body.begins_json and not may_become_call(self._body.text(), self._declared):
+                self._give_back()
+            return
+        self._last = (self._last + text)[-_LONGEST_NAME:]
         if self._state == "between":
             self._between.append(text)
-        elif self._state != "call":
-            self._texts[self._state].add(text)
         else:
-            self._body.add(text)
-            if not self._body.has_tags and not may_become_call(self._body.begins, self._declared):
-                self._give_back()
+            self._texts[self._state].add(text)
 
     def _take_tag(self, tag: str) -> None:
         if self._state == "call":
             self._take_tag_in_call(tag)
         elif tag == "<tool_call>" and self._declared:
-            self._before_call, self._state = self._state, "call"
-            self._body = CallBody(self._declared)
-        elif tag == "<arg_key>" and (name := self._name_said()):  # its <tool_call> was forgotten
-            self._before_call, self._state = self._state, "call"
-            self._body = CallBody(self._declared)
-            self._body.add(name)
+            self._open_call(CallBody(self._name_said()))
+        elif self._declared and tag in _CALL_TAGS and self._may_be_call(tag):  # its <tool_call> was forgotten
+            self._open_call(CallBody(self._name_said(tag), damaged=True))
             self._body.add_tag(tag)
         elif tag == "</tool_call>" and self._declared:
             pass  # closes nothing
         elif tag == "</think>":
             self._texts["thinking"].add("".join(self._between))
-            self._state, self._between = "answer", []  # a stray one in the answer changes nothing
+            self._state, self._between, self._last = "answer", [], ""  # a stray one in the answer changes nothing
         elif tag == "<think>" and self._state != "between" and not self._texts[self._state].begun:
             self._state = "thinking"  # said again though it stands in the prompt, or thinking although it should not
             self._texts["thinking"].begin_again()
         else:
             self._take(tag)
 
-    def _name_said(self) -> str:
-        """The declared function whose name was the last word said; empty if there is none."""
-        words = self._last.split()
-        return words[-1] if words and words[-1] in self._declared else ""
+    def _name_said(self, tag: str = "") -> str:
+        """The declared function whose name was said last, in front of </tool_call> on a line of its own; empty if there is none."""
+        words = self._last.rpartition("\n")[2].split() if tag == "</tool_call>" else self._last.split()[-1:]
+        return words[0] if len(words) == 1 and words[0] in self._declared else ""
+
+    def _may_be_call(self, tag: str) -> bool:
+        """Whether a tag outside a call belongs to one: behind a declared name, or where nothing was said before it."""
+        return bool(self._name_said(tag)) or (tag != "</tool_call>" and not self._last.strip())
+
+    def _open_call(self, body: CallBody) -> None:
+        self._before_call, self._state, self._body = self._state, "call", body
 
     def _take_tag_in_call(self, tag: str) -> None:
-        begun = self._body.has_tags or "{" in self._body.begins
-        if tag in ("<think>", "</think>", "<tool_call>") and not begun:
+        if self._body.has_tags or self._body.begins_json:
+            if self._body.add_tag(tag):
+                self._close_call()
+            return
+        words = self._body.text().split()
+        declared = len(words) == 1 and words[0] in self._declared
+        if tag == "<tool_call>" and not words:
+            return  # said twice
+        if tag in ("<think>", "</think>", "<tool_call>") and not declared:
             self._give_back()
             self._take_tag(tag)
         elif self._body.add_tag(tag):
             self._close_call()
-            if tag == "<tool_call>":
-                self._take_tag(tag)
 
     def _close_call(self) -> None:
-        call = parse_call(self._body, self._declared)
-        if call is None:
-            self._give_back()
-            return
-        self._calls.append(call)
+        """Give out a call that ended as the format says; what is not as it was declared waits for the end, or is read otherwise."""
+        body = self._body
+        if body.begins_json or body.is_sound(self._declared):
+            self._call(*body.call())
+        elif body.name in self._declared:
+            body.is_damaged = True
+            body.add_tag("</tool_call>")
+        else:
+            found = read_damaged(f"<tool_call>{body.text()}</tool_call>", self._declared)
+            self._call(*(found[0][1] if [kind for kind, _ in found] == ["call"] else body.call()))
+
+    def _call(self, name: str, arguments: Any) -> None:
+        self._calls.append(call_of(name, arguments, self._declared))
         self._last = ""
-        self._state = "answer" if self._before_call == "answer" else "between"
+        before = self._before_call if self._state == "call" else self._state
+        self._state = "answer" if before == "answer" else "between"
         self._texts["answer"].hold()
-        if "{" not in self._body.begins:
-            self._take(self._body.left_over())
+
+    def _read_open_call(self, cut_off: bool) -> None:
+        """At the end of generation, what the open call may be."""
+        body, self._state = self._body, self._before_call
+        self._held = ""  # the beginning of the tag that is missing
+        if body.begins_json:
+            words, ended, rest = body.text().partition("</tool_call>")
+            name, arguments = body.call()
+            if name in self._declared:
+                self._call(name, arguments)
+            elif ended:
+                self._take(words)
+                self._sort(rest)
+            if self._state == "call":
+                self._read_open_call(cut_off)
+            elif not (name or ended):
+                self._state = "call"
+            return
+        for kind, what in read_damaged(body.opening + body.text(), self._declared, body.said, cut_off):
+            if kind == "call":
+                self._call(*what)
+            elif kind == "text":
+                self._take(what)
+            elif kind == "tag":
+                self._take_tag(what)
+            else:
+                self._state = "call"
 
     def _give_back(self) -> None:
         """It was no call: its words return to where they stood; a tag with nothing behind it is dropped."""
-        body, self._state = self._body.text(), self._before_call
-        if body.strip():
-            self._take(self._body.words() if self._body.has_tags or "{" in self._body.begins else "<tool_call>" + body)
+        text, self._state = self._body.text(), self._before_call
+        if text.strip():
+            self._take("<tool_call>" + text)
 
 
 class _Part:

@@ -15,8 +15,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glmrun.chat.call_body import CallBody
-
 _JSON_BEGUN = re.compile(r"\s*[^\s<{]{0,256}\s*\{")
 _MAX_NAME = 256  # characters
 _JSON_BODY = re.compile(r"\s*([^\s<{]*)\s*(\{.*\})\s*", re.DOTALL)
@@ -44,7 +42,7 @@ def may_become_call(text: str, declared: Mapping[str, dict]) -> bool:
 
     Anything else is prose about tool calls.
     """
-    if _begins_json(text):
+    if begins_json(text):
         return True
     words = text.split()
     if "{" in text or "<" in text or any(len(word) > _MAX_NAME for word in words):
@@ -57,53 +55,29 @@ def may_become_call(text: str, declared: Mapping[str, dict]) -> bool:
     return len(words) == 2 and (on_its_own_line or known)
 
 
-def parse_call(body: CallBody, declared: Mapping[str, dict]) -> dict | None:
-    """OpenAI's shape of a call from all that stood between <tool_call> and </tool_call>; None if it names no function."""
-    read = _read(body)
-    if read is None:
-        return None
-    name, arguments = read
-    if isinstance(arguments, list):
+def call_of(name: str, arguments: Sequence[tuple[str, str]] | dict, declared: Mapping[str, dict]) -> dict:
+    """OpenAI's shape of a call; raw values become what the schema says, and the last of equal keys wins."""
+    if not isinstance(arguments, dict):
         schema = declared.get(name, {})
-        arguments = {key: typed_value(raw, _property(schema, key), schema) for key, raw in arguments}  # the last of equal keys wins
+        arguments = {key: typed_value(raw, _property(schema, key), schema) for key, raw in arguments}
     text = json.dumps(arguments, ensure_ascii=False)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         text = json.dumps(arguments)  # half surrogate pairs cannot travel as UTF-8
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": name, "arguments": text}}
 
 
-def is_complete(body: CallBody, declared: Mapping[str, dict]) -> bool:
-    """Whether a body that lacks only its </tool_call> may be carried out: nothing cut off, declared, all that is required there."""
-    read = _read(body)
-    if read is None or read[0] not in declared or not body.is_whole:
-        return False
-    name, arguments = read
-    if not body.has_tags and "{" not in body.begins and any(other != name and other.startswith(name) for other in declared):
-        return False  # the name itself may have been cut off
-    required = declared[name].get("required")
-    given = dict(arguments)
-    return not isinstance(required, list) or all(key in given for key in required)
-
-
-def _begins_json(text: str) -> bool:
+def begins_json(text: str) -> bool:
+    """Whether a call's text is JSON, perhaps behind a name."""
     return _JSON_BEGUN.match(text) is not None
 
 
-def _read(body: CallBody) -> tuple[str, list[tuple[str, str]] | dict] | None:
-    """(name, [(key, raw value)]), or (name, arguments) for a body in JSON."""
-    found = _JSON_BODY.fullmatch(body.text()) if _begins_json(body.begins) else None
-    if found:
-        return _read_json(found[1], found[2])
-    name, _ = body.name_and_key()
-    return None if not name or "{" in name else (name, body.pairs())
-
-
-def _read_json(name: str, text: str) -> tuple[str, dict] | None:
-    """`{"name": ..., "arguments": {...}}` or `name {...}`, as other models write calls and this one does at times."""
+def read_json(text: str) -> tuple[str, dict] | None:
+    """`{"name": ..., "arguments": {...}}` or `name {...}`, as others write calls, and this model at times; None if not whole."""
+    found = _JSON_BODY.fullmatch(text)
     try:
-        value = _json(text)
-        if name:
-            return name, value
+        value = _json(found[2]) if found else {}
+        if found and found[1]:
+            return found[1], value
         name = value["name"]
         arguments = value.get("arguments", value.get("parameters", {}))
         arguments = _json(arguments) if isinstance(arguments, str) else arguments

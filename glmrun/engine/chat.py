@@ -24,7 +24,7 @@ def answer_of(
             if not before == stream.state == "answer":
                 chunk = replace(chunk, logprobs=None)
         elif chunk.finish_reason is not None:
-            chunk, delta = replace(chunk, logprobs=None), stream.finish()
+            chunk, delta = replace(chunk, logprobs=None), stream.finish(cut_off=chunk.finish_reason != "stop")
         else:
             yield chunk
             continue
