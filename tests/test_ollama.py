@@ -1,6 +1,5 @@
 """Bodies that Ollama's libraries and LiteLLM send, and what they read; the forms are recorded, the texts are ours."""
 
-import re
 from typing import Any
 
 import pytest
@@ -128,42 +127,3 @@ def test_generate_writes_responses() -> None:
 def test_a_failure_is_a_line_with_a_text() -> None:
     writer = chat().writer
     assert ollama_answer([*writer.begin(), *writer.fail(UserError("out of\nmemory"))])["error"] == "out of\nmemory"
-
-
-# ---- what is said about the model ------------------------------------------------------------------------------------
-
-FACTS = ollama.Facts("glm-4.7-flash", 32768, "deepseek2", "Q4_K", 29_943_390_976, 18_000_000_000, 1.7e9)
-
-
-def test_21_editors_find_a_version_the_context_and_tools() -> None:
-    assert all(re.fullmatch(r"\d+", part) for part in ollama.version()["version"].split("."))
-    assert tuple(map(int, ollama.version()["version"].split("."))) >= (0, 6, 4)
-    shown = ollama.show(FACTS)
-    architecture = shown["model_info"]["general.architecture"]
-    assert shown["model_info"][f"{architecture}.context_length"] == 32768
-    assert {"completion", "tools"} <= set(shown["capabilities"])
-
-
-def test_tags_and_running_models_are_told_alike() -> None:
-    listed, runs = ollama.tags(FACTS)["models"][0], ollama.running(FACTS)["models"][0]
-    assert listed["name"] == listed["model"] == "glm-4.7-flash" and listed["modified_at"] == "2023-11-14T22:13:20Z"
-    assert listed["details"]["parameter_size"] == "29.9B" and listed["details"]["quantization_level"] == "Q4_K"
-    assert re.fullmatch("[0-9a-f]{64}", listed["digest"]) and runs["digest"] == listed["digest"]
-
-
-def test_facts_are_read_from_an_open_model(tiny_gguf: Any) -> None:
-    import glmrun
-
-    made = tiny_gguf("Q4_K_M")
-    with glmrun.load(made.path, n_ctx=64) as model:
-        facts = ollama.facts_of(model, "tiny")
-        assert (facts.n_ctx, facts.size) == (64, made.path.stat().st_size)
-        assert facts.n_parameters == sum(a * b for t in model.file.tensors.values() for a, b in [_two(t.shape)])
-        assert ollama.show(facts)["model_info"]["general.architecture"] == model.file.metadata["general.architecture"]
-
-
-def _two(shape: tuple[int, ...]) -> tuple[int, int]:
-    rest = 1
-    for n in shape[1:]:
-        rest *= n
-    return shape[0], rest

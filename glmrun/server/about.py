@@ -5,6 +5,7 @@ from typing import Any
 
 from glmrun import __version__
 from glmrun.chat.request import ChatRequest
+from glmrun.server.anthropic import request_of
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
 from glmrun.server.openai_chat import Strict
@@ -77,6 +78,13 @@ def tokenize(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     else:
         raise BadRequest("prompt: a text is expected, or messages", "prompt")
     return {"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx}
+
+
+def count_tokens(service: Service, body: dict[str, Any]) -> dict[str, int]:
+    """/v1/messages/count_tokens: what the prompt of Anthropic's body takes of the context."""
+    asked, chat_format = request_of(body), service.opened().chat_format
+    ids = chat_format.encode(asked.messages, tools=asked.tools, thinking=asked.thinking, clear_thinking=asked.clear_thinking)
+    return {"input_tokens": len(ids)}
 
 
 class DetokenizeBody(Strict):

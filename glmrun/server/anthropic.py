@@ -11,6 +11,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.openai_error import status_of
 from quant.errors import UserError
 
 # Claude Code writes this line before everything else, with another value for each conversation: no prefix would be found again.
@@ -23,7 +24,6 @@ _BY_STATUS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 529: "overloaded_error",
 }  # fmt: skip
-_BY_KIND = {"usage": 400, "refused": 400, "missing": 404, "busy": 503, "failed": 500}
 
 
 def _as_blocks(content: Any) -> Any:
@@ -120,8 +120,18 @@ class Messages:
         return Asked([_request(said)], bool(said.stream), MessageWriter(model))
 
     def error(self, status: int, error: UserError) -> dict[str, Any]:
-        kind = _BY_STATUS.get(status, "api_error" if status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": str(error)}}
+        return anthropic_error(status, error)
+
+
+def anthropic_error(status: int, error: UserError) -> dict[str, Any]:
+    """The body of a refusal."""
+    kind = _BY_STATUS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def request_of(body: dict[str, Any]) -> ChatRequest:
+    """What a body asks for. Raises BadRequest."""
+    return _request(held_to(Body, body))
 
 
 def _request(said: Body) -> ChatRequest:
@@ -282,11 +292,7 @@ class MessageWriter:
         return [event(data) for data in [*self._close(), *self._stopped()]]
 
     def fail(self, error: UserError) -> Iterable[bytes]:
-        """A message that has said something ends as one that was cut off: an error would have all of it computed again."""
-        if any(block["type"] != "thinking" for block in self.content):
-            self.stop_reason = "tool_use" if self.content[-1]["type"] == "tool_use" else "max_tokens"
-            return self.end()
-        return [event(Messages().error(_BY_KIND[error.kind], error))]
+        return [event(anthropic_error(status_of(error), error))]
 
     def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
         for chunk in answers[0]:
@@ -343,6 +349,6 @@ class MessageWriter:
         return {"type": "content_block_delta", "index": len(self.content) - 1, "delta": delta}
 
     def _stopped(self) -> Iterator[dict[str, Any]]:
-        reason = {"stop_reason": self.stop_reason or "end_turn", "stop_sequence": self.stop_sequence}
+        reason = {"stop_reason": self.stop_reason, "stop_sequence": self.stop_sequence}
         yield {"type": "message_delta", "delta": reason, "usage": _usage(self.stats)}
         yield {"type": "message_stop"}

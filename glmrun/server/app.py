@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.request import TooLong
-from glmrun.server import about
+from glmrun.server import about, anthropic, ollama, ollama_models, responses
 from glmrun.server.body import TooLarge, read_json
 from glmrun.server.completions import Completions
 from glmrun.server.desk import Busy
@@ -26,6 +26,7 @@ from glmrun.server.interface import ContextOverflow, Interface
 from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.openai_error import openai_error, status_of
 from glmrun.server.page import page
+from glmrun.server.refusal import refusal
 from glmrun.server.reply import Record, Reply
 from glmrun.server.service import Options, Service
 from quant.errors import UserError
@@ -35,6 +36,10 @@ def interfaces(options: Options) -> dict[str, Interface]:
     """{path: who reads the bodies that are sent there}."""
     return {
         "/v1/chat/completions": OpenAIChat(options.reasoning_field),
+        "/v1/messages": anthropic.Messages(),
+        "/v1/responses": responses.Responses(),
+        "/api/chat": ollama.OllamaChat(),
+        "/api/generate": ollama.OllamaGenerate(),
     }
 
 
@@ -55,6 +60,10 @@ class Paths:
             Route("/v1/models", self._told(about.models)), Route("/v1/models/{name:path}", self._told(about.one_model)),
             Route("/props", self._told(about.props)), Route("/slots", self._told(about.slots)),
             Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._told(about.count_tokens), methods=["POST"]),
+            Route("/api/version", self._told(ollama_models.version)), Route("/api/tags", self._told(ollama_models.tags)),
+            Route("/api/ps", self._told(ollama_models.running)),
+            Route("/api/show", self._told(ollama_models.show), methods=["POST"]),
         ]  # fmt: skip
         for prefix in ("", "/v1"):
             routes += [
@@ -130,10 +139,10 @@ def on_the_wire(error: UserError) -> tuple[UserError, int, dict[str, str] | None
     return error, 413 if isinstance(error, TooLarge) else status_of(error), None
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
     error, status, headers = on_the_wire(error)
-    return JSONResponse(openai_error(status, error), status, headers)
+    return JSONResponse(refusal(request.url.path, status, error), status, headers)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -141,8 +150,10 @@ async def _not_found(request: Request, error: Exception) -> Response:
     what = {404: "there is no such path", 405: f"{request.method} is not what this path takes"}
     reason = what.get(error.status_code, HTTPStatus(error.status_code).phrase)
     reason += f": {request.url.path[:200]!r}; base URLs are http://{request.url.netloc}/v1, for Anthropic's clients without /v1"
-    return JSONResponse(openai_error(error.status_code, UserError(reason, "missing")), error.status_code, error.headers)
+    body = refusal(request.url.path, error.status_code, UserError(reason, "missing"))
+    return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _broken(_: Request, __: Exception) -> Response:
-    return JSONResponse(openai_error(500, UserError("the server failed at this request; its log says why")), 500)
+async def _broken(request: Request, _: Exception) -> Response:
+    error = UserError("the server failed at this request; its log says why")
+    return JSONResponse(refusal(request.url.path, 500, error), 500)

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from glmrun.server.openai_error import openai_error
+from glmrun.server.refusal import refusal
 from quant.errors import UserError
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -88,4 +88,4 @@ class Guard:
         else:
             status, reason = refused
             headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-            await JSONResponse(openai_error(status, UserError(reason, "usage")), status, headers)(scope, receive, send)
+            await JSONResponse(refusal(scope["path"], status, UserError(reason, "usage")), status, headers)(scope, receive, send)

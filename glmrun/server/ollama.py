@@ -1,14 +1,11 @@
-"""Ollama's own interface: chat and generate as lines of JSON, and what it says about its models."""
+"""Ollama's own interface: chat and generate as lines of JSON."""
 
-import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -16,13 +13,9 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, effort, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.openai_error import status_of
 from quant.errors import UserError
 
-if TYPE_CHECKING:
-    from glmrun.engine.model import Model
-
-# Whose words these are. Editors read the number, segment by segment, and hide servers that are older than they want.
-VERSION = "0.13.0"
 _DONE_REASONS = {"stop": "stop", "tool_calls": "stop", "length": "length", "cancelled": "length"}
 
 
@@ -111,7 +104,7 @@ class OllamaChat:
         return _asked(said, messages, tools, LineWriter(model, is_chat=True))
 
     def error(self, status: int, error: UserError) -> dict[str, Any]:
-        return {"error": str(error)}
+        return ollama_error(status, error)
 
 
 class OllamaGenerate:
@@ -131,7 +124,12 @@ class OllamaGenerate:
         return _asked(said, messages, [], LineWriter(model, is_chat=False))
 
     def error(self, status: int, error: UserError) -> dict[str, Any]:
-        return {"error": str(error)}
+        return ollama_error(status, error)
+
+
+def ollama_error(status: int, error: UserError) -> dict[str, Any]:
+    """The body of a refusal: clients print what is not a text as Python does."""
+    return {"error": str(error)}
 
 
 def _asked(said: Body, messages: list[dict[str, Any]], tools: list[dict[str, Any]], writer: "LineWriter") -> Asked:
@@ -202,7 +200,7 @@ class LineWriter:
         return [self._line({}, self._last())]
 
     def fail(self, error: UserError) -> Iterable[bytes]:
-        return [_encoded({"error": str(error)})]
+        return [_encoded(ollama_error(status_of(error), error))]
 
     def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
         text = reasoning = ""
@@ -230,7 +228,7 @@ class LineWriter:
         content = said.get("content", "")
         more = {key: said[key] for key in ("thinking", "tool_calls") if said.get(key)}
         answer = {"message": {"role": "assistant", "content": content} | more} if self.is_chat else {"response": content} | more
-        return {"model": self.model, "created_at": _time(time.time()), **answer, "done": False}
+        return {"model": self.model, "created_at": timestamp(time.time()), **answer, "done": False}
 
     def _last(self) -> dict[str, Any]:
         """What the last line adds: counts, and durations in nanoseconds."""
@@ -246,72 +244,6 @@ def _encoded(data: dict[str, Any]) -> bytes:
     return json.dumps(data).encode() + b"\n"
 
 
-def _time(seconds: float) -> str:
+def timestamp(seconds: float) -> str:
+    """Seconds since 1970 as Ollama writes them."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is said about the model. size in bytes, modified in seconds since 1970."""
-
-    name: str
-    n_ctx: int
-    architecture: str
-    quantization: str
-    n_parameters: int
-    size: int
-    modified: float
-
-
-def facts_of(model: "Model", name: str) -> Facts:
-    """Facts of an open model that is served under a name."""
-    weights: Counter[str] = Counter()
-    for tensor in model.file.tensors.values():
-        weights[tensor.format] += prod(tensor.shape)
-    (quantization, _), architecture = weights.most_common(1)[0], str(model.file.metadata["general.architecture"])
-    size, modified = model.file.size, model.path.stat().st_mtime
-    return Facts(name, model.n_ctx, architecture, quantization, weights.total(), size, modified)
-
-
-def version() -> dict[str, Any]:
-    """GET /api/version."""
-    return {"version": VERSION}
-
-
-def tags(facts: Facts) -> dict[str, Any]:
-    """GET /api/tags: the models that are there."""
-    return {"models": [_listed(facts)]}
-
-
-def running(facts: Facts) -> dict[str, Any]:
-    """GET /api/ps: the models that are in memory; this one stays as long as the server."""
-    never = "2318-09-21T00:00:00Z"
-    return {"models": [_listed(facts) | {"expires_at": never, "size_vram": 0, "context_length": facts.n_ctx}]}
-
-
-def show(facts: Facts) -> dict[str, Any]:
-    """POST /api/show, whatever model was named. Editors look for the context's length and for tools."""
-    return {
-        "modelfile": "", "parameters": "", "template": "", "license": "", "details": _details(facts),
-        "model_info": {
-            "general.architecture": facts.architecture, "general.parameter_count": facts.n_parameters,
-            f"{facts.architecture}.context_length": facts.n_ctx,
-        },
-        "capabilities": ["completion", "tools", "thinking"], "modified_at": _time(facts.modified),
-    }  # fmt: skip
-
-
-def _listed(facts: Facts) -> dict[str, Any]:
-    digest = hashlib.sha256(f"{facts.name} {facts.size} {facts.modified}".encode()).hexdigest()
-    return {
-        "name": facts.name, "model": facts.name, "modified_at": _time(facts.modified), "size": facts.size, "digest": digest,
-        "details": _details(facts),
-    }  # fmt: skip
-
-
-def _details(facts: Facts) -> dict[str, Any]:
-    n = facts.n_parameters
-    return {
-        "parent_model": "", "format": "gguf", "family": facts.architecture, "families": [facts.architecture],
-        "parameter_size": f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.1f}M", "quantization_level": facts.quantization,
-    }  # fmt: skip

@@ -11,14 +11,14 @@ from pydantic import BaseModel, BeforeValidator, Field
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
-from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.interface import Asked, BadRequest, ContextOverflow
+from glmrun.server.openai_error import openai_error
 from quant.errors import UserError
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
 _MEDIA = ("input_image", "input_audio", "input_file", "input_video", "output_audio", "image_url", "computer_screenshot")
 _CALLS = ("function_call", "custom_tool_call")
 _ITEMS = ("message", "reasoning", *_CALLS, *(f"{call}_output" for call in _CALLS))
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {"busy": "rate_limit_exceeded", "failed": "server_error"}
 
 
@@ -150,13 +150,12 @@ class Responses:
         )
 
     def error(self, status: int, error: UserError) -> dict[str, Any]:
-        kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(error), "type": kind, "param": getattr(error, "param", None), "code": _code(error)}}
+        return openai_error(status, error)
 
 
 def _code(error: UserError) -> str:
     """Agents that read this one make room and go on: the prompt is longer than the context."""
-    return "context_length_exceeded" if error.setting == "n_ctx" else _CODES.get(error.kind, "invalid_prompt")
+    return "context_length_exceeded" if isinstance(error, ContextOverflow) else _CODES.get(error.kind, "invalid_prompt")
 
 
 def _request(said: Body) -> ChatRequest:

@@ -1,0 +1,132 @@
+"""`glmrun serve` with nano behind it: Anthropic's, OpenAI's Responses' and Ollama's interface on the wire."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from support.event_grammars import messages_answer, ollama_answer, responses_answer
+from support.served import Served, served
+
+import glmrun
+from glmrun.engine.model import Model
+from glmrun.server.guard import Access
+from glmrun.server.service import Options
+
+HELLO = [{"role": "user", "content": "What is 17 + 25?"}]
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Model]:
+    with glmrun.load(n_ctx=1024) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def server(nano: Model) -> Iterator[Served]:
+    with served(nano) as found:
+        yield found
+
+
+def text_of_message(answer: dict[str, Any]) -> tuple[str, str]:
+    return tuple("".join(b.get(kind, "") for b in answer["content"]) for kind in ("thinking", "text"))  # type: ignore[return-value]
+
+
+def text_of_response(answer: dict[str, Any]) -> tuple[str, str]:
+    texts = {item["type"]: item["content"][0]["text"] for item in answer["output"]}
+    return texts.get("reasoning", ""), texts.get("message", "")
+
+
+def text_of_lines(answer: dict[str, Any]) -> tuple[str, str]:
+    message = answer.get("message") or {"content": answer["response"], "thinking": answer.get("thinking", "")}
+    return message.get("thinking", ""), message["content"]
+
+
+Case = tuple[str, dict[str, Any], bytes, Callable[..., Any], Callable[[dict[str, Any]], tuple[str, str]]]
+ON = {"thinking": {"type": "enabled", "budget_tokens": 500}, "max_tokens": 400}
+GREEDY = {"options": {"temperature": 0}}
+CASES: dict[str, Case] = {
+    "messages": ("/v1/messages", {"messages": HELLO, "temperature": 0, **ON}, b"\n\n", messages_answer, text_of_message),
+    "responses": ("/v1/responses", {"input": HELLO[0]["content"], "temperature": 0}, b"\n\n", responses_answer, text_of_response),
+    "chat": ("/api/chat", {"messages": HELLO, **GREEDY}, b"\n", ollama_answer, text_of_lines),
+    "generate": ("/api/generate", {"prompt": HELLO[0]["content"], **GREEDY}, b"\n", ollama_answer, text_of_lines),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_streamed_and_whole_say_what_the_model_says(server: Served, nano: Model, name: str) -> None:
+    path, body, end, read, text_of = CASES[name]
+    expected = list(nano.chat(HELLO, temperature=0))
+    said = "".join(chunk.reasoning for chunk in expected), "".join(chunk.text for chunk in expected)
+    answer = server.post(path, {**body, "model": "any", "stream": True})
+    kinds = {b"\n": "application/x-ndjson", b"\n\n": "text/event-stream"}
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith(kinds[end])
+    assert text_of(read([piece + end for piece in answer.content.split(end) if piece])) == said
+    whole = server.post(path, {**body, "model": "any", "stream": False})
+    assert whole.status_code == 200 and text_of(whole.json()) == said
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_prompt_that_does_not_fit_is_refused_in_words_that_agents_know(server: Served, name: str) -> None:
+    path, body, *_ = CASES[name]
+    long = "word " * 3000
+    body = {
+        key: [{"role": "user", "content": long}] if key == "messages" else long
+        for key in ("messages", "input", "prompt")
+        if key in body
+    }
+    answer = server.post(path, body)
+    assert answer.status_code == 400
+    assert "prompt is too long: " in answer.text and "maximum context length is 1024 tokens" in answer.text
+    if name == "responses":
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_counted_tokens_are_those_of_the_prompt(server: Served) -> None:
+    tools = [{"name": "f", "description": "d", "input_schema": {"type": "object"}}]
+    body = {"messages": HELLO, "system": "Be brief.", "tools": tools}
+    counted = server.post("/v1/messages/count_tokens", body).json()
+    usage = server.post("/v1/messages", {**body, "max_tokens": 1}).json()["usage"]
+    assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
+    assert server.post("/v1/messages/count_tokens", {}).json()["error"]["type"] == "invalid_request_error"
+
+
+def test_19_any_model_is_served_and_v1_may_be_said_twice(server: Served) -> None:
+    body = {"messages": HELLO, "max_tokens": 2, "model": "claude-haiku-5-5"}
+    assert server.post("/v1/v1/messages?beta=true", body).json()["type"] == "message"
+    assert httpx2.head(server.url).status_code == 200 and httpx2.head(f"{server.url}/api/hello").status_code == 404
+
+
+def test_21_editors_find_a_version_the_context_and_tools(server: Served, nano: Model) -> None:
+    version = server.get("/api/version").json()["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version) and tuple(map(int, version.split("."))) >= (0, 6, 4)
+    for named in ({"model": "m"}, {"name": "m"}):
+        shown = server.post("/api/show", named).json()
+        architecture = shown["model_info"]["general.architecture"]
+        assert shown["model_info"][f"{architecture}.context_length"] == 1024
+        assert {"completion", "tools"} <= set(shown["capabilities"])
+    listed, runs = (server.get(path).json()["models"][0] for path in ("/api/tags", "/api/ps"))
+    assert listed["name"] == listed["model"] == server.service.name and runs["digest"] == listed["digest"]
+    assert listed["size"] == nano.file.size and listed["details"]["parameter_size"].endswith("M")
+
+
+def test_a_model_is_loaded_by_asking_nothing(server: Served) -> None:
+    for path, body in (("/api/chat", {"messages": []}), ("/api/generate", {"prompt": ""})):
+        assert server.post(path, {**body, "stream": False}).json()["done_reason"] == "load"
+        assert ollama_answer([line + b"\n" for line in server.post(path, body).content.splitlines()])["done_reason"] == "load"
+
+
+def test_every_refusal_has_the_shape_of_its_interface(nano: Model) -> None:
+    with served(nano, Options(Access(key="secret"))) as locked:
+        for headers, status in (({}, 401), ({"x-api-key": "secret"}, 400)):
+            message, response, line = (
+                locked.post(path, {"tools": 5}, **headers) for path in ("/v1/messages", "/v1/responses", "/api/chat")
+            )
+            assert message.status_code == response.status_code == line.status_code == status
+            assert message.json()["type"] == "error" and isinstance(message.json()["error"]["message"], str)
+            assert {"message", "type", "param", "code"} <= set(response.json()["error"])
+            assert isinstance(line.json()["error"], str)
+        known = {"x-api-key": "secret"}
+        assert locked.get("/v1/messages/batches", **known).json()["error"]["type"] == "not_found_error"
+        assert "no such path" in locked.post("/api/embed", {}, **known).json()["error"]
