@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ PLACES = {
     "GLMRUN_MODELS": "converted models",
     "HF_HUB_CACHE": "pulled models",
 }
+_MORE = ("GLMRUN_API_KEY", "GLMRUN_URL", "GLMRUN_SIMD")  # servers, and a CPU to imitate
 
 
 def variable(key: str) -> str:
@@ -156,7 +158,20 @@ def defaults() -> dict[str, Any]:
     return {SETTINGS[key].parameter: value if isinstance(value, bool) else str(value) for key, value in values.items()}
 
 
+def misspelt() -> list[str]:
+    """A line for each variable that begins like ours and is none of ours."""
+    known = {*PLACES, *_MORE, *(setting.variable for setting in SETTINGS.values())}
+    lines = []
+    for name in sorted(name for name in os.environ if name.startswith("GLMRUN_") and name not in known):
+        near = get_close_matches(name, known, 1)
+        hint = f"; do you mean {near[0]}?" if near else " (glmrun config lists what does)"
+        lines.append(f"{name} means nothing to glmrun{hint}")
+    return lines
+
+
 def _check_variable(setting: Setting, text: str) -> None:
+    if setting.key == "context" and not re.fullmatch(r"[1-9]\d{0,11}[kKmM]?", text):
+        raise UserError(f"{setting.variable} is {text!r}, which is not a size; write it like 8192, 32k or 64K", "usage")
     if setting.kind not in (int, (int, float)):
         return
     try:

@@ -12,7 +12,7 @@ from support.window import Window, open_window, wait_for
 
 GLMRUN = [sys.executable, "-m", "glmrun"]
 CODE = "Write a Python function that adds two numbers"
-PROMPT = r"^>>>\n+nano\S* · .*\Z"  # an empty line to type into, and the bottom line
+PROMPT = r"^>>>( Ask something, or /help)?\n+nano\S* · .*\Z"  # an empty line to type into, and the bottom line
 ANSWER = "This function adds two numbers:\n\n```python\ndef add(a, b):\n    return a + b\n```\n"
 CLOCK = '''def get_time(city: str) -> str:
     """Tells the time in a city"""
@@ -125,7 +125,7 @@ def test_ctrl_c_in_an_answer(window: Callable[..., Window]) -> None:
     assert re.search(r">>> What can you do\?\n▸ thought for [\d.]+ s · [\d,]+ tokens\n\(stopped\)\n[\d,]+ tokens, ", screen)
     assert "thinking" not in screen
     chat.type("/set repeat-penalty 1\r")
-    wait_for(chat, r"repeat-penalty = 1(.|\n)*" + PROMPT)
+    wait_for(chat, r"repeat-penalty  1.0 (.|\n)*" + PROMPT)
     ask(chat, "What is 17 + 25?", "42")
 
 
@@ -148,7 +148,7 @@ def test_resumed_after_kill(window: Callable[..., Window], tmp_path: Path) -> No
     chat = window(*started, *GLMRUN, "chat", "nano", "--temp", "0")
     wait_for(chat, PROMPT)
     ask(chat, "My name is Maria.", "Nice to meet you, Maria!")
-    ask(chat, "/set repeat-penalty 0.5", "= 0.5")
+    ask(chat, "/set repeat-penalty 0.5", "0.5 ")
     chat.type("What can you do? " * 12 + "\r")  # more tokens than the penalty looks back at: it thinks for ever
     wait_for(chat, "^▸ thinking")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

@@ -4,13 +4,16 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyte
 import pytest
-from support.emulator import Screen, printable
+from support.emulator import Screen, Terminal, cells, printable
 from support.scripted_model import ESCAPES
 
+from glmrun.terminal.console import note, say, show_error
+from glmrun.terminal.layout import folded
 from glmrun.terminal.sanitize import one_line, visible
 from glmrun.terminal.tables import bytes_text, columns, params_text
 
@@ -88,6 +91,45 @@ def test_no_color_means_no_color() -> None:
 def test_sizes_read_as_in_llama_bench() -> None:
     assert (bytes_text(18_123_246_080), bytes_text(8_085_504)) == ("16.88 GiB", "7.71 MiB")
     assert (params_text(29_943_393_024), params_text(9_440_000)) == ("29.94 B", "9.44 M")
+
+
+TEXTS = [
+    "  /set [NAME [VALUE]]  show or set temp, top-p, top-k, min-p, repeat-penalty, seed, max-tokens, context, preset",
+    "there is no command /frob; /help lists them (a space in front sends the line as a message)",
+    "  Enter            sends; during an answer it begins a new line",
+    "日本語のテキストは単語の間に空白がないので、どこでも折り返すことができます。",
+]
+
+
+@pytest.mark.parametrize("width", [20, 30, 80, 200])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_notice_is_broken_between_words_at_any_width(text: str, width: int) -> None:
+    lines = folded(text, width).split("\n")
+    assert all(cells(line) <= width for line in lines) and "".join("".join(lines).split()) == "".join(text.split())
+    words = text.split()
+    assert all(word in words for line in lines for word in line.split()) or max(map(cells, words)) > width // 2
+    if len(lines) > 1:
+        indents = {len(line) - len(line.lstrip()) for line in lines[1:]}
+        assert len(indents) == 1 and indents.pop() >= len(text) - len(text.lstrip())
+
+
+@pytest.mark.parametrize("width", [20, 30, 80, 200])
+@pytest.mark.parametrize("show", [say, note, show_error])
+def test_what_a_terminal_is_told_is_no_wider_than_it_is(
+    show: Callable[[str], None], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(width, 24)
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    monkeypatch.setenv("TERM", "xterm")
+    show(TEXTS[1])
+    lines = terminal.close().split("\n")
+    assert " ".join(lines).removeprefix("error: ").split() == TEXTS[1].split() and len(lines) == len({*lines})
+    assert max(map(len, lines)) <= width and printable(terminal.raw)
+
+
+def test_the_last_column_is_cut_where_it_does_not_fit() -> None:
+    rows = [["id", "title"], ["1", "a title that is long"]]
+    assert columns(rows, width=16) == "id  title\n1   a title tha…" and columns(rows, width=6) == columns(rows)
 
 
 def test_columns_line_up_and_are_harmless() -> None:

@@ -5,7 +5,9 @@ Nothing heavy is imported here or at the top of a command's page, so `glmrun --h
 
 import errno
 import os
+import re
 import sys
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +33,7 @@ from glmrun.cli import (
     warmup,
 )
 from glmrun.repl.flags import in_words
-from glmrun.terminal.console import prepare_streams, show_error
+from glmrun.terminal.console import be_quiet, note, prepare_streams, show_error
 from quant.errors import UserError
 
 # What the machine or the user can do something about; an OSError with another number is our bug and keeps its traceback.
@@ -99,11 +101,20 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Only answers, results and errors; --quiet may stand behind any command, too.")
+    ] = False,
 ) -> None:
+    if quiet:
+        be_quiet()
     if context.invoked_subcommand is None:
         print(context.get_help())
     elif context.invoked_subcommand in _WITH_SETTINGS:
+        for line in settings.misspelt():
+            note(line)
         context.default_map = {context.invoked_subcommand: settings.defaults()}
 
 
@@ -131,7 +142,7 @@ def _run(arguments: list[str] | None) -> int:
     if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could go on
         command.main(prog_name="glmrun")
     try:
-        with command.make_context("glmrun", sys.argv[1:] if arguments is None else arguments) as context:
+        with command.make_context("glmrun", _first_guesses(sys.argv[1:] if arguments is None else arguments)) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code
@@ -150,10 +161,37 @@ def _run(arguments: list[str] | None) -> int:
         show_error(f"{place}{why.strerror}")
         return 3 if why.errno == errno.ENOENT else 1
     except _USAGE_ERROR as why:
-        path = why.ctx.command_path if why.ctx else "glmrun"
-        show_error(f"{why.format_message()} ({path} --help tells more)")
+        show_error(_usage_text(why, sys.argv[1:] if arguments is None else arguments))
         return 2
     return 0
+
+
+def _first_guesses(arguments: list[str]) -> list[str]:
+    """`help run` as `run --help`, `version` as `--version`, and --quiet in front, wherever it stands before `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    given = [word for word in arguments[:end] if word != "--quiet"] + arguments[end:]
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
+    elif given == ["version"]:
+        given = ["--version"]
+    return ["--quiet", *given] if "--quiet" in arguments[:end] else given
+
+
+def _usage_text(why: Any, arguments: list[str]) -> str:
+    """What is wrong with a command line, with the name of what holds the wrong value, and where to read on."""
+    parameter, source = getattr(why, "param", None), None
+    if parameter is not None and why.ctx is not None:
+        source = why.ctx.get_parameter_source(parameter.name)
+    text = re.sub(r"Input should be a valid (number|integer), [\w ]+", r"a \1 is expected", why.format_message())
+    if parameter is not None and source is not None and source.name in ("ENVIRONMENT", "DEFAULT_MAP"):
+        place = parameter.envvar if source.name == "ENVIRONMENT" else f"{settings.config_path()}: {parameter.name}"
+        text = f"{place}: {re.sub(r'^Invalid value[^:]*: ', '', text)}"
+    option, options = getattr(why, "option_name", ""), getattr(why, "possibilities", None) or ()
+    if near := get_close_matches(option, options):
+        text = f"there is no option {option}; do you mean {near[0]}?"
+    commands = [word for word in arguments[:1] if any(word == command.name for command in app.registered_commands)]
+    path = why.ctx.command_path if why.ctx else " ".join(["glmrun", *commands])
+    return f"{text} ({path} --help tells more)"
 
 
 def _discard_output() -> None:

@@ -61,6 +61,12 @@ def _parse_pair(text: str) -> tuple[int, int]:
 
 def bench(
     context: typer.Context,
+    named: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL", autocompletion=options.complete_model, help="Models, as -m takes them.", show_default=False
+        ),
+    ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +131,7 @@ def bench(
     \b
     Examples:
       glmrun bench
+      glmrun bench flash -n 64
       glmrun bench -m GLM-4.7-Flash-Q4_K_M.gguf -p 512 -n 64 -d 0-8192+4096 -r 3 --plot
       glmrun bench -m a.gguf,b.gguf -n 0 -p 128,512 -t 1-4*2 -o json > speed.json
       glmrun bench -m GLM-4.7-Flash -q Q4_K_M,Q6_K,Q8_0 --wide
@@ -135,7 +142,7 @@ def bench(
         _print_comparison(*compare)
         return
     choices = _choices(prompts, gens, pairs, depths, threads, ubatches)
-    names = [name for text in models or [] for name in text.split(",") if name]
+    names = [name for text in [*(named or []), *(models or [])] for name in text.split(",") if name]
     if url is not None:
         options.refuse_beside_url(context, "quantizations", "depths", "threads", "ubatches", "kv_type")
     if plot_out is not None:
@@ -311,6 +318,9 @@ def _note_machine(threads: Sequence[int | None], compile_seconds: float) -> None
     from glmrun.terminal.tables import bytes_text
 
     found = memory()
+    for n in threads:
+        if n is not None and n > available_cores():
+            note(f"-t {n}: this machine has {available_cores()} cores for glmrun, so {available_cores()} threads are measured")
     counts = ", ".join(str(min(n or available_cores(), available_cores())) for n in threads)
     note(f"{cpu_name()}: {' '.join(cpu_features())}")
     note(f"threads: {counts} of {available_cores()}; memory: {bytes_text(found.total)}, {bytes_text(found.available)} available")

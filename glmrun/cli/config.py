@@ -14,9 +14,15 @@ app = typer.Typer(
       glmrun config show
       glmrun config path
     """,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _first_guess(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        show(as_json=False)
 
 
 @app.command("show")
@@ -34,10 +40,13 @@ def show(
       echo 'temperature = 0.7' >> "$(glmrun config path)"
       GLMRUN_CONTEXT=64K glmrun chat
     """
-    from glmrun.settings import PLACES, SETTINGS, config_path, origins
+    from glmrun.settings import PLACES, SETTINGS, config_path, misspelt, origins
+    from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.tables import columns
 
+    for line in misspelt():
+        note(line)
     rows = origins()
     if as_json:
         print(json.dumps([{"key": k, "value": v, "origin": o, "variable": SETTINGS[k].variable} for k, v, o in rows], indent=2))

@@ -31,12 +31,25 @@ def _list_quantizations(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _source(name: str) -> str:
+    """What a SRC means: a folder or a file, else the name of a model on this machine, checkpoints too."""
+    if Path(name).exists() or os.sep in name:
+        return name
+    from glmrun.cli.loading import only_one, resolve_model
+    from glmrun.store.local import local_models, matching
+
+    if name == "nano":
+        return str(resolve_model(name))
+    found = matching(name, local_models())
+    return str(only_one(name, found).path) if found else name
+
+
 def convert(
     source: Annotated[
         str,
         typer.Argument(
             metavar="SRC",
-            help="A Hugging Face model folder (config.json, tokenizer.json, *.safetensors), or a GGUF file of the model.",
+            help="A Hugging Face model folder (config.json, tokenizer.json, *.safetensors), a GGUF file, or a name in glmrun list.",
         ),
     ],
     quantization: Annotated[
@@ -111,6 +124,7 @@ def convert(
     from quant.checkpoint import Checkpoint
     from quant.convert import plan
 
+    source = _source(source)
     if Path(source).is_file():
         from glmrun.gguf.source import GGUFSource
 

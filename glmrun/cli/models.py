@@ -37,10 +37,14 @@ def list_models(
             for m in models
         ]  # fmt: skip
         print(json_text(rows))
-    elif not models:
-        note(f"no models yet; glmrun pull fetches one, and converted ones are looked for in {models_folder()}")
     else:
-        lines = [
+        if not models:
+            note(
+                "no other model yet: glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M fetches the real one (18 GB); "
+                f"converted ones are looked for in {models_folder()}"
+            )
+        lines = [["nano", "Q8_0", "-", "built in", "-"]]
+        lines += [
             [m.name, m.quantization or "-", bytes_text(m.n_bytes), m.kind, f"{datetime.fromtimestamp(m.modified):%Y-%m-%d %H:%M}"]
             for m in models
         ]
@@ -80,7 +84,7 @@ def remove_model(
     what = f"{model.name} ({bytes_text(model.n_bytes)} in {model.path.parent})"
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise UserError(f"delete {what}? Nobody can be asked here; --yes says yes", "refused")
+            raise UserError(f"delete {what}? Nobody can be asked here: add --yes", "refused")
         if not typer.confirm(f"delete {one_line(what)}?", err=True):
             raise typer.Abort
     remove(model)

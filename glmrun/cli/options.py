@@ -1,6 +1,5 @@
 """Options that several commands share, and how their values are read."""
 
-import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,15 +9,16 @@ import typer
 
 from glmrun.repl.tool_calls import Approve
 from glmrun.settings import variable
+from glmrun.terminal.sizes import size_of
 from quant.errors import UserError
 
 
 def parse_size(text: str) -> int:
     """`32768`, `32k` (32,000) or `32K` (32,768) as a number."""
-    found = re.fullmatch(r"(\d{1,12})([kKmM]?)", text.strip())
-    if found is None or int(found[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is not a size; write it like 8192, 32k or 64K")
-    return int(found[1]) * {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}[found[2]]
+    try:
+        return size_of(text)
+    except UserError as why:
+        raise typer.BadParameter(str(why)) from None
 
 
 def parse_kv_type(text: str) -> str:

@@ -1,6 +1,7 @@
 """`glmrun plan`: does it fit, and how fast can it be."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmrun.cli import loading, options
+from quant.errors import UserError
 
 _ASSUMED_DISK = 1e9  # bytes a second, where there is no file to measure
 _SHOWN = ("Q4_K_M", "Q6_K", "Q8_0", "BF16")  # F16 is as large as BF16, F32 is for comparisons
@@ -99,6 +101,8 @@ def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]"
     from glmrun.gguf.architecture import config_from_gguf
     from glmrun.gguf.open import open_gguf
 
+    if what and re.fullmatch(r"(I?Q\d|T?Q|MX)[\w]*|[FB]\d+", what, re.IGNORECASE) and not Path(what).exists():
+        raise UserError(f"{what}: glmrun writes {', '.join(RECIPES)}; name one of these, or a GGUF file", "usage")
     file = open_gguf(loading.resolve_model(what))
     demand = demand_of_file(file, config_from_gguf(file), kv_type)
     return demand, demand.name, True

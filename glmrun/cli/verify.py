@@ -10,7 +10,9 @@ from glmrun.cli import options
 
 
 def verify(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file that glmrun convert wrote.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", autocompletion=options.complete_model, help="A GGUF file that glmrun convert wrote.")
+    ],
     threads: options.Threads = None,
 ) -> None:
     """Prove a model file intact: every byte against the checksums that glmrun convert stores in it.
@@ -18,15 +20,18 @@ def verify(
     Prints one line for each damaged tensor. Exit code 0: intact; 1: damaged, or there are no checksums; 3: no such file.
 
     \b
-    Example:
+    Examples:
       glmrun verify GLM-4.7-Flash-Q4_K_M.gguf
+      glmrun verify flash
     """
+    from glmrun.cli.loading import resolve_model
     from glmrun.gguf.verify import verify as check
     from glmrun.terminal.console import note
     from glmrun.terminal.progress import BytesProgress
     from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.tables import bytes_text
 
+    file = str(resolve_model(model))
     began, damaged, checked = time.monotonic(), 0, 0
     with BytesProgress() as bar, closing(check(file, threads)) as steps:
         for step in steps:

@@ -60,7 +60,7 @@ class Model:
             raise UserError(
                 f"{path}: its vocabulary has {self.tokenizer.n_vocab:,} tokens, its embedding {self.config.vocab_size:,} rows"
             )
-        self._advice = advised(self.file.metadata)
+        self.advice = advised(self.file.metadata)
         self.chat_format = ChatFormat(self.file.metadata.get("tokenizer.chat_template"), self.tokenizer)
         self.n_ctx_train = limit = self.config.max_position_embeddings
         self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
@@ -268,7 +268,7 @@ class Model:
             raise UserError(
                 f"logit_bias is {brief(biases)}; expected token ids from 0 to {self.config.vocab_size - 1}", "usage", "logit_bias"
             )
-        return Sampler(**(self._advice | given), forbidden=self.tokenizer.undefined_ids)
+        return Sampler(**(self.advice | given), forbidden=self.tokenizer.undefined_ids)
 
 
 def _checked_max_tokens(max_tokens: int | None) -> int | None:

@@ -7,6 +7,7 @@ was typed, with the text of each file behind it.
 
 import re
 from collections.abc import Mapping
+from glob import glob, iglob
 from pathlib import Path
 
 from glmrun.terminal.console import note
@@ -14,7 +15,43 @@ from quant.errors import UserError
 
 MAX_FILE = 1 << 20  # bytes
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
+_PATTERN = re.compile(r"[*?[]")
 _LANGUAGE = re.compile(r"\.(\w{1,12})")
+
+
+MAX_FILES = 100  # of a folder or a pattern
+
+
+def found_by(name: str) -> list[Path]:
+    """The files that a name means: itself, those a pattern matches (*.py, **/*.md), a folder's text files. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)) and _is_text(file))
+    elif _PATTERN.search(name) and not _is_there(path):
+        found = sorted(Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file())
+    else:
+        return [path]
+    if not found:
+        raise UserError(f"{name}: no {'text ' if path.is_dir() else ''}file is there", "missing")
+    if len(found) > MAX_FILES:
+        raise UserError(f"{name} means {len(found):,} files; at most {MAX_FILES} go with a message", "usage")
+    return found
+
+
+def _matches(path: Path) -> bool:
+    return bool(_PATTERN.search(str(path))) and next(iglob(str(path), recursive=True), None) is not None
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        read_text(path)
+    except UserError:
+        return False
+    return True
 
 
 def mentioned(text: str) -> list[Path]:
@@ -23,12 +60,12 @@ def mentioned(text: str) -> list[Path]:
     for match in _MENTION.finditer(text):
         name = match[1] or match[2]
         paths = [Path(name).expanduser(), *([Path(name.rstrip(".,;:!?)]}'")).expanduser()] if match[2] else [])]
-        path = next((path for path in paths if _is_there(path)), None)
+        path = next((path for path in paths if _is_there(path) or _matches(path)), None)
         if path is None:
             if "/" in name or "." in name.strip("."):
                 note(f"@{name}: no such file; it stays as it is written")
-        elif path not in found:
-            found.append(path)
+        else:
+            found += [file for file in found_by(str(path)) if file not in found]
     return found
 
 

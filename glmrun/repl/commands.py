@@ -1,40 +1,45 @@
 """The slash commands: one table, and what each does to the conversation."""
 
 import re
-import shutil
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast, get_args
+from difflib import get_close_matches
+from typing import get_args
 
-from glmrun.chat.answer import Answer
-from glmrun.engine.sampling import PRESETS, Sampler
-from glmrun.repl import saving
-from glmrun.repl.attachments import read_text
-from glmrun.repl.conversation import SETTINGS, Conversation, Typing
+from glmrun.repl import saving, values
+from glmrun.repl.attachments import found_by, read_text
+from glmrun.repl.compact import compact
+from glmrun.repl.conversation import SETTINGS, Conversation
 from glmrun.repl.flags import in_words
 from glmrun.repl.tool_calls import Approve
-from glmrun.terminal.answer import Thinking, counted, show_thinking
-from glmrun.terminal.console import note, say, show_error
+from glmrun.terminal.answer import Thinking, counted
+from glmrun.terminal.console import say, show_error
 from quant.errors import UserError
 
-_PEERS_NAMES = {"temperature": "temp", "num-predict": "max-tokens", "n-predict": "max-tokens"}
 _KEYS = """\
-  Enter            sends                       Up, Down      earlier messages that begin like this one
-  Alt+Enter        new line (also Ctrl+J)      Ctrl+R        searches earlier messages
-  Tab              completes commands, @files  Ctrl+X Ctrl+E opens $EDITOR (also Ctrl+G)
-  Esc, Ctrl+C      stops an answer             Ctrl+O        all of the answer's thinking
-  Shift+Tab        thinking on or off          Ctrl+L        clears the screen
-  Ctrl+C Ctrl+C    leaves, on an empty line    Ctrl+D        leaves
-  A text in triple quotes may have many lines; @path puts a file into the message."""
+  Enter            sends; during an answer it begins a new line
+  Alt+Enter        new line (also Ctrl+J, or a \\ at the end of the line)
+  Tab              completes commands, @files
+  Esc, Ctrl+C      stops an answer, and keeps what was said
+  Shift+Tab        thinking on or off
+  Ctrl+O           all of the answer's thinking
+  Up, Down         earlier messages that begin like this one
+  Ctrl+R           searches earlier messages
+  Ctrl+X Ctrl+E    opens $EDITOR (also Ctrl+G)
+  Ctrl+L           clears the screen
+  Ctrl+D           leaves (also Ctrl+C twice on an empty line)
+  \"\"\"              begins and ends a text of many lines
+  @path            puts a file into the message; a folder or @*.py puts several"""
+_GROUPS = {
+    "answers": "regen undo edit think system set preset persona prompt",
+    "context": "context compact read tools clear",
+    "kept": "sessions rename load save export copy",
+    "program": "show stats model multiline help bye",
+}
 
 
 class Leave(Exception):
     """The user wants to go."""
-
-
-_COLUMN = 24  # where the list of commands tells what they do
 
 
 def is_command(text: str) -> bool:
@@ -47,7 +52,8 @@ def run_command(conversation: Conversation, line: str) -> None:
     name, _, rest = line[1:].partition(" ")
     command = COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
-        show_error(f"there is no command /{name}; /help lists them (a space in front sends the line as a message)")
+        nearest = _nearest(name) or "; /help lists them"
+        show_error(f"there is no command /{name}{nearest} (a space in front sends the line as a message)")
         return
     try:
         command.run(conversation, rest.strip())
@@ -58,22 +64,32 @@ def run_command(conversation: Conversation, line: str) -> None:
 
 
 def _help(conversation: Conversation, rest: str) -> None:
-    if rest in ("keys", "shortcuts"):
+    name = rest.removeprefix("/")
+    name = _ALIASES.get(name, name)
+    if not rest:
+        groups = {group: [f"/{name}" for name in names.split() if name in COMMANDS] for group, names in _GROUPS.items()}
+        lines = [f"  {group:<9}  {' '.join(names)}" for group, names in groups.items()]
+        say("\n".join([*lines, "", "  /help NAME tells what one does, /help all what all do, /help keys the keys"]))
+    elif rest in ("keys", "shortcuts"):
         say(_KEYS)
-        return
-    say("\n".join([_usage(name, command) for name, command in COMMANDS.items()] + ["", _KEYS]))
+    elif rest == "all":
+        say("\n".join([*map(_usage, COMMANDS), "", _KEYS]))
+    elif name in COMMANDS:
+        say(_usage(name))
+    else:
+        raise UserError(f"there is no command /{name}{_nearest(name)}")
 
 
-def _usage(name: str, command: "Command") -> str:
-    """What a command takes and does, with the names that other programs have for it, folded for the terminal."""
+def _usage(name: str) -> str:
+    """What a command takes and does, with the names that other programs have for it."""
     others = ", ".join(f"/{other}" for other, ours in _ALIASES.items() if ours == name)
-    text = command.help + (f" (also {others})" if others else "")
-    indent = " " * (_COLUMN + 2)
-    width = max(_COLUMN + 30, min(shutil.get_terminal_size().columns, 120) - 1)
-    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    if len(command.usage) >= _COLUMN:
-        return "\n".join([f"  {command.usage}", *lines])
-    return "\n".join([f"  {command.usage:<{_COLUMN}}{lines[0].lstrip()}", *lines[1:]])
+    return f"  {COMMANDS[name].usage:<24}  {COMMANDS[name].help}" + (f" (also {others})" if others else "")
+
+
+def _nearest(name: str) -> str:
+    """`; do you mean /help?`, if a command has a name like that."""
+    found = get_close_matches(name, [*COMMANDS, *_ALIASES], 1) or [known for known in COMMANDS if name and known.startswith(name)]
+    return f"; do you mean /{found[0]}?" if found else ""
 
 
 def _leave(conversation: Conversation, rest: str) -> None:
@@ -91,138 +107,14 @@ def _regen(conversation: Conversation, rest: str) -> None:
 
 
 def _undo(conversation: Conversation, rest: str) -> None:
-    count = _whole(rest or "1", "/undo takes a number of exchanges")
+    count = values.whole(rest or "1", "/undo takes a number of exchanges")
     say(f"taken back: {saving.brief(conversation.take_back(count))}")
 
 
 def _edit(conversation: Conversation, rest: str) -> None:
-    line, place = _line(conversation), conversation.last_question()
+    line, place = values.line(conversation), conversation.last_question()
     line.draft, line.edited = conversation.messages[place].get("typed", conversation.messages[place]["content"]), place
     say("change the message and send it: it replaces the last one and its answer; Ctrl+C leaves both as they are")
-
-
-def _system(conversation: Conversation, rest: str) -> None:
-    if rest:
-        conversation.set_system(None if rest == "none" else rest)
-    say(f"system prompt: {conversation.system}" if conversation.system else "no system prompt; /system TEXT sets one")
-
-
-def _think(conversation: Conversation, rest: str) -> None:
-    if rest in ("on", "off"):
-        conversation.thinking, conversation.think_budget = rest == "on", None
-    elif rest in ("keep", "forget"):
-        conversation.preserve_thinking = rest == "keep"
-    elif rest in get_args(Thinking):
-        conversation.surface.show_thinking = cast(Thinking, rest)
-        if rest == "show" and conversation.messages:
-            show_last_thinking(conversation)
-    elif rest:
-        budget = _whole(rest, "/think takes on or off, show or hide, keep or forget, or a number of tokens", least=0)
-        conversation.thinking, conversation.think_budget = True, budget
-    say(f"thinking is {_thinking(conversation)}")
-
-
-def show_last_thinking(conversation: Conversation) -> None:
-    """Print the thinking behind the last answer."""
-    thinking = next((m.get("reasoning_content", "") for m in reversed(conversation.messages) if m["role"] == "assistant"), "")
-    last = conversation.last
-    if thinking and thinking == conversation.surface.shown:
-        note("the thinking is shown above")
-        return
-    conversation.surface.shown = thinking
-    show_thinking(last if last is not None and last.reasoning == thinking else Answer(reasoning=thinking))
-
-
-def _thinking(conversation: Conversation) -> str:
-    budget = conversation.think_budget
-    limit = "" if budget is None else f", at most {counted(budget, 'token')}"
-    earlier = "kept in the prompt" if conversation.preserve_thinking else "left out of the prompt"
-    shown = {"fold": "folded into a line", "show": "shown", "hide": "hidden"}[conversation.surface.show_thinking]
-    return f"{'on' + limit if conversation.thinking else 'off'}, {shown}; that of earlier answers is {earlier}"
-
-
-def _set(conversation: Conversation, rest: str) -> None:
-    name, _, text = rest.removeprefix("parameter ").partition(" ")
-    name, text = name.replace("_", "-"), text.strip()
-    name = _PEERS_NAMES.get(name, name)
-    if name in _SWITCHES:
-        _SWITCHES[name](conversation, text)
-        return
-    if name not in SETTINGS:
-        raise UserError(f"/set NAME VALUE, where NAME is one of {', '.join([*SETTINGS, *_OTHERS])}")
-    argument, kind = SETTINGS[name]
-    try:
-        value = kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{name} takes {what}, not {text!r}") from None
-    if argument != "max_tokens":
-        Sampler(**{argument: value})  # raises UserError for a value that makes no sense
-    elif value < 1:
-        raise UserError("max-tokens is at least 1")
-    conversation.settings[argument] = value
-    say(f"{name} = {value}")
-
-
-def _set_preset(conversation: Conversation, name: str) -> None:
-    if name not in PRESETS:
-        raise UserError(f"there are the presets {', '.join(PRESETS)}")
-    conversation.settings |= PRESETS[name]
-    if name == "agent":
-        conversation.preserve_thinking = True
-    _show(conversation, "")
-
-
-def _set_format(conversation: Conversation, text: str) -> None:
-    if text not in ("json", "text"):
-        raise UserError("/set format takes json or text")
-    if text == "json" and conversation.tools is not None:
-        raise UserError("a JSON answer and tools exclude each other; start the chat without --tools")
-    conversation.settings.pop("json_schema", None)
-    if text == "json":
-        conversation.settings["json_schema"] = {"type": "object"}
-    say("answers are " + ("JSON objects" if text == "json" else "as the model writes them"))
-
-
-def _set_vi(conversation: Conversation, text: str) -> None:
-    line = _line(conversation)
-    line.vi = _on(text)
-    say(f"keys as in {'vi' if line.vi else 'emacs'}")
-
-
-def _set_history(conversation: Conversation, text: str) -> None:
-    line = _line(conversation)
-    line.history = conversation.kept.saving = _on(text)
-    if not line.history:
-        conversation.close()
-    say("messages and the conversation are " + ("remembered" if line.history else "remembered no longer; what was stays on disk"))
-
-
-def _show(conversation: Conversation, rest: str) -> None:
-    changed = ["format json"] if "json_schema" in conversation.settings else []
-    changed += [f"{name} {conversation.settings[key]}" for name, (key, _) in SETTINGS.items() if key in conversation.settings]
-    session = conversation.kept.session.id if conversation.kept.session else "-"
-    pairs = {
-        "model": conversation.model.path,
-        "context": f"{conversation.model.n_ctx:,} tokens",
-        "threads": conversation.model.n_threads,
-        "system": conversation.system or "-",
-        "thinking": _thinking(conversation),
-        "settings": ", ".join([*changed, "all others as the model file says"]),
-        "session": session + (", with its cache" if conversation.kept.session and conversation.kept.keep_cache else ""),
-    }
-    if rest and rest not in pairs:
-        raise UserError(f"/show takes one of {', '.join(pairs)}, or nothing")
-    say("\n".join(f"  {name:<9} {value}" for name, value in pairs.items() if rest in ("", name)))
-
-
-def _stats(conversation: Conversation, rest: str) -> None:
-    if rest:
-        conversation.surface.show_stats = _on(rest)
-    c = conversation
-    speed = f", {c.totals.tokens / c.totals.seconds:.1f} tok/s" if c.totals.seconds > 0 else ""
-    state = "on" if c.surface.show_stats else "off"
-    say(f"{counted(c.totals.answers, 'answer')}, {counted(c.totals.tokens, 'token')}{speed}; the line after each answer is {state}")
 
 
 def _tools(conversation: Conversation, rest: str) -> None:
@@ -240,16 +132,26 @@ def _context(conversation: Conversation, rest: str) -> None:
     used, size = conversation.used(), conversation.model.n_ctx
     bar = "█" * min(30, round(30 * used / size))
     say(f"{bar:░<30} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(conversation.messages), 'message')}")
+    for path in conversation.attached:
+        say(f"  + {path}, with the next message")
 
 
 def _read(conversation: Conversation, rest: str) -> None:
-    if not rest:
-        raise UserError("/read FILE puts a file into the next message")
-    path = Path(rest).expanduser()
-    text = read_text(path)
-    if path not in conversation.attached:
-        conversation.attached.append(path)
-    say(f"{path}: {counted(len(text.splitlines()), 'line')}, with the next message")
+    attached = conversation.attached
+    if rest == "none":
+        say(f"{counted(len(attached), 'file')} taken back")
+        attached.clear()
+        return
+    for path in found_by(rest) if rest else ():
+        read_text(path)
+        if path not in attached:
+            attached.append(path)
+    if not attached:
+        say("no file waits; /read FILE puts one into the next message, a folder or *.py several")
+        return
+    for path in attached:
+        say(f"  + {path}, {counted(len(read_text(path).splitlines()), 'line')}")
+    say("with the next message; /read none takes them back")
 
 
 def _model(conversation: Conversation, rest: str) -> None:
@@ -268,27 +170,9 @@ def _prompt(conversation: Conversation, rest: str) -> None:
 
 
 def _multiline(conversation: Conversation, rest: str) -> None:
-    line = _line(conversation)
-    line.multiline = _on(rest) if rest else not line.multiline
+    line = values.line(conversation)
+    line.multiline = values.on("/multiline", rest) if rest else not line.multiline
     say("Enter begins a new line, Alt+Enter sends" if line.multiline else "Enter sends, Alt+Enter begins a new line")
-
-
-def _whole(text: str, what: str, least: int = 1) -> int:
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= 1 << 31):
-        raise UserError(f"{what}, not {text!r}")
-    return int(text)
-
-
-def _on(text: str) -> bool:
-    if text not in ("", "on", "off"):
-        raise UserError(f"it takes on or off, not {text!r}")
-    return text != "off"
-
-
-def _line(conversation: Conversation) -> Typing:
-    if conversation.surface.typing is None:
-        raise UserError("that needs a terminal to type in")
-    return conversation.surface.typing
 
 
 @dataclass(frozen=True)
@@ -302,24 +186,27 @@ class Command:
 
 
 _ON_OFF = ("on", "off")
-_OTHERS = ("preset", "format", "vi", "history")  # of /set
+_SETTABLE = (*SETTINGS, *values.OTHERS)
 COMMANDS = {
-    "help": Command(_help, "/help [keys]", "this list", ("keys",)),
+    "help": Command(_help, "/help [NAME|all|keys]", "what there is", ("keys", "all")),
     "clear": Command(_clear, "/clear", "begin a new conversation, keep the system prompt"),
     "regen": Command(_regen, "/regen", "answer the last message again"),
     "undo": Command(_undo, "/undo [N]", "take back the last message and its answer, or the last N"),
     "edit": Command(_edit, "/edit", "take the last message back into the line, to change it"),
-    "system": Command(_system, "/system [TEXT|none]", "show or set the system prompt"),
+    "system": Command(values.system, "/system [TEXT|none]", "show or set the system prompt"),
     "think": Command(
-        _think, "/think [on|off|N|show|fold|hide|keep|forget]", "think first, N tokens at most; show it; keep it in the prompt",
+        values.think, "/think [on|off|N|show|fold|hide|keep|forget]", "think first, at most N tokens; show it; keep it in prompts",
         ("on", "off", *get_args(Thinking), "keep", "forget"),
     ),
-    "set": Command(_set, "/set NAME VALUE", ", ".join([*SETTINGS, *_OTHERS]), (*SETTINGS, *_OTHERS)),
-    "show": Command(_show, "/show [NAME]", "model and settings"),
-    "stats": Command(_stats, "/stats [on|off]", "this session's counts; the line after each answer", _ON_OFF),
+    "set": Command(
+        values.set_value, "/set [NAME [VALUE]]", f"show or set {', '.join(_SETTABLE)}", _SETTABLE
+    ),
+    "show": Command(values.show, "/show [NAME]", "what is in force: model, context, settings and where each comes from"),
+    "stats": Command(values.stats, "/stats [on|off]", "this session's counts; the line after each answer", _ON_OFF),
     "tools": Command(_tools, "/tools [auto|ask|never]", "what the model can call; whether calls are carried out", tuple(Approve)),
     "context": Command(_context, "/context", "how full the context is"),
-    "read": Command(_read, "/read FILE", "put a file into the next message (as @FILE in its text does)", "file"),
+    "compact": Command(compact, "/compact [N]", "have the model summarize all but the last exchange, or the last N"),
+    "read": Command(_read, "/read [FILE|none]", "put files into the next message, as @FILE in it does; take them back", "file"),
     "sessions": Command(saving.list_sessions, "/sessions [rm ID]", "list the saved conversations, or delete one", ("rm",)),
     "load": Command(saving.load, "/load ID|FILE", "go on with a saved conversation", "session"),
     "save": Command(saving.save, "/save FILE", "write a copy of the conversation that /load reads", "file"),
@@ -335,16 +222,3 @@ _ALIASES = {
     "file": "read", "add": "read", "editor": "edit", "tokens": "context", "usage": "context", "reasoning": "think",
     "system-prompt": "system", "settings": "show", "multiline-mode": "multiline", "resume": "load",
 }  # fmt: skip
-_SWITCHES: dict[str, Callable[[Conversation, str], None]] = {
-    "preset": _set_preset,
-    "format": _set_format,
-    "vi": _set_vi,
-    "history": _set_history,
-    "nohistory": lambda conversation, _: _set_history(conversation, "off"),
-    "system": _system,
-    "think": lambda conversation, text: _think(conversation, text or "on"),
-    "nothink": lambda conversation, _: _think(conversation, "off"),
-    "stats": _stats,
-    "verbose": lambda conversation, _: _stats(conversation, "on"),
-    "quiet": lambda conversation, _: _stats(conversation, "off"),
-}

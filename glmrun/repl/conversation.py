@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from glmrun.chat.tool_loop import ask_with_tools
 from glmrun.repl.attachments import mentioned, read_text, with_files
 from glmrun.repl.kept import Kept, model_path
 from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
-from glmrun.terminal.answer import AnswerView, Thinking, bottom_line, counted, finish_note, stats_line
+from glmrun.terminal.answer import AnswerView, Thinking, bottom_parts, counted, finish_note, stats_line
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.keyboard import Keyboard
@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[str, type]] = {
     "seed": ("seed", int),
     "max-tokens": ("max_tokens", int),
 }
-_NEARLY_FULL = 0.9  # of the context
+_NO_ROOM = 0.9  # of the context: from here on it is said what can be done
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Typing:
 class Surface:
     """Where a conversation is shown, and what the program around it offers.
 
-    open_model   opens another model for /model
+    open_model   opens another model by its name, or the same one with another context (ctx)
     get_ready    waits for what a model needs before it answers
     keyboard     what is typed while no line is read
     shown        the thinking that was printed last
@@ -60,7 +60,7 @@ class Surface:
     typing: Typing | None = None
     show_thinking: Thinking = "fold"
     show_stats: bool = True
-    open_model: Callable[[str], Any] | None = None
+    open_model: Callable[..., Any] | None = None
     get_ready: Callable[[Any], None] = lambda model: None
     keyboard: Keyboard | None = None
     shown: str = ""
@@ -86,6 +86,7 @@ class Conversation:
     """Messages without the system prompt, which stands apart so that /clear keeps it, and how they are answered.
 
     settings   max_tokens, json_schema and sampling's, as ChatRequest.of() takes them
+    origins    where a setting comes from
     attached   files that wait for the next message
     tools      what the model can call
     last       the last answer of this run
@@ -93,6 +94,7 @@ class Conversation:
 
     model: ChatModel
     settings: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     system: str | None = None
     thinking: bool = True
     preserve_thinking: bool = True
@@ -149,7 +151,6 @@ class Conversation:
             return self._answer(chunks)
         except UserError:  # a server refuses only now
             if self.messages[-1] is message:
-                self._offer_room()
                 self.cut(len(self.messages) - 1)
                 self.attached = waiting
             raise
@@ -198,13 +199,16 @@ class Conversation:
         request = self.request(*more)
         return self.model.count_tokens(request) if request.messages else 0
 
-    def bottom_line(self, used: int | None = None) -> str:
-        """The model, how full the context is, how fast the last answer comes or came."""
+    def bottom(self, used: int | None = None) -> list[tuple[str, str]]:
+        """The model, how full the context is, how fast the last answer comes or came, files: (style of the gauge, text)."""
         stats = self.last.stats if self.last is not None else None
-        parts = [bottom_line(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)]
-        parts += [] if self.thinking else ["no thinking"]
-        parts += [f"+{counted(len(self.attached), 'file')}"] if self.attached else []
-        return " · ".join(parts)
+        parts = bottom_parts(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)
+        parts += [] if self.thinking else [("", " · no thinking")]
+        return parts + ([("", f" · +{counted(len(self.attached), 'file')}")] if self.attached else [])
+
+    def bottom_line(self, used: int | None = None) -> str:
+        """bottom() as a text."""
+        return "".join(text for _, text in self.bottom(used))
 
     @property
     def edited(self) -> int | None:
@@ -217,11 +221,18 @@ class Conversation:
             self.surface.typing.edited = place
 
     def _chunks(self) -> "Iterator[Chunk]":
-        try:
+        with self._ways_out():
             return self.model.answer(self.request())
-        except UserError:
-            self._offer_room()
-            raise
+
+    @contextmanager
+    def _ways_out(self) -> Iterator[None]:
+        """A context that is too small for what is asked: the same error says what can be done here."""
+        try:
+            yield
+        except UserError as why:
+            if why.setting != "n_ctx":
+                raise
+            raise UserError(f"{why}: {self._ways()}", why.kind) from None
 
     def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
         """Show the answer, and carry out the calls in it until there is one without."""
@@ -240,9 +251,40 @@ class Conversation:
             note(TOO_MANY_ROUNDS)
         return answers[-1]
 
+    def aside(self, messages: list[dict[str, Any]], ask: dict[str, Any], max_tokens: int) -> Answer:
+        """Show the answer to a message behind some of the conversation; neither becomes a part of it. Raises UserError."""
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        settings = {name: value for name, value in self.settings.items() if name not in ("json_schema", "max_tokens")}
+        request = ChatRequest.of([*first, *messages, ask], thinking=False, max_tokens=max_tokens, **settings)
+        answer = Answer()
+        with self._ways_out():
+            chunks = self.model.answer(request)
+        self._show(answer, chunks, self.model.count_tokens(request))
+        return answer
+
+    def replace(self, messages: list[dict[str, Any]]) -> None:
+        """Other messages in the place of these, in a journal of their own: the old one stays as it is."""
+        self.kept.close()
+        self.messages, self.last, self.edited = messages, None, None
+        self._keep("message")
+
     def _one_answer(self, chunks: "Iterator[Chunk]") -> Answer:
         self.last = answer = Answer()
-        asked, before = threading.Event(), self.used()
+        try:
+            self._show(answer, chunks, self.used())
+            for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
+                show_tool_call(call)
+        finally:  # an interrupted answer is part of the conversation, as far as it came
+            if answer.text or answer.reasoning or answer.tool_calls:
+                self.messages.append(answer.message())
+                self._keep("message", message=self.messages[-1])
+                self.kept.save_cache(self.model)
+        self._count(answer)
+        return answer
+
+    def _show(self, answer: Answer, chunks: "Iterator[Chunk]", before: int) -> None:
+        """Show an answer as it comes to a prompt of `before` tokens; keys act on it meanwhile."""
+        asked = threading.Event()
 
         def stop() -> None:
             asked.set()
@@ -258,42 +300,32 @@ class Conversation:
             draft=(lambda: "") if keyboard is None else lambda: keyboard.draft,
         )  # fmt: skip
         acting = keyboard.acting({"escape": stop, "c-o": view.expand_thinking}) if keyboard is not None else nullcontext()
-        try:
-            with acting, closing(interruptible(self.model, chunks, asked)) as stream:
-                view.show(stream)
-            for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
-                show_tool_call(call)
-        finally:  # an interrupted answer is part of the conversation, as far as it came
-            if answer.text or answer.reasoning or answer.tool_calls:
-                self.messages.append(answer.message())
-                self._keep("message", message=self.messages[-1])
-                self.kept.save_cache(self.model)
-        self._count(answer)
-        return answer
+        with self._ways_out(), acting, closing(interruptible(self.model, chunks, asked)) as stream:
+            view.show(stream)
 
     def _count(self, answer: Answer) -> None:
-        stats = answer.stats
-        if ending := finish_note(answer, self.model.n_ctx):
+        stats, ending = answer.stats, finish_note(answer, self.model.n_ctx)
+        used, size = self.used(), self.model.n_ctx
+        if full := used >= _NO_ROOM * size and answer.finish_reason != "cancelled":
+            ending = ending or f"{used:,} of {size:,} tokens of context used"
+        elif ending:
             note(ending)
-        if stats is None:
-            return
-        self.totals.add(stats)
-        if self.surface.show_stats:
-            note(stats_line(stats))
-        self._offer_room()
+        if stats is not None:
+            self.totals.add(stats)
+            if self.surface.show_stats:
+                note(stats_line(stats))
+        if full:  # one line, at the end; nothing is cut off without a word
+            note(f"{ending}: {self._ways()}")
 
-    def _offer_room(self) -> None:
-        """Near the end of the context and beyond, say what can be done; nothing is cut off without a word."""
-        used, size, most = self.used(), self.model.n_ctx, self.model.n_ctx_train
-        if used < _NEARLY_FULL * size:
-            return
+    def _ways(self) -> str:
+        """What can be done about a context that is nearly full, or too small for what is wanted."""
+        size, most = self.model.n_ctx, self.model.n_ctx_train
         answered = any(message["role"] == "assistant" for message in self.messages)
-        ways = ["/clear starts over", "/undo takes the last exchange back"] if answered else []
-        if size < most and used <= _NEARLY_FULL * most:
-            larger = min(2 * max(size, used), most)
-            ways.append(f"{'glmrun chat --continue ' if self.kept.session else ''}-c {larger} has a larger one")
-        if ways:
-            note(f"{used:,} of {size:,} tokens of context {'used' if used <= size else 'wanted'}: {', '.join(ways)}")
+        ways = ["/compact shortens the conversation"] if answered else []
+        if size < most and self.surface.open_model is not None:
+            ways.append(f"/set context {min(2 * max(size, self.used()), most)} makes room")
+        ways += ["/undo takes the last exchange back", "/clear starts over"] if answered else []
+        return ", ".join(ways) or "nothing larger can be had here"
 
     # ---- on disk -----------------------------------------------------------------------------------------------------
 
@@ -320,7 +352,9 @@ class Conversation:
         self.kept.load_cache(self.model)
 
     def change_model(self, model: ChatModel) -> None:
-        """Go on with another model; it reads the conversation with the next message."""
+        """Go on with another model, which reads the conversation with the next message; the one before is closed."""
+        if (close := getattr(self.model, "close", None)) is not None:
+            close()
         self.model, self.kept.cache, self.last = model, None, None
         self._keep("model", path=model_path(model))
 

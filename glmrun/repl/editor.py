@@ -41,6 +41,7 @@ class Editor:
     typing     what commands change about it
     toolbar    text of the bottom line
     actions    {key: what it does while nothing is being answered}; it runs above the line, which is drawn again afterwards
+    is_new     whether an empty line should say what it is for
     pastes     what stands for long pastes in the line
     """
 
@@ -50,6 +51,7 @@ class Editor:
         history: Path | None,
         toolbar: "Callable[[], AnyFormattedText] | None" = None,
         actions: dict[str, Callable[[], None]] | None = None,
+        is_new: Callable[[], bool] = lambda: False,
     ) -> None:
         self._typing, self.pastes = typing, _Pastes()
         for sequence in _SHIFT_ENTER:
@@ -67,6 +69,7 @@ class Editor:
             bottom_toolbar=toolbar,
             style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
             reserve_space_for_menu=6,
+            placeholder=lambda: [("ansibrightblack", "Ask something, or /help")] if is_new() else "",
         )
         self.source = self._session.app.input
 
@@ -74,7 +77,7 @@ class Editor:
         """The next message; raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C on an empty line."""
         self._session.editing_mode = EditingMode.VI if self._typing.vi else EditingMode.EMACS
         draft, self._typing.draft = self._typing.draft, ""
-        typed = self._session.prompt(">>> ", default=draft, prompt_continuation=lambda width, line, wraps: "" if wraps else "... ")
+        typed = self._session.prompt([("bold", ">>> ")], default=draft, prompt_continuation=_continuation)
         text = _as_utf8(self.pastes.expanded(typed))
         self.pastes.clear()
         return f" {text}" if text.startswith("/") and not typed.startswith("/") else text  # a pasted path is no command
@@ -84,7 +87,11 @@ class Editor:
 
         def send_or_break(event: KeyPressEvent, send: bool) -> None:
             buffer = event.current_buffer
-            if send and not open_quotes(buffer.text):
+            before = buffer.document.text_before_cursor
+            if send and before.endswith("\\") and not before.endswith("\\\\") and buffer.document.is_cursor_at_the_end:
+                buffer.delete_before_cursor()
+                buffer.insert_text("\n")
+            elif send and not open_quotes(buffer.text):
                 buffer.validate_and_handle()
             else:
                 buffer.insert_text("\n")
@@ -259,6 +266,10 @@ def _menu_belongs(document: Document) -> bool:
 
 def _above(action: Callable[[], None]) -> Any:
     return run_in_terminal(action)
+
+
+def _continuation(width: int, line: int, wraps: int) -> str:
+    return "" if wraps else "... "
 
 
 def _as_utf8(text: str) -> str:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from glmrun.repl.commands import Leave, is_command, run_command, show_last_thinking
+from glmrun.repl.commands import Leave, is_command, run_command
 from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.quotes import open_quotes, without_quotes
+from glmrun.repl.values import show_last_thinking
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
@@ -29,26 +31,26 @@ def chat_in_terminal(conversation: Conversation) -> int:
     conversation.surface.typing = typing = conversation.surface.typing or Typing()
     history = _history_path() if typing.history else None
 
-    bottom = ""
+    bottom: list[tuple[str, str]] = []
 
     def other_thinking() -> None:
         nonlocal bottom
         run_command(conversation, f"/think {'off' if conversation.thinking else 'on'}")
-        bottom = conversation.bottom_line()
+        bottom = conversation.bottom()
 
     actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
 
-    def toolbar() -> str:
-        return bottom if typing.edited is None else f"changing an earlier message, Ctrl+C leaves it · {bottom}"
+    def toolbar() -> Any:
+        return bottom if typing.edited is None else [("", "changing an earlier message, Ctrl+C leaves it · "), *bottom]
 
-    editor = Editor(typing, history, toolbar, actions)
+    editor = Editor(typing, history, toolbar, actions, lambda: not conversation.messages)
     conversation.surface.keyboard = keyboard = Keyboard(editor.source, editor.pastes.shown, editor.pastes.length_at_end)
     if conversation.tools is not None:
         conversation.tools.ask = keyboard.ask
     interrupted = -_TWICE_SECONDS
     with quiet_keyboard():  # between the lines, too
         while True:
-            bottom = conversation.bottom_line()
+            bottom = conversation.bottom()
             typing.draft += keyboard.take_draft().rstrip("\n")  # the last Enter was meant to send it: it will, pressed again
             try:
                 text = editor.read()
@@ -60,6 +62,8 @@ def chat_in_terminal(conversation: Conversation) -> int:
                 interrupted = time.monotonic()
                 note("(Ctrl-C again, Ctrl-D or /bye leaves)")
                 continue
+            if text.strip() in ("exit", "quit"):  # nobody means the model
+                return 0
             try:
                 with keyboard.listening():
                     _turn(conversation, text)

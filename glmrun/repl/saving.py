@@ -11,6 +11,7 @@ from glmrun.terminal.answer import counted
 from glmrun.terminal.console import note, say
 from glmrun.terminal.sanitize import one_line, visible
 from glmrun.terminal.tables import bytes_text, columns
+from glmrun.terminal.tail import window
 from quant.errors import UserError
 
 _COPY_LIMIT = 74_000  # bytes: what terminals take for their clipboard at once
@@ -18,8 +19,9 @@ _COPY_LIMIT = 74_000  # bytes: what terminals take for their clipboard at once
 
 def save(conversation: Conversation, rest: str) -> None:
     if not rest:
-        where = conversation.kept.session.id if conversation.kept.session else "nowhere yet"
-        raise UserError(f"/save FILE writes a copy that /load reads; the conversation itself is kept as {where}")
+        session = conversation.kept.session
+        where = f"the conversation itself is kept as {session.id}" if session else "nothing is saved yet"
+        raise UserError(f"/save FILE writes a copy that /load reads; {where}")
     path = Path(rest).expanduser()
     sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages)
     say(f"{path}: {counted(len(conversation.messages), 'message')}; /load {path} reads it")
@@ -28,14 +30,16 @@ def save(conversation: Conversation, rest: str) -> None:
 def load(conversation: Conversation, rest: str) -> None:
     if not rest:
         raise UserError("/load takes the ID of a session (/sessions lists them) or a file that /save wrote")
-    conversation.resume(Path(rest).expanduser() if Path(rest).expanduser().is_file() else sessions.find(rest))
+    conversation.resume(sessions.find(rest))
     show_resumed(conversation)
 
 
 def list_sessions(conversation: Conversation, rest: str) -> None:
     action, _, name = rest.partition(" ")
     if action in ("rm", "delete"):
-        path = sessions.find(name.strip() or "-")
+        if not name.strip():
+            raise UserError("/sessions rm ID deletes one; /sessions lists them")
+        path = sessions.find(name.strip())
         if conversation.kept.session is not None and path == conversation.kept.session.path:
             raise UserError(f"{path.stem} is this conversation; /clear first")
         sessions.remove(path)
@@ -53,7 +57,7 @@ def list_sessions(conversation: Conversation, rest: str) -> None:
         cache = path.with_suffix(".cache")
         size = bytes_text(cache.stat().st_size) if cache.exists() else "-"
         rows.append([path.stem, f"{used:%d %b %H:%M}", str(len(saved.messages)), size, saved.title()])
-    say(columns(rows, right=[2, 3]))
+    say(columns(rows, right=[2, 3], width=window(sys.stderr)[0]))
 
 
 def export_to(conversation: Conversation, rest: str) -> None:

@@ -172,13 +172,14 @@ def find(name: str | None) -> Path:
         if not newest:
             raise UserError("there is no earlier session to go on with", "missing")
         return newest[0][0]
-    if os.sep in name or name.endswith(".jsonl"):
-        return Path(name).expanduser()
+    path = Path(name).expanduser()
+    if os.sep in name or name.endswith(".jsonl") or path.is_file():
+        return path
     paths = sorted(folder().glob("*.jsonl"))
     exact = [path for path in paths if path.stem == name]
     found = exact or [path for path in paths if name and name in path.stem]
     if not found:
-        raise UserError(f"no session is called {name}; /sessions in a chat lists them", "missing")
+        raise UserError(f"no session and no file is called {name}; glmrun sessions lists them, /sessions in a chat", "missing")
     if len(found) > 1:
         raise UserError(f"{name} can mean {', '.join(path.stem for path in found[-5:])}; write more of it", "usage")
     return found[0]
@@ -214,18 +215,25 @@ def write_new(path: Path, data: bytes) -> None:
     """A file that did not exist, whole or not at all. Raises UserError if it does exist, OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_part(part, data)
         os.link(part, path)  # unlike a rename, it takes no other file's place
     except FileExistsError:
         raise UserError(f"{path} exists; choose another name", "refused") from None
+    except OSError as why:
+        raise OSError(why.errno, why.strerror, str(path)) from None  # the name that the user wrote
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _write_part(part: Path, data: bytes) -> None:
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _line(record: dict[str, Any]) -> bytes:

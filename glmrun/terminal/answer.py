@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
 from glmrun.chat.answer import Answer
-from glmrun.terminal.console import note, shows_codes, write_answer
+from glmrun.terminal.console import is_quiet, note, shows_codes, write_answer
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import VisibleStream, one_line, visible
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Thinking = Literal["fold", "show", "hide"]  # a window that becomes one line, all of it, nothing of it
 _WINDOW = 3  # rows of thinking
+NEARLY_FULL, FULL = 0.8, 0.95  # of the context
 _DRAFT = 40  # characters of what is typed meanwhile
 _SILENCE = 8  # more tokens than that without a word: a tool call is being written, say, or the answer is held back
 
@@ -124,6 +125,8 @@ class AnswerView:
     def _think(self, text: str) -> None:
         self._began = self._began or time.monotonic()
         self._stretch, self._n_stretch = self._stretch + text, self._n_stretch + 1
+        if is_quiet():
+            return
         if self._rich_err:
             self._thought = self._thought or self._thought_screen()
             self._thought.title = f"▸ thinking {self._seconds():.1f} s · {counted(self._n_stretch, 'token')}{self._hint}"
@@ -154,7 +157,7 @@ class AnswerView:
         seconds, tokens = self._seconds(), self._n_stretch
         if self._thought is not None:
             self._thought.close()
-        elif self._thinking != "hide":
+        elif self._thinking != "hide" and not is_quiet():
             rest = self._plain_thought.flush()
             print(rest, end="" if not rest and self._stretch.endswith("\n") else "\n", file=sys.stderr, flush=True)
         if sys.stderr.isatty() and self._thinking != "hide":
@@ -220,10 +223,16 @@ def stats_line(stats: "Stats") -> str:
 
 def bottom_line(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> str:
     """`GLM-4.7-Flash-Q4_K_M · 3.1k / 32k · 17.9 tok/s`: the model, how full the context is, how fast the last answer came."""
-    parts = [one_line(model), f"{_short(used, n_ctx)} / {_short(n_ctx, n_ctx)}"]
+    return "".join(text for _, text in bottom_parts(model, used, n_ctx, stats))
+
+
+def bottom_parts(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> list[tuple[str, str]]:
+    """bottom_line() in pieces, each with its style: "", or yellow and red where the context is nearly full."""
+    style = "ansired" if used >= FULL * n_ctx else "ansiyellow" if used >= NEARLY_FULL * n_ctx else ""
+    parts = [("", f"{one_line(model)} · "), (style, f"{_short(used, n_ctx)} / {_short(n_ctx, n_ctx)}")]
     if stats is not None and stats.n_generated > 1 and stats.generate_seconds > 0:
-        parts.append(_rate(stats.n_generated, stats.generate_seconds))
-    return " · ".join(parts)
+        parts.append(("", f" · {_rate(stats.n_generated, stats.generate_seconds)}"))
+    return parts
 
 
 def counted(count: int, noun: str) -> str:

@@ -10,6 +10,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """From now on no notes, thinking or progress: answers, results and errors alone."""
+    global _quiet
+    _quiet = True
+
+
+def is_quiet() -> bool:
+    """Whether that was asked for."""
+    return _quiet
+
+
 def prepare_streams() -> None:
     """Let no character of an answer fail to be written: pipes and files get UTF-8, a terminal what it can show.
 
@@ -27,7 +41,7 @@ def error_console() -> "Console":
     """A Rich console on standard error; it sends escape codes only to a terminal that wants them (NO_COLOR, TERM=dumb)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=_quiet)
 
 
 def shows_codes(stream: TextIO) -> bool:
@@ -46,7 +60,9 @@ def write_answer(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """One line on standard error, dim in a terminal."""
+    """One line on standard error, dim in a terminal; none if it is to be quiet."""
+    if _quiet:
+        return
     if shows_codes(sys.stderr):
         from glmrun.terminal.screen import print_lines
 
@@ -56,10 +72,20 @@ def note(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """What a command has to tell, on standard error as it is: standard output carries answers only."""
+    """What a command has to tell, on standard error: standard output carries answers only. A terminal breaks it between words."""
+    if sys.stderr.isatty():
+        from glmrun.terminal.layout import folded
+        from glmrun.terminal.tail import window
+
+        text = folded(visible(text), window(sys.stderr)[0])
     print(visible(text), file=sys.stderr, flush=True)
 
 
 def show_error(message: str) -> None:
-    """`error: message` on standard error: one line, harmless whatever the message quotes."""
-    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    """`error: message` on standard error: one line, harmless whatever the message quotes; a terminal breaks it between words."""
+    if shows_codes(sys.stderr):
+        from glmrun.terminal.screen import print_error
+
+        print_error(sys.stderr, one_line(message))
+    else:
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)

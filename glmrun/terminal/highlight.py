@@ -65,9 +65,10 @@ def _lexer(language: str) -> Any:
 @cache
 def _theme() -> "ANSISyntaxTheme":
     """The terminal's own 16 colours, which suit its background."""
-    from pygments.token import Error, Name
+    from pygments.token import Error, Name, Number
     from rich.style import Style
-    from rich.syntax import ANSI_DARK, ANSISyntaxTheme
+    from rich.syntax import ANSI_LIGHT, ANSISyntaxTheme
 
-    plain = {Name.Class: Style(color="bright_green"), Name.Namespace: Style(color="bright_cyan"), Error: Style()}
-    return ANSISyntaxTheme(ANSI_DARK | plain)
+    plain = {Name.Class: Style(color="green"), Name.Namespace: Style(color="cyan"), Error: Style()}
+    normal = {kind: Style(color="blue") for kind in (Name.Tag, Number)}  # the bright ones are pale on white
+    return ANSISyntaxTheme(ANSI_LIGHT | normal | plain)

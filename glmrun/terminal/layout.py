@@ -21,6 +21,7 @@ _HEADINGS = {"h1": "bold underline", "h2": "bold", "h3": "bold italic"}
 # Between words of most languages there is a space; Chinese and Japanese may be broken before almost any character.
 _CJK = "\u2e80-\u303f\u3041-\u9fff\uf900-\ufaff\uff01-\uff60\U00020000-\U0003fffd"
 _OPENING, _CLOSING = "「『（【《〈〔［｛“‘", "、。，．！？；：」』）】》〉〕］｝”’…ー々"
+_LABEL = re.compile(r"\s*\S(?:\S| (?! ))*\s{2,}")  # words, and a gap behind them
 _CELL_END = re.compile(r"(?<!\\)\|")
 _UNIT = re.compile(rf"[{_OPENING}]*(?:[{_CJK}]|[^\s{_CJK}]+)[{_CLOSING}]*\s*|\s+")
 
@@ -34,6 +35,24 @@ def wrap(text: "Text", width: int) -> "list[Text]":
             piece.rstrip()
             lines.append(piece)
     return lines
+
+
+def folded(text: str, width: int) -> str:
+    """A text for people in lines of at most `width` cells; what a line cannot hold goes on behind its label or its indent."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        label = _LABEL.match(line)
+        indent = cell_len(label[0]) if label and cell_len(label[0]) <= width // 2 else len(line) - len(line.lstrip())
+        indent = min(indent, width // 2)
+        first, *rest = wrap(Text(line), width)
+        lines.append(first.plain)
+        if rest:
+            behind = wrap(Text(line[len(first.plain) :].lstrip()), width - indent)
+            lines += [" " * indent + piece.plain for piece in behind]
+    return "\n".join(lines)
 
 
 def _breaks(line: str, width: int) -> list[int]:

@@ -17,8 +17,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -37,7 +35,7 @@ class _Bar:
         # Rich would send what is printed to standard output meanwhile to the bar's own stream.
         self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._task = self._progress.add_task("", total=None, counts="")
-        self.shown = console.is_terminal and not console.is_dumb_terminal
+        self.shown = console.is_terminal and not console.is_dumb_terminal and not console.quiet
 
     def update(self, text: str, completed: int, total: int | None, counts: str = "") -> None:
         if self.shown:
@@ -60,11 +58,27 @@ def _text(template: str, **column: Any) -> TextColumn:
     return TextColumn(template, markup=False, style="dim", table_column=Column(no_wrap=True, **column))
 
 
+class _Times(ProgressColumn):
+    """`3 s, 50 s left`; nothing of what is not known yet."""
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        parts = [_duration(task.elapsed or 0), *([f"{_duration(left)} left"] if left is not None else [])]
+        return Text(", ".join(parts), "dim")
+
+
+class _Left(ProgressColumn):
+    """`1.2 GB/s, 4 s left`, as soon as it is known."""
+
+    def render(self, task: Task) -> Text:
+        speed, left = task.finished_speed or task.speed, task.time_remaining
+        parts = [f"{speed / 1e9:.1f} GB/s" if speed >= 1e9 else f"{speed / 1e6:,.0f} MB/s"] if speed else []
+        return Text(", ".join([*parts, *([f"{_duration(left)} left"] if left is not None else [])]), "dim")
+
+
 def work_bar() -> _Bar:
-    """`nano-Q6_K.gguf pp512 ━━━━━ 3/18 0:00:12`: steps of some work."""
-    return _Bar(
-        error_console(), _text("{task.description}"), BarColumn(30), _text("{task.completed}/{task.total}"), TimeElapsedColumn()
-    )
+    """`nano-Q6_K.gguf pp512 ━━━━━ 3/18 12 s, 60 s left`: steps of some work."""
+    return _Bar(error_console(), _text("{task.description}"), BarColumn(30), _text("{task.completed}/{task.total}"), _Times())
 
 
 class _SpokenBar(_Bar):
@@ -86,20 +100,20 @@ def kernels_bar() -> _SpokenBar:
 
 
 def reading_bar() -> _SpokenBar:
-    """`reading model.gguf into memory ━━━━━ 4.1/18.1 GB 1.2 GB/s 0:00:12`: a file that is not in memory yet."""
+    """`reading model.gguf into memory ━━━━━ 4.1/18.1 GB 1.2 GB/s, 12 s left`: a file that is not in memory yet."""
     name = _text("{task.description}", ratio=1, overflow="ellipsis")
-    return _SpokenBar(error_console(), name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return _SpokenBar(error_console(), name, BarColumn(30), DownloadColumn(), _Left())
 
 
 class BytesProgress:
-    """`12/844 blk.3.attn_q_b.weight ━━━━━ 0.4/18.1 GB 210 MB/s 0:01:24`; where there is no terminal, such a line now and then."""
+    """`12/844 blk.3.attn_q_b.weight ━━━━━ 0.4/18.1 GB 210 MB/s, 84 s left`; without a terminal, such a line now and then."""
 
     def __init__(self, interval: float = 10.0) -> None:
         console = error_console()
         name = _text("{task.description}", ratio=1, overflow="ellipsis")
-        columns = (name, BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (name, BarColumn(30), DownloadColumn(), _Left())
         self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._shown, self._interval = console.is_terminal and not console.is_dumb_terminal, interval
+        self._shown, self._interval = console.is_terminal and not console.is_dumb_terminal and not console.quiet, interval
         self._task: TaskID | None = None
         self._told = 0.0
         self.restart()

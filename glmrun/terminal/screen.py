@@ -135,6 +135,15 @@ def print_lines(stream: TextIO, text: str, style: str, first: str = "", others: 
     painter.finish([_styled(others if i else first, style) + line for i, line in enumerate(lines)])
 
 
+def print_error(stream: TextIO, message: str) -> None:
+    """`error: message`, wrapped, on a terminal."""
+    from rich.text import Text
+
+    painter = _Painter(stream)
+    lines = wrap(Text.assemble(("error:", "bold red"), " ", message), painter.width)
+    painter.finish(lines)
+
+
 def _styled(text: str, style: str = "dim", width: int | None = None) -> "Text":
     from rich.text import Text
 

@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from glmrun.terminal.sanitize import one_line
 
 
-def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows as aligned columns two spaces apart, the first row being the heading; `right` lists columns that align right."""
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), width: int | None = None) -> str:
+    """Rows as aligned columns two spaces apart, the first row being the heading; `right` lists columns that align right.
+
+    width   of the window, in cells: the last column is cut off so that a row is one line, if it keeps ten cells
+    """
     cells = [[one_line(cell) for cell in row] for row in rows]
+    if width is not None and (room := width - sum(max(len(row[i]) for row in cells) + 2 for i in range(len(cells[0]) - 1))) >= 10:
+        cells = [[*row[:-1], row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"] for row in cells]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(

@@ -32,6 +32,7 @@ class ScriptedModel:
     n_ctx: int = 200
     n_ctx_train: int = 1000
     n_threads: int = 2
+    advice: dict[str, Any] = field(default_factory=lambda: {"top_p": 0.8})
     chat_format: WordFormat = field(default_factory=WordFormat)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -58,7 +59,7 @@ class ScriptedModel:
         said = messages[-1]["content"]
         n_prompt = len(self.chat_format.encode(messages))
         if said == "long":
-            raise UserError(f"the prompt has 500 tokens, the context {self.n_ctx}")
+            raise UserError(f"the prompt has 500 tokens, the context {self.n_ctx}", "refused", "n_ctx")
         stats = Stats(n_prompt=n_prompt)
         for quarter in range(1, 5):
             time.sleep(0.5 if said == "slow prompt" else 0)
@@ -92,7 +93,7 @@ def load(
     kv_type: str | None = None,
     patient: bool = True,
 ) -> ScriptedModel:
-    return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads or 2)
+    return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads=n_threads or 2)
 
 
 if __name__ == "__main__":
