@@ -15,7 +15,7 @@ from quant.strict_json import read_json_object
 from quant.vocabulary import read_vocabulary
 
 _MODEL_TYPE, _CLASS = "glm4_moe_lite", "Glm4MoeLiteForCausalLM"
-_SMALL_FILES = (
+SMALL_FILES = (  # what a model needs beside its weights, in the order in which it is fetched
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -64,7 +64,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """Every file that the conversion reads."""
-        others = (self.folder / name for name in (INDEX, *_SMALL_FILES))
+        others = (self.folder / name for name in (INDEX, *SMALL_FILES))
         return sorted({tensor.shard.path for tensor in self.tensors.values()}) + [path for path in others if path.is_file()]
 
     def pieces(self, config: Config) -> dict[str, list[Piece]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPT = 16 << 20  # characters
 SECONDS, MEMORY = 2, 256 << 20  # processor time of one prompt; bytes beyond those that Python itself has mapped
-_PATIENCE = 60.0  # seconds until a silent process is ended: the only limit where the system has no others (Windows)
+_PATIENCE = 60.0  # seconds until a silent process is ended: processor time is no limit for one that waits
 _NESTED = "messages or tools are nested too deeply for a chat template"
 _SOURCES = Path(__file__).parents[2]  # an editable installation finds us through a hook, which -S leaves out
 _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from glmrun.chat.sandbox import serve; serve()"

@@ -153,10 +153,7 @@ class _Worker:
     def end(self) -> int | None:
         code = self._process.poll()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if sys.platform == "win32":
-                self._process.kill()
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)  # also when it has ended: its children may not have
+            os.killpg(self._process.pid, signal.SIGKILL)  # also when it has ended: its children may not have
         self._process.wait()
         self._listener.join()
         self._log.close()

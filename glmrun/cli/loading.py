@@ -74,14 +74,14 @@ def load_model(
     """
     import glmrun
     from glmrun.gguf.architecture import open_model_file
-    from glmrun.terminal.progress import reading_bar, waiting
+    from glmrun.terminal.progress import BytesProgress, waiting
 
     file = open_model_file(path)
     for watched in file.watched:
         watched.lease()
         watched.check()  # what came before the lease
     compile_kernels()
-    with ExitStack() as opening, reading_bar() as bar:
+    with ExitStack() as opening, BytesProgress(spoken=True) as bar:
         opening.enter_context(waiting(f"opening {path.name}"))
 
         def converting(lines: list[str], done: int, total: int) -> None:
@@ -101,12 +101,12 @@ def load_model(
 
 def wait_for_disk(model: Any) -> None:
     """Wait, with a bar, until a model's file is in memory; where only pages have to be mapped that goes on beside an answer."""
-    from glmrun.terminal.progress import reading_bar
+    from glmrun.terminal.progress import BytesProgress
 
     prefault = getattr(model, "prefault", None)  # a server has none
     if prefault is None or not prefault.is_waiting_for_disk():
         return
-    with reading_bar() as bar:
+    with BytesProgress(spoken=True) as bar:
         while not prefault.wait(0.1):
             bar.update(f"reading {model.path.name} into memory", prefault.n_done, prefault.n_bytes)
 
@@ -114,14 +114,14 @@ def wait_for_disk(model: Any) -> None:
 def compile_kernels() -> None:
     """Have the kernels ready; where this machine has not compiled them before, a bar or a line says that it does."""
     from glmrun.kernels.compiled.cache import are_compiled
-    from glmrun.terminal.progress import kernels_bar
+    from glmrun.terminal.progress import work_bar
     from glmrun.warmup import compile_all
 
     if are_compiled():
         compile_all()
         return
     began = time.monotonic()
-    with kernels_bar() as bar:
+    with work_bar(spoken=True) as bar:
         compile_all(bar.update)
     if bar.shown:
         note(f"compiled the kernels in {time.monotonic() - began:.0f} s, once for this machine")

@@ -20,15 +20,6 @@ from quant.system import lock
 
 LARGE, HUGE = 16 << 20, 50 * 10**9  # bytes: a later start resumes what is between; plain HTTP serves nothing larger
 DEFAULT_QUANTIZATION = "Q4_K_M"
-# What a checkpoint needs, in the order in which it is fetched.
-_CHECKPOINT = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "README.md",
-)
 _REFERENCE = re.compile(
     r"(?:https?://[^/\s]+/|hf\.co/|hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<quantization>[\w.-]+))?",
     re.ASCII,
@@ -145,7 +136,10 @@ def _checkpoint_files(reference: Reference, files: list[RemoteFile]) -> list[Rem
     shards = [f for f in files if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", f.name)]
     if "config.json" not in names or not shards:
         raise UserError(f"{reference.repo} has neither a GGUF file nor a checkpoint in safetensors")
-    small = [names[name] for name in (*_CHECKPOINT, "model.safetensors.index.json") if name in names]
+    from quant.checkpoint import SMALL_FILES
+    from quant.shards import INDEX
+
+    small = [names[name] for name in (*SMALL_FILES, INDEX) if name in names]
     return small + sorted(shards, key=lambda f: f.name)
 
 

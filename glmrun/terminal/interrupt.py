@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
     """Keep typed keys off the screen; they wait for whoever reads next, Enter as a line break. Ctrl-C is a signal."""
-    if sys.platform == "win32" or not in_foreground():
+    if not in_foreground():
         yield
         return
     import termios

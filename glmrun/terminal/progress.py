@@ -4,9 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -14,7 +13,6 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -29,25 +27,33 @@ if TYPE_CHECKING:
 
 
 class _Bar:
-    """One bar that starts with its first update and can be cleared so that something else may be printed."""
+    """A bar that starts with its first update and can be cleared so that something else may be printed.
 
-    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+    spoken   where there is no terminal each new text becomes a line
+    """
+
+    def __init__(self, *columns: ProgressColumn, spoken: bool = False) -> None:
+        console = error_console()
         # Rich would send what is printed to standard output meanwhile to the bar's own stream.
         self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._task = self._progress.add_task("", total=None, counts="")
         self.shown = console.is_terminal and not console.is_dumb_terminal and not console.quiet
+        self._spoken, self._said = spoken, ""
 
     def update(self, text: str, completed: int, total: int | None, counts: str = "") -> None:
         if self.shown:
             self._progress.update(self._task, description=one_line(text), completed=completed, total=total, counts=counts)
             self._progress.start()
+        elif self._spoken and text != self._said:
+            self._said = text
+            note(f"{text} ...")
 
     def clear(self) -> None:
         """Take the bar off the screen; the next update brings it back."""
         if self.shown:
             self._progress.stop()
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,98 +82,63 @@ class _Left(ProgressColumn):
         return Text(", ".join([*parts, *([f"{_duration(left)} left"] if left is not None else [])]), "dim")
 
 
-def work_bar() -> _Bar:
+def work_bar(spoken: bool = False) -> _Bar:
     """`nano-Q6_K.gguf pp512 ━━━━━ 3/18 12 s, 60 s left`: steps of some work."""
-    return _Bar(error_console(), _text("{task.description}"), BarColumn(30), _text("{task.completed}/{task.total}"), _Times())
-
-
-class _SpokenBar(_Bar):
-    """A bar that says its text once where there is no terminal."""
-
-    _said = ""
-
-    def update(self, text: str, completed: int, total: int | None, counts: str = "") -> None:
-        super().update(text, completed, total, counts)
-        if not self.shown and text != self._said:
-            self._said = text
-            note(f"{text} ...")
-
-
-def kernels_bar() -> _SpokenBar:
-    """`compiling kernels ━━━━━ 7/23 0:00:05`."""
     count = _text("{task.completed}/{task.total}")
-    return _SpokenBar(error_console(), _text("{task.description}"), BarColumn(30), count, TimeElapsedColumn())
+    return _Bar(_text("{task.description}"), BarColumn(30), count, _Times(), spoken=spoken)
 
 
-def reading_bar() -> _SpokenBar:
-    """`reading model.gguf into memory ━━━━━ 4.1/18.1 GB 1.2 GB/s, 12 s left`: a file that is not in memory yet."""
-    name = _text("{task.description}", ratio=1, overflow="ellipsis")
-    return _SpokenBar(error_console(), name, BarColumn(30), DownloadColumn(), _Left())
-
-
-class BytesProgress:
+class BytesProgress(_Bar):
     """`12/844 blk.3.attn_q_b.weight ━━━━━ 0.4/18.1 GB 210 MB/s, 84 s left`; without a terminal, such a line now and then."""
 
-    def __init__(self, interval: float = 10.0) -> None:
-        console = error_console()
+    def __init__(self, interval: float = 10.0, spoken: bool = False) -> None:
         name = _text("{task.description}", ratio=1, overflow="ellipsis")
-        columns = (name, BarColumn(30), DownloadColumn(), _Left())
-        self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._shown, self._interval = console.is_terminal and not console.is_dumb_terminal and not console.quiet, interval
-        self._task: TaskID | None = None
-        self._told = 0.0
+        super().__init__(name, BarColumn(30), DownloadColumn(), _Left(), spoken=spoken)
+        self._interval = interval
         self.restart()
 
     def restart(self) -> None:
         """Measure the rate anew from the next update: what came before was another kind of work."""
         self._first: tuple[int, float] | None = None
 
-    def update(self, text: str, done: int, total: int) -> None:
-        """done of total bytes; text says what they are."""
+    def update(self, text: str, completed: int, total: int | None, counts: str = "") -> None:
+        """completed of total bytes; text says what they are."""
         now = time.monotonic()
         if self._first is None:
-            self._first, self._told = (done, now), now
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task("", total=total, completed=done)
-        if self._shown:
-            self._bar.update(self._task or TaskID(0), description=one_line(text), completed=done)
-            self._bar.start()
-        elif now - self._told >= self._interval:
+            self._first, self._told = (completed, now), now
+            self._progress.reset(self._task, completed=completed)
+        super().update(text, completed, total)
+        if not self.shown and total and now - self._told >= self._interval:
             self._told = now
-            rate = (done - self._first[0]) / (now - self._first[1])
-            left = f"{(total - done) / rate:,.0f} s left" if rate else "stalled"
-            note(f"{text}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e6:,.0f} MB/s, {left}")
-
-    def clear(self) -> None:
-        """Take the bar off the screen; the next update brings it back."""
-        if self._shown:
-            self._bar.stop()
-
-    def __enter__(self) -> "BytesProgress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
+            rate = (completed - self._first[0]) / (now - self._first[1])
+            left = f"{(total - completed) / rate:,.0f} s left" if rate else "stalled"
+            note(f"{text}: {completed / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e6:,.0f} MB/s, {left}")
 
 
 @contextmanager
 def waiting(text: str, patience: float = 0.5) -> Iterator[None]:
     """Say what is being waited for, once it has taken `patience` seconds: `⠋ compiling the kernels 0:00:07`."""
-    console = error_console()
-    bar = Progress(SpinnerColumn(), _text("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
-    bar.add_task(text, total=None)
-    shown = console.is_terminal and not console.is_dumb_terminal
-    timer = threading.Timer(patience, bar.start if shown else note, () if shown else (f"{text} ...",))
+    with _Bar(SpinnerColumn(), _text("{task.description}"), TimeElapsedColumn(), spoken=True) as bar:
+        timer = _after(patience, bar, text)
+        timer.start()
+        try:
+            yield
+        finally:
+            _end(timer)
+
+
+def _after(seconds: float, bar: _Bar, text: str) -> threading.Timer:
+    """A timer that shows the bar, without a measure."""
+    timer = threading.Timer(seconds, bar.update, (text, 0, None))
     timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return timer
+
+
+def _end(timer: threading.Timer) -> None:
+    """Cancel a timer; what it does is done or will not be."""
+    timer.cancel()
+    if timer.ident is not None:
         timer.join()
-        if shown:
-            bar.stop()
 
 
 class _Typed(ProgressColumn):
@@ -185,13 +156,11 @@ class PromptProgress:
     """`reading the prompt ━━━━╺━━━━━ 512 / 2,048 · 87 tok/s · 18 s left`: from when it takes time until the answer."""
 
     def __init__(self, draft: Callable[[], str] = str, patience: float = 0.5) -> None:
-        console = error_console()
-        self._wide = console.width >= 76
+        self._wide = error_console().width >= 76
         columns = [_text("{task.description}"), *([BarColumn(20)] if self._wide else []), _text("{task.fields[counts]}")]
-        self._bar = _Bar(console, *columns, _Typed(draft))
+        self._bar = _Bar(*columns, _Typed(draft))
         self._text = "reading the prompt" if self._wide else "prompt"
-        self._timer = threading.Timer(patience, self._bar.update, (self._text, 0, None))
-        self._timer.daemon = True
+        self._timer = _after(patience, self._bar, self._text)
 
     def start(self) -> None:
         """Begin to wait."""
@@ -213,9 +182,7 @@ class PromptProgress:
 
     def stop(self) -> None:
         """Take the bar away; nothing brings it back."""
-        self._timer.cancel()
-        if self._timer.ident is not None:
-            self._timer.join()
+        _end(self._timer)
         self._bar.clear()
 
 
