@@ -13,6 +13,7 @@ from numba import int64, void
 import glmrun.kernels.checks  # noqa: F401  # no part of a step, but what is below this page is compiled before the first start
 from glmrun.kernels.attention.attend import attend, round_cache
 from glmrun.kernels.compiled.cache import kernel, note_compiled
+from glmrun.kernels.disk import ask_likely
 from glmrun.kernels.experts import experts_down, experts_gated, gated, route
 from glmrun.kernels.importance import layer_done, logits_done
 from glmrun.kernels.layout import layer_array, layer_record, model_record, step_record, worker_array, worker_record
@@ -106,6 +107,7 @@ def forward(m, layers, s, workers, flags, thread, n_threads):
             keep_wanted(s, m.hidden_size, w)
             if s.n_tokens == 0:
                 return DONE
+        ask_likely(m, layers[i], s, w)
         attention(m, layers[i], s, w)
         if layers[i].is_dense:
             dense_ffn(m, layers[i], s, w)

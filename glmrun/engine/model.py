@@ -72,6 +72,7 @@ class Model:
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         try:
             self.runner = Runner(self.weights, self.n_ctx, n_threads, watched=self.file.watched)
+            self.runner.workspace.step["from_disk"] = self.prefault.from_disk
             row_bytes = int(self.weights.model["row_bytes"])
             self._idle = Idle(self.config.num_hidden_layers, self.n_ctx, row_bytes, self.config.vocab_size)
             self._idle.latest  # noqa: B018  # whether the system gives address space for one is found out here

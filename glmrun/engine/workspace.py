@@ -15,6 +15,7 @@ from glmrun.kernels.attention.attend import SEGMENTS, TILE, result_bytes, tile_b
 from glmrun.kernels.attention.attend import scratch_bytes as attention_scratch_bytes
 from glmrun.kernels.attention.exact import SEGMENT
 from glmrun.kernels.attention.tile import QUERIES
+from glmrun.kernels.disk import LOOKED_AT
 from glmrun.kernels.layout import ACTIVATION, RUN, STEP, WORKER
 from glmrun.kernels.matmul import scratch_bytes
 from glmrun.tensors.weights import Weights, round_up
@@ -59,6 +60,7 @@ class Workspace:
                      c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
         for worker in self.workers:
             worker["scratch"] = self._zeros(scratch_bytes(widest, max_tokens)).ctypes.data
+            worker["resident"] = self._zeros(LOOKED_AT).ctypes.data
             worker["attention"] = self._zeros(attention_scratch_bytes(m)).ctypes.data
 
     def _reserve_attention(self, m: np.void, heads: int) -> None:

@@ -31,6 +31,10 @@ class Watched:
         """What the system says of it now."""
         return os.fstat(self.descriptor)
 
+    def is_ours(self) -> bool:
+        """Whether this user owns the file or may write it: to others the system does not report which pages are in memory."""
+        return self.status().st_uid == os.geteuid() or os.access(self.path, os.W_OK)
+
     def check(self) -> None:
         """Raise UserError if the file has been changed, or is about to be; from then on every time."""
         waiting = self._leased and not holds_lease(self.descriptor)

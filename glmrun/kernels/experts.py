@@ -6,6 +6,7 @@ from numba import float32, int64, types
 
 from glmrun.kernels.activations import FEW
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.disk import arrive, ask_first, ask_next
 from glmrun.kernels.layout import (
     activation_record,
     layer_record,
@@ -163,6 +164,7 @@ def experts_gated(m, layer, s, w):
     gate, up, stride = layer.ffn_gate_exps, layer.ffn_up_exps, s.routed.floats_stride
     size = rows_of_piece(gate.rows, gate.row_bytes, w)
     parts = (gate.rows + size - 1) // size
+    ask_first(m, layer, s, w)
     piece = first_piece(w)
     for e in range(m.n_routed_experts):
         begin, few, many = pairs_of(s, e)
@@ -170,6 +172,10 @@ def experts_gated(m, layer, s, w):
             continue
         while piece < parts:
             if not atomic_load(w.flags + CANCEL):
+                if piece == 0:
+                    ask_next(m, layer, s, e, w)
+                arrive(s, gate, e, piece * size, min(gate.rows, (piece + 1) * size), w)
+                arrive(s, up, e, piece * size, min(gate.rows, (piece + 1) * size), w)
                 rows, out = (e, piece * size, min(gate.rows, (piece + 1) * size)), (s.routed.floats + begin * stride, stride, 0)
                 up_rows, index = s.routed_up + begin * stride, s.token + begin * 8
                 gated_rows(gate, up, rows, s.ffn_normed, index, (few, many), out, up_rows, w.scratch)
@@ -193,6 +199,7 @@ def experts_down(m, layer, s, w):
         for e in range(m.n_routed_experts):
             begin, few, many = pairs_of(s, e)
             if few + many and not atomic_load(w.flags + CANCEL):
+                arrive(s, down, e, first, end, w)
                 x, out = (address + begin * stride, stride, 0), (s.x, s.x_stride, s.token + begin * 8)
                 multiply(down, e, first, end, x, (few, many), out, s.weight + begin * 4, ADD, w.scratch)
         multiply(shared, 0, first, end, form_of(s.shared, shared.format, 0), n, (s.x, s.x_stride, 0), 0, ADD, w.scratch)

@@ -160,6 +160,7 @@ STEP = np.dtype(
         ("dense_up", np.int64),  # for both
         ("logits", np.int64),  # float32 (n_logits, vocab_size)
         ("logits_stride", np.int64),
+        ("from_disk", np.int64),  # 0: the model is in memory, else how disk.py has its experts read
         ("importance", np.int64),  # the table of kernels/importance.py, or 0: nobody wants to know
     ]
 )
@@ -172,6 +173,7 @@ WORKER = np.dtype(
         ("n_threads", np.int64),
         ("scratch", np.int64),  # one panel and one tile
         ("attention", np.int64),  # attention's scratch
+        ("resident", np.int64),  # room for disk.LOOKED_AT bytes
         ("ticket", np.int64),  # the piece of work that it has drawn since the last wait, or -1
         ("passed", np.int64),  # pieces of loops that it has left since then
     ]

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 
 from glmrun.gguf.file import GGUFFile, TensorInfo
+from glmrun.kernels.disk import BLIND, LOOKS
 from glmrun.machine import available_memory
 from glmrun.tensors.repack import forms_to_run, tensors_in_place
 from quant.config import Config
@@ -64,6 +65,7 @@ class Prefault:
     n_bytes   how much of it the first token should wait for: all that tokens read, or all but experts
     n_done    how much of that is mapped
     fit       what stays in memory
+    from_disk how steps have experts read (kernels/disk.py); 0 where all of the model fits
     partial   why it is not the whole model: a line for the user, else None
     """
 
@@ -71,6 +73,7 @@ class Prefault:
         """available   bytes of memory that may be filled; by default as the system says"""
         self._file, self.n_done = file, 0  # while the thread runs, so does the mapping
         self.fit = f = fit(file, config, available)
+        self.from_disk = 0 if f.whole else LOOKS if all(w.is_ours() for w in file.watched) else BLIND
         used = tensors_in_place(file, config)
         self._experts: list[tuple[int, int]] = []
         self.partial: str | None = None

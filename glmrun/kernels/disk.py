@@ -1,0 +1,112 @@
+"""Experts of a model that is larger than memory: asked for as soon as they are chosen, waited for in whole pieces.
+
+A page that is not there costs a fault, and the system then reads what stands around it, mostly what nobody wants; or 4 KiB at a
+time. So before a step touches an expert it asks for exactly its bytes, of several experts at once, since a disk is at its best
+with many requests. Only steps whose `from_disk` is set come here. What the system can't do it leaves out, and pages come by faults.
+"""
+
+import mmap
+
+from numba import int32, int64, types
+
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.layout import layer_record, model_record, step_record, weight_record, worker_record
+from glmrun.kernels.simd.memory import load_i64, store_i64
+from glmrun.kernels.team import first_piece, leave, next_piece
+
+PAGE = mmap.PAGESIZE
+LOOKED_AT = 512  # pages whose state is asked at once; a byte of the worker's `resident` for each
+AHEAD = 12  # experts that are on their way while one is computed: enough for any disk, a small part of a small memory
+WILL_NEED, POPULATE_READ = 3, 22  # of madvise
+LIKELY = 4  # times that each expert is chosen on average: so many tokens use nearly all of them
+LOOKS, BLIND = 1, 2  # values of from_disk: the system reports which pages are there, or only to a file's owner and writers
+_ALL = 0x0101010101010101  # eight pages are there
+
+_madvise = types.ExternalFunction("madvise", int32(int64, int64, int32))
+_mincore = types.ExternalFunction("mincore", int32(int64, int64, int64))
+
+
+@kernel(int64(int64, int64, int64))
+def is_resident(start, n_bytes, found):
+    """Whether all pages from a page's address on are in memory; found has LOOKED_AT bytes of room."""
+    for at in range(0, n_bytes, LOOKED_AT * PAGE):
+        n = (min(n_bytes - at, LOOKED_AT * PAGE) + PAGE - 1) // PAGE
+        store_i64(found + (n - 1) // 8 * 8, _ALL)  # the bytes behind the last page
+        if _mincore(start + at, n * PAGE, found) != 0:
+            return 0
+        for i in range(0, n, 8):
+            if load_i64(found + i) & _ALL != _ALL:
+                return 0
+    return 1
+
+
+@kernel(types.void(step_record, int64, int64, int64, worker_record))
+def _have(s, start, n_bytes, at_once, w):
+    """Have bytes read from the disk if they are not in memory; at_once: return when they are."""
+    first = start // PAGE * PAGE
+    n_bytes = (start + n_bytes + PAGE - 1) // PAGE * PAGE - first
+    if s.from_disk == LOOKS and is_resident(first, n_bytes, w.resident):
+        return
+    _madvise(first, n_bytes, int32(WILL_NEED))
+    if at_once:
+        _madvise(first, n_bytes, int32(POPULATE_READ))
+
+
+@kernel(types.void(step_record, weight_record, int64, int64, int64, worker_record))
+def arrive(s, weight, which, first, end, w):
+    """Return when rows first to end - 1 of a stack's matrix are in memory, as far as the system can tell."""
+    if s.from_disk:
+        start = weight.address + (which * weight.rows + first) * weight.row_bytes
+        _have(s, start, (end - first) * weight.row_bytes, 1, w)
+
+
+@kernel(int64(model_record, step_record, int64, int64))
+def used(m, s, e, n):
+    """The n-th expert from e on that has tokens; n_routed_experts if there are not so many."""
+    while e < m.n_routed_experts:
+        if load_i64(s.first + e * 16) < load_i64(s.first + e * 16 + 16):
+            if n == 0:
+                return e
+            n -= 1
+        e += 1
+    return e
+
+
+@kernel(types.void(layer_record, step_record, int64, worker_record))
+def _ask(layer, s, e, w):
+    """Have all of an expert on its way."""
+    for weight in (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps):
+        n_bytes = weight.rows * weight.row_bytes
+        _have(s, weight.address + e * n_bytes, n_bytes, 0, w)
+
+
+@kernel(types.void(model_record, layer_record, step_record, worker_record))
+def ask_first(m, layer, s, w):
+    """As soon as experts are chosen: ask for the first of them, pieces of work that no thread waits for."""
+    if not s.from_disk:
+        return
+    piece = first_piece(w)
+    while piece < AHEAD:
+        e = used(m, s, 0, piece)
+        if e < m.n_routed_experts:
+            _ask(layer, s, e, w)
+        piece = next_piece(w)
+    leave(w, AHEAD)
+
+
+@kernel(types.void(model_record, layer_record, step_record, int64, worker_record))
+def ask_next(m, layer, s, e, w):
+    """When the first piece of expert e is drawn: ask for the one that stands AHEAD behind it."""
+    if s.from_disk:
+        e = used(m, s, e, AHEAD)
+        if e < m.n_routed_experts:
+            _ask(layer, s, e, w)
+
+
+@kernel(types.void(model_record, layer_record, step_record, worker_record))
+def ask_likely(m, layer, s, w):
+    """Before the router of a layer is asked, by one thread while the others begin: many tokens will use its first experts, too."""
+    likely = s.n_tokens * m.num_experts_per_tok >= LIKELY * m.n_routed_experts
+    if s.from_disk and likely and w.thread == 0 and not layer.is_dense:
+        for e in range(min(AHEAD, m.n_routed_experts)):
+            _ask(layer, s, e, w)
