@@ -54,7 +54,7 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
     else:
         _compile_here(todo, progress)
     for kernel in todo:
-        if kernel.entry:
+        if kernel.entry or kernel.apart:
             kernel.compile()
 
 
@@ -144,7 +144,7 @@ def serve(orders: TextIO, answers: TextIO) -> None:
 
     print(len(kernels.registered), file=answers, flush=True)
     for line in orders:
-        for i in [*sorted(kernels.callees(int(line))), int(line)]:
+        for i in [*kernels.needed(int(line)), int(line)]:
             kernels.registered[i].compile()
         print(int(line), file=answers, flush=True)
 

@@ -4,7 +4,7 @@ from numba import boolean, float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_to_i32, shift_left, total, total_i32
-from glmrun.kernels.simd.dots import dot_u8s8
+from glmrun.kernels.simd.dots import dot_u8s8, store_start
 from glmrun.kernels.simd.memory import (
     bytes_of,
     load_f32x16,
@@ -52,7 +52,7 @@ def _store_rounded(x, inverse_scale, out):
     return q
 
 
-@kernel(types.void(int64, int64, boolean, int64))
+@kernel(types.void(int64, int64, boolean, int64), apart=True)
 def quantize_row(x, n, few, out):
     """Round float32 (n,) to int8 with a scale for each 32, n a multiple of 32: what meets quantized rows.
 
@@ -61,7 +61,7 @@ def quantize_row(x, n, few, out):
 
     out     int8 (n,) codes; float32 (n / 32,) scales D k_j; float32 (n / 32,) sums of 32 rounded values;
             int16 (n / 16,) k_j, each twice; int16 (n / 16,) sums of 16 codes;
-            int32 (n / 32,) -128 times the sums of 32 codes; int32 (n / 16,) -32 times the sums of 16;
+            int32 (n / 32,) -128 times the sums of 32 codes; 4 bytes for each 16 codes as store_start() leaves them;
     and, for what meets rows one by one (few), from minus_128_sums_of_4(n) on: int32 (n / 4,) -128 times the sums of 4 codes
     and, where n is a multiple of 256, from k_quant_codes(n) on:
             int8 (n,) codes, of every 128 the 32 at 0, 64, 32, 96; int16 (n / 256, 16) k_0..3 k_0..3 k_4..7 k_4..7;
@@ -100,8 +100,8 @@ def quantize_row(x, n, few, out):
             store_i16(sums_16 + k // 8, first)
             store_i16(sums_16 + k // 8 + 2, second)
             store_i32(starts_128 + k // 8, -128 * (first + second))
-            store_i32(starts_32 + k // 4, -32 * first)
-            store_i32(starts_32 + k // 4 + 4, -32 * second)
+            store_start(starts_32 + k // 4, out + k)
+            store_start(starts_32 + k // 4 + 4, out + k + 16)
             if few and n % 256 == 0:
                 j = k % 256 // 32
                 place = group // 8 + j * 2 + j // 4 * 8  # of s_j among the scales and minimums of a Q4_K block

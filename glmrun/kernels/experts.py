@@ -25,7 +25,7 @@ from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, piece_si
 _void = types.void
 
 
-@kernel(_void(model_record, step_record, int64, int64, int64))
+@kernel(_void(model_record, step_record, int64, int64, int64), apart=True)
 def _route(m, s, bias, first, end):
     """Choose the experts of tokens first to end - 1 from s.router, which holds logits: s.expert and s.expert_weight.
 
@@ -65,24 +65,6 @@ def _route(m, s, bias, first, end):
             store_f32(weights + slot * 4, load_f32(weights + slot * 4) * scale)
 
 
-@kernel(_void(model_record, layer_record, step_record, worker_record))
-def route(m, layer, s, w):
-    """Wait for the router's logits, choose every token's experts, and sort the pairs of token and expert."""
-    wait(w)
-    size = piece_size(s.n_tokens, w, 8)
-    piece = first_piece(w)
-    while piece * size < s.n_tokens:
-        _route(m, s, layer.exp_probs_b, piece * size, min(s.n_tokens, (piece + 1) * size))
-        piece = next_piece(w)
-    leave(w, (s.n_tokens + size - 1) // size)
-    wait(w)
-    if first_piece(w) == 0:
-        _sort(m, s)
-        next_piece(w)
-    leave(w, 1)
-    wait(w)
-
-
 @kernel(_void(model_record, step_record))
 def _sort(m, s):
     """Sort (token, weight) pairs by expert into s.token and s.weight, a counting sort: of each expert first the tokens of runs of
@@ -119,6 +101,24 @@ def _sort(m, s):
     store_i64(s.first, 0)
 
 
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def route(m, layer, s, w):
+    """Wait for the router's logits, choose every token's experts, and sort the pairs of token and expert."""
+    wait(w)
+    size = piece_size(s.n_tokens, w, 8)
+    piece = first_piece(w)
+    while piece * size < s.n_tokens:
+        _route(m, s, layer.exp_probs_b, piece * size, min(s.n_tokens, (piece + 1) * size))
+        piece = next_piece(w)
+    leave(w, (s.n_tokens + size - 1) // size)
+    wait(w)
+    if first_piece(w) == 0:
+        _sort(m, s)
+        next_piece(w)
+    leave(w, 1)
+    wait(w)
+
+
 @kernel(types.UniTuple(int64, 3)(step_record, int64))
 def pairs_of(s, e):
     """Where expert e's pairs begin, and of how many of them few and many meet it."""
@@ -129,7 +129,7 @@ def pairs_of(s, e):
 _rows_range, _x, _counts = types.UniTuple(int64, 3), types.UniTuple(int64, 3), types.UniTuple(int64, 2)
 
 
-@kernel(_void(weight_record, weight_record, _rows_range, activation_record, int64, _counts, _x, int64, int64))
+@kernel(_void(weight_record, weight_record, _rows_range, activation_record, int64, _counts, _x, int64, int64), apart=True)
 def gated_rows(gate, up, rows, x, index, n, hidden, hidden_up, scratch):
     """hidden[i] = silu(gate x[k]) * (up x[k]), k = index[i], float32, for some rows of a gate and an up matrix.
 

@@ -6,9 +6,19 @@ For few x the rows are unpacked in registers, for up to four x at once; for many
 from numba import float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import floats, q4_k, q5_0, q6_k, q8_0, tile
-from glmrun.kernels.formats.panel import TABLE, panel_bytes, unpack_panel
-from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q6_K, Q8_0, activation_record, step_record, weight_record, worker_record
+from glmrun.kernels.formats import tile
+from glmrun.kernels.formats.dispatch import (
+    IN_FRONT,
+    WIDE,
+    dot4,
+    dot_rows,
+    dot_rows_twice,
+    multiply_tile,
+    unpack_panel,
+    width_for,
+)
+from glmrun.kernels.formats.panel import panel_bytes
+from glmrun.kernels.layout import activation_record, step_record, weight_record, worker_record
 from glmrun.kernels.rows import reads_codes
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
 from glmrun.kernels.team import first_piece, leave, next_piece, piece_size, wait
@@ -18,71 +28,16 @@ PIECE = 1 << 17  # bytes of a matrix, at most, that a thread draws at a time
 NEAR = 128  # rows of a matrix that stay in the second-level cache
 STORE, ADD = 0, 1
 
-# A thread's scratch: float32 (6, 32) results of dot_rows() or of a tile that has fewer than 32 rows, and this tile's table; a panel
-# behind the table of its rows; the table of all columns.
-PART = tile.ROWS * tile.COLUMNS * 4
-PANEL = PART + (tile.COLUMNS * tile.ENTRY + TABLE + 63) // 64 * 64
+# A thread's scratch: float32 (WIDE, 32) results of dot_rows() or of a tile that has fewer than 32 rows, and this tile's table; a
+# panel behind what it needs in front; the table of all columns.
+PART = tile.ROWS * WIDE * 4
+PANEL = PART + (WIDE * tile.ENTRY + IN_FRONT + 63) // 64 * 64
 
 
 @kernel(int64(int64, int64))
 def scratch_bytes(columns, n):
     """Room that multiply() needs for matrices of up to so many columns and up to n activations."""
-    return PANEL + panel_bytes(columns) + (n + tile.COLUMNS) * tile.ENTRY
-
-
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
-def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
-    """out[r] = dequantize(row r) . x, float32 (n_rows,); x in the form that reads_codes(weight_format) tells."""
-    if weight_format == Q4_K:
-        q4_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
-    elif weight_format == Q6_K:
-        q6_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
-    elif weight_format == Q8_0:
-        q8_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
-    elif weight_format == BF16:
-        floats.dot_rows_bf16(rows, row_bytes, n_rows, columns, x, out)
-    elif weight_format == F16:
-        floats.dot_rows_f16(rows, row_bytes, n_rows, columns, x, out)
-    elif weight_format == F32:
-        floats.dot_rows_f32(rows, row_bytes, n_rows, columns, x, out)
-    else:
-        q5_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
-
-
-@kernel(types.UniTuple(float32, 4)(int64, int64, int64, int64, int64, int64, int64))
-def dot4(weight_format, row, columns, x0, x1, x2, x3):
-    """One row times four activation vectors at once; each number is what dot_rows() computes for it."""
-    if weight_format == Q4_K:
-        return q4_k.dot4(row, columns // 256, x0, x1, x2, x3)
-    if weight_format == Q6_K:
-        return q6_k.dot4(row, columns // 256, x0, x1, x2, x3)
-    if weight_format == Q8_0:
-        return q8_0.dot4(row, columns // 32, x0, x1, x2, x3)
-    if weight_format == BF16:
-        return floats.dot4_bf16(row, columns, x0, x1, x2, x3)
-    if weight_format == F16:
-        return floats.dot4_f16(row, columns, x0, x1, x2, x3)
-    if weight_format == F32:
-        return floats.dot4_f32(row, columns, x0, x1, x2, x3)
-    return q5_0.dot4(row, columns // 32, x0, x1, x2, x3)
-
-
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64, int64))
-def dot_rows_twice(weight_format, rows, row_bytes, n_rows, columns, x, rest, out, scratch):
-    """dot_rows() of x in two int8 terms: out[r] = dequantize(row r) . (x + rest)."""
-    if weight_format == Q4_K:
-        q4_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
-    elif weight_format == Q6_K:
-        q6_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
-    elif weight_format == Q8_0:
-        q8_0.dot_rows_twice(rows, row_bytes, n_rows, columns // 32, x, rest, out)
-    else:
-        for r in range(0, n_rows, ROWS):
-            n = min(ROWS, n_rows - r)
-            dot_rows(weight_format, rows + r * row_bytes, row_bytes, n, columns, x, out + r * 4)
-            dot_rows(weight_format, rows + r * row_bytes, row_bytes, n, columns, rest, scratch)
-            for i in range(n):
-                store_f32(out + (r + i) * 4, load_f32(out + (r + i) * 4) + load_f32(scratch + i * 4))
+    return PANEL + panel_bytes(columns) + (n + WIDE) * tile.ENTRY
 
 
 @kernel(int64(int64, int64))
@@ -149,7 +104,7 @@ def _enter(entry, x, result, factor):
 @kernel(types.void(_x, int64, _out, int64, int64, int64))
 def _fill_table(x, n, out, weights, mode, table):
     """What the columns of the tiles read and where their results go: n of them, and as many again as a tile may have too many."""
-    for i in range(n + tile.COLUMNS):  # columns that do not exist do once more what the last one does, or add nothing
+    for i in range(n + WIDE):  # columns that do not exist do once more what the last one does, or add nothing
         k, factor = min(i, n - 1), float32(1.0)
         if weights:
             factor = load_f32(weights + k * 4)
@@ -160,11 +115,11 @@ def _fill_table(x, n, out, weights, mode, table):
 
 @kernel(_multiply)
 def _multiply_tiles(w, matrix, first, end, x, n, out, weights, mode, scratch):
-    """multiply() in tiles of 32 rows and 6 or 4 activations."""
+    """multiply() in tiles of 32 rows and a few activations."""
     rows, part, panel, add = w.address + matrix * w.rows * w.row_bytes, scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
     table = panel + panel_bytes(w.columns)
     _fill_table(x, n, out, weights, mode, table)
-    tiles = (n + tile.COLUMNS - 1) // tile.COLUMNS
+    tiles = (n + WIDE - 1) // WIDE
     run = (tile.ROWS * w.row_bytes // (w.columns // 32 * tiles) + 63) // 64 * 64
     for block in range(first, end, tile.ROWS):
         n_rows = min(tile.ROWS, end - block)
@@ -172,13 +127,13 @@ def _multiply_tiles(w, matrix, first, end, x, n, out, weights, mode, scratch):
         ahead, i = rows + (block + n_rows) * w.row_bytes, 0  # the next panel's rows: each tile asks memory for its part of them
         ahead_end = ahead + min(tile.ROWS, end - block - n_rows) * w.row_bytes
         while i < n:
-            width, columns = tile.width_for(n - i), table + i * tile.ENTRY
+            width, columns = width_for(n - i), table + i * tile.ENTRY
             if n_rows == tile.ROWS:
-                tile.multiply_tile(w.format, panel, w.columns, columns, width, block * 4, add, ahead, run, ahead_end)
+                multiply_tile(w.format, panel, w.columns, columns, width, block * 4, add, ahead, run, ahead_end)
             else:
                 for j in range(width):
                     _enter(part + j * tile.ENTRY, load_i64(columns + j * tile.ENTRY), scratch + j * tile.ROWS * 4, float32(1.0))
-                tile.multiply_tile(w.format, panel, w.columns, part, width, 0, 0, 0, 0, 0)
+                multiply_tile(w.format, panel, w.columns, part, width, 0, 0, 0, 0, 0)
                 for j in range(min(width, n - i)):
                     target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
                     _write_run(scratch + j * tile.ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
@@ -192,7 +147,7 @@ def _behind(rows, n):
     return (rows[0] if rows[2] else rows[0] + n * rows[1]), rows[1], (rows[2] + n * 8 if rows[2] else 0)
 
 
-@kernel(types.void(weight_record, int64, int64, int64, _x, _counts, _out, int64, int64, int64))
+@kernel(types.void(weight_record, int64, int64, int64, _x, _counts, _out, int64, int64, int64), apart=True)
 def multiply(w, matrix, first, end, x, n, out, weights, mode, scratch):
     """out[j, r] (= or +=) weights[i] * (row r of the matrix . x[k]) for rows first to end - 1 and i from 0 to sum(n) - 1.
 
@@ -252,7 +207,7 @@ def add_linear(s, m, x, w):
     wait(w)
 
 
-@kernel(types.void(weight_record, int64, int64, _x, _counts, _out, int64))
+@kernel(types.void(weight_record, int64, int64, _x, _counts, _out, int64), apart=True)
 def _exact_rows(m, first, end, x, n, out, scratch):
     """linear_exact() for rows first to end - 1 of M; x is (first terms, bytes between rows, second terms)."""
     few, many = n
@@ -263,7 +218,7 @@ def _exact_rows(m, first, end, x, n, out, scratch):
     for i in range(few):
         at = i * x[1]
         target = out[0] + i * out[1] + first * 4
-        dot_rows_twice(m.format, rows, m.row_bytes, end - first, m.columns, x[0] + at, x[2] + at, target, scratch)
+        dot_rows_twice(m.format, rows, m.row_bytes, end - first, m.columns, x[0] + at, x[2] + at, target)
     if many:
         at, target = few * x[1], _behind(out, few)
         _multiply_tiles(m, 0, first, end, (x[0] + at, x[1], 0), many, target, 0, STORE, scratch)

@@ -29,7 +29,7 @@ from glmrun.kernels.team import first_piece, leave, next_piece, piece_size, wait
 _void = types.void
 
 
-@kernel(_void(int64, int64, int64, float32, int64))
+@kernel(_void(int64, int64, int64, float32, int64), apart=True)
 def rms_norm(x, weight, n, eps, out):
     """out = weight * x / sqrt(mean(x**2) + eps); float32 (n,) each, out may be x."""
     whole, squares = n // 16 * 16, zero_f32x16()
@@ -71,7 +71,7 @@ def reads_codes(weight_format):
     return weight_format not in (F32, F16, BF16)
 
 
-@kernel(_void(activation_record, int64, boolean, int64, int64))
+@kernel(_void(activation_record, int64, boolean, int64, int64), apart=True)
 def round_row(x, r, few, codes, scratch):
     """Fill the codes of row r from its float32 form.
 

@@ -136,7 +136,7 @@ def _key_column(m, row, out):
         store_f32(scales + k // BLOCK * 4, top / steps)
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64))
+@kernel(_void(model_record, int64, int64, int64, int64, int64), apart=True)
 def _value_columns(m, rows, n, out, scales, words):
     """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
 
@@ -199,7 +199,7 @@ def round_cache(m, layer, s, w):
 # ---- queries as a panel ----------------------------------------------------------------------------------------------
 
 
-@kernel(_void(model_record, int64, int64, int64, int64))
+@kernel(_void(model_record, int64, int64, int64, int64), apart=True)
 def _query_panel(m, queries, n, panel, words):
     """The panel of n (1 to QUERIES) queries, float32 rows one after another; lanes beyond n repeat the last one."""
     factors = panel + QUERIES * (2 * m.row - m.latent)
@@ -232,7 +232,7 @@ def _query_panel(m, queries, n, panel, words):
 # ---- a panel meets a tile ---------------------------------------------------------------------------------------------
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64))
+@kernel(_void(model_record, int64, int64, int64, int64, int64), apart=True)
 def _scores(m, panel, columns, n, few, scores):
     """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
     keys, scales = _key_stride(m), 2 * m.row - m.latent
@@ -266,7 +266,7 @@ def _scores(m, panel, columns, n, few, scores):
             store(tile, scores + p * QUERIES * 4)
 
 
-@kernel(_void(int64, int64, int64, int64, int64, int64))
+@kernel(_void(int64, int64, int64, int64, int64, int64), apart=True)
 def _softmax(scores, n, limits, state, shrinks, weights):
     """Scores of n positions into a panel of weights e**(score - largest so far); positions from limits[q] on weigh nothing.
 
@@ -306,7 +306,7 @@ def _softmax(scores, n, limits, state, shrinks, weights):
         store_f32x16(shrinks + half, shrink)
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64, int64))
+@kernel(_void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
 def _gather(m, weights, columns, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
     values, factors = columns + TILE * _key_stride(m), weights + TILE * QUERIES
@@ -353,7 +353,7 @@ def _meet(m, run, first_query, panel, columns, first, end, scratch, out):
     _gather(m, weights, columns, n, few, shrinks, out)
 
 
-@kernel(_void(model_record, layer_record, step_record, int64, int64, int64, int64, int64))
+@kernel(_void(model_record, layer_record, step_record, int64, int64, int64, int64, int64), apart=True)
 def _finish(m, layer, s, first, n, sums, out, scratch):
     """Divide n queries' results by their sums of weights, into rows of s.context from `first` on, rounded for attn_v_b.
 
@@ -395,7 +395,7 @@ def _segments(run):
     return (run.position + run.n_tokens + _segment(run) - 1) // _segment(run)
 
 
-@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64))
+@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64), apart=True)
 def _attend_item(m, layer, s, run, item, scratch):
     """Queries of a panel against a segment of positions: into s.context, or into the run's partial results to be merged."""
     heads, end, cache = m.num_attention_heads, run.position + run.n_tokens, run.cache + layer.index * run.layer_bytes
@@ -421,7 +421,7 @@ def _attend_item(m, layer, s, run, item, scratch):
         _finish(m, layer, s, run.first * heads + first_query, n, out + (m.latent + 1) * QUERIES * 4, out, scratch)
 
 
-@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64, int64))
+@kernel(_void(model_record, layer_record, step_record, run_record, int64, int64, int64), apart=True)
 def _merge(m, layer, s, run, first, n, scratch):
     """Join the segments of n queries (one vector of them), in their order, into s.context, rounded for attn_v_b."""
     size, segments = result_bytes(m), _segments(run)

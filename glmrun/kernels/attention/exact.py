@@ -28,7 +28,7 @@ _void = types.void
 _four, _pair = types.UniTuple(int64, 4), types.UniTuple(int64, 2)
 
 
-@kernel(_void(model_record, _four, int64, int64, int64, int64))
+@kernel(_void(model_record, _four, int64, int64, int64, int64), apart=True)
 def _scores(m, query, cache, first, end, scores):
     """scores[i, p - first] = query[i] . row[p] * softmax_scale for four queries and positions first to end - 1."""
     for p in range(first, end, 2):
@@ -86,7 +86,7 @@ def _weigh(scores, n, state):
     return shrink
 
 
-@kernel(_void(model_record, _four, types.UniTuple(float32, 4), int64, int64, int64, int64))
+@kernel(_void(model_record, _four, types.UniTuple(float32, 4), int64, int64, int64, int64), apart=True)
 def _gather(m, out, shrink, cache, first, end, scores):
     """out[i] = shrink[i] * out[i] + sum_p weights[i, p - first] * latent[p] for four outputs, 64 values at a time."""
     line = TILE * 4
@@ -115,7 +115,7 @@ def _gather(m, out, shrink, cache, first, end, scores):
         store_f32x16(o3, d0), store_f32x16(o3 + 64, d1), store_f32x16(o3 + 128, d2), store_f32x16(o3 + 192, d3)
 
 
-@kernel(_void(model_record, run_record, int64, int64, int64, _pair, int64, int64, int64))
+@kernel(_void(model_record, run_record, int64, int64, int64, _pair, int64, int64, int64), apart=True)
 def _attend(m, run, query0, cache, first_query, out, first, end, scores):
     """Queries first_query to first_query + 3 against positions first to end - 1; each sees no further than its own token.
 

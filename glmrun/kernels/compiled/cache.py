@@ -107,6 +107,7 @@ class Kernel:
     jitted: Any
     signature: Any
     entry: bool
+    apart: bool
 
     def compile(self) -> None:
         """Load the code from the cache, or compile it; what it calls has been compiled."""
@@ -114,6 +115,11 @@ class Kernel:
             for signature in self.signature if isinstance(self.signature, list) else [self.signature]:
                 self.jitted.compile(signature)
             self.jitted.disable_compile()
+            for code in self.jitted.overloads.values() if self.apart else ():
+                name, context = code.fndesc.llvm_func_name, code.target_context
+                llvm.add_symbol(name, code.library.get_pointer_to_function(name))
+                context.remove_user_function(code.entry_point)  # callers got the whole library to link
+                context.insert_user_function(code.entry_point, code.fndesc)
 
 
 def callees(place: int) -> set[int]:
@@ -125,21 +131,30 @@ def callees(place: int) -> set[int]:
     return {i for i, kernel in enumerate(registered[:place]) if any(kernel.jitted is value for value in named)}
 
 
-def kernel(signature: Any, entry: bool = False, **options: Any) -> Callable[[Callable], Callable]:
+def needed(place: int) -> list[int]:
+    """Places of the kernels that must be loaded before one is compiled: those it calls, and all that stand apart below them."""
+    direct = below = callees(place)
+    while more := {i for j in below for i in callees(j)} - below:
+        below = below | more
+    return sorted(direct | {i for i in below if registered[i].apart})
+
+
+def kernel(signature: Any, entry: bool = False, apart: bool = False, **options: Any) -> Callable[[Callable], Callable]:
     """Decorator: compile a function for one signature or each of a list, without checks and without holding the interpreter's lock.
 
-    entry   called from Python at run time. Only these are loaded once all kernels have been compiled: an entry's cached code
-            holds everything that it calls.
+    entry   called from Python at run time. Only these and those apart are loaded once all kernels have been compiled: an entry's
+            cached code holds everything else that it calls.
+    apart   its code is not copied into what calls it, to be compiled again at each level: it is found by its name
     """
 
     def decorate(function: Callable) -> Callable:
         jitted = numba.njit(nogil=True, error_model="numpy", fastmath=FAST, **options)(function)
         if folder is not None:
             jitted._cache = _Cache(function)
-        made = Kernel(jitted, signature, entry)
+        made = Kernel(jitted, signature, entry, apart)
         if _deferred and function.__module__.startswith("glmrun."):
             registered.append(made)
-        elif entry or not are_compiled():
+        elif entry or apart or not are_compiled():
             made.compile()
         return jitted
 

@@ -1,120 +1,116 @@
-"""F32, F16 and BF16 rows times float32 activations; nothing is rounded but the sums."""
+"""F32, F16 and BF16 rows times float32 activations; nothing is rounded but the sums.
 
-from numba import types
+A row is an address that knows what stands there: each function is compiled once for each of the three types.
+"""
+
+from llvmlite import ir
+from numba import float32, int64, types
+from numba.extending import intrinsic, models, register_model
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.arithmetic import fma, total
-from glmrun.kernels.simd.memory import load_bf16, load_bf16x16, load_f16, load_f16x16, load_f32, load_f32x16, store_f32, zero_f32x16
-
-_four = types.UniTuple(types.float32, 4)
-_dot = types.float32(types.int64, types.int64, types.int64)
-_rows = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
-_dot4 = _four(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
+from glmrun.kernels.simd.memory import load_f32, load_f32x16, store_f32, zero_f32x16
+from glmrun.kernels.simd.types import F16, F32, I16, I32, I64, f32x16, pointer, splat
 
 
-@kernel(_dot)
-def dot_f32(row, n, x):
-    """row . x, both float32 (n,)."""
+class Values(types.Type):
+    """Numba's type of the address of values of one kind: float32, float16 or bfloat16."""
+
+    def __init__(self, name: str, element: ir.Type) -> None:
+        self.element, self.bytes = element, 4 if element is F32 else 2
+        super().__init__(name=name)
+
+
+@register_model(Values)
+class _ValuesModel(models.PrimitiveModel):
+    def __init__(self, manager, values):
+        super().__init__(manager, values, I64)
+
+
+f32_values, f16_values, bf16_values = Values("f32_values", F32), Values("f16_values", F16), Values("bf16_values", I16)
+_EACH = (f32_values, f16_values, bf16_values)
+
+
+def _at(values):
+    @intrinsic
+    def at(context, address):
+        """The address, typed."""
+        return values(int64), lambda c, b, s, a: a[0]
+
+    return at
+
+
+f32_at, f16_at, bf16_at = (_at(values) for values in _EACH)
+
+
+@intrinsic
+def _further(context, values, n_bytes):
+    """The address so many bytes further on."""
+    return values(values, int64), lambda c, b, s, a: b.add(*a)
+
+
+def _widened(builder, value):
+    """Values of one kind as float32."""
+    n = getattr(value.type, "count", 0)
+    wide, bits = (ir.VectorType(F32, n), ir.VectorType(I32, n)) if n else (F32, I32)
+    element = value.type.element if n else value.type
+    if element == F32:
+        return value
+    if element == F16:
+        return builder.fpext(value, wide)
+    half = ir.Constant(I32, 16)
+    return builder.bitcast(builder.shl(builder.zext(value, bits), splat(builder, half, n) if n else half), wide)
+
+
+def _load(builder, values, address, k, llvm_type):
+    place = builder.add(address, builder.mul(k, ir.Constant(I64, values.bytes)))
+    return _widened(builder, builder.load(pointer(builder, place, llvm_type), align=values.bytes))
+
+
+@intrinsic
+def _load_16(context, values, k):
+    """The values k to k + 15 as float32."""
+    sixteen = ir.VectorType(values.element, 16)
+    return f32x16(values, int64), lambda c, b, s, a: _load(b, values, a[0], a[1], sixteen)
+
+
+@intrinsic
+def _load_one(context, values, k):
+    """The value k as float32."""
+    return float32(values, int64), lambda c, b, s, a: _load(b, values, a[0], a[1], values.element)
+
+
+@kernel([float32(values, int64, int64) for values in _EACH])
+def dot(row, n, x):
+    """row . x, x float32 (n,)."""
     result, whole = zero_f32x16(), n // 16 * 16
     for k in range(0, whole, 16):
-        result = fma(load_f32x16(row + k * 4), load_f32x16(x + k * 4), result)
+        result = fma(_load_16(row, k), load_f32x16(x + k * 4), result)
     rest = total(result)
     for k in range(whole, n):
-        rest += load_f32(row + k * 4) * load_f32(x + k * 4)
+        rest += _load_one(row, k) * load_f32(x + k * 4)
     return rest
 
 
-@kernel(_dot)
-def dot_f16(row, n, x):
-    """row . x, row float16 (n,), x float32 (n,)."""
-    result, whole = zero_f32x16(), n // 16 * 16
-    for k in range(0, whole, 16):
-        result = fma(load_f16x16(row + k * 2), load_f32x16(x + k * 4), result)
-    rest = total(result)
-    for k in range(whole, n):
-        rest += load_f16(row + k * 2) * load_f32(x + k * 4)
-    return rest
-
-
-@kernel(_dot)
-def dot_bf16(row, n, x):
-    """row . x, row bfloat16 (n,), x float32 (n,)."""
-    result, whole = zero_f32x16(), n // 16 * 16
-    for k in range(0, whole, 16):
-        result = fma(load_bf16x16(row + k * 2), load_f32x16(x + k * 4), result)
-    rest = total(result)
-    for k in range(whole, n):
-        rest += load_bf16(row + k * 2) * load_f32(x + k * 4)
-    return rest
-
-
-@kernel(_dot4)
-def dot4_f32(row, n, x0, x1, x2, x3):
-    """dot_f32() with four activation vectors at once."""
+@kernel([types.UniTuple(float32, 4)(values, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
+def dot4(row, n, x0, x1, x2, x3):
+    """dot() with four activation vectors at once."""
     r0 = r1 = r2 = r3 = zero_f32x16()
     whole = n // 16 * 16
     for k in range(0, whole, 16):
-        w = load_f32x16(row + k * 4)
+        w = _load_16(row, k)
         r0, r1 = fma(w, load_f32x16(x0 + k * 4), r0), fma(w, load_f32x16(x1 + k * 4), r1)
         r2, r3 = fma(w, load_f32x16(x2 + k * 4), r2), fma(w, load_f32x16(x3 + k * 4), r3)
     t0, t1, t2, t3 = total(r0), total(r1), total(r2), total(r3)
     for k in range(whole, n):
-        w = load_f32(row + k * 4)
+        w = _load_one(row, k)
         t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
         t2, t3 = t2 + w * load_f32(x2 + k * 4), t3 + w * load_f32(x3 + k * 4)
     return t0, t1, t2, t3
 
 
-@kernel(_dot4)
-def dot4_f16(row, n, x0, x1, x2, x3):
-    """dot_f16() with four activation vectors at once."""
-    r0 = r1 = r2 = r3 = zero_f32x16()
-    whole = n // 16 * 16
-    for k in range(0, whole, 16):
-        w = load_f16x16(row + k * 2)
-        r0, r1 = fma(w, load_f32x16(x0 + k * 4), r0), fma(w, load_f32x16(x1 + k * 4), r1)
-        r2, r3 = fma(w, load_f32x16(x2 + k * 4), r2), fma(w, load_f32x16(x3 + k * 4), r3)
-    t0, t1, t2, t3 = total(r0), total(r1), total(r2), total(r3)
-    for k in range(whole, n):
-        w = load_f16(row + k * 2)
-        t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
-        t2, t3 = t2 + w * load_f32(x2 + k * 4), t3 + w * load_f32(x3 + k * 4)
-    return t0, t1, t2, t3
-
-
-@kernel(_dot4)
-def dot4_bf16(row, n, x0, x1, x2, x3):
-    """dot_bf16() with four activation vectors at once."""
-    r0 = r1 = r2 = r3 = zero_f32x16()
-    whole = n // 16 * 16
-    for k in range(0, whole, 16):
-        w = load_bf16x16(row + k * 2)
-        r0, r1 = fma(w, load_f32x16(x0 + k * 4), r0), fma(w, load_f32x16(x1 + k * 4), r1)
-        r2, r3 = fma(w, load_f32x16(x2 + k * 4), r2), fma(w, load_f32x16(x3 + k * 4), r3)
-    t0, t1, t2, t3 = total(r0), total(r1), total(r2), total(r3)
-    for k in range(whole, n):
-        w = load_bf16(row + k * 2)
-        t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
-        t2, t3 = t2 + w * load_f32(x2 + k * 4), t3 + w * load_f32(x3 + k * 4)
-    return t0, t1, t2, t3
-
-
-@kernel(_rows)
-def dot_rows_f32(rows, row_bytes, n_rows, n, x, out):
+@kernel([types.void(values, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
+def dot_rows(rows, row_bytes, n_rows, n, x, out):
     """out[r] = row r . x, float32 (n_rows,); rows are row_bytes apart."""
     for r in range(n_rows):
-        store_f32(out + r * 4, dot_f32(rows + r * row_bytes, n, x))
-
-
-@kernel(_rows)
-def dot_rows_f16(rows, row_bytes, n_rows, n, x, out):
-    """dot_rows_f32() for float16 rows."""
-    for r in range(n_rows):
-        store_f32(out + r * 4, dot_f16(rows + r * row_bytes, n, x))
-
-
-@kernel(_rows)
-def dot_rows_bf16(rows, row_bytes, n_rows, n, x, out):
-    """dot_rows_f32() for bfloat16 rows."""
-    for r in range(n_rows):
-        store_f32(out + r * 4, dot_bf16(rows + r * row_bytes, n, x))
+        store_f32(out + r * 4, dot(_further(rows, r * row_bytes), n, x))

@@ -72,14 +72,14 @@ def dot(row, n_blocks, x):
     return total(add_halves(plus) - minus)
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64))
+@kernel(types.void(int64, int64, int64, int64, int64, int64), apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
     for r in range(n_rows):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64), apart=True)
 def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
     """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is unpacked once."""
     for r in range(n_rows):
@@ -94,7 +94,7 @@ def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
         store_f32(out + r * 4, total(add_halves(plus) - minus))
 
 
-@kernel(_four(int64, int64, int64, int64, int64, int64))
+@kernel(_four(int64, int64, int64, int64, int64, int64), apart=True)
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
     p0 = p1 = p2 = p3 = zero_f32x16()

@@ -40,14 +40,22 @@ def dot(row, n_blocks, x):
     return total(a + b)
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64))
+@kernel(types.void(int64, int64, int64, int64, int64, int64), apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
     for r in range(n_rows):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
-@kernel(_four(int64, int64, int64, int64, int64, int64))
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64), apart=True)
+def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
+    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: the sum of two finished numbers."""
+    for r in range(n_rows):
+        row = rows + r * row_bytes
+        store_f32(out + r * 4, dot(row, n_blocks, x) + dot(row, n_blocks, rest))
+
+
+@kernel(_four(int64, int64, int64, int64, int64, int64), apart=True)
 def dot4(row, n_blocks, x0, x1, x2, x3):
     """dot() with four activation vectors at once: the row is unpacked once."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero_f32x16()

@@ -1,10 +1,26 @@
 """Dot products of bytes and of 16-bit numbers: the instructions that LLVM does not find by itself."""
 
 from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
-from glmrun.kernels.simd.target import dot_bits, has_avx2, has_vnni
-from glmrun.kernels.simd.types import I32, V8I, V16H, V16I, V32H, call, constant, i16x32, i32x16, shuffle, u8x64
+from glmrun.kernels.simd.target import dot_bits, has_avx2, has_vnni, sums_in_16_bits
+from glmrun.kernels.simd.types import (
+    I16,
+    I32,
+    V8I,
+    V16B,
+    V16H,
+    V16I,
+    V32H,
+    call,
+    constant,
+    i16x32,
+    i32x16,
+    pointer,
+    shuffle,
+    u8x64,
+)
 
 
 def _at_256(builder, name, result, arguments):
@@ -28,6 +44,30 @@ def emit_pairs(builder, unsigned, signed):
 def emit_pair_sums(builder, pairs):
     """LLVM code, AVX2: int32 (8,) sums of two neighbouring int16."""
     return call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [pairs, constant(V16H, 1)])
+
+
+@intrinsic
+def store_start(context, address, codes):
+    """What the dot product of 16 int8 codes with others that carry +32 begins with: int32, -32 times the sum of the codes.
+
+    Where products are added up in 16 bits: two int16, of the codes 0 1, 4 5, 8 9, 12 13 and of the others: vpmaddubsw's pairs.
+    """
+
+    def generate(c, b, s, a):
+        folds: list = [[range(8), range(8, 16)], [range(4), range(4, 8)], [(0, 2), (1, 3)], [(0,), (1,)]]
+        element = I16 if sums_in_16_bits() else I32
+        if sums_in_16_bits():
+            folds = folds[:3]
+        sixteen = b.load(pointer(b, a[1], V16B), align=1)
+        sums = b.sext(sixteen, ir.VectorType(element, 16))
+        for lanes in folds:
+            sums = b.add(*(shuffle(b, sums, sums, list(some)) for some in lanes))
+        sums = b.mul(sums, constant(sums.type, -32))
+        out = pointer(b, a[0], sums.type)
+        b.store(sums, out, align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 def emit_with_signs(builder, x, signs):

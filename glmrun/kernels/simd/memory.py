@@ -53,18 +53,6 @@ def load_f16x16(context, address):
 
 
 @intrinsic
-def load_bf16x16(context, address):
-    """16 bfloat16 at the address, widened to float32."""
-    short = ir.VectorType(I16, 16)
-
-    def generate(c, b, s, a):
-        wide = b.zext(b.load(pointer(b, a[0], short), align=2), V16I)
-        return b.bitcast(b.shl(wide, constant(V16I, 16)), V16F)
-
-    return f32x16(types.int64), generate
-
-
-@intrinsic
 def load_u8x64(context, address):
     """64 bytes at the address."""
     return u8x64(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V64B), align=1)
@@ -190,17 +178,6 @@ load_u32 = _scalar_load(types.uint32, I32, 1)
 def load_f16(context, address):
     """One float16 at the address, as float32."""
     return types.float32(types.int64), lambda c, b, s, a: b.fpext(b.load(pointer(b, a[0], F16), align=1), F32)
-
-
-@intrinsic
-def load_bf16(context, address):
-    """One bfloat16 at the address, as float32."""
-
-    def generate(c, b, s, a):
-        wide = b.zext(b.load(pointer(b, a[0], I16), align=1), I32)
-        return b.bitcast(b.shl(wide, ir.Constant(I32, 16)), F32)
-
-    return types.float32(types.int64), generate
 
 
 @intrinsic

@@ -49,8 +49,8 @@ def has_avx2() -> bool:
     return "avx2" in features()
 
 
-def few_registers() -> bool:
-    """Whether there are 16 vector registers of 256 bits and no vpdpbusd: tiles then go eight rows at a time."""
+def sums_in_16_bits() -> bool:
+    """Whether bytes are multiplied by vpmaddubsw: what it gives is added up in 16 bits as long as that is exact."""
     return has_avx2() and dot_bits() == 0
 
 

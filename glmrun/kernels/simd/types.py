@@ -59,6 +59,11 @@ def shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
+def opaque(builder, value):
+    """The same value, in no instruction; LLVM forgets where it came from: else it adds many products as a tree, and spills it."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=x,0", [value], False)
+
+
 def call(builder, name, result, arguments):
     function_type = ir.FunctionType(result, [value.type for value in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)

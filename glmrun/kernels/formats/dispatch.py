@@ -1,0 +1,113 @@
+"""The one place that knows every block format: which kernel reads its rows.
+
+Every choice names all formats that a file may hold; tensors/weights.py lets no other into a record. A number that is none of them
+computes nothing, or NaN.
+"""
+
+from numba import float32, int64, types
+
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import floats, panel, q4_k, q5_0, q6_k, q8_0, tile
+from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q5_0, Q6_K, Q8_0
+from glmrun.kernels.simd.target import dot_bits
+
+if dot_bits() == 512:
+    from glmrun.kernels.formats import tile_32x6 as tiles
+else:
+    from glmrun.kernels.formats import tile_16x4 as tiles  # type: ignore[no-redef]
+
+WIDE, NARROW = tiles.WIDTHS  # columns of a tile
+IN_FRONT = -(-max(tiles.CELLS, panel.TABLE) // 64) * 64  # bytes in front of a panel: its rows' addresses, or a tile's sums
+width_for = tiles.width_for
+_NAN = float("nan")
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
+def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); x in the form that reads_codes(weight_format) tells."""
+    if weight_format == Q4_K:
+        q4_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == Q6_K:
+        q6_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == Q8_0:
+        q8_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+    elif weight_format == Q5_0:
+        q5_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+    elif weight_format == BF16:
+        floats.dot_rows(floats.bf16_at(rows), row_bytes, n_rows, columns, x, out)
+    elif weight_format == F16:
+        floats.dot_rows(floats.f16_at(rows), row_bytes, n_rows, columns, x, out)
+    elif weight_format == F32:
+        floats.dot_rows(floats.f32_at(rows), row_bytes, n_rows, columns, x, out)
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_twice(weight_format, rows, row_bytes, n_rows, columns, x, rest, out):
+    """dot_rows() of x in two int8 terms, for the formats that read codes: out[r] = dequantize(row r) . (x + rest)."""
+    if weight_format == Q4_K:
+        q4_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
+    elif weight_format == Q6_K:
+        q6_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
+    elif weight_format == Q8_0:
+        q8_0.dot_rows_twice(rows, row_bytes, n_rows, columns // 32, x, rest, out)
+    elif weight_format == Q5_0:
+        q5_0.dot_rows_twice(rows, row_bytes, n_rows, columns // 32, x, rest, out)
+
+
+@kernel(types.UniTuple(float32, 4)(int64, int64, int64, int64, int64, int64, int64))
+def dot4(weight_format, row, columns, x0, x1, x2, x3):
+    """One row times four activation vectors at once; each number is what dot_rows() computes for it."""
+    if weight_format == Q4_K:
+        return q4_k.dot4(row, columns // 256, x0, x1, x2, x3)
+    if weight_format == Q6_K:
+        return q6_k.dot4(row, columns // 256, x0, x1, x2, x3)
+    if weight_format == Q8_0:
+        return q8_0.dot4(row, columns // 32, x0, x1, x2, x3)
+    if weight_format == Q5_0:
+        return q5_0.dot4(row, columns // 32, x0, x1, x2, x3)
+    if weight_format == BF16:
+        return floats.dot4(floats.bf16_at(row), columns, x0, x1, x2, x3)
+    if weight_format == F16:
+        return floats.dot4(floats.f16_at(row), columns, x0, x1, x2, x3)
+    if weight_format == F32:
+        return floats.dot4(floats.f32_at(row), columns, x0, x1, x2, x3)
+    return float32(_NAN), float32(_NAN), float32(_NAN), float32(_NAN)
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64))
+def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
+    """Fill a panel (tile.py) at `out` from n_rows (1 to 32) rows at address `rows`; rows that do not exist repeat the last one.
+
+    IN_FRONT bytes in front of the panel are used on the way.
+    """
+    table = out - panel.TABLE
+    for half in range(2):
+        panel.fill_table(table, rows, row_bytes, half * 16, n_rows)
+        codes, factors = out + half * 64, out + columns * 32 + half * 64
+        if weight_format == Q4_K:
+            panel.q4_k(table, columns, codes, factors)
+        elif weight_format == Q6_K:
+            panel.q6_k(table, columns, codes, factors)
+        elif weight_format == Q8_0:
+            panel.q8_0(table, columns, codes, factors)
+        elif weight_format == Q5_0:
+            panel.q5_0(table, columns, codes, factors)
+
+
+@kernel([types.void(int64, *signature.args) for signature in tile.signatures(tiles.WIDTHS)])
+def _of_format(weight_format, codes, n, columns, table, offset, add, ahead, run, end):
+    if weight_format == Q4_K:
+        tiles.q4_k(codes, n, columns, table, offset, add, ahead, run, end)
+    elif weight_format == Q6_K:
+        tiles.q6_k(codes, n, columns, table, offset, add, ahead, run, end)
+    elif weight_format in (Q8_0, Q5_0):
+        tiles.q8_0(codes, n, columns, table, offset, add, ahead, run, end)
+
+
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64))
+def multiply_tile(weight_format, codes, n, table, width, offset, add, ahead, run, end):
+    """A panel of this format times the first `width` columns of a table, WIDE or NARROW: the arguments of the tiles' q4_k()."""
+    if width == WIDE:
+        _of_format(weight_format, codes, n, tile.load_columns(table, WIDE), table, offset, add, ahead, run, end)
+    else:
+        _of_format(weight_format, codes, n, tile.load_columns(table, NARROW), table, offset, add, ahead, run, end)

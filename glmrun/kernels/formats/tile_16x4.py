@@ -1,0 +1,184 @@
+"""A tile of 16 rows and 4 or 2 columns for 16 registers of 256 bits, and for any CPU (layout: tile.py): eight rows are a vector,
+the sums of products stay in registers, the float32 sums in memory, where they are touched once in 32 columns.
+
+With AVX2 and without vpdpbusd products are added up in 16 bits as long as they are exact: 8 * 2 * 15 * 127 of Q4_K fit. Those of
+Q6_K begin at -32 times the sum of the activations and may wrap on the way: all that is left in the end is the sum of 8 (q - 32) x,
+at most 8 * 32 * 127. Codes up to 255 carry +128, which is taken off here: the size of a code times x with the code's sign is at
+most 2 * 128 * 127 for two.
+"""
+
+from llvmlite import ir
+from numba import int64, types
+from numba.extending import intrinsic
+
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ask, behind, load, signatures, unpack
+from glmrun.kernels.simd.dots import emit_dot, emit_pair_sums, emit_pairs, emit_with_signs
+from glmrun.kernels.simd.target import sums_in_16_bits
+from glmrun.kernels.simd.types import F32, I1, I8, I32, I64, V8F, V8I, V16H, call, constant, opaque, pointer, splat
+
+WIDTHS = (4, 2)
+CELLS = 2 * max(WIDTHS) * 32  # bytes in front of the panel: float32 (2, columns, 8), sums of the 16 rows
+_V32B = ir.VectorType(I8, 32)
+
+
+@kernel(int64(int64))
+def width_for(n):
+    """How many columns the next tile has if n are left."""
+    return 4 if n > 2 else 2
+
+
+def _broadcast(builder, address, llvm_type):
+    """The same 4 bytes in every lane: one operand of the instruction that uses it."""
+    return splat(builder, load(builder, address, llvm_type), 8)
+
+
+def _dots(builder, codes, columns, starts, groups, signed):
+    """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c], int32 (8,); cells in the order r * len(columns) + c.
+
+    signed   codes carry +128, and where products are added up in 16 bits it is taken off here; starts are None then
+    """
+    sums, pairs_fit = list(starts), sums_in_16_bits() and not signed
+    for group in range(groups):
+        rows = [load(builder, behind(builder, codes, group * 128 + r * 32), _V32B, 32) for r in range(2)]
+        if signed and sums_in_16_bits():
+            rows = [builder.xor(row, constant(_V32B, 0x80)) for row in rows]
+            sizes = [call(builder, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) for row in rows]
+        for c, column in enumerate(columns):
+            x = builder.bitcast(_broadcast(builder, behind(builder, column, group * 4), I32), _V32B)
+            for r in range(2):
+                cell = r * len(columns) + c
+                if pairs_fit:
+                    product = emit_pairs(builder, rows[r], x)
+                elif sums_in_16_bits():
+                    product = emit_pair_sums(builder, emit_pairs(builder, sizes[r], emit_with_signs(builder, x, rows[r])))
+                else:
+                    sums[cell] = emit_dot(builder, sums[cell], rows[r], x)
+                    continue
+                sums[cell] = product if sums[cell] is None else opaque(builder, builder.add(sums[cell], product))
+    return [emit_pair_sums(builder, one) for one in sums] if pairs_fit else sums
+
+
+def _starts(builder, columns, signed):
+    """What the dot products begin with, from what stands at the columns' addresses; None: nothing."""
+    if columns is None:
+        return None if sums_in_16_bits() else constant(V8I, 0)
+    if signed and sums_in_16_bits():
+        return None
+    words = _broadcast(builder, columns, I32)
+    return builder.bitcast(words, V16H) if sums_in_16_bits() else words
+
+
+def _adding(groups, signed=False, has_starts=False, has_minimums=False):
+    @intrinsic
+    def add(context, cells, codes, columns, at, factors, scale, extra):
+        """cells[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 4 * groups columns.
+
+        at, scale   how far behind a column's address its codes and its scale stand
+        extra       likewise: the dot product's first value, or the sum that Q4_K's minimums meet; they stand behind the factors
+        """
+
+        def generate(c, b, s, a):
+            cells, codes, factors, column = a[0], a[1], a[4], unpack(b, a[2], columns.count)
+            starts = [_starts(b, b.add(x, a[6]) if has_starts else None, signed) for x in column] * 2
+            dots = _dots(b, codes, [b.add(x, a[3]) for x in column], starts, groups, signed)
+            for k, x in enumerate(column):
+                scale = _broadcast(b, b.add(x, a[5]), F32)
+                sums = _broadcast(b, b.add(x, a[6]), F32) if has_minimums else None
+                for r in range(2):
+                    i = r * len(column) + k
+                    place = pointer(b, behind(b, cells, i * 32), V8F)
+                    both = b.fmul(load(b, behind(b, factors, r * 32), V8F, 32), scale)
+                    cell = call(b, "llvm.fma.v8f32", V8F, [b.sitofp(dots[i], V8F), both, b.load(place, align=32)])
+                    if has_minimums:
+                        minimums = load(b, behind(b, factors, 1024 + r * 32), V8F, 32)
+                        cell = call(b, "llvm.fma.v8f32", V8F, [minimums, sums, cell])
+                    b.store(cell, place, align=32)
+            return c.get_dummy_value()
+
+        return types.void(cells, codes, columns, at, factors, scale, extra), generate
+
+    return add
+
+
+add_q4_k, add_16, add_32 = _adding(8, has_minimums=True), _adding(4, has_starts=True), _adding(8, signed=True, has_starts=True)
+
+
+@intrinsic
+def clear(context, cells, columns):
+    """Zeros in a tile's cells."""
+
+    def generate(c, b, s, a):
+        for i in range(2 * columns.count):
+            b.store(constant(V8F, 0.0), pointer(b, behind(b, a[0], i * 32), V8F), align=32)
+        return c.get_dummy_value()
+
+    return types.void(cells, columns), generate
+
+
+@intrinsic
+def write(context, cells, columns, table, offset, add):
+    """16 results of each column of the table, `offset` bytes behind their row's address, (= or +=) factor * cells[:, column]."""
+
+    def generate(c, b, s, a):
+        cells, _, table, offset, add = a
+        added = b.icmp_unsigned("!=", add, ir.Constant(I64, 0))
+        for column in range(columns.count):
+            entry = behind(b, table, column * ENTRY)
+            row = b.add(load(b, behind(b, entry, RESULT), I64, 8), offset)
+            factor = _broadcast(b, behind(b, entry, FACTOR), F32)
+            for r in range(2):
+                out = pointer(b, behind(b, row, r * 32), V8F)
+                before = b.select(added, b.load(out, align=4), constant(V8F, -0.0))
+                value = b.fmul(load(b, behind(b, cells, (r * columns.count + column) * 32), V8F, 32), factor)
+                b.store(b.fadd(value, before), out, align=4)
+        return c.get_dummy_value()
+
+    return types.void(cells, columns, table, offset, add), generate
+
+
+@kernel(signatures(WIDTHS), apart=True)
+def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
+    """A panel of Q4_K rows of n columns times activations as quantize_row lays them out, into what the table names.
+
+    offset   bytes from the beginning of a row of results to this panel's 32
+    add      0: the results are stored; 1: added to what is there
+    For each 32 columns `run` bytes from `ahead` on are asked from memory, up to `end`.
+    """
+    scales, sums, cells = n, n + n // 8, panel - CELLS
+    for half in range(2):
+        codes, factors = panel + half * 64, panel + n * 32 + half * 64
+        clear(cells, columns)
+        for j in range(n // 32):
+            if half == 0:
+                ask(ahead, run, j, end)
+            add_q4_k(cells, codes + j * 1024, columns, j * 32, factors + (j // 8 * 16 + j % 8) * 128, scales + j * 4, sums + j * 4)
+        write(cells, columns, table, offset + half * 64, add)
+
+
+@kernel(signatures(WIDTHS), apart=True)
+def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
+    """q4_k() for Q6_K rows."""
+    scales, starts, cells = n, n + n // 2 + n // 8, panel - CELLS
+    for half in range(2):
+        codes, factors = panel + half * 64, panel + n * 32 + half * 64
+        clear(cells, columns)
+        for j in range(n // 16):
+            if half == 0 and j % 2 == 0:
+                ask(ahead, run, j // 2, end)
+            add_16(cells, codes + j * 512, columns, j * 16, factors + j * 128, scales + j // 2 * 4, starts + j * 4)
+        write(cells, columns, table, offset + half * 64, add)
+
+
+@kernel(signatures(WIDTHS), apart=True)
+def q8_0(panel, n, columns, table, offset, add, ahead, run, end):
+    """q4_k() for Q8_0 and Q5_0 rows."""
+    scales, starts, cells = n, n + n // 2, panel - CELLS
+    for half in range(2):
+        codes, factors = panel + half * 64, panel + n * 32 + half * 64
+        clear(cells, columns)
+        for j in range(n // 32):
+            if half == 0:
+                ask(ahead, run, j, end)
+            add_32(cells, codes + j * 1024, columns, j * 32, factors + j * 128, scales + j * 4, starts + j * 4)
+        write(cells, columns, table, offset + half * 64, add)
