@@ -42,6 +42,7 @@ SETTINGS = {
         Setting("context", "ctx", (int, str), 'a number or a text like "32k"', "32,768, or what the model takes", 1),
         Setting("threads", "threads", int, "a whole number", "one per core", 1),
         Setting("kv_type", "kv_type", str, "a text", "f16, f32 where no matrix is quantized"),
+        Setting("url", "url", str, "a text", "none: the model runs here"),
         Setting("system", "system", str, "a text", "none"),
         Setting("think", "think", bool, "true or false", "true"),
         Setting("think_budget", "think_budget", int, "a whole number", "no limit", 0),

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import make_skills
 import pytest
+from support.openai_server import delta, openai_server
 from test_cli import glmrun as run
 from test_cli import refused
 
@@ -20,7 +22,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.measure.evaluation import Answered, ask, by_skill, evaluate, is_right, read_suite
 from glmrun.store.nano import CHECKPOINT
-from quant.errors import UserError
+from quant.errors import Interrupted, UserError
 
 
 def _suite(path: Path, *lines: dict[str, Any]) -> Path:
@@ -155,6 +157,34 @@ def test_a_cancelled_answer_is_none_and_the_last(tmp_path: Path) -> None:
     assert [answer.text for answer in evaluate(Parrot().answer, questions, set(), 0)] == ["one"]
 
 
+def test_several_questions_at_a_time_get_the_same_answers(tmp_path: Path) -> None:
+    questions = read_suite(_suite(tmp_path / "q.jsonl", *({"prompt": f"{i}", "answer": f"{i}"} for i in range(40))))
+    together = threading.Barrier(4, timeout=60)
+
+    def answer(request: ChatRequest) -> Iterator[Chunk]:
+        together.wait()  # nobody gets an answer before four have asked
+        yield Chunk(text=f"{request.messages[-1]['content']} {request.sampling['seed']}", finish_reason="stop")
+
+    found = list(evaluate(answer, questions, set(), 10, parallel=4))
+    assert sorted((int(each.id), each.text) for each in found) == [(i + 1, f"{i} {i + 10}") for i in range(40)]
+
+
+def test_a_server_that_goes_away_ends_the_run(tmp_path: Path) -> None:
+    questions = read_suite(_suite(tmp_path / "q.jsonl", *({"prompt": f"{i}", "answer": f"{i}"} for i in range(9))))
+
+    def answer(request: ChatRequest) -> Iterator[Chunk]:
+        if int(request.messages[-1]["content"]) >= 5:
+            raise Interrupted("no server answers there")
+        yield Chunk(text="x", finish_reason="stop")
+
+    for parallel in (1, 3):
+        found = []
+        with pytest.raises(Interrupted):
+            for each in evaluate(answer, questions, set(), 0, parallel=parallel):
+                found.append(each)
+        assert {each.finish_reason for each in found} <= {"stop"} and len(found) <= 5
+
+
 # ---- nano's skills ---------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +227,27 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     same = [json.loads(line) | {"seconds": 0} for line in out.read_text().splitlines()[1:]]
     assert same == [answer | {"seconds": 0} for answer in answers]
     assert run(*arguments).stdout.splitlines()[:4] == whole.stdout.splitlines()[:4]  # nothing is left to ask
+
+
+def test_a_server_is_asked_several_questions_at_a_time(tmp_path: Path) -> None:
+    lines = [{"prompt": f"q{i}", "answer": f"You said: q{i}", "skill": "echo"} for i in range(12)] + [
+        {"prompt": "cut", "answer": ""}
+    ]
+    file, out = str(_suite(tmp_path / "q.jsonl", *lines)), tmp_path / "answers.jsonl"
+    with openai_server() as server:
+        arguments = ["eval", file, "--url", server.url, "--parallel", "4", "-o", str(out), "--seed", "3"]
+        assert "stopped in the middle of the answer" in refused(*arguments, code=1)
+        server.scripts["cut"] = [delta(content="x"), delta("stop")]
+        n_asked = len(server.requests)
+        done = run(*arguments, "--json")
+        found = json.loads(done.stdout)
+        assert done.returncode == 0 and (found["model"], found["server"]) == ("zai-org/GLM-4.7-Flash", server.url)
+        assert found["skills"]["echo"] == {"right": 12, "of": 12, "accuracy": 1.0, "error": 0.0688}
+        seeds = {request["messages"][0]["content"]: request["seed"] for request in server.requests}
+        assert seeds == {f"q{i}": i + 3 for i in range(12)} | {"cut": 15}
+        before = out.read_text().splitlines()
+        assert len(before) == 14 and len(server.requests) - n_asked <= 13
+        assert "the server decides about threads" in refused(*arguments, "-t", "2", code=2)
 
 
 def test_another_runs_answers_are_not_mixed_in(tmp_path: Path) -> None:

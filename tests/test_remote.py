@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from support.openai_server import Server, delta, openai_server
+from support.tiny_model import Tiny
 from test_cli import glmrun, refused
 
 from glmrun.chat.chunk import Chunk
@@ -229,6 +230,19 @@ def test_run_talks_to_a_server(server: Server) -> None:
     done = glmrun("run", "--url", server.url, "cut")
     assert (done.returncode, done.stdout) == (1, b"half an ans\n") and b"error: " in done.stderr and b"Traceback" not in done.stderr
     assert "no server answers" in refused("run", "--url", "http://127.0.0.1:9", "hello", code=1)
+
+
+def test_the_setting_names_the_server(server: Server, tiny_gguf: Callable[..., Tiny]) -> None:
+    mine = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_URL": server.url}
+    assert glmrun("run", "hello", env=mine).stdout.decode() == "Hello\u2028 there 🙂\n"
+    assert glmrun("chat", stdin=b"one\n", env=mine).stdout == b"You said: one\n"
+    assert len(server.requests) == 2
+    done = glmrun("run", "hello", "-t", "2", env=mine)
+    assert done.returncode == 2 and b"GLMRUN_URL is set: the server decides about threads" in done.stderr
+    done = glmrun("run", str(tiny_gguf().path), "hello", "-n", "1", env=mine)  # a file is on this machine
+    assert done.returncode == 0 and len(server.requests) == 2
+    done = glmrun("run", "hello", env=mine | {"GLMRUN_URL": "nowhere"})
+    assert done.returncode == 2 and b"is no address of a server" in done.stderr
 
 
 def test_chat_talks_to_a_server(server: Server) -> None:

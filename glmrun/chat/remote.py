@@ -14,7 +14,7 @@ from glmrun.chat.chunk import Chunk
 from glmrun.chat.remote_answer import RemoteAnswer, count, error_text
 from glmrun.chat.request import ChatRequest
 from quant.config import FLASH
-from quant.errors import UserError
+from quant.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     import httpx2
@@ -172,7 +172,7 @@ class RemoteModel:
                 yield replace(answer.rest(), finish_reason="cancelled")
                 return
             if answer.finish_reason is None:
-                raise UserError(f"{self.url}: the server stopped in the middle of the answer")
+                raise Interrupted(f"{self.url}: the server stopped in the middle of the answer")
             last = answer.last()
             if answer.misled:
                 self.remark = "the server left thinking in the answer: start it with a parser for reasoning (glm45)"
@@ -267,18 +267,23 @@ class RemoteModel:
             return UserError(f"{self.url}: {what} {KEY}{refused} (HTTP {code}){said}", "refused")
         if code == 404:
             return UserError(f"{self.url}: not found (HTTP 404){said}; is the address right, and the model's name?", "missing")
-        return UserError(f"{self.url}: the server answers HTTP {code}{said}", "refused" if code < 500 else "failed")
+        what = f"{self.url}: the server answers HTTP {code}{said}"
+        return (
+            Interrupted(what, "busy" if code in (429, 503) else "failed")
+            if code in (429, *range(500, 600))
+            else UserError(what, "refused")
+        )
 
     def _failed(self, why: "httpx2.HTTPError") -> UserError:
         import httpx2
 
         if isinstance(why, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return UserError(f"{self.url}: no server answers there ({why}); is it running, is the address right?")
+            return Interrupted(f"{self.url}: no server answers there ({why}); is it running, is the address right?")
         if isinstance(why, httpx2.TimeoutException):
-            return UserError(f"{self.url}: the server was silent for too long")
+            return Interrupted(f"{self.url}: the server was silent for too long")
         if isinstance(why, httpx2.ReadError | httpx2.RemoteProtocolError):
-            return UserError(f"{self.url}: the server stopped in the middle of the answer ({why})")
-        return UserError(f"{self.url}: {type(why).__name__}: {why}")
+            return Interrupted(f"{self.url}: the server stopped in the middle of the answer ({why})")
+        return Interrupted(f"{self.url}: {type(why).__name__}: {why}")
 
 
 class _Connection:

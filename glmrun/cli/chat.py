@@ -84,6 +84,7 @@ def chat(
     from glmrun.repl.tool_calls import ToolCalls
     from glmrun.terminal.interrupt import quiet_keyboard
 
+    url = options.server_url(context, model)
     if url is not None:
         options.refuse_beside_url(context, "ctx", "threads", "kv_type", "keep_cache")
     if system is not None:

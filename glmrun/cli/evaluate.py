@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -14,8 +15,7 @@ from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk
-    from glmrun.chat.request import ChatRequest
-    from glmrun.engine.model import Model
+    from glmrun.chat.request import ChatModel, ChatRequest
     from glmrun.measure.evaluation import Answered, Question
 
 
@@ -50,22 +50,27 @@ def evaluate(
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    url: options.Url = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, max=256, metavar="N", help="Ask N questions at a time; the answers are the same.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
     """Ask questions with known answers and count what is right, under the makers' sampling settings.
 
     A line of FILE has a prompt (or messages), an answer and a check: exact, regex, number or tool_call; it may have skill,
     tools, thinking, max_tokens and id. Every answer is kept at once: after Ctrl-C the same command goes on. Of the sampling
-    settings only those on the command line count, whatever variables and the config file say.
+    settings only those on the command line count, whatever variables and the config file say. With --url the model runs on a
+    server; if that goes away, the same command goes on.
 
     \b
     Examples:
       glmrun eval
       glmrun eval questions.jsonl -m GLM-4.7-Flash-Q4_K_M.gguf --preset coding
       glmrun eval questions.jsonl -m flash --temp 0 -o answers.jsonl --json
+      glmrun eval questions.jsonl --url http://cluster:8000/v1 --parallel 32
       echo '{"prompt": "What is 6 * 7?", "check": "number", "answer": 42}' > questions.jsonl
     """
-    from glmrun.engine.sampling import PRESETS
     from glmrun.measure.evaluation import by_skill, read_suite
     from glmrun.store.nano import CHECKPOINT
     from glmrun.terminal.console import note
@@ -73,28 +78,25 @@ def evaluate(
 
     suite = Path(file) if file is not None else CHECKPOINT / "skills.jsonl"
     questions = read_suite(suite)
-    path = loading.resolve_model(model)
-    given: dict[str, Any] = {"preset": preset, "temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    sources = {name: context.get_parameter_source(name) for name in given}
-    typed = {name: value for name, value in given.items() if (source := sources[name]) and source.name == "COMMANDLINE"}
-    name = typed.pop("preset", "default")
-    sampling = PRESETS[name] | {"temperature" if key == "temp" else key: value for key, value in typed.items()}
+    name, sampling = _sampling(context)
     if name == "agent":  # which keeps all thinking
         questions = [replace(question, clear_thinking=False) for question in questions]
-    kept = Path(output or f"{suite.stem}-{path.stem}.jsonl")
+    of_model, open_model = _model(context, model)
+    called = re.sub(r"[^\w.-]+", "-", of_model["model"].removesuffix(".gguf"))
+    kept = Path(output or f"{suite.stem}-{called}.jsonl")
     about = {
-        "questions": suite.name, "sha256": hashlib.sha256(suite.read_bytes()).hexdigest(), "model": path.name,
-        "bytes": path.stat().st_size, "n_ctx": ctx, "kv_type": kv_type, "max_tokens": max_tokens, "seed": seed,
-        "preset": name, **sampling,
+        "questions": suite.name, "sha256": hashlib.sha256(suite.read_bytes()).hexdigest(), **of_model,
+        "n_ctx": ctx, "kv_type": kv_type, "max_tokens": max_tokens, "seed": seed, "preset": name, **sampling,
     }  # fmt: skip
     answers = _read_answers(kept, about)
     interrupted = False
     if len(answers) < len(questions):
-        opened = loading.load_model(path, ctx, threads, kv_type)
+        opened = open_model()
         with kept.open("a", encoding="utf-8") as out:
             if not out.tell():
                 _write(out, about)
-            interrupted = _ask(opened, questions, answers, out, seed, max_tokens, sampling)
+            how = {"seed": seed, "max_tokens": max_tokens, "parallel": parallel, **sampling}
+            interrupted = _ask(opened, questions, answers, out, how)
     if as_json:
         print(json_text(about | {"skills": by_skill(answers)}))
     elif answers:
@@ -103,6 +105,27 @@ def evaluate(
         note(f"interrupted after {len(answers)} of {len(questions)} questions; the same command goes on")
         raise typer.Exit(130)
     note(f"the answers are in {kept}")
+
+
+def _sampling(context: typer.Context) -> tuple[str, dict[str, Any]]:
+    """The preset's name and its settings, with those that were given on the command line."""
+    from glmrun.engine.sampling import PRESETS
+
+    given = {name: context.params[name] for name in ("preset", "temp", "top_p", "top_k", "min_p") if options.typed(context, name)}
+    name = given.pop("preset", "default")
+    return name, PRESETS[name] | {"temperature" if key == "temp" else key: value for key, value in given.items()}
+
+
+def _model(context: typer.Context, model: str | None) -> "tuple[dict[str, Any], Callable[[], ChatModel]]":
+    """(what the answers' file says of the model, what opens it); a server is asked for its name at once."""
+    given = context.params
+    if url := options.server_url(context, model):
+        options.refuse_beside_url(context, "ctx", "threads", "kv_type")
+        remote = loading.open_model(model, url, None, None, None)
+        return {"model": remote.name, "server": url}, lambda: remote
+    path = loading.resolve_model(model)
+    said = {"model": path.name, "bytes": path.stat().st_size}
+    return said, lambda: loading.load_model(path, given["ctx"], given["threads"], given["kv_type"])
 
 
 def _read_answers(kept: Path, about: dict[str, Any]) -> "list[Answered]":
@@ -139,10 +162,9 @@ def _write(out: TextIO, fields: dict[str, Any]) -> None:
 
 
 def _ask(
-    model: "Model", questions: "list[Question]", answers: "list[Answered]", out: TextIO, seed: int, max_tokens: int | None,
-    sampling: dict[str, Any],
+    model: "ChatModel", questions: "list[Question]", answers: "list[Answered]", out: TextIO, how: dict[str, Any]
 ) -> bool:  # fmt: skip
-    """Ask the rest, adding to answers and the file; returns whether Ctrl-C ended it."""
+    """Ask the rest, adding to answers and the file; returns whether Ctrl-C ended it. how: evaluate()'s further arguments."""
     from glmrun.measure.evaluation import evaluate
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
@@ -158,12 +180,13 @@ def _ask(
     with work_bar() as bar:
         bar.update(questions[0].skill, len(answers), len(questions))
         try:
-            for answer in evaluate(ask, questions, done, seed, max_tokens, **sampling):
+            for answer in evaluate(ask if how["parallel"] == 1 else model.answer, questions, done, **how):
                 _write(out, asdict(answer))
                 answers.append(answer)
                 right = sum(a.right for a in answers)
                 bar.update(f"{answer.skill}: {right} right", len(answers), len(questions))
         except KeyboardInterrupt:
+            model.cancel()
             return True
     return len(answers) < len(questions)
 

@@ -1,5 +1,6 @@
 """Options that several commands share, and how their values are read."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -135,7 +136,10 @@ Think = Annotated[bool, typer.Option("--think/--no-think", help="Let the model t
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", metavar="URL", help="Talk to a server with OpenAI's interface: http://host:8000/v1. MODEL is a name there."
+        "--url",
+        metavar="URL",
+        help="Talk to a server with OpenAI's interface: http://host:8000/v1. MODEL is a name there.",
+        **setting("url"),
     ),
 ]
 ToolsFile = Annotated[
@@ -255,8 +259,17 @@ def typed(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def server_url(context: typer.Context, model: str | None) -> str | None:
+    """The server that a command talks to: --url, or the setting's unless MODEL is a file; None for this machine."""
+    url: str | None = context.params["url"]
+    if url and not typed(context, "url") and model is not None and (model.endswith(".gguf") or os.path.isfile(model)):
+        return None
+    return url or None
+
+
 def refuse_beside_url(context: typer.Context, *names: str) -> None:
-    """Raise if options that only an engine on this machine has were given on the command line beside --url."""
+    """Raise if options that only an engine on this machine has were given on the command line beside a server."""
     for name in names:
         if typed(context, name):
-            raise typer.BadParameter(f"--url: the server decides about {name.replace('_', '-')}; leave it out")
+            by = "--url" if typed(context, "url") else f"{variable('url')} is set"
+            raise typer.BadParameter(f"{by}: the server decides about {name.replace('_', '-')}; leave it out")

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from glmrun.measure.plan import Demand
 
 
+class Engine(StrEnum):
+    """A program on other machines that serves the model."""
+
+    vllm = "vllm"
+    sglang = "sglang"
+    llama_server = "llama-server"
+
+
 def plan(
     what: Annotated[
         str | None,
@@ -35,6 +45,11 @@ def plan(
     kv_type: options.KvType = None,
     devices: Annotated[bool, typer.Option("--devices", help="Add a table of well-known CPUs, Macs and GPUs.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="Measure the memory's speed again, about a second.")] = False,
+    engine: Annotated[
+        Engine | None,
+        typer.Option("--engine", help="Print the command that starts the model in another program, with the makers' flags."),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, max=1024, metavar="N", help="GPUs that --engine may use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell whether a model fits into this machine and how fast it can be here, before anything is downloaded.
@@ -49,7 +64,12 @@ def plan(
       glmrun plan Q6_K -c 64K
       glmrun plan model.gguf -c 200k --json
       glmrun plan --devices
+      glmrun plan --engine vllm --gpus 4
+      glmrun plan Q8_0 --engine llama-server --gpus 2 -c 64K
     """
+    if engine is not None or gpus is not None:
+        _print_command(engine, what, gpus, ctx, as_json)
+        return
     from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.machine import memory
     from glmrun.measure.bandwidth import memory_bandwidth
@@ -69,13 +89,8 @@ def plan(
     part = None if fits_memory or not fits_disk else _part(demand, what if exists else None, speed, found)
     if as_json:
         disk = {"needed": 0 if exists else demand.file_bytes, "free": free, "folder": str(folder)}
-        print(
-            json.dumps(
-                _as_json(name, demand, others, n_ctx, speed, found, devices)
-                | {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part},
-                indent=2,
-            )
-        )
+        fits = {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part}
+        print(json.dumps(_as_json(name, demand, others, n_ctx, speed, found, devices) | fits, indent=2))
     else:
         _print_plan(name, demand, n_ctx, speed, found, None if exists else (folder, free))
         print(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
@@ -86,6 +101,38 @@ def plan(
             print("\n" + _devices(others, n_ctx))
     if not (fits_memory and fits_disk):
         raise typer.Exit(1)
+
+
+def _print_command(engine: Engine | None, what: str | None, gpus: int | None, ctx: int | None, as_json: bool) -> None:
+    """Print the command for a shell; what it needs, and how to use the server, goes to standard error."""
+    from glmrun.measure.engines import ADDRESS, SERVED_NAME, command, needs
+    from glmrun.terminal.console import note
+
+    if engine is None:
+        raise typer.BadParameter("--gpus: say for which program: --engine vllm, sglang or llama-server")
+    words = command(engine.value, _source(engine, what), gpus, ctx)
+    if as_json:
+        print(json.dumps({"engine": engine.value, "command": words, "url": ADDRESS, "served_name": SERVED_NAME}, indent=2))
+        return
+    lines = [shlex.quote(words[0])]
+    for word in words[1:]:
+        lines += [f"  {shlex.quote(word)}"] if word.startswith("-") else []
+        lines[-1] += "" if word.startswith("-") else f" {shlex.quote(word)}"
+    print(" \\\n".join(lines))
+    note(needs(engine.value, gpus))
+    note(f"then: glmrun chat --url {ADDRESS} {SERVED_NAME}")
+
+
+def _source(engine: Engine, what: str | None) -> str:
+    """What the program is to load: a checkpoint's folder or name for vLLM and SGLang, a file or a quantization for llama-server."""
+    from quant.recipes import RECIPES
+
+    if engine is Engine.llama_server:
+        recipe = RECIPES.get((what or "Q4_K_M").upper())
+        return recipe.name if recipe is not None else str(loading.resolve_model(what))
+    if what is None or Path(what).is_dir() or (what.count("/") == 1 and not Path(what).exists()):
+        return what or "zai-org/GLM-4.7-Flash"
+    raise typer.BadParameter(f"{what}: {engine.value} runs the checkpoint: its folder, or a name like zai-org/GLM-4.7-Flash")
 
 
 def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]":

@@ -82,7 +82,8 @@ def run(
     was printed and exits with 130.
 
     --tools runs functions of a Python file when the model calls them, in a process of their own, 30 seconds each at most; a
-    function needs a docstring and a type for each parameter. --url reads its key from the variable GLMRUN_API_KEY.
+    function needs a docstring and a type for each parameter. --url reads its key from the variable GLMRUN_API_KEY. With GLMRUN_URL
+    set, every call asks that server, unless MODEL is a file.
 
     \b
     Examples:
@@ -95,6 +96,7 @@ def run(
       glmrun run model.gguf "What is the weather in Rome?" --tools weather.py --approve auto
       glmrun run --url http://localhost:8000/v1 "Name three rivers"
     """
+    url = options.server_url(context, first)
     if url is not None:
         options.refuse_beside_url(context, "ctx", "threads", "kv_type")
     schema = _schema(answer_format, json_schema)
@@ -190,6 +192,8 @@ def _report(answers: "list[Answer]", model: "ChatModel", load_seconds: float, fo
         print(json_text(_as_json(answers, str(model.path), load_seconds)))
     elif ending := finish_note(answer, model.n_ctx):
         note(ending)
+    if remark := getattr(model, "remark", ""):  # a server's
+        note(remark)
     if stats and answer.stats is not None:
         note(f"{stats_line(answer.stats)} · loaded in {load_seconds:.1f} s")
 

@@ -1,4 +1,4 @@
-"""Questions with answers that a program can check, asked one after another.
+"""Questions with answers that a program can check, asked one after another or several at a time.
 
 A suite is a file of JSON lines, one question each:
 
@@ -16,12 +16,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmrun.chat.request import ChatRequest
-from quant.errors import UserError
+from quant.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk
@@ -148,6 +150,8 @@ def ask(answer: "Answerer", question: Question, seed: int, max_tokens: int | Non
             calls += chunk.tool_calls or []
             reason = chunk.finish_reason or reason
             n_prompt, n_generated = chunk.stats.n_prompt, chunk.stats.n_generated
+    except Interrupted:
+        raise
     except UserError as why:
         reason = f"refused: {why}"
     right = reason in ("stop", "tool_calls") and is_right(question, text, calls)
@@ -156,15 +160,30 @@ def ask(answer: "Answerer", question: Question, seed: int, max_tokens: int | Non
 
 
 def evaluate(
-    answer: "Answerer", questions: Sequence[Question], answered: set[str], seed: int, max_tokens: int | None = None, **sampling: Any
+    answer: "Answerer",
+    questions: Sequence[Question],
+    answered: set[str],
+    seed: int,
+    max_tokens: int | None = None,
+    parallel: int = 1,
+    **sampling: Any,
 ) -> Iterator[Answered]:
-    """Ask what has not been answered, until an answer is cancelled. A question's seed is its place's, wherever a run begins."""
-    for i, question in enumerate(questions):
-        if question.id not in answered:
-            answered_now = ask(answer, question, seed + i, max_tokens, **sampling)
-            if answered_now.finish_reason == "cancelled":
-                return
-            yield answered_now
+    """Ask what has not been answered, so many at a time, until an answer is cancelled; what is ready comes first.
+
+    A question's seed is its place's, wherever a run begins. Raises Interrupted if the model is gone; its question is not answered.
+    """
+    waiting = [(i, question) for i, question in enumerate(questions) if question.id not in answered]
+    if parallel == 1:  # on the thread that hears Ctrl-C
+        asked = (ask(answer, question, seed + i, max_tokens, **sampling) for i, question in waiting)
+        yield from takewhile(lambda found: found.finish_reason != "cancelled", asked)
+        return
+    pool = ThreadPoolExecutor(parallel, thread_name_prefix="question")
+    try:
+        futures = [pool.submit(ask, answer, question, seed + i, max_tokens, **sampling) for i, question in waiting]
+        ready = (future.result() for future in as_completed(futures))
+        yield from takewhile(lambda found: found.finish_reason != "cancelled", ready)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def by_skill(answers: Sequence[Answered]) -> dict[str, dict[str, Any]]:
