@@ -25,15 +25,17 @@ def generate(**body: Any) -> Asked:
     return ollama.OllamaGenerate().asked({"model": "any", "prompt": "q", **body}, "glm")
 
 
+CALL = {"function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+HISTORY = [
+    *QUESTION, {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [CALL]},
+    {"role": "tool", "tool_name": "weather", "content": "20"},
+]  # fmt: skip
+
+
 def test_a_second_turn_as_the_library_sends_it() -> None:
-    call = {"function": {"name": "weather", "arguments": {"city": "Bonn"}}}
-    history = [
-        *QUESTION, {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [call]},
-        {"role": "tool", "tool_name": "weather", "content": "20"},
-    ]  # fmt: skip
-    asked = chat(messages=history, tools=[WEATHER], think=True, keep_alive="5m", options={"num_ctx": 4096}).requests[0]
+    asked = chat(messages=HISTORY, tools=[WEATHER], think=True, keep_alive="5m", options={"num_ctx": 4096}).requests[0]
     assert asked.messages[1:] == [
-        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [{"id": "", "type": "function", **call}]},
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [{"id": "", "type": "function", **CALL}]},
         {"role": "tool", "name": "weather", "content": "20"},
     ]
     assert asked.tools == [WEATHER] and asked.sampling == {} and not asked.clear_thinking
@@ -59,6 +61,7 @@ def test_options() -> None:
     assert asked.sampling == {"temperature": 0.1, "top_k": 5, "seed": 3}
     assert (asked.max_tokens, asked.stop) == (9, ["END"])
     assert chat(options={"num_predict": -1}).requests[0].max_tokens is None
+    assert chat(options={"seed": -1, "repeat_last_n": -1}).requests[0].sampling == {"repeat_last_n": 1 << 31}
 
 
 def test_the_form_of_the_answer() -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
-from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
+from glmrun.server.form import MAX_STOPS, Stop, arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.openai_error import status_of
 from quant.errors import UserError
@@ -103,7 +103,7 @@ class Body(BaseModel):
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
     max_tokens: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[Stop] | None = Field(default=None, max_length=MAX_STOPS)
     stream: bool | None = None
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, ge=0, le=1)

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from glmrun.server.interface import BadRequest
 from quant.errors import brief
@@ -16,6 +16,8 @@ _EFFORTS: dict[str, int | None] = {
 }  # fmt: skip
 
 Form = TypeVar("Form", bound=BaseModel)
+Stop = Annotated[str, Field(max_length=1024)]
+MAX_STOPS = 16  # texts, each of which is looked for at every token
 
 
 def held_to(form: type[Form], body: Any) -> Form:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
-from glmrun.server.form import arguments, effort, function, held_to, refuse_media, told
+from glmrun.server.form import MAX_STOPS, Stop, arguments, effort, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.openai_error import status_of
 from quant.errors import UserError
@@ -20,7 +20,7 @@ _DONE_REASONS = {"stop": "stop", "tool_calls": "stop", "length": "length", "canc
 
 
 def _as_list(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
+    return [given] if isinstance(given, str) else [] if given is None else given
 
 
 class FunctionCall(BaseModel):
@@ -66,7 +66,7 @@ class Options(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     num_predict: int | None = None
-    stop: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+    stop: Annotated[list[Stop], BeforeValidator(_as_list)] = Field(default=[], max_length=MAX_STOPS)
 
 
 class Body(BaseModel):
@@ -146,10 +146,20 @@ def _asked(said: Body, messages: list[dict[str, Any]], tools: list[dict[str, Any
         # 0 and the negative numbers mean no limit there
         max_tokens=options.num_predict if options.num_predict is not None and options.num_predict > 0 else None,
         json_schema=None if tools else schema,
-        stop=[text for text in options.stop or () if text],
-        sampling=options.model_dump(exclude={"num_predict", "stop"}, exclude_none=True),
+        stop=[text for text in options.stop if text],
+        sampling=_sampling(options),
     )
     return Asked([request] if messages else [], said.stream is not False, writer)
+
+
+def _sampling(options: Options) -> dict[str, Any]:
+    """ChatRequest.sampling of what was given; negative numbers mean a new seed each time, and the whole context."""
+    given = options.model_dump(exclude={"num_predict", "stop"}, exclude_none=True)
+    if given.get("seed", 0) < 0:
+        del given["seed"]
+    if given.get("repeat_last_n", 0) < 0:
+        given["repeat_last_n"] = 1 << 31
+    return given
 
 
 def _schema(format: str | dict[str, Any] | None) -> dict[str, Any] | None:
