@@ -21,9 +21,9 @@ OLLAMA = {
 }  # fmt: skip
 GENERATE = {"prompt": "q", "system": "s", "raw": False, "think": "low", "format": {"type": "object"}, "options": None}
 WEIRD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1 << 70, 1.5, float("1e400"), "", "x", "x" * 5000, "\ud83d", "user", "tool", "image", [], [[]], [None],
-    {}, {"type": "text"}, {"type": "image", "source": {}}, {"type": []}, {"role": "assistant", "content": None}, {"type": "function"},
-    [{"type": "tool_result"}], {"a": {"b": [{"c": 1}]}},
+    None, True, False, 0, -1, 1 << 70, 1.5, float("1e400"), "", "x", "x" * 5000, "\ud83d", "user", "tool", "image", [], [[]],
+    [None], {}, {"type": "text"}, {"type": "image", "source": {}}, {"type": []}, {"role": "assistant", "content": None},
+    {"type": "function"}, [{"type": "tool_result"}], {"a": {"b": [{"c": 1}]}},
 )  # fmt: skip
 BODIES = {
     "messages": (anthropic.Messages(), claude_code(second_turn=True)),

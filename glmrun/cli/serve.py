@@ -39,9 +39,9 @@ def serve(
 ) -> None:
     """Serve a model to other programs: editors, agents, web pages, evaluation harnesses.
 
-    It speaks OpenAI's interface (chat completions, completions, models) and has a page for the browser at its address. Any model
-    name that a client sends means the one that is served. Several clients are answered at once; each gets the answer that it
-    would get alone, and a conversation that goes on is read only from where it is new.
+    It speaks OpenAI's interfaces (chat completions, completions, responses), Anthropic's and Ollama's, and has a page for the
+    browser at its address. Any model name that a client sends means the one that is served. Several clients are answered at once;
+    each gets the answer that it would get alone, and a conversation that goes on is read only from where it is new.
 
     The server listens to this machine only; --host 0.0.0.0 opens it to the network, then with --api-key or the variable
     GLMRUN_API_KEY. Ctrl-C lets answers end for 10 seconds, a second one ends at once. Standard error has a line for each
