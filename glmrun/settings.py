@@ -55,6 +55,7 @@ SETTINGS = {
         Setting("min_p", "min_p", (int, float), "a number", "the model file's value, else 0.01", 0, 1),
         Setting("repeat_penalty", "repeat_penalty", (int, float), "a number", "the model file's value, else 1.0", 0),
         Setting("seed", "seed", int, "a whole number", "another one each time"),
+        Setting("log", "log", bool, "true or false", "true"),
         Setting("history", "history", bool, "true or false", "true"),
         Setting("keep_cache", "keep_cache", bool, "true or false", "false"),
         Setting("vi", "vi", bool, "true or false", "false"),
@@ -100,7 +101,11 @@ class ConfigFile:
 
 def read_config() -> ConfigFile:
     """The config file, proven against the table. Raises UserError that names the line of what is wrong."""
-    path = config_path()
+    return _read(config_path())
+
+
+def _read(path: Path, more: tuple[str, ...] = ()) -> ConfigFile:
+    """A file of settings, and of more keys that hold a text."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -119,7 +124,10 @@ def read_config() -> ConfigFile:
         raise UserError(f"{path}: not valid TOML: {why}", "usage") from None
     lines = {key: _line_of(key, text) for key in values}
     for key, value in values.items():
-        _check(f"{path}: line {lines[key]}", key, value)
+        if key in more and not isinstance(value, str):
+            raise UserError(f"{path}: line {lines[key]}: {key} is {str(value)[:60]!r}; a text is expected", "usage")
+        if key not in more:
+            _check(f"{path}: line {lines[key]}", key, value)
     return ConfigFile(path, values, lines)
 
 
@@ -157,6 +165,25 @@ def defaults() -> dict[str, Any]:
             _check_variable(setting, text)
     values = {key: value for key, value in read_config().values.items() if key != "model"}
     return {SETTINGS[key].parameter: value if isinstance(value, bool) else str(value) for key, value in values.items()}
+
+
+def personas_folder() -> Path:
+    """Where personas stand, a TOML file each; it may be missing."""
+    return config_path().parent / "personas"
+
+
+def persona(name: str) -> dict[str, Any]:
+    """{argument of a command: value} of a persona: keys of the config file, and tools, a file beside it. Raises UserError."""
+    path = personas_folder() / f"{name}.toml"
+    if not re.fullmatch(r"\w[\w.-]*", name) or not path.is_file():
+        known = ", ".join(found.stem for found in sorted(personas_folder().glob("*.toml"))) or "none yet"
+        raise UserError(f"there is no persona {name} in {personas_folder()} ({known})", "missing")
+    values = dict(_read(path, ("tools",)).values)
+    tools = values.pop("tools", None)
+    if "model" in values:
+        raise UserError(f"{path}: a persona names no model; name it on the command line", "usage")
+    found = {SETTINGS[key].parameter: value if isinstance(value, bool) else str(value) for key, value in values.items()}
+    return found | ({"tools_file": str(path.parent / tools)} if tools is not None else {})
 
 
 def misspelt() -> list[str]:

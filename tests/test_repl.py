@@ -19,9 +19,9 @@ from glmrun.repl.loop import chat_in_pipe
 from quant.errors import UserError
 
 
-def _pipe(text: str, **options: object) -> Conversation:
+def _pipe(text: str, code: int = 0, **options: object) -> Conversation:
     conversation = Conversation(ScriptedModel(), **options)  # type: ignore[arg-type]
-    assert chat_in_pipe(conversation, text.encode().splitlines(keepends=True)) == 0
+    assert chat_in_pipe(conversation, text.encode().splitlines(keepends=True)) == code
     return conversation
 
 
@@ -81,7 +81,7 @@ def test_a_command_that_cannot_be_says_so_and_changes_nothing(line: str, words: 
 
 
 def test_more_exchanges_than_there_are_cannot_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
-    conversation = _pipe("one\n/undo 5\n/undo 2")
+    conversation = _pipe("one\n/undo 5\n/undo 2", code=2)
     assert capsys.readouterr().err.count("there is only 1 exchange to take back, not") == 2 and len(conversation.messages) == 2
     run_command(conversation, "/undo 1")
     assert conversation.messages == []
@@ -112,7 +112,7 @@ def opened(name: str, ctx: int | None = None) -> Any:
 
 
 def test_a_context_grows_within_the_conversation(capsys: pytest.CaptureFixture[str]) -> None:
-    conversation = _pipe("hello\n/set context 2k\n/set context 64\nhello", surface=Surface(open_model=opened))
+    conversation = _pipe("hello\n/set context 2k\n/set context 64\nhello", code=2, surface=Surface(open_model=opened))
     assert "error: this model takes at most 1,000 tokens, not 2,000" in capsys.readouterr().err
     assert conversation.model.n_ctx == 64 and conversation.used() == 8
     run_command(conversation, "/set num_ctx 5")

@@ -35,9 +35,9 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     with open(big, "wb") as file:
         file.truncate(1 << 30)
     assert "no such file" in refused("run", "nano", "-f", str(tmp_path / "none"), code=3)
-    assert "is a folder" in refused("run", "nano", "-f", str(tmp_path), code=3)
-    assert "no UTF-8 text (byte 0xff at 2)" in refused("run", "nano", "-f", str(bad), code=1)
-    assert "has 1,073,741,824 bytes" in refused("run", "nano", "-f", str(big), code=1)
+    assert "no text file is there" in refused("run", "nano", "-f", str(tmp_path), code=3)
+    assert "no UTF-8 text (byte 0xff at 2)" in refused("run", "nano", "-f", str(bad), code=2)
+    assert "has 1,073,741,824 bytes" in refused("run", "nano", "-f", str(big), code=2)
 
 
 @pytest.mark.parametrize("command", ["run", "chat"])

@@ -26,9 +26,11 @@ from glmrun.cli import (
     models,
     perplexity,
     plan,
+    prompts,
     pull,
     run,
     serve,
+    sessions,
     verify,
     warmup,
 )
@@ -69,6 +71,8 @@ app = typer.Typer(
 app.command("run", short_help="Ask one question, print the answer.")(run.run)
 app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
 app.command("serve", short_help="Serve a model to other programs.")(serve.serve)
+app.command("sessions", short_help="List or search what is kept: conversations, calls.")(sessions.list_sessions)
+app.command("prompts", short_help="List the prompts and personas that you keep.")(prompts.list_prompts)
 app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
 app.command("verify", short_help="Prove a GGUF file intact.")(verify.verify)
 app.command("imatrix", short_help="Measure which weights matter, for convert --imatrix.")(imatrix.imatrix)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmrun import settings
 from glmrun.cli import loading, options
 from quant.errors import UserError
 
@@ -41,6 +42,7 @@ def chat(
             help="Go on with this one: an ID from /sessions, or a file of /save.",
         ),
     ] = None,
+    persona: options.Persona = None,
     preset: options.Preset = None,
     max_tokens: options.MaxTokens = None,
     temp: options.Temperature = None,
@@ -106,7 +108,7 @@ def chat(
             preserve_thinking=preserve_thinking or preset == "agent",
             think_budget=think_budget,
             tools=tools,
-            surface=Surface(typing, open_model=open_model, get_ready=loading.wait_for_disk),
+            surface=Surface(typing, open_model=open_model, get_ready=loading.wait_for_disk, persona=settings.persona),
             kept=Kept(saving=history and (interactive() or earlier is not None), keep_cache=keep_cache),
         )
         _begin(conversation, earlier, system if earlier is None or options.typed(context, "system") else None)

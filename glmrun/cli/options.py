@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from glmrun.repl.tool_calls import Approve
-from glmrun.settings import variable
+from glmrun.settings import persona, variable
 from glmrun.terminal.sizes import size_of
 from quant.errors import UserError
 
@@ -172,6 +172,26 @@ PreserveThinking = Annotated[
         "--preserve-thinking/--clear-thinking",
         help="Keep the thinking of earlier answers in the prompt.",
         **setting("preserve_thinking"),
+    ),
+]
+Log = Annotated[bool, typer.Option("--log/--no-log", help="Keep the question and its answer on this machine.", **setting("log"))]
+
+
+def take_persona(context: typer.Context, name: str | None) -> str | None:
+    """A persona's values as this command's defaults: below what is typed and the variables, above the config file."""
+    if name is not None:
+        context.default_map = {**(context.default_map or {}), **persona(name)}
+    return name
+
+
+Persona = Annotated[
+    str | None,
+    typer.Option(
+        "--persona",
+        metavar="NAME",
+        is_eager=True,
+        callback=take_persona,
+        help="System prompt, settings and tools of a file NAME.toml (see glmrun prompts).",
     ),
 ]
 KeepCache = Annotated[

@@ -1,7 +1,6 @@
 """`glmrun run`: one question, one answer."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmrun.cli import loading, options
+from glmrun.cli.question import model_and_question, with_texts
+from glmrun.cli.run_log import RunLog
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,11 +34,22 @@ class Format(StrEnum):
 def run(
     context: typer.Context,
     first: Annotated[str | None, options.MODEL] = None,
-    second: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The question.", show_default=False)] = None,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,
-    files: Annotated[
-        list[Path] | None, typer.Option("-f", "--file", metavar="FILE", help="Add the text of a file; may be repeated.")
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question; with -T, key=value.", show_default=False)
     ] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,
+    template: Annotated[
+        str | None, typer.Option("-T", "--template", metavar="NAME", help="A prompt that you keep (see glmrun prompts).")
+    ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f", "--file", metavar="FILE", help="Add the text of a file, of a folder's files, of '*.py'; may be repeated."
+        ),
+    ] = None,
+    go_on: Annotated[bool, typer.Option("--continue", help="Go on from the last call's question and answer.")] = False,
+    log: options.Log = True,
+    persona: options.Persona = None,
     system: options.System = None,
     preset: options.Preset = None,
     max_tokens: options.MaxTokens = None,
@@ -81,6 +93,10 @@ def run(
     the answer is the model's text exactly; a terminal sees control characters spelled out. Ctrl-C stops the answer, keeps what
     was printed and exits with 130.
 
+    Each call is kept with its answer (glmrun sessions --runs shows them; --no-log, or the setting log = false, keeps none), so
+    --continue can go on from the last one. -T takes a prompt from a file NAME.md with {{variables}}: glmrun prompts lists them.
+    In a --json-schema an object has the named properties, all of them and no others, unless it says something else itself.
+
     --tools runs functions of a Python file when the model calls them, in a process of their own, 30 seconds each at most; a
     function needs a docstring and a type for each parameter. --url reads its key from the variable GLMRUN_API_KEY. With GLMRUN_URL
     set, every call asks that server, unless MODEL is a file.
@@ -91,6 +107,8 @@ def run(
       glmrun run GLM-4.7-Flash-Q4_K_M.gguf "Name three rivers" --no-think -n 100
       git diff | glmrun run model.gguf "Write a commit message" --temp 0 > message.txt
       glmrun run model.gguf "What differs?" -f old.py -f new.py
+      glmrun run "And in one word?" --continue
+      glmrun run -T review language=Python -f 'src/*.py'
       glmrun run model.gguf "A Python function that reverses a string" -x > reverse.py
       glmrun run model.gguf "Ada is 36" --json-schema '{"type": "object", "properties": {"age": {"type": "integer"}}}'
       glmrun run model.gguf "What is the weather in Rome?" --tools weather.py --approve auto
@@ -104,10 +122,11 @@ def run(
         raise typer.BadParameter("-x prints a code block as it is, so it goes with neither --json nor a JSON answer")
     if tools_file is not None and schema is not None:
         raise typer.BadParameter("--tools and a JSON answer exclude each other; leave one out")
-    model_name, question = _split_arguments(first, second, prompt, url)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": _with_texts(question, files or [])}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": options.text_argument(system, "the system prompt")})
+    words = [word for word in (first, *(more or [])) if word is not None]
+    model_name, question = model_and_question(words, prompt, template, url is not None)
+    text = with_texts(question, files or [])
+    kept = RunLog.begin(log, go_on, None if system is None else options.text_argument(system, "the system prompt"))
+    messages = kept.asked(text)
     form = _Form(as_json, extract, hide_thinking, no_stream, markdown=not extract and schema is None)
 
     from glmrun.chat.request import ChatRequest
@@ -117,7 +136,7 @@ def run(
     with ExitStack() as stack:
         calls = stack.enter_context(ToolCalls(tools_file, approve)) if tools_file is not None else None
         began = time.monotonic()
-        model = loading.open_model(model_name, url, ctx, threads, kv_type)
+        model = loading.open_model(model_name or kept.model_name(url), url, ctx, threads, kv_type)
         load_seconds = time.monotonic() - began
         request = ChatRequest.of(
             messages, tools=calls.tools.declarations if calls else None, thinking=think, think_budget=think_budget,
@@ -125,7 +144,8 @@ def run(
         )  # fmt: skip
         if show_prompt:
             print(visible(model.prompt_text(request)), file=sys.stderr, flush=True)
-        answers = _answers(model, request, calls, form)
+        answers = _answers(model, request, calls, form, messages)
+        kept.write(model, messages)
     _report(answers, model, load_seconds, form, stats)
     _check(answers[-1], extract, schema)
 
@@ -156,19 +176,19 @@ class _Form:
             show_tool_call(call)
 
 
-def _answers(model: "ChatModel", request: "ChatRequest", calls: "ToolCalls | None", form: _Form) -> "list[Answer]":
-    """The model's answers: one, and another one after each round of tool calls."""
+def _answers(
+    model: "ChatModel", request: "ChatRequest", calls: "ToolCalls | None", form: _Form, messages: list[dict[str, Any]]
+) -> "list[Answer]":
+    """The model's answers: one, and another one after each round of tool calls. All are added to the messages."""
     from glmrun.chat.answer import Answer
     from glmrun.chat.tool_loop import ask_with_tools
     from glmrun.repl.tool_calls import TOO_MANY_ROUNDS
     from glmrun.terminal.console import note
     from glmrun.terminal.interrupt import interruptible
 
-    messages = list(request.messages)
-
     def ask() -> Answer:
         answer = Answer()
-        with closing(interruptible(model, model.answer(replace(request, messages=messages)))) as stream:
+        with closing(interruptible(model, model.answer(replace(request, messages=list(messages))))) as stream:
             form.show(stream, answer, with_calls=calls is None)  # with --tools they are shown when they are carried out
         return answer
 
@@ -178,6 +198,8 @@ def _answers(model: "ChatModel", request: "ChatRequest", calls: "ToolCalls | Non
     answers, ending = ask_with_tools(ask, calls.results if calls else None, keep)
     if ending == "too many rounds":
         note(TOO_MANY_ROUNDS)
+    if ending == "answered":
+        messages.append(answers[-1].message())
     return answers
 
 
@@ -208,48 +230,6 @@ def _check(answer: "Answer", extract: bool, schema: dict[str, Any] | None) -> No
         raise UserError("the answer is not whole JSON" + (": it was cut off" if answer.finish_reason == "length" else ""))
 
 
-def _split_arguments(first: str | None, second: str | None, prompt: str | None, url: str | None) -> tuple[str | None, str | None]:
-    """(model, question) from what the command line has."""
-    if second is not None:
-        if prompt is not None:
-            raise UserError("the question is given twice, by -p and as an argument; leave one out", "usage")
-        return first, second
-    if first is None or (url is None and _names_a_model(first)):
-        return first, prompt
-    if prompt is not None:
-        return first, prompt  # -p is the question, so this can only be a model: let it be missed by name
-    return None, first
-
-
-def _names_a_model(text: str) -> bool:
-    if text == "nano" or text.endswith(".gguf") or os.path.exists(text):
-        return True
-    if "/" not in text or " " in text:
-        return False
-    from glmrun.store.local import local_models
-
-    return any(text.casefold() == model.name.casefold() for model in local_models())
-
-
-def _with_texts(question: str | None, files: list[Path]) -> str:
-    """The question, the files under their names, and the text on standard input, when that is not a keyboard.
-
-    A single file without a question is the question.
-    """
-    from glmrun.repl.attachments import read_text, with_files
-
-    text = options.text_argument(question or "", "the prompt")
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else options.read_stdin().rstrip("\r\n")
-    if not text and len(files) == 1:
-        text = read_text(files[0]).rstrip("\n")
-    elif files:
-        text = with_files(text, {path: read_text(path) for path in files})
-    parts = [part for part in (text, piped) if part]
-    if not parts:
-        raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', "usage")
-    return "\n\n".join(parts)
-
-
 def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
     """The JSON schema of the answer, from the option's text or the file it names; None if the answer is free."""
     if text is None:
@@ -265,7 +245,9 @@ def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
         raise UserError(f"{where}: not valid JSON: {why}", "usage") from None
     if not isinstance(schema, dict):
         raise UserError(f"{where}: a JSON schema is an object", "usage")
-    return schema
+    from glmrun.chat.schema import closed
+
+    return closed(schema)
 
 
 def _without_thinking(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":

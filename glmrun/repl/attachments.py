@@ -92,13 +92,13 @@ def read_text(path: Path) -> str:
     except OSError as why:
         raise UserError(f"{path}: {why.strerror}") from None
     if len(data) > MAX_FILE:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_FILE:,} are read into a message")
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_FILE:,} are read into a message", "usage")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as why:
-        raise UserError(f"{path} is no UTF-8 text (byte 0x{data[why.start]:02x} at {why.start:,})") from None
+        raise UserError(f"{path} is no UTF-8 text (byte 0x{data[why.start]:02x} at {why.start:,})", "usage") from None
     if "\0" in text:
-        raise UserError(f"{path} is no text: it holds zero bytes")
+        raise UserError(f"{path} is no text: it holds zero bytes", "usage")
     return text.replace("\r\n", "\n")
 
 

@@ -1,6 +1,7 @@
 """The slash commands: one table, and what each does to the conversation."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from glmrun.repl.compact import compact
 from glmrun.repl.conversation import SETTINGS, Conversation
 from glmrun.repl.flags import in_words
 from glmrun.repl.tool_calls import Approve
+from glmrun.store import prompts
 from glmrun.terminal.answer import Thinking, counted
 from glmrun.terminal.console import say, show_error
 from quant.errors import UserError
@@ -47,20 +49,22 @@ def is_command(text: str) -> bool:
     return re.match(r"/[\w?-]*(\s|$)", text) is not None
 
 
-def run_command(conversation: Conversation, line: str) -> None:
-    """Run one line that begins with a slash; raises Leave for /bye."""
+def run_command(conversation: Conversation, line: str) -> bool:
+    """Run one line that begins with a slash; returns whether it could be done. Raises Leave for /bye."""
     name, _, rest = line[1:].partition(" ")
     command = COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
         nearest = _nearest(name) or "; /help lists them"
         show_error(f"there is no command /{name}{nearest} (a space in front sends the line as a message)")
-        return
+        return False
     try:
         command.run(conversation, rest.strip())
+        return True
     except UserError as why:
         show_error(in_words(why))
     except OSError as why:
         show_error(f"{why.filename or line}: {why.strerror}")
+    return False
 
 
 def _help(conversation: Conversation, rest: str) -> None:
@@ -163,10 +167,38 @@ def _model(conversation: Conversation, rest: str) -> None:
 
 
 def _prompt(conversation: Conversation, rest: str) -> None:
+    if rest:
+        name, *words = _split(rest)
+        values_given, others = prompts.values_of(words)
+        if others:
+            raise UserError(f"/prompt takes a name and key=value, not {others[0]!r}")
+        values.line(conversation).draft = prompts.filled(name, values_given)
+        return
     request = conversation.request()
     if not request.messages:
-        raise UserError("nothing has been asked yet")
+        raise UserError("nothing has been asked yet; /prompt NAME puts a prompt that you keep into the line")
     say(conversation.model.prompt_text(request))
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as why:
+        raise UserError(f"{text}: {why}") from None
+
+
+def _persona(conversation: Conversation, rest: str) -> None:
+    if conversation.surface.persona is None:
+        raise UserError("this conversation takes no persona")
+    found = dict(conversation.surface.persona(rest))
+    for name, (argument, kind) in SETTINGS.items():
+        given = found.get(name if name == "temp" else argument)
+        if given is not None:
+            conversation.settings[argument], conversation.origins[argument] = kind(given), f"persona {rest}"
+    conversation.thinking = bool(found.get("think", conversation.thinking))
+    if "system" in found:
+        conversation.set_system(found["system"])
+    values.system(conversation, "")
 
 
 def _multiline(conversation: Conversation, rest: str) -> None:
@@ -207,13 +239,20 @@ COMMANDS = {
     "context": Command(_context, "/context", "how full the context is"),
     "compact": Command(compact, "/compact [N]", "have the model summarize all but the last exchange, or the last N"),
     "read": Command(_read, "/read [FILE|none]", "put files into the next message, as @FILE in it does; take them back", "file"),
-    "sessions": Command(saving.list_sessions, "/sessions [rm ID]", "list the saved conversations, or delete one", ("rm",)),
+    "sessions": Command(
+        saving.list_sessions, "/sessions [WORDS|rm ID]", "list the saved conversations, or those with words; delete one", ("rm",)
+    ),
+    "rename": Command(saving.rename, "/rename [TITLE]", "give the conversation a title; without one the model finds it"),
     "load": Command(saving.load, "/load ID|FILE", "go on with a saved conversation", "session"),
     "save": Command(saving.save, "/save FILE", "write a copy of the conversation that /load reads", "file"),
     "export": Command(saving.export_to, "/export FILE", "write it as Markdown (.md) or JSON (.json)", "file"),
     "copy": Command(saving.copy, "/copy [code]", "the last answer, or its last code block, to the clipboard", ("code",)),
     "model": Command(_model, "/model [NAME]", "show or change the model", "model"),
-    "prompt": Command(_prompt, "/prompt", "what the model is given to read"),
+    "prompt": Command(
+        _prompt, "/prompt [NAME KEY=VALUE...]", "a prompt that you keep, into the line; else what the model is given to read",
+        "prompt",
+    ),
+    "persona": Command(_persona, "/persona NAME", "take a persona's system prompt and settings"),
     "multiline": Command(_multiline, "/multiline [on|off]", "let Enter begin a new line and Alt+Enter send", _ON_OFF),
     "bye": Command(_leave, "/bye", "leave"),
 }  # fmt: skip

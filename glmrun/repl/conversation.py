@@ -53,6 +53,7 @@ class Surface:
 
     open_model   opens another model by its name, or the same one with another context (ctx)
     get_ready    waits for what a model needs before it answers
+    persona      the values of a persona, by its name
     keyboard     what is typed while no line is read
     shown        the thinking that was printed last
     """
@@ -62,6 +63,7 @@ class Surface:
     show_stats: bool = True
     open_model: Callable[..., Any] | None = None
     get_ready: Callable[[Any], None] = lambda model: None
+    persona: Callable[[str], dict[str, Any]] | None = None
     keyboard: Keyboard | None = None
     shown: str = ""
 
@@ -333,6 +335,10 @@ class Conversation:
         """Set or remove the system prompt."""
         self.system = text
         self._keep("system", text=text)
+
+    def rename(self, title: str) -> None:
+        """Give the journal a title."""
+        self._keep("title", text=title)
 
     def start_over(self) -> None:
         """A new conversation with the same system prompt; the old one stays on disk."""

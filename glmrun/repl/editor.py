@@ -23,6 +23,7 @@ from glmrun.repl import sessions
 from glmrun.repl.commands import COMMANDS, is_command
 from glmrun.repl.conversation import Typing
 from glmrun.repl.quotes import open_quotes
+from glmrun.store import prompts
 from glmrun.terminal.console import note
 from glmrun.terminal.sanitize import one_line
 
@@ -232,6 +233,8 @@ def _arguments(name: str, begun: str) -> Iterator[Completion]:
 def _known(kinds: tuple[str, ...] | str) -> Iterable[tuple[str, str]]:
     if kinds == "session":
         return [(path.stem, saved.title()) for path, saved in sessions.listed(20)]
+    if kinds == "prompt":
+        return prompts.listed()
     if kinds == "model":
         from glmrun.store.local import local_models
 

@@ -78,24 +78,28 @@ def chat_in_terminal(conversation: Conversation) -> int:
 
 
 def chat_in_pipe(conversation: Conversation, lines: Iterable[bytes]) -> int:
-    """Take each line (or block in triple quotes) as a message; returns the exit code. A message the model refuses ends it."""
+    """Take each line (or block in triple quotes) as a message; returns the exit code: 2 if a command could not be done.
+
+    A message that the model refuses ends it.
+    """
+    code = 0
     try:
         for text in _messages(lines):
             answer = _turn(conversation, text)
             if answer == "cancelled":
                 return 130
+            code = 2 if answer == "refused" else code
     except Leave:
         pass
-    return 0
+    return code
 
 
 def _turn(conversation: Conversation, text: str) -> str | None:
-    """Run a command or send a message; returns how the answer ended."""
+    """Run a command or send a message; returns how the answer ended, or "refused" for a command that could not be done."""
     if not text.strip():
         return None
     if is_command(text):
-        run_command(conversation, text.strip())
-        return None
+        return None if run_command(conversation, text.strip()) else "refused"
     return conversation.say(without_quotes(text)).finish_reason
 
 

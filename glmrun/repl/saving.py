@@ -36,6 +36,7 @@ def load(conversation: Conversation, rest: str) -> None:
 
 def list_sessions(conversation: Conversation, rest: str) -> None:
     action, _, name = rest.partition(" ")
+    words = () if action in ("rm", "delete") else rest.split()
     if action in ("rm", "delete"):
         if not name.strip():
             raise UserError("/sessions rm ID deletes one; /sessions lists them")
@@ -45,19 +46,30 @@ def list_sessions(conversation: Conversation, rest: str) -> None:
         sessions.remove(path)
         say(f"{path.stem} is deleted")
         return
-    if action:
-        raise UserError("/sessions lists them, /sessions rm ID deletes one")
-    found = sessions.listed(20)
+    found = sessions.listed(20, words)
     if not found:
-        say("no conversation has been saved yet")
+        say("no conversation holds these words" if words else "no conversation has been saved yet")
         return
-    rows = [["session", "used", "messages", "cache", "begins with"]]
+    rows = [["session", "used", "messages", "cache", "title"]]
     for path, saved in reversed(found):
         used = datetime.fromtimestamp(path.stat().st_mtime)
         cache = path.with_suffix(".cache")
         size = bytes_text(cache.stat().st_size) if cache.exists() else "-"
         rows.append([path.stem, f"{used:%d %b %H:%M}", str(len(saved.messages)), size, saved.title()])
     say(columns(rows, right=[2, 3], width=window(sys.stderr)[0]))
+
+
+def rename(conversation: Conversation, rest: str) -> None:
+    if not conversation.messages:
+        raise UserError("nothing has been asked yet")
+    title = rest
+    if not title:
+        ask = {"role": "user", "content": "Give our conversation a title of at most six words. Write only the title."}
+        title = one_line(conversation.aside(conversation.messages, ask, 32).text).strip(" \"'#*.")
+    if not title or conversation.kept.session is None:
+        raise UserError("this conversation is not being saved" if title else "the model gave no title; /rename TITLE sets one")
+    conversation.rename(title[:80])
+    say(f"{conversation.kept.session.id}: {title[:80]}")
 
 
 def export_to(conversation: Conversation, rest: str) -> None:

@@ -3,7 +3,7 @@
     {"crc32":"5f3a0c11","record":{"type":"message", ...}}
 
 A line counts if its checksum, of the record's bytes, is right and so were all before it; so a crash, a full disk or a damaged
-block costs the damaged end and nothing else. Records: session (the first), model, system, message, cut (the
+block costs the damaged end and nothing else. Records: session (the first), model, system, title, message, cut (the
 first `keep` messages stay).
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -32,15 +32,23 @@ class Saved:
 
     model: str = ""
     created: str = ""
+    name: str = ""
     system: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
     n_good: int = 0  # bytes up to the end of the last good line
     n_bytes: int = 0
 
     def title(self) -> str:
-        """The beginning of the first question."""
+        """What the user or the model called it, else the beginning of the first question."""
+        if self.name:
+            return self.name
         first = next((m.get("typed", m["content"]) for m in self.messages if m["role"] == "user"), "")
         return " ".join(first.split())[:48]
+
+    def holds(self, words: Sequence[str]) -> bool:
+        """Whether all of these words, in lower case, stand in the title or in messages."""
+        text = "\n".join([self.name, *(message["content"] for message in self.messages)]).casefold()
+        return all(word in text for word in words)
 
 
 class Session:
@@ -79,20 +87,23 @@ class Session:
             self._descriptor = -1
 
 
-def folder() -> Path:
+CHATS, RUNS = "sessions", "runs"  # folders of conversations, and of the calls of `glmrun run`
+
+
+def folder(kind: str = CHATS) -> Path:
     """Where journals stand; made if it is missing, for its owner only. Raises OSError."""
     import platformdirs
 
-    path = Path(platformdirs.user_state_dir("glmrun")) / "sessions"
+    path = Path(platformdirs.user_state_dir("glmrun")) / kind
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
-def create(model: str, system: str | None = None, messages: "list[dict[str, Any]] | tuple[()]" = ()) -> Session:
+def create(model: str, system: str | None = None, messages: "list[dict[str, Any]] | tuple[()]" = (), kind: str = CHATS) -> Session:
     """A new journal, named by the time, that begins with these messages; raises OSError."""
     now = datetime.now().astimezone()
     for n in range(1, 1000):
-        path = folder() / f"{now:%Y%m%d-%H%M%S}{'' if n == 1 else f'-{n}'}.jsonl"
+        path = folder(kind) / f"{now:%Y%m%d-%H%M%S}{'' if n == 1 else f'-{n}'}.jsonl"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             break
@@ -148,34 +159,35 @@ def read(path: Path) -> Saved:
         os.close(descriptor)
 
 
-def listed(limit: int = 50) -> list[tuple[Path, Saved]]:
-    """The newest journals with at least one message, the last one used first."""
+def listed(limit: int = 50, words: Sequence[str] = (), kind: str = CHATS) -> list[tuple[Path, Saved]]:
+    """The newest journals with at least one message that hold all the words, in any case; the last one used first."""
+    wanted = [word.casefold() for word in words]
     try:
-        paths = sorted(folder().glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        paths = sorted(folder(kind).glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     except OSError:
         return []
     found = []
     for path in paths:
         with contextlib.suppress(UserError):
             saved = read(path)
-            if saved.messages:
+            if saved.messages and (not wanted or saved.holds(wanted)):
                 found.append((path, saved))
         if len(found) == limit:
             break
     return found
 
 
-def find(name: str | None) -> Path:
+def find(name: str | None, kind: str = CHATS) -> Path:
     """The journal that a name means: an ID or a part of one, or a file's path; None is the last one used. Raises UserError."""
     if name is None:
-        newest = listed(1)
+        newest = listed(1, kind=kind)
         if not newest:
             raise UserError("there is no earlier session to go on with", "missing")
         return newest[0][0]
     path = Path(name).expanduser()
     if os.sep in name or name.endswith(".jsonl") or path.is_file():
         return path
-    paths = sorted(folder().glob("*.jsonl"))
+    paths = sorted(folder(kind).glob("*.jsonl"))
     exact = [path for path in paths if path.stem == name]
     found = exact or [path for path in paths if name and name in path.stem]
     if not found:
@@ -278,6 +290,8 @@ def _apply(record: Any, saved: Saved) -> bool:
         saved.system = record["text"]
     elif kind == "model" and isinstance(record.get("path"), str):
         saved.model = record["path"]
+    elif kind == "title" and isinstance(record.get("text"), str):
+        saved.name = record["text"]
     elif kind == "message" and _is_message(record.get("message")):
         saved.messages.append(record["message"])
     elif kind == "cut" and isinstance(record.get("keep"), int) and 0 <= record["keep"] <= len(saved.messages):

@@ -1,0 +1,73 @@
+"""What `glmrun run` is to ask: words of the command line, kept prompts, files, standard input."""
+
+import os
+import sys
+
+from glmrun.cli import options
+from quant.errors import UserError
+
+
+def model_and_question(
+    words: list[str], prompt: str | None, template: str | None, on_server: bool
+) -> tuple[str | None, str | None]:
+    """(model, question) from what the command line has. Raises UserError for what can't be meant."""
+    if template is not None:
+        from glmrun.store.prompts import filled, values_of
+
+        if prompt is not None:
+            raise UserError("the question is given twice, by -p and -T; leave one out", "usage")
+        values, words = values_of(words)
+        if len(words) > 1:
+            raise UserError(f"-T takes a model and key=value, not {words[1]!r}", "usage")
+        return (words[0] if words else None), filled(template, values)
+    if len(words) > 1 and prompt is not None:
+        raise UserError("the question is given twice, by -p and as an argument; leave one out", "usage")
+    if len(words) == 2:
+        first, second = words
+        if not on_server and _names_a_model(second) and not (_names_a_model(first) or _is_part_of_a_name(first)):
+            raise UserError(f"{first}: no such file or model; do you mean glmrun run {second} {first!r}?", "missing")
+        return first, second
+    if len(words) > 2:  # without quotes
+        model = words[0] if on_server or _names_a_model(words[0]) or _is_part_of_a_name(words[0]) else None
+        return model, " ".join(words[model is not None :])
+    if not words or (not on_server and _names_a_model(words[0])):
+        return (words[0] if words else None), prompt
+    if prompt is not None:
+        return words[0], prompt  # -p is the question, so this can only be a model: let it be missed by name
+    return None, words[0]
+
+
+def _names_a_model(text: str) -> bool:
+    if text == "nano" or text.endswith(".gguf") or os.path.exists(text):
+        return True
+    if "/" not in text or " " in text:
+        return False
+    from glmrun.store.local import local_models
+
+    return any(text.casefold() == model.name.casefold() for model in local_models())
+
+
+def _is_part_of_a_name(text: str) -> bool:
+    from glmrun.store.local import local_models, matching
+
+    return bool(matching(text, local_models()))
+
+
+def with_texts(question: str | None, files: list[str]) -> str:
+    """The question, the files under their names, and the text on standard input, when that is not a keyboard.
+
+    A single file without a question is the question; a folder or a pattern means all its files.
+    """
+    from glmrun.repl.attachments import found_by, read_text, with_files
+
+    text = options.text_argument(question or "", "the prompt")
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else options.read_stdin().rstrip("\r\n")
+    contents = {path: read_text(path) for name in files for path in found_by(name)}
+    if not text and len(contents) == 1:
+        text = next(iter(contents.values())).rstrip("\n")
+    elif contents:
+        text = with_files(text, contents)
+    parts = [part for part in (text, piped) if part]
+    if not parts:
+        raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', "usage")
+    return "\n\n".join(parts)

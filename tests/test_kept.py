@@ -1,0 +1,143 @@
+"""What a person keeps: calls of `run`, titles, prompts, personas."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.scripted_model import ScriptedModel
+from test_cli import glmrun, refused
+
+from glmrun.chat.schema import closed
+from glmrun.cli.question import model_and_question
+from glmrun.repl import sessions
+from glmrun.repl.commands import run_command
+from glmrun.repl.conversation import Conversation, Surface, Typing
+from glmrun.repl.kept import Kept
+from glmrun.settings import persona
+from glmrun.store.prompts import filled, listed
+from quant.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """State and config of a user of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("GLMRUN_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    return tmp_path
+
+
+def sent(*arguments: str) -> dict:
+    """What `glmrun run` asks of the model."""
+    done = glmrun("run", "nano", "messages", *arguments, scripted=True, env={**os.environ})
+    assert done.returncode == 0, done
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_a_call_goes_on_from_the_last_one(home: Path) -> None:
+    assert glmrun("run", "nano", "hello", "-s", "Be brief.", scripted=True, env={**os.environ}).returncode == 0
+    said = sent("--continue")["messages"]
+    assert [m["content"] for m in said] == ["Be brief.", "hello", "You said: hello", "messages"]
+    assert [m["content"] for m in sent("--continue", "--no-log")["messages"]][:4] == [m["content"] for m in said]
+    [path] = (home / "state" / "glmrun" / "runs").glob("*.jsonl")
+    assert len(sessions.read(path).messages) == 4 and path.stat().st_mode & 0o777 == 0o600  # --no-log kept nothing
+    listed_runs = glmrun("sessions", "--runs", "HELLO", "--json", env={**os.environ})
+    assert [row["id"] for row in json.loads(listed_runs.stdout)] == [path.stem]
+    assert b"nothing that is kept holds" in glmrun("sessions", "--runs", "absent", env={**os.environ}).stderr
+    assert b"nothing is kept yet" in glmrun("sessions", env={**os.environ}).stderr
+    assert glmrun("sessions", "--runs", "--rm", path.stem, env={**os.environ}).returncode == 0 and not path.exists()
+
+
+def test_the_log_can_be_switched_off(home: Path) -> None:
+    (home / "config.toml").write_text("log = false\n")
+    sent()
+    assert not (home / "state" / "glmrun" / "runs").exists()
+    assert "no earlier session" in refused("run", "hi", "--continue", code=3, scripted=True, env={**os.environ})
+
+
+def test_a_conversation_gets_a_title(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = Conversation(ScriptedModel(), kept=Kept(saving=True))  # type: ignore[arg-type]
+    conversation.say("hello")
+    for line, title in (("/rename Our first talk", "Our first talk"), ("/rename", "You said: Give our conversation a title of at")):
+        run_command(conversation, line)
+        [(_, saved)] = sessions.listed()
+        assert saved.title().startswith(title) and saved.messages == conversation.messages
+    assert sessions.listed(9, ["FIRST"]) == [] and len(sessions.listed(9, ["title", "hello"])) == 1
+    run_command(conversation, "/sessions hello")
+    assert "Give our conversation" in capsys.readouterr().err
+    conversation.close()
+
+
+def test_a_prompt_is_filled_in(home: Path) -> None:
+    (home / "prompts").mkdir()
+    (home / "prompts" / "review.md").write_text("# Review\nLook at this {{ language }} code, {{language}} only: {{what}}\n")
+    assert listed() == [("review", "Review")]
+    assert filled("review", {"language": "C", "what": "{{language}}"}) == "# Review\nLook at this C code, C only: {{language}}"
+    for name, values, words in (
+        ("review", {"language": "C"}, "wants what=VALUE"), ("review", {"language": "C", "what": "", "x": ""}, "has no variable x"),
+        ("../config", {}, "there is no prompt"), ("absent", {}, r"\(review\)"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            filled(name, values)
+    done = glmrun("run", "-T", "review", "language=C", "what=a=b", scripted=True, env={**os.environ})
+    assert done.stdout == b"You said: # Review\nLook at this C code, C only: a=b\n"
+    conversation = Conversation(ScriptedModel(), surface=Surface(Typing()))  # type: ignore[arg-type]
+    run_command(conversation, '/prompt review language=C what="two words"')
+    assert conversation.surface.typing is not None and conversation.surface.typing.draft.endswith("C only: two words")
+
+
+def test_a_persona_stands_between_the_config_file_and_what_is_typed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "config.toml").write_text("temperature = 0.5\ntop_p = 0.5\n")
+    (home / "personas").mkdir()
+    (home / "personas" / "tutor.toml").write_text('system = "Ask back."\ntemperature = 0.25\nthink = false\ntools = "t.py"\n')
+    assert persona("tutor")["tools_file"] == str(home / "personas" / "t.py")
+    (home / "personas" / "tutor.toml").write_text('system = "Ask back."\ntemperature = 0.25\nthink = false\n')
+    said = sent("--persona", "tutor")
+    assert (said["messages"][0]["content"], said["temperature"], said["top_p"], said["thinking"]) == ("Ask back.", 0.25, 0.5, False)
+    assert sent("--persona", "tutor", "--temp", "0.75")["temperature"] == 0.75
+    assert "there is no persona absent" in refused("run", "hi", "--persona", "absent", code=3, env={**os.environ})
+    (home / "personas" / "bad.toml").write_text("temprature = 1\n")
+    assert "no setting 'temprature'" in refused("chat", "--persona", "bad", code=2, env={**os.environ})
+    conversation = Conversation(ScriptedModel(), surface=Surface(persona=persona))  # type: ignore[arg-type]
+    run_command(conversation, "/persona tutor")
+    run_command(conversation, "/set temp")
+    assert conversation.system == "Ask back." and not conversation.thinking and "persona tutor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "meant"),
+    [
+        (["nano", "hi"], None, ("nano", "hi")), (["hi"], None, (None, "hi")), (["nano"], "hi", ("nano", "hi")),
+        (["what", "is", "love"], None, (None, "what is love")), (["nano", "what", "is", "love"], None, ("nano", "what is love")),
+        (["absent", "hi"], None, ("absent", "hi")), ([], None, (None, None)),
+    ],
+)  # fmt: skip
+def test_words_without_quotes_are_one_question(words: list[str], prompt: str | None, meant: tuple[str | None, str | None]) -> None:
+    assert model_and_question(words, prompt, None, False) == meant
+
+
+def test_a_question_before_its_model_is_told() -> None:
+    assert "do you mean glmrun run nano 'hello'?" in refused("run", "hello", "nano", code=3, env={**os.environ})
+
+
+def test_a_schema_is_closed_unless_it_says_otherwise() -> None:
+    age = {"age": {"type": "integer"}}
+    strict = {"additionalProperties": False, "required": ["age"]}
+    inner = {"type": "object", "properties": age}
+    assert closed(inner) == {**inner, **strict}
+    outer = {"type": "array", "items": inner}
+    assert closed(outer) == {"type": "array", "items": {**inner, **strict}}
+    assert closed({"properties": {"enum": inner}})["properties"]["enum"] == {**inner, **strict}
+    for same in (
+        {"type": "object"},
+        {**inner, "required": [], "additionalProperties": True},
+        {"allOf": [inner, inner]},
+        {"items": True},
+    ):
+        assert closed(same) == same
+
+
+def test_a_wrong_command_in_a_pipe_is_wrong_usage() -> None:
+    done = glmrun("chat", "nano", stdin=b"/frob\nhello\n", scripted=True, env={**os.environ})
+    assert (done.returncode, done.stdout) == (2, b"You said: hello\n")
