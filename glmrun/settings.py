@@ -63,6 +63,7 @@ SETTINGS = {
         Setting("port", "port", int, "a whole number", "8080", 0, 65535),
         Setting("served_model_name", "served_name", str, "a text", "the model file's"),
         Setting("parallel", "slots", int, "a whole number", "4", 1, 16),
+        Setting("cache_ram", "cache_ram", str, 'a text like "8G"', "a quarter of what is free"),
         Setting("timeout", "answer_timeout", int, "a whole number", "3600", 1),
         Setting("reasoning_field", "reasoning_field", str, "a text", "both"),
         Setting("log_format", "log_format", str, "a text", "text"),

@@ -12,7 +12,7 @@ from support.tiny_model import ODD, Tiny
 
 import glmrun
 from glmrun.engine import generate
-from glmrun.engine.runner import Size, next_batch
+from glmrun.engine.runner import LEAST_PIECE, Size, next_batch, piece
 
 MAX_TOKENS, MAX_RUNS = 528, 16
 
@@ -72,6 +72,35 @@ def test_a_prompt_that_nobody_reads_on_holds_up_nobody(tiny_gguf: Callable[..., 
         other.join(30)
         assert not other.is_alive()
         assert [chunk.token for chunk in held if chunk.token is not None] == expected
+
+
+def test_pieces_last_a_second_beside_others_and_are_whole_alone() -> None:
+    assert piece(70.0, 1, 512) == 512 == piece(None, 4, 512) and piece(70.0, 2, 512) == 70
+    assert piece(3.0, 5, 512) == LEAST_PIECE and piece(9999.0, 2, 512) == 512 and piece(70.0, 2, 40) == 40
+
+
+def test_prompts_share_a_step_up_to_their_limit_and_readers_never_wait() -> None:
+    row = [Size(70), Size(1), Size(70), Size(30), Size(1)]
+    assert sorted(next_batch(row, 528, 16, 100)) == [0, 1, 3, 4]
+    assert sorted(next_batch([Size(512), *row], 528, 16, 100)) == [0, 2, 5]  # the oldest, though it is longer
+
+
+def test_a_pace_is_learned_from_steps_with_prompts(tiny_gguf: Callable[..., Tiny]) -> None:
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=256, n_threads=2) as model:
+        runner = model.runner
+        assert runner.piece == 256
+        with runner.answering(), runner.answering():
+            runner._measure(64, 1.0)
+            assert runner.piece == 64
+            list(model.generate([1, 2, 3], max_tokens=5))
+            assert runner.piece == 64  # steps of single tokens say nothing of prompts
+            runner._measure(64, 0.5)
+            assert runner.piece == 96
+        assert runner.piece == 256
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=256, n_threads=2) as model:
+        assert model.runner._pace is None
+        model.measure()
+        assert model.runner._pace is not None and model.runner._pace > 0
 
 
 FORK = """

@@ -40,6 +40,20 @@ def test_what_waits_takes_no_more_than_one_context() -> None:
     assert idle.latest is whole and not second.tokens and not third.tokens
 
 
+def test_with_room_for_more_both_conversations_stay_whole() -> None:
+    idle = Idle(N_LAYERS, 400, ROW, 10)
+    idle.room = 1500
+    first = used(idle, list(range(200)))
+    second = used(idle, [*range(120), *range(300, 380)])  # the same beginning
+    assert second is not first and (len(first.tokens), len(second.tokens)) == (200, 200)
+    assert (second.rows[:, :120] == first.rows[:, :120]).all()
+    assert idle.take([*range(200), 7]) is first and idle.take([*range(120), *range(300, 380), 7]) is second
+    idle.give_back(first), idle.give_back(second)
+    others = [used(idle, [1000 + i] * 390) for i in range(3)]
+    assert not first.tokens and len(second.tokens) == 200  # the one that waited longest is gone
+    assert all(len(other.tokens) == 390 for other in others)
+
+
 def test_of_many_short_ones_the_oldest_goes() -> None:
     idle = Idle(N_LAYERS, N_CTX, ROW, 10)
     made = [used(idle, [i, i]) for i in range(KEPT + 1)]

@@ -216,3 +216,21 @@ def test_tokens_go_there_and_back(server: Served, nano: Model) -> None:
     assert server.post("/detokenize", {"tokens": [0, 99999]}).json()["error"]["param"] == "tokens"
     assert server.get("/props").json()["default_generation_settings"]["n_ctx"] == 1024
     assert [slot["is_processing"] for slot in server.get("/slots").json()] == [False] * 4
+
+
+def test_two_conversations_with_one_system_prompt_read_only_what_is_new(nano: Model) -> None:
+    system = {"role": "system", "content": "You are brief and exact. " * 40}
+    cached = []
+    nano.keep(1 << 26)
+    with served(nano) as server:
+        for question in ("One?", "Two?", "One?"):
+            body = {"messages": [system, {"role": "user", "content": question}], "max_tokens": 2, "reasoning_effort": "none"}
+            usage = server.post(CHAT, body).json()["usage"]
+            cached.append(usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"])
+    n_new = len(nano.tokenizer.encode("Two?")) + 4
+    assert cached[0] > 200 and cached[1] <= n_new and cached[2] <= n_new
+
+
+def test_tools_and_a_schema_together_are_taken(server: Served) -> None:
+    body = {"messages": HELLO, "tools": TOOLS, "response_format": {"type": "json_object"}, "max_tokens": 3}
+    assert server.post(CHAT, body).status_code == 200

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are read."""
 
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,14 @@ def parse_size(text: str) -> int:
         return size_of(text)
     except UserError as why:
         raise typer.BadParameter(str(why)) from None
+
+
+def parse_memory(text: str) -> int:
+    """`512M` or `8G` as bytes."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mMgG])[iI]?[bB]?", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not an amount of memory; write it like 512M or 8G")
+    return int(float(found[1]) * (1 << (20 if found[2] in "mM" else 30)))
 
 
 def parse_kv_type(text: str) -> str:
@@ -231,6 +240,16 @@ ServedName = Annotated[
 ]
 Slots = Annotated[
     int, typer.Option("--parallel", min=1, max=16, metavar="N", help="Answers at once; others wait.", **setting("parallel"))
+]
+CacheRam = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-ram",
+        parser=parse_memory,
+        metavar="SIZE",
+        help="Memory for conversations that wait for their next turn: 512M, 8G. Left out: a quarter of what is free.",
+        **setting("cache_ram"),
+    ),
 ]
 AnswerTimeout = Annotated[
     int,

@@ -24,6 +24,7 @@ def serve(
     ] = None,
     served_name: options.ServedName = None,
     slots: options.Slots = 4,
+    cache_ram: options.CacheRam = None,
     answer_timeout: options.AnswerTimeout = 3600,
     reasoning_field: options.ReasoningField_ = ReasoningField.both,
     log_format: options.LogFormat_ = LogFormat.text,
@@ -54,6 +55,7 @@ def serve(
       curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}]}'
       glmrun run --url http://localhost:8080/v1 "Name three rivers"
     """
+    from glmrun.machine import available_memory
     from glmrun.server.guard import is_local
     from glmrun.server.listen import bound, listening, wait_for_signal
     from glmrun.server.log import line
@@ -64,14 +66,17 @@ def serve(
     quiet = log_format is LogFormat.none
     service = Service(_options(context), lambda record: None if quiet else say(line(record, log_format is LogFormat.json)))
     with bound(host, port) as where, listening(service, where):
-        service.model = loading.load_model(loading.resolve_model(model_name), ctx, threads, kv_type)
+        model = loading.load_model(loading.resolve_model(model_name), ctx, threads, kv_type)
+        model.measure()
+        model.keep(cache_ram if cache_ram is not None else available_memory() // 4)
+        service.model = model
         shown = "localhost" if is_local(host) else host
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{where.getsockname()[1]}"
         key = "any key" if api_key is None else "your key"
-        note(f"{service.model.name} at {address} (page) and {address}/v1 (base URL for clients; any model name, {key})")
+        note(f"{model.name} at {address} (page) and {address}/v1 (base URL for clients; any model name, {key})")
         wait_for_signal()
         note("ending; answers have 10 s, Ctrl-C ends them now")
-    service.model.close()
+    model.close()
 
 
 def _options(context: typer.Context) -> "Options":

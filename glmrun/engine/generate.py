@@ -156,8 +156,8 @@ def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits
     """Run what the sequence does not hold yet, piece by piece; chunks say how far it is. Ends early when cancelled."""
     start = time.perf_counter()
     n_layers = len(sequence.rows)
-    for at in range(len(sequence.tokens), len(ids), runner.max_tokens):
-        part = ids[at : at + runner.max_tokens]
+    while (at := len(sequence.tokens)) < len(ids):
+        part = ids[at : at + runner.piece]
         is_last = at + len(part) == len(ids)
         run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0])
         for done in runner.watch([run], PROGRESS_SECONDS, limits.cancelled):

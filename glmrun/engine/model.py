@@ -15,7 +15,7 @@ from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
 from glmrun.engine.generate import Limits, generate, reporter, text_of, until
-from glmrun.engine.runner import Run, Runner
+from glmrun.engine.runner import LEAST_PIECE, Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
 from glmrun.engine.sequence import Sequence as Conversation
@@ -35,6 +35,8 @@ class Model:
     """A model file, open: config, tokenizer, chat format, weights, and the threads that run it.
 
     Any number of threads may call chat(), generate() and logits() at once; each call gets the answer that it would get alone.
+    (Where a step of a long prompt would last for more than a second it is read in smaller pieces in company. Then fewer tokens
+    meet an expert at once, and the last bits may differ.)
     A model ends with close(), or with the block of a `with`.
     """
 
@@ -100,6 +102,15 @@ class Model:
         """End the running chat(), generate() and logits() soon, even while a prompt is read; safe in a signal handler."""
         self._cancels += 1
         self.runner.cancel()
+
+    def measure(self) -> None:
+        """Run a short prompt, so that it is known from the first answer on how long a piece of a prompt lasts."""
+        self.logits([0] * min(2 * LEAST_PIECE, self.n_ctx))
+
+    def keep(self, n_bytes: int) -> None:
+        """Use so much memory for the rows of conversations that wait for their next turn; at least a context's."""
+        row = int(self.weights.model["row_bytes"]) * self.config.num_hidden_layers
+        self._idle.room = max(self.n_ctx, n_bytes // row)
 
     @property
     def latest(self) -> Conversation:
@@ -181,7 +192,8 @@ class Model:
             drafter = Drafter(ids.tolist(), self.runner.costs, self.draft, exact)
         sequence = self._idle.take(ids.tolist()[:-1])
         try:
-            yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
+            with self.runner.answering():
+                yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
         finally:
             self._idle.give_back(sequence)
 

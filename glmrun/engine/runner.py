@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from glmrun.tensors.weights import Weights
 from quant.errors import UserError
 
 MAX_TOKENS = 512  # of one step
+STEP_SECONDS = 1.0  # that a step may last beside somebody's reading
+LEAST_PIECE = 32  # tokens of a prompt in one step: fewer cost as much, since all weights are read
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,34 @@ class Size(NamedTuple):
     alone: bool = False  # nothing else may be in its step
 
 
-def next_batch(waiting: Sequence[Size], max_tokens: int, max_runs: int) -> list[int]:
+def piece(pace: float | None, n_answers: int, max_tokens: int) -> int:
+    """How many tokens of prompts a step reads: all it can hold for somebody alone, else what lasts about STEP_SECONDS.
+
+    pace   tokens of prompts a second, as measured; None: not yet
+    """
+    return max_tokens if n_answers < 2 or pace is None else min(max(int(pace * STEP_SECONDS), LEAST_PIECE), max_tokens)
+
+
+def next_batch(waiting: Sequence[Size], max_tokens: int, max_runs: int, of_prompts: int | None = None) -> list[int]:
     """Which of the requests that wait, in the order in which they came, are run in one step of so many tokens and runs.
 
     The oldest one always, so that each has its turn; then all of one token, since somebody reads along; then what still fits.
+    of_prompts   at most so many tokens are of requests with several each, if the oldest alone has not more
     """
     order = sorted(range(len(waiting)), key=lambda i: (i > 0, waiting[i].n_tokens > waiting[i].n_runs))
     batch: list[int] = []
-    n_tokens = n_runs = 0
+    n_tokens = n_runs = n_read = 0
     for i in order:
         size = waiting[i]
         if batch and (size.alone or waiting[batch[0]].alone):
             continue
         if batch and (n_tokens + size.n_tokens > max_tokens or n_runs + size.n_runs > max_runs):
             continue
+        reads = size.n_tokens if size.n_tokens > size.n_runs else 0
+        if batch and reads and of_prompts is not None and n_read + reads > of_prompts:
+            continue
         batch.append(i)
+        n_read += reads
         n_tokens, n_runs = n_tokens + size.n_tokens, n_runs + size.n_runs
     return batch
 
@@ -130,6 +146,24 @@ class Runner:
         self._lock = threading.Lock()  # of what follows; held for moments
         self._waiting: list[_Request] = []
         self._leader: _Request | None = None
+        self._n_answers = 0
+        self._pace: float | None = None  # tokens of prompts a second, once a step has shown it
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count as an answer that is made: while there are several, prompts are read in pieces that nobody has to wait for."""
+        with self._lock:
+            self._n_answers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_answers -= 1
+
+    @property
+    def piece(self) -> int:
+        """How many tokens of a prompt the next step should take."""
+        return piece(self._pace, self._n_answers, self.max_tokens)
 
     def check(self) -> None:
         """Raise UserError where no step can be run any more.
@@ -246,7 +280,7 @@ class Runner:
                 if request.cancelled():
                     request.fulfilled = False
             waiting = [request for request in self._waiting if request.fulfilled is None]
-        chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs)
+        chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs, self.piece)
         return [waiting[i] for i in chosen]
 
     def _run(self, batch: list[_Request]) -> None:
@@ -271,9 +305,11 @@ class Runner:
             return
         if result == CANCELLED:
             return  # who is cancelled is found out before the next step
+        seconds = time.perf_counter() - start
         self.alone = len(runs) == 1
         if self.alone and len(logits) == len(runs[0].tokens):
-            self.costs.add(len(logits), time.perf_counter() - start)
+            self.costs.add(len(logits), seconds)
+        self._measure(len(tokens), seconds)
         rows = iter(zip(parts, places, strict=True))
         for run in runs:
             for i in range(len(run.tokens) if run.exact else 1):
@@ -283,6 +319,12 @@ class Runner:
             run.sequence.extend(run.tokens.tolist())
         for request in batch:
             request.fulfilled = True
+
+    def _measure(self, n_tokens: int, seconds: float) -> None:
+        """Learn from a step how fast prompts are read. It takes the size of its piece into account, so pieces find theirs."""
+        if n_tokens >= LEAST_PIECE:
+            pace = n_tokens / seconds
+            self._pace = pace if self._pace is None else (self._pace + pace) / 2
 
 
 def _result(request: _Request) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 from quant.errors import UserError
 from quant.system import NORESERVE
 
-KEPT = 8  # sequences that are kept while nobody uses them
+KEPT = 32  # sequences that are kept while nobody uses them
+LITTLE = 64  # tokens at the end of one that are given up rather than kept by a copy
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
@@ -62,12 +63,16 @@ class Sequence:
 
 
 class Idle:
-    """Sequences that nobody uses at the moment, the last used one at the end. Safe to use from several threads."""
+    """Sequences that nobody uses at the moment, the last used one at the end. Safe to use from several threads.
+
+    room   positions that all of them may hold; at least one context. Beyond that, what two conversations share is copied
+    """
 
     def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int) -> None:
         self._shape = n_layers, n_ctx, row_bytes, n_vocab
         self._lock = threading.Lock()
         self._sequences: list[Sequence] = []
+        self.room = n_ctx
 
     @property
     def latest(self) -> Sequence:
@@ -84,7 +89,8 @@ class Idle:
             if found is None:
                 return Sequence(*self._shape)
             n = common_prefix(found.tokens, ids)
-            if 2 * n >= len(found.tokens):  # what is lost of it is less than what is kept
+            lost = len(found.tokens) - n
+            if lost <= min(n, LITTLE) or (lost <= n and self._n_kept + n > self.room - self._shape[1]):
                 self._sequences.remove(found)
                 found.truncate(n)
                 return found
@@ -99,13 +105,16 @@ class Idle:
     def give_back(self, sequence: Sequence) -> None:
         """Keep a sequence for the next turn of its conversation; those that have waited longest go.
 
-        All that are kept take no more memory than one whole context: what `plan` says of the cache stays true.
+        All that are kept take no more memory than the room: what `plan` says of the cache stays true.
         """
-        n_ctx = self._shape[1]
         with self._lock:
             self._sequences.append(sequence)
-            while len(self._sequences) > KEPT or sum(len(kept.tokens) for kept in self._sequences) > n_ctx:
+            while len(self._sequences) > KEPT or self._n_kept > self.room:
                 self._sequences.pop(0).close()
+
+    @property
+    def _n_kept(self) -> int:
+        return sum(len(kept.tokens) for kept in self._sequences)
 
     def close(self) -> None:
         """Give all memory back."""

@@ -8,7 +8,7 @@ from glmrun.chat.request import ChatRequest
 from glmrun.server.anthropic import request_of
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
-from glmrun.server.openai_chat import Strict
+from glmrun.server.openai_body import Strict
 from glmrun.server.service import Service
 
 

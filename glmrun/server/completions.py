@@ -14,7 +14,8 @@ from glmrun.engine.generate import reporter
 from glmrun.engine.model import MAX_LOGPROBS, Model
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
-from glmrun.server.openai_chat import SamplingBody, Tally, event, timings, usage_of
+from glmrun.server.openai_body import SamplingBody
+from glmrun.server.openai_chat import Tally, event, timings, usage_of
 from glmrun.server.openai_error import openai_error, status_of
 from quant.errors import UserError
 
