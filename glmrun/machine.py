@@ -46,7 +46,7 @@ def available_memory() -> int:
 def peak_memory(restart: bool = False) -> int | None:
     """The most bytes of memory that this process has held, mapped files included, since it or since the last restart.
 
-    None where the system does not tell.
+    None where the system does not report it.
     """
     if restart:
         with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
 
     progress    called with what is being done, the number of kernels that are done, and of all
     n_workers   processes; by default one for each core that this process may use
-    Two programs that call this at once share the work of the first. A folder that can't be written is no error: the kernels
+    Two programs that call this at once share the work of the first. A folder that can't be written is not an error: the kernels
     are then compiled in this process, for this process. KeyboardInterrupt ends the workers; what is compiled is kept.
     """
     if kernels.are_compiled():

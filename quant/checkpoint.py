@@ -51,7 +51,7 @@ class Checkpoint:
     """An opened model folder: nothing is missing, nothing contradicts, no weight has been read."""
 
     folder: Path
-    config: Config  # num_nextn_predict_layers tells what the weights hold
+    config: Config  # num_nextn_predict_layers is what the weights hold
     tensors: dict[str, SourceTensor]  # by Hugging Face name, only those that are needed
     card: Card
     notes: list[str]  # lines the user should see

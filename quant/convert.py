@@ -32,7 +32,7 @@ __all__ = ["Done", "Plan", "Progress", "Row", "convert", "plan"]
 
 _CHUNK_WEIGHTS = 1 << 20  # 4 MiB of float32 at a time and thread: little memory, and still long enough to keep a thread busy
 _AHEAD_BYTES = 64 << 20  # the system is asked to read so far ahead of the encoders
-_SAMPLE = 128  # the error of large tensors is measured on one row in so many: it says how good the search is, and costs time
+_SAMPLE = 128  # the error of large tensors is measured on one row of so many: it shows how good the search is, and costs time
 _F16_MAX = 65504.0
 
 
@@ -77,7 +77,7 @@ def convert(
     force       replace an output that exists
     n_threads   threads that encode; None = all cores this process may use
     restart     discard what an interrupted conversion to the same output left
-    resumable   leave the finished part behind when interrupted; the same call then goes on from there
+    resumable   leave the finished part behind when interrupted; the same call then continues from there
     Raises UserError when the output is taken or the disk too small, when a weight is not a finite number or does not fit its
     format, and when the source changes; Interrupted (a UserError) when source or output cannot be read or written.
     """
@@ -120,7 +120,7 @@ class _Conversion:
         if out.note:
             yield self._progress("", note=out.note)
         if out.complete or out.records:
-            yield self._progress("", note=f"going on after {len(out.records):,} of {len(rows):,} tensors")
+            yield self._progress("", note=f"continuing after {len(out.records):,} of {len(rows):,} tensors")
         yield from self._check_finished()
         if out.complete:
             return
@@ -134,7 +134,7 @@ class _Conversion:
         return Progress(tensor, self.n_done, len(self.plan.rows), self.bytes_done, self.n_bytes, done, note, resumed)
 
     def _check_finished(self) -> Iterator[Progress]:
-        """Hold what an earlier run finished against its checksums; the first tensor that was torn is where to go on."""
+        """Compare what an earlier run finished with its checksums; the first torn tensor is where to continue."""
         rows, out = self.plan.rows, self.out
         n = len(out.records)
         if out.complete:  # all was durable before it got its name
@@ -144,7 +144,7 @@ class _Conversion:
         for i, found in zip(range(n), sums, strict=True):
             if found != out.records[i]["checksum"]:
                 out.forget(i)
-                yield self._progress(rows[i].name, note=f"{rows[i].name} is damaged in the partial file; going on from there")
+                yield self._progress(rows[i].name, note=f"{rows[i].name} is damaged in the partial file; continuing from there")
                 return
             self.n_done += 1
             self.bytes_done += rows[i].n_bytes + padding(rows[i].n_bytes)
@@ -230,7 +230,7 @@ def _cut(rows: list[Row]) -> Iterator[_Cut]:
 
 
 def _read_ahead(cuts: Iterator[_Cut], tensors: Mapping[str, SourceTensor]) -> Iterator[_Cut]:
-    """The same, the system being asked for those to come, so that no encoder waits for the disk."""
+    """The same cuts, after asking the system to read the next ones ahead, so that no encoder waits for the disk."""
     waiting: collections.deque[tuple[_Cut, int]] = collections.deque()
     asked = 0
     for cut in cuts:

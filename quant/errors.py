@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 class Interrupted(UserError):
-    """A UserError after which the same command goes on where it stopped: a full disk, a file that cannot be read just now."""
+    """A UserError after which the same command continues where it stopped: a full disk, a file that cannot be read just now."""
 
 
 def brief(value: object) -> str:

@@ -39,7 +39,7 @@ class Importance:
     files: tuple[Path, ...] = ()  # where it was read from
 
     def knows(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether it tells anything of the tensor of that name and row-major shape. Raises UserError if it is of another model."""
+        """Whether it has values for the tensor of that name and row-major shape. Raises UserError if it is of another model."""
         if name not in self.sums or not self.counts[name].any():
             return False
         matrices, columns = math.prod(shape[:-2]), shape[-1]
@@ -101,7 +101,9 @@ def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray],
     Raises UserError for a file of another kind, and for sums that are negative, not finite or without counts.
     """
     if not is_importance(metadata):
-        raise UserError(f"{file} is no importance matrix: its general.type is {brief(metadata.get('general.type'))}, not 'imatrix'")
+        raise UserError(
+            f"{file} is not an importance matrix: its general.type is {brief(metadata.get('general.type'))}, not 'imatrix'"
+        )
     sums, counts = {}, {}
     for full, values in tensors.items():
         if not full.endswith(".in_sum2"):

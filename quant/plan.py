@@ -197,7 +197,7 @@ def plan(
 ) -> Plan:
     """The plan to convert source: which tensor becomes what, and how many bytes that makes. Reads no weights.
 
-    quantization   a recipe or its name in any case; raises UserError (usage) for an unknown one
+    quantization   a recipe or its name, upper or lower case; raises UserError (usage) for an unknown one
     mtp            keep the next-token-prediction layer, if the source has one
     choice         the user's own formats for some tensors
     split_bytes    tensor data of one file at most; None: one file

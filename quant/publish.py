@@ -1,4 +1,4 @@
-"""Write files that appear under their names only when they are complete, and go on where a killed process stopped.
+"""Write files that appear under their names only when they are complete, and continue where a killed process stopped.
 
 The bytes of x.gguf go to .x.gguf.partial beside it; .x.gguf.journal lists what of it is finished, and is locked so that two
 conversions never share a target. A piece of work enters the journal only after its data were synced to the disk, so whatever
@@ -28,7 +28,7 @@ _SYNC_SECONDS = 2.0
 
 
 def journal_path(path: Path) -> Path:
-    """Where the journal of an unfinished `path` is; it exists if the same command can go on."""
+    """Where the journal of an unfinished `path` is; it exists if the same command can continue."""
     return path.with_name(f".{path.name}.journal")
 
 
@@ -52,7 +52,7 @@ class Output:
         self._journal, self._sizes, self._identity = journal, sizes, identity
         self._files: dict[Path, int] = {}  # descriptors of the partial files
         self._inodes: list[int] = []
-        self._safe = 0  # so many records are in the journal
+        self._safe = 0  # the number of records in the journal
         self._unsynced, self._synced_at = 0, time.monotonic()
         self._sync_thread = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
@@ -206,7 +206,7 @@ def publish(
             _remove(path, sizes)
             kept = "nothing was left behind"
         else:
-            kept = "the finished part is kept, the same command goes on from there"
+            kept = "the finished part is kept, the same command continues from there"
         if isinstance(error, OSError):
             raise Interrupted(_writing_failed(error, path, sum(sizes.values()), kept)) from None
         raise

@@ -1,6 +1,6 @@
 """Recipes: which format each tensor of a file gets, exactly as llama-quantize chooses for this architecture.
 
-Source   llama.cpp's quantizer, held against it in tests/live/test_encoders.py; tests/test_recipes.py has totals of the real one
+Source   llama.cpp's quantizer, compared with it in tests/live/test_encoders.py; tests/test_recipes.py has totals of the real one
 """
 
 import re
@@ -57,7 +57,7 @@ _FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q8_0": "F16"}
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name, in any case; raises UserError (usage) listing the choices."""
+    """The recipe of that name, upper or lower case; raises UserError (usage) listing the choices."""
     found = RECIPES.get(name.upper())
     if found is None:
         raise UserError(f"unknown quantization {name!r}; choose one of {', '.join(RECIPES)}", "usage")
@@ -74,7 +74,7 @@ def tensor_formats(recipe: Recipe, config: Config, choice: Choice | None = None)
 
 
 def format_name(name: str) -> str:
-    """The format of that name, in any case; raises UserError (usage) listing the choices."""
+    """The format of that name, upper or lower case; raises UserError (usage) listing the choices."""
     if name.upper() not in FORMATS:
         raise UserError(f"unknown tensor type {name!r}; choose one of {', '.join(FORMATS)}", "usage")
     return name.upper()

@@ -30,12 +30,12 @@ def read_json_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def parse_json_object(raw: bytes, name: str) -> dict[str, Any]:
-    """The object that raw holds; no duplicate keys, no NaN, no number of thousands of digits. `name` stands in the error."""
+    """The object that raw holds; no duplicate keys, no NaN, no number of thousands of digits. `name` is in the error."""
     if raw.startswith(b"version https://git-lfs"):
         raise UserError(f"{name} is a git-lfs pointer, not the file; run `git lfs pull` in the model's folder")
     for mark, n_bytes in _SPARSE.items():
         if (n := raw.count(mark)) > _SMALL + len(raw) // n_bytes:
-            raise UserError(f"{name} has {n:,} times {mark.decode()!r} in {len(raw):,} bytes: it is no file of a model")
+            raise UserError(f"{name} has {n:,} times {mark.decode()!r} in {len(raw):,} bytes: it is not a file of a model")
     if (n := raw.count(b":")) > MAX_MEMBERS:
         raise UserError(f"{name} has {n:,} members; glmrun reads up to {MAX_MEMBERS:,}")
     try:

@@ -33,7 +33,7 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system reports it."""
     import platform
 
     return cpu_info("model name") or platform.processor() or platform.machine()

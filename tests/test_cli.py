@@ -307,7 +307,7 @@ def test_an_interrupted_conversion_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     said = stderr.decode().splitlines()[-1]
-    assert (process.returncode, stdout) == (130, b"") and "The same command goes on: glmrun convert" in said
+    assert (process.returncode, stdout) == (130, b"") and "The same command continues: glmrun convert" in said
     assert sorted(path.name for path in out.iterdir()) == [".x.gguf.journal", ".x.gguf.partial"]
     assert shlex.split(said[said.index("glmrun convert") :])[1:] == arguments
 

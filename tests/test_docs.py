@@ -55,10 +55,10 @@ def test_every_file_that_a_page_names_is_there() -> None:
 def test_the_modules_on_a_tokens_way_are_there() -> None:
     way = re.search(r"A token passes (.*?)\. A token's", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert way is not None
-    names = re.findall(r"`(cli\.\w+|repl\.\w+|engine\.\w+|forward|formats\.\w+)", way[1])
-    assert len(names) >= 7
+    names = re.findall(r"`((?:cli|repl|chat|terminal|engine|kernels|formats)\.\w+|forward|experts|matmul)", way[1])
+    assert len(names) >= 14
     for name in names:
-        folder = ROOT / "glmrun" / ("kernels" if name.startswith("formats") else "")
+        folder = ROOT / "glmrun" / ("kernels" if name.startswith(("formats", "experts", "matmul")) else "")
         assert (folder / (name.replace(".", "/") + ".py")).exists(), name
 
 

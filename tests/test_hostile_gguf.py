@@ -113,8 +113,8 @@ CONTAINER: list[tuple[str, bytes, str]] = [
         ("G23", with_tensor("t", (256,), kind), f"stored as {ggml_type_name(kind)}, which glmrun does not run")
         for kind in (9, 15, 16, 17, 18, 19, 21, 22, 24, 28, 29, 39)
     ],
-    ("G24", with_tensor("t", (33,), 8), "no whole number of Q8_0 blocks of 32"),
-    ("G24", with_tensor("t", (128,), 12), "no whole number of Q4_K blocks of 256"),
+    ("G24", with_tensor("t", (33,), 8), "not a whole number of Q8_0 blocks of 32"),
+    ("G24", with_tensor("t", (128,), 12), "not a whole number of Q4_K blocks of 256"),
     ("G25", with_tensor("t", (4,), 0, HUGE), "offset of t at byte"),
     ("G25", with_tensor("t", (4,), 0, 161), "offset of t"),
     ("G25", with_tensor("t", (4,), 0, 128), "offset of t"),

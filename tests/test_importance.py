@@ -151,7 +151,7 @@ def test_heads_with_one_count_or_one_each() -> None:
 
 
 def test_what_is_no_importance_matrix_is_refused(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:
-    with pytest.raises(UserError, match="is no importance matrix"):
+    with pytest.raises(UserError, match="is not an importance matrix"):
         read_importance(tiny_gguf().path)
     path = tmp_path / "bad.gguf"
     for sums, counts, message in (
@@ -215,5 +215,5 @@ def test_a_kind_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Pat
     path = tmp_path / "model.gguf"
     for kind in ("model", 3, np.array([1, 2], np.uint32)):
         path.write_bytes(pack_header({"general.type": kind}, [TensorEntry("w.in_sum2", (8,), 0, 32)]) + bytes(32))
-        with pytest.raises(UserError, match=r"is no importance matrix: its general\.type is "):
+        with pytest.raises(UserError, match=r"is not an importance matrix: its general\.type is "):
             read_importance(path)

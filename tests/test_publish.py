@@ -84,7 +84,7 @@ def test_an_interrupted_conversion_goes_on(folder: Path, tmp_path: Path, wanted:
         assert sorted(p.name for p in tmp_path.iterdir()) == [".x.gguf.journal", ".x.gguf.partial"]
         assert partial_path(output).read_bytes()[:4] == bytes(4)  # never looks like a model
     steps = run(folder, output, n_threads=1)
-    assert 39 <= resumed(steps) <= 40 and "going on after" in notes(steps)[0]
+    assert 39 <= resumed(steps) <= 40 and "continuing after" in notes(steps)[0]
     assert [step.tensor for step in steps if step.done] == [row.name for row in plan(Checkpoint.open(folder), "BF16").rows]
     assert output.read_bytes() == wanted and list(tmp_path.iterdir()) == [output]
 
@@ -288,7 +288,7 @@ def test_a_call_that_fails(folder: Path, tmp_path: Path, wanted: bytes, code: in
             continue
         n_failed += 1
         assert isinstance(error, Interrupted) and os.strerror(code) in str(error) and not output.exists()
-        kept = "goes on from there" in str(error)
+        kept = "continues from there" in str(error)
         assert kept == partial_path(output).exists() == journal_path(output).exists()
         assert bool(resumed(run(folder, output))) == kept and output.read_bytes() == wanted
     assert n_failed > 30

@@ -58,7 +58,7 @@ app = typer.Typer(
     \b
     Examples:
       glmrun demo                                       all of it once, on nano, the small model that comes along
-      glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M    the real model; glmrun plan tells first whether it fits
+      glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M    the real model; glmrun plan reports first whether it fits
       glmrun chat flash                                 any part of a pulled model's name, or a GGUF file
       git diff | glmrun run flash "Write a commit message"
     """,
@@ -87,7 +87,7 @@ app.command("pull", short_help="Download a model from a hub.")(pull.pull)
 app.command("list", short_help="List the models on this machine (also: ls).")(models.list_models)
 app.command("ls", hidden=True)(models.list_models)
 app.command("rm", short_help="Delete a model from this machine.")(models.remove_model)
-app.command("plan", short_help="Tell whether a model fits and how fast it can be (also: fit).")(plan.plan)
+app.command("plan", short_help="Report whether a model fits and how fast it can be (also: fit).")(plan.plan)
 app.command("fit", hidden=True)(plan.plan)
 app.command("doctor", short_help="Examine this machine and the installation.")(doctor.doctor)
 app.add_typer(config.app, name="config", short_help="Show the settings and where each comes from.")
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     command = typer.main.get_command(app)
-    if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could go on
+    if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could continue
         command.main(prog_name="glmrun")
     try:
         with command.make_context("glmrun", _first_guesses(sys.argv[1:] if arguments is None else arguments)) as context:

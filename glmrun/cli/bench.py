@@ -120,13 +120,13 @@ def bench(
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: tell what differs between two results."),
+        typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: report what differs between two results."),
     ] = None,
 ) -> None:
     """Measure reading (pp) and writing (tg) speed; flags, columns and names are llama-bench's.
 
     Lists may hold ranges: first-last, first-last+step, first-last*factor. Compiling kernels and reading the file happen before
-    the clock starts; how long they took is told on standard error. Ctrl-C ends early, with the tests that are done.
+    the clock starts; how long they took is reported on standard error. Ctrl-C ends early, with the tests that are done.
 
     \b
     Examples:
@@ -249,7 +249,7 @@ def _of_server(
 def _rows(
     runs: Iterator[_Steps], n_tests: int, repetitions: int, wide: bool, threads: Sequence[int | None]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of all runs, behind a progress bar that is off the screen whenever a row comes; threads: whose bandwidth to tell."""
+    """The rows of all runs, behind a progress bar that is off the screen whenever a row comes; threads: whose bandwidth."""
     from glmrun.measure.bandwidth import memory_bandwidth
     from glmrun.terminal.progress import work_bar
 

@@ -101,7 +101,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a GGUF file, in one step and with little memory.
 
-    The file appears under its name only when it is complete. After Ctrl-C, a crash or a full disk, the same command goes on
+    The file appears under its name only when it is complete. After Ctrl-C, a crash or a full disk, the same command continues
     where it stopped, and the result is the same.
 
     \b
@@ -113,7 +113,7 @@ def convert(
     """
     from quant.recipes import recipe
 
-    chosen = recipe(quantization)  # an unknown name is told before the folder is read
+    chosen = recipe(quantization)  # an unknown name is reported before the folder is read
     choice = _choice(tensor_type or [], output_tensor_type, token_embedding_type, pure)
     overrides = dict(map(_override, metadata or []))
     split_bytes = _parse_bytes(split_max_size) if split_max_size else None
@@ -184,7 +184,9 @@ def _override(text: str) -> "tuple[str, MetadataValue]":
             return key, float(rest)
     except ValueError:
         pass
-    raise typer.BadParameter(f"--metadata: {rest!r} is no value of type {kind} (int of 32 bits, float, bool: true or false, str)")
+    raise typer.BadParameter(
+        f"--metadata: {rest!r} is not a value of type {kind} (int of 32 bits, float, bool: true or false, str)"
+    )
 
 
 def _parse_bytes(text: str) -> int:
@@ -218,7 +220,7 @@ def _write(planned: "Plan", path: Path, force: bool, restart: bool, threads: int
     except KeyboardInterrupt:
         if journal_path(path).exists():
             command = shlex.join(["glmrun", *(word for word in sys.argv[1:] if word != "--restart")])
-            note(f"interrupted; what is finished is kept beside {path}. The same command goes on: {command}")
+            note(f"interrupted; what is finished is kept beside {path}. The same command continues: {command}")
         # Threads may still be reading or compiling; nothing of it matters any more, and waiting for them would take long.
         sys.stdout.flush()
         sys.stderr.flush()

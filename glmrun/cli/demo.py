@@ -22,7 +22,7 @@ Nano is ready now: glmrun chat"""
 
 
 def demo(threads: options.Threads = None) -> None:
-    """Convert nano to three quantizations, ask it something, measure it, and tell how to get the real model.
+    """Convert nano to three quantizations, ask it something, measure it, and show how to get the real model.
 
     \b
     Example:

@@ -59,9 +59,9 @@ def evaluate(
     """Ask questions with known answers and count what is right, under the makers' sampling settings.
 
     A line of FILE has a prompt (or messages), an answer and a check: exact, regex, number or tool_call; it may have skill,
-    tools, thinking, max_tokens and id. Every answer is kept at once: after Ctrl-C the same command goes on. Of the sampling
+    tools, thinking, max_tokens and id. Every answer is kept at once: after Ctrl-C the same command continues. Of the sampling
     settings only those on the command line count, whatever variables and the config file say. With --url the model runs on a
-    server; if that goes away, the same command goes on.
+    server; if that goes away, the same command continues.
 
     \b
     Examples:
@@ -102,7 +102,7 @@ def evaluate(
     elif answers:
         print(_table(answers))
     if interrupted:
-        note(f"interrupted after {len(answers)} of {len(questions)} questions; the same command goes on")
+        note(f"interrupted after {len(answers)} of {len(questions)} questions; the same command continues")
         raise typer.Exit(130)
     note(f"the answers are in {kept}")
 

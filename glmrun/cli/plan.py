@@ -52,7 +52,7 @@ def plan(
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, max=1024, metavar="N", help="GPUs that --engine may use.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell whether a model fits into this machine and how fast it can be here, before anything is downloaded.
+    """Report whether a model fits into this machine and how fast it can be here, before anything is downloaded.
 
     Exit code 0: it fits, 1: it does not, or only in part, 2: wrong usage. The speed is a ceiling: the memory's measured speed
     divided by the bytes that one token reads. Nothing that reads each weight once per token is faster; real programs are slower.

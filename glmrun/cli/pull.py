@@ -29,7 +29,7 @@ def pull(
     """Download a model from a hub; a checkpoint is converted to one GGUF file.
 
     Files go to the standard cache of Hugging Face's tools (HF_HOME, HF_HUB_CACHE), which other programs use too; what is there
-    is not fetched again, and an interrupted download goes on where it stopped. HF_TOKEN opens what is gated or private. The
+    is not fetched again, and an interrupted download continues where it stopped. HF_TOKEN opens what is gated or private. The
     file's place is printed on standard output; from then on, any part of its name means it: glmrun chat flash.
 
     \b
@@ -56,7 +56,7 @@ def pull(
 
 
 def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | None) -> bool:
-    """Tell what is fetched and whether the model fits into memory; raises UserError if the disk has no room."""
+    """Report what is fetched and whether the model fits into memory; raises UserError if the disk has no room."""
     from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe

@@ -1,4 +1,4 @@
-"""`glmrun verify`: is a file the one that was written?"""
+"""`glmrun verify`: is a file byte for byte what was written?"""
 
 import time
 from contextlib import closing

@@ -206,7 +206,7 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> dict[str, Any]:
             raise cursor.error(f"metadata key {brief(key)}", "stands in the file twice")
         metadata[key] = cursor.value(key)
         if cursor.at > MAX_METADATA:
-            raise cursor.error(key, f"the metadata goes on after {MAX_METADATA:,} bytes")
+            raise cursor.error(key, f"the metadata continues after {MAX_METADATA:,} bytes")
     return metadata
 
 
@@ -259,6 +259,6 @@ def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, in
         raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(READABLE)}")
     if shape[-1] % form.block_length:
         raise cursor.error(
-            f"shape of {name}", f"rows of {shape[-1]} values are no whole number of {form.name} blocks of {form.block_length}"
+            f"shape of {name}", f"rows of {shape[-1]} values are not a whole number of {form.name} blocks of {form.block_length}"
         )
     return name, shape, form.name, prod(shape[:-1]) * form.row_bytes(shape[-1])

@@ -77,7 +77,7 @@ class GGUFSource:
 
 def _value(key: str, value: Any) -> MetadataValue:
     """What the reader made of a value, as the writer takes it."""
-    # The reader tells no widths; llama.cpp's numbers of sampling are signed.
+    # The reader reports no widths; llama.cpp's numbers of sampling are signed.
     if type(value) is int and key.startswith("general.sampling.") and -(1 << 31) <= value < 1 << 31:
         return np.int32(value)
     if type(value) is int and not 0 <= value < 1 << 32:

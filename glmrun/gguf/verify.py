@@ -18,7 +18,7 @@ _STEP = 4 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class Checked:
-    """One thing that was held against its checksum; bytes count the file so far."""
+    """One thing that was compared with its checksum; bytes count the file so far."""
 
     name: str  # a tensor, or "the header of x.gguf"
     intact: bool

@@ -36,7 +36,7 @@ class Watched:
         return self.status().st_uid == os.geteuid() or os.access(self.path, os.W_OK)
 
     def check(self) -> None:
-        """Raise UserError if the file has been changed, or is about to be; from then on every time."""
+        """Raise UserError if the file was or is about to be changed; after that, always."""
         waiting = self._leased and not holds_lease(self.descriptor)
         if waiting or self._now() != self._was:
             self._was = (-1, -1)

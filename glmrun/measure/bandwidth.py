@@ -72,7 +72,7 @@ def memory_bandwidth(n_threads: int | None = None, again: bool = False) -> Bandw
 def disk_bandwidth(path: Path, seconds: float = 1.0) -> float | None:
     """Bytes a second at which this file comes from its disk, past the page cache, in pieces as large as an expert's matrices.
 
-    None where the system can't read past its cache, or the file is too small to tell.
+    None where the system can't read past its cache, or the file is too small to measure.
     """
     direct, size = getattr(os, "O_DIRECT", 0), path.stat().st_size
     if not direct or size < 64 * _PIECE:

@@ -1,4 +1,4 @@
-"""Tokens per second, measured the way llama-bench does and told under its names.
+"""Tokens per second, measured as llama-bench measures, reported under its names.
 
 A test reads n_prompt tokens (pp), makes n_gen tokens one by one (tg), or one after the other (pp+tg), each time from a cache that
 holds n_depth tokens. Tokenizing and sampling are left out. One run of each test goes ahead unmeasured, so that reading the file
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 N_UBATCH = 512  # tokens of one step while a prompt is read, and at most
 # llama.cpp's names of general.file_type, as its tools print them.
 _FILE_TYPES = {0: "all F32", 1: "F16", 7: "Q8_0", 15: "Q4_K - Medium", 18: "Q6_K", 32: "BF16"}
-# ... and of this architecture's sizes, told apart by the number of layers.
+# ... and of this architecture's sizes, distinguished by the number of layers.
 _SIZES = {27: "16B", 47: "30B.A3B", 60: "236B", 61: "671B"}
 # What llama-bench says about choices that glmrun does not have: its defaults for a CPU.
 NO_PROCESSOR_CHOICE = {"cpu_mask": "0x0", "cpu_strict": False, "poll": 50}
@@ -93,7 +93,7 @@ class Result:
         }
 
     def wide(self, bandwidth: float | None) -> dict[str, Any]:
-        """What llama-bench does not tell; None where it does not apply. bandwidth: bytes a second that the memory gives."""
+        """What llama-bench does not report; None where it does not apply. bandwidth: bytes a second that the memory gives."""
         writes = self.case.n_gen and not self.case.n_prompt
         weights = self.bytes_per_token * statistics.fmean(self.samples_ts) if writes else None
         return {

@@ -117,7 +117,7 @@ def demand_of_download(name: str, n_bytes: int) -> Demand:
 
 @dataclass(frozen=True)
 class Device:
-    """A well-known machine; bytes and bytes a second as its maker tells them."""
+    """A well-known machine; bytes and bytes a second as its maker reports them."""
 
     kind: str  # cpu, mac or gpu
     name: str

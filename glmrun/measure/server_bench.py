@@ -1,6 +1,6 @@
 """The bench's tests on a server with OpenAI's interface, timed from outside.
 
-A prompt is so many common words, one token each in most vocabularies, behind a few that differ every time, so that no cache knows
+A prompt is N common words, one token each in most vocabularies, behind a few that differ every time, so that no cache knows
 it. Times are those of as many tokens as the test names, at the speed of as many as the server counted:
 
     reading   prompt tokens less cached ones / seconds until the first piece of the answer, the way there and back included
@@ -88,7 +88,7 @@ def _seconds(model: "RemoteModel", case: Case, run: _Run) -> float:
 
 
 def facts(model: "RemoteModel") -> dict[str, Any]:
-    """llama-bench's fields; the address stands for the processor, what a server does not tell is empty or 0."""
+    """llama-bench's fields; the address stands for the processor, what a server does not report is empty or 0."""
     from glmrun import __version__
 
     return {

@@ -1,7 +1,7 @@
 """Models on a hub: what there is, and downloads into huggingface_hub's own cache, shared with every program that uses it.
 
-Large files go to a partial file named by their digest first, so that an interrupted download goes on where it stopped, and are
-held against that digest before they appear in the cache. Names that come from a hub are hostile until they have been checked.
+Large files go to a partial file named by their digest first, so that an interrupted download continues where it stopped, and are
+compared with that digest before they appear in the cache. Names that come from a hub are hostile until they have been checked.
 """
 
 import errno
@@ -50,7 +50,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository; sha256 where the hub tells it, which it does for large files."""
+    """One file of a repository; sha256 where the hub reports it, which it does for large files."""
 
     name: str
     n_bytes: int
@@ -64,7 +64,7 @@ def cache_folder() -> Path:
 
 
 def quantization_of(file_name: str) -> str | None:
-    """`Q4_K_M` of `GLM-4.7-Flash-Q4_K_M.gguf` or of a part of it; None if the name tells none."""
+    """`Q4_K_M` of `GLM-4.7-Flash-Q4_K_M.gguf` or of a part of it; None if the name has none."""
     stem = PurePosixPath(file_name).name.removesuffix(".gguf")
     split = _SPLIT.match(stem)
     found = _QUANTIZATION.search(split["stem"] if split else stem)
@@ -219,7 +219,7 @@ def _fetch(reference: Reference, file: RemoteFile, report: Callable[[int], None]
 
 
 class _Counted:
-    """The binary file that http_get writes to, telling how long it is after each piece."""
+    """The binary file that http_get writes to, reporting its length after each piece."""
 
     def __init__(self, stream: BinaryIO, report: Callable[[int], None]) -> None:
         self._stream, self._report = stream, report
@@ -240,7 +240,7 @@ def _partial(blobs: Path, sha256: str) -> Path:
 
 
 def _library() -> Any:
-    """huggingface_hub, without its own bars and warnings: we tell what happens."""
+    """huggingface_hub, without its own bars and warnings: we report what happens."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
     import huggingface_hub.utils
@@ -256,7 +256,7 @@ def _hub_errors(reference: Reference, file: str = "") -> Iterator[None]:
     from huggingface_hub import errors
 
     repo = reference.repo
-    again = "; what has arrived is kept, the same command goes on from there" if file else ""
+    again = "; what has arrived is kept, the same command continues from there" if file else ""
     try:
         yield
     except errors.GatedRepoError:

@@ -84,7 +84,7 @@ def _is_checkpoint(snapshot: Path) -> bool:
 
 
 def matching(text: str, models: list[LocalModel]) -> list[LocalModel]:
-    """The models that a name or a part of it means, in any case: the one of that very name, else all that contain it."""
+    """The model whose name equals the text, else all whose names contain it, ignoring case."""
     wanted = text.casefold()
     for prefix in ("hf.co/", "hf://"):
         wanted = wanted.removeprefix(prefix)
