@@ -49,7 +49,8 @@ class RemoteModel:
         self.n_ctx = self.n_ctx_train = _context_length(models.get(self.name, {})) or FLASH.max_position_embeddings
         self.n_threads = 0  # of this machine
         self._used: tuple[list[dict[str, Any]], int] = ([], 0)  # messages, and what they take of the context
-        self._parts_thinking: bool | None = None  # the server parts thinking and answer; None: not known yet
+        # The server parts thinking and answer; None: not known yet.
+        self._parts_thinking: bool | None = True if models.get(self.name, {}).get("owned_by") == "glmrun" else None
         self.remark = ""  # what people should know of the last answer
         self._unwanted: set[str] = set()
         self._missing: set[str] = set()  # paths that the server has not
@@ -126,11 +127,13 @@ class RemoteModel:
         return found if isinstance(found, str) else None
 
     def _counted(self, request: ChatRequest) -> int:
-        """Tokens of the prompt as llama-server and glmrun count a text, or vLLM messages; 0 where nothing counts."""
-        prompt, body = self._prompt(request), self._body(request)
-        text: dict[str, Any] = {"content": prompt, "add_special": False, "parse_special": True}
-        found = self._aside("tokenize", {key: body[key] for key in body if key in _PROMPT} if prompt is None else text)
-        return count(found.get("count")) or len(tokens if isinstance(tokens := found.get("tokens"), list) else ())
+        """Tokens of the prompt, as vLLM and glmrun count messages, or llama-server a text; 0 where nothing counts."""
+        body = self._body(request)
+        n = count(self._aside("tokenize", {key: body[key] for key in body if key in _PROMPT}).get("count"))
+        if n or (prompt := self._prompt(request)) is None:
+            return n
+        tokens = self._aside("tokenize", {"content": prompt, "add_special": False, "parse_special": True}).get("tokens")
+        return len(tokens) if isinstance(tokens, list) else 0
 
     def _aside(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What a server answers at a path beside the interface; {} where it has none, is slow or refuses."""

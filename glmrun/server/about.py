@@ -9,6 +9,7 @@ from glmrun.server.anthropic import request_of
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
 from glmrun.server.openai_body import Strict
+from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.service import Service
 
 
@@ -78,6 +79,12 @@ def tokenize(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     else:
         raise BadRequest("prompt: a text is expected, or messages", "prompt")
     return {"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx}
+
+
+def apply_template(service: Service, body: dict[str, Any]) -> dict[str, str]:
+    """/apply-template: what the model reads for a body of /v1/chat/completions."""
+    asked = OpenAIChat(service.options.reasoning_field).asked(body, service.name)
+    return {"prompt": service.opened().prompt_text(asked.requests[0])}
 
 
 def count_tokens(service: Service, body: dict[str, Any]) -> dict[str, int]:

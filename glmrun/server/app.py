@@ -58,6 +58,7 @@ class Paths:
         routes += [
             Route("/", self._page), Route("/health", self._health), Route("/v1/health", self._health),
             Route("/v1/models", self._told(about.models)), Route("/v1/models/{name:path}", self._told(about.one_model)),
+            Route("/apply-template", self._told(about.apply_template), methods=["POST"]),
             Route("/props", self._told(about.props)), Route("/slots", self._told(about.slots)),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/messages/count_tokens", self._told(about.count_tokens), methods=["POST"]),
