@@ -66,6 +66,7 @@ SETTINGS = {
         Setting("cache_ram", "cache_ram", str, 'a text like "8G"', "a quarter of what is free"),
         Setting("timeout", "answer_timeout", int, "a whole number", "3600", 1),
         Setting("reasoning_field", "reasoning_field", str, "a text", "both"),
+        Setting("metrics_prefix", "metrics_prefix", str, "a text", "glmrun:"),
         Setting("log_format", "log_format", str, "a text", "text"),
     )
 }

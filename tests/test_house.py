@@ -43,6 +43,7 @@ ONLY_IN = {
     "typer": "cli",
     "starlette": "server",
     "uvicorn": "server",
+    "prometheus_client": "server",
     "numba": "quant/blocks kernels/simd kernels forward",
     "llvmlite": "quant/blocks kernels/simd kernels forward",
 }

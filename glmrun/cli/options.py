@@ -259,6 +259,15 @@ ReasoningField_ = Annotated[
     ReasoningField,
     typer.Option("--reasoning-field", help="Where OpenAI's clients find the thinking.", **setting("reasoning_field")),
 ]
+MetricsPrefix = Annotated[
+    str,
+    typer.Option(
+        "--metrics-prefix",
+        metavar="TEXT",
+        help="Of the names at /metrics: vllm: fits dashboards for it.",
+        **setting("metrics_prefix"),
+    ),
+]
 LogFormat_ = Annotated[LogFormat, typer.Option("--log-format", help="Of the line for each request.", **setting("log_format"))]
 
 

@@ -27,6 +27,7 @@ def serve(
     cache_ram: options.CacheRam = None,
     answer_timeout: options.AnswerTimeout = 3600,
     reasoning_field: options.ReasoningField_ = ReasoningField.both,
+    metrics_prefix: options.MetricsPrefix = "glmrun:",
     log_format: options.LogFormat_ = LogFormat.text,
     cors_origin: Annotated[
         list[str] | None, typer.Option("--cors-origin", metavar="URL", help="Pages of this address may ask; may be repeated.")
@@ -95,4 +96,5 @@ def _options(context: typer.Context) -> "Options":
         given["slots"],
         seconds=given["answer_timeout"],
         reasoning_field=given["reasoning_field"].value,
+        metrics_prefix=given["metrics_prefix"],
     )

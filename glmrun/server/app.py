@@ -23,6 +23,7 @@ from glmrun.server.completions import Completions
 from glmrun.server.desk import Busy
 from glmrun.server.guard import Guard
 from glmrun.server.interface import ContextOverflow, Interface
+from glmrun.server.meters import CONTENT_TYPE_LATEST
 from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.openai_error import openai_error, status_of
 from glmrun.server.page import page
@@ -60,6 +61,7 @@ class Paths:
             Route("/v1/models", self._told(about.models)), Route("/v1/models/{name:path}", self._told(about.one_model)),
             Route("/apply-template", self._told(about.apply_template), methods=["POST"]),
             Route("/props", self._told(about.props)), Route("/slots", self._told(about.slots)),
+            Route("/metrics", self._metrics),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/messages/count_tokens", self._told(about.count_tokens), methods=["POST"]),
             Route("/api/version", self._told(ollama_models.version)), Route("/api/tags", self._told(ollama_models.tags)),
@@ -103,13 +105,16 @@ class Paths:
         except UserError as error:
             error, status, headers = on_the_wire(error)
             record.status, record.seconds = status, time.monotonic() - record.came
-            self._service.log(record)
+            self._service.done(record)
             return JSONResponse(interface.error(status, error), status, headers)
-        return Reply(interface, asked, job, record, self._service.log)
+        return Reply(interface, asked, job, record, self._service.done)
 
     async def _complete(self, request: Request) -> Any:
         interface = Completions(self._service.opened())
         return await self.answer(interface, request, interface.answer)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self._service.meters.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def _page(self, _: Request) -> Response:
         content, headers = page()

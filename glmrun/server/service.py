@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from glmrun.engine.model import Model
 from glmrun.server.desk import Busy, Desk
 from glmrun.server.guard import Access
+from glmrun.server.meters import Meters
 from glmrun.server.reply import Record
 
 
@@ -20,6 +21,7 @@ class Options:
     n_waiting         requests more that may wait
     seconds           for which an answer may take
     reasoning_field   reasoning_content, reasoning, both or none
+    metrics_prefix    of the names of metrics
     """
 
     access: Access = field(default_factory=Access)
@@ -28,6 +30,7 @@ class Options:
     n_waiting: int = 32
     seconds: float = 3600.0
     reasoning_field: str = "both"
+    metrics_prefix: str = "glmrun:"
 
 
 class Service:
@@ -35,8 +38,9 @@ class Service:
 
     def __init__(self, options: Options, log: Callable[[Record], None]) -> None:
         """log() is called with each answered request."""
-        self.options, self.log = options, log
+        self.options, self._log = options, log
         self.desk = Desk(options.n_places, options.n_waiting, options.seconds)
+        self.meters = Meters(options.metrics_prefix, self.desk)
         self.model: Model | None = None
         self.came = time.time()
 
@@ -44,6 +48,11 @@ class Service:
     def name(self) -> str:
         """The name under which the model is served."""
         return self.options.name or (self.model.name.removesuffix(".gguf") if self.model else "loading")
+
+    def done(self, record: Record) -> None:
+        """A request for answers is over."""
+        self.meters.count(record, self.name)
+        self._log(record)
 
     def opened(self) -> Model:
         """The model. Raises Busy while it is being opened."""
