@@ -43,6 +43,8 @@ SETTINGS = {
         Setting("threads", "threads", int, "a whole number", "one per core", 1),
         Setting("kv_type", "kv_type", str, "a text", "f16, f32 where no matrix is quantized"),
         Setting("url", "url", str, "a text", "none: the model runs here"),
+        Setting("draft", "draft", str, "a text", "auto"),
+        Setting("draft_exact", "draft_exact", bool, "true or false", "false"),
         Setting("system", "system", str, "a text", "none"),
         Setting("think", "think", bool, "true or false", "true"),
         Setting("think_budget", "think_budget", int, "a whole number", "no limit", 0),

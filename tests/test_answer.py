@@ -194,6 +194,8 @@ def test_the_line_of_counts_tells_what_was_read() -> None:
     done = Stats(50, n_cached=10, n_prefilled=50, prompt_seconds=0.5, n_generated=2000, generate_seconds=100.0)
     assert stats_line(Stats(n_generated=1, generate_seconds=0.5, prompt_seconds=3.0)) == "1 token · first token after 3.0 s"
     assert stats_line(Stats(n_generated=2, generate_seconds=0.5, prompt_seconds=3.0)).startswith("2 tokens, 4.0 tok/s · ")
+    drafted = Stats(n_generated=1, n_drafted=320, n_accepted=300, n_passes=1700)
+    assert stats_line(drafted).startswith("1 token · 300 of 320 drafted tokens right, in 1,700 steps · ")
     assert stats_line(done) == "2,000 tokens, 20.0 tok/s · prompt 40 read in 0.5 s, 80.0 tok/s · 10 cached"
     assert stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0)) == "10 of 50 tokens of the prompt are kept"
 

@@ -1,5 +1,6 @@
 """Drafts: what is guessed, when it pays, and that an answer with drafts is the answer without them."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from support.comparison import text_of, tokens_of
 from support.tiny_model import ODD, Tiny
+from typer.testing import CliRunner
 
 import glmrun
+from glmrun.cli import app
 from glmrun.engine.model import Model
 from glmrun.engine.runner import Run
 from glmrun.engine.sequence import Sequence
@@ -362,3 +365,25 @@ def test_an_unknown_kind_of_draft_is_refused(tiny_gguf: Callable[..., Tiny]) -> 
     with pytest.raises(UserError, match=r"'mtp9'.*off, ngram, auto") as caught:
         glmrun.load(tiny_gguf("F32", replace(ODD, num_hidden_layers=2)).path, draft="mtp9")
     assert caught.value.kind == "usage"
+
+
+def test_the_command_line_sets_the_drafts(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+    load = glmrun.load
+
+    def noted(*arguments: Any, **options: Any) -> Model:
+        asked.append((options["draft"], options["draft_exact"]))
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(glmrun, "load", noted)
+    path = str(tiny_gguf("F32").path)
+    common = ["run", path, "aaaaaaaaaaaaaaaaaaaaaaaaaa", "-n", "40", "--no-think", "--json", "--temp", "0"]
+    drafted = []
+    for flags in (["--draft", "off"], ["--draft", "ngram"], [], ["--draft-exact"]):
+        done = CliRunner().invoke(app, [*common, *flags])
+        assert done.exit_code == 0, done.output
+        drafted.append(json.loads(done.stdout)["timings"]["draft_n"])
+    assert asked == [("off", False), ("ngram", False), ("auto", False), ("auto", True)]
+    assert drafted[0] == 0
+    wrong = CliRunner().invoke(app, ["run", path, "x", "--draft", "mtp9"])
+    assert wrong.exit_code == 2 and "off, ngram, auto" in wrong.output and len(asked) == 4

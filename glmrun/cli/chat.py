@@ -1,10 +1,11 @@
 """`glmrun chat`: a conversation in the terminal."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,6 +58,8 @@ def chat(
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    draft: options.Draft = "auto",
+    draft_exact: options.DraftExact = False,
     url: options.Url = None,
     tools_file: options.ToolsFile = None,
     approve: options.Approval = options.Approve.ask,
@@ -88,7 +91,7 @@ def chat(
 
     url = options.server_url(context, model)
     if url is not None:
-        options.refuse_beside_url(context, "ctx", "threads", "kv_type", "keep_cache")
+        options.refuse_beside_url(context, *options.ENGINE, "keep_cache")
     if system is not None:
         options.text_argument(system, "the system prompt")
     if go_on and resume is not None:
@@ -96,7 +99,7 @@ def chat(
     earlier = sessions.find(resume) if go_on or resume is not None else None
 
     tools = ToolCalls(tools_file, approve) if tools_file is not None else None
-    open_model = partial(loading.open_model, url=url, ctx=ctx, threads=threads, kv_type=kv_type, patient=not interactive())
+    open_model: Callable[..., Any] = partial(loading.open_model, url=url, patient=not interactive(), **options.of_engine(context))
     if interactive():
         import_module("glmrun.repl.editor")  # now: it maps memory, which is slow while the model's file is being mapped
     typing = Typing(vi=vi, history=history) if interactive() else None

@@ -121,7 +121,7 @@ def _model(context: typer.Context, model: str | None) -> "tuple[dict[str, Any], 
     given = context.params
     if url := options.server_url(context, model):
         options.refuse_beside_url(context, "ctx", "threads", "kv_type")
-        remote = loading.open_model(model, url, None, None, None)
+        remote = loading.open_model(model, url)
         return {"model": remote.name, "server": url}, lambda: remote
     path = loading.resolve_model(model)
     said = {"model": path.name, "bytes": path.stat().st_size}

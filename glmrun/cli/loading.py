@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from glmrun.store.local import LocalModel
 
 
-def open_model(
-    name: str | None, url: str | None, ctx: int | None, threads: int | None, kv_type: str | None, patient: bool = True
-) -> "Model | RemoteModel":
-    """The model that a MODEL argument means: on the server at url, else on this machine; patient as in load_model()."""
+def open_model(name: str | None, url: str | None, **engine: Any) -> "Model | RemoteModel":
+    """The model that a MODEL argument means: on the server at url, else on this machine; engine: load_model()'s."""
     if url is None:
-        return load_model(resolve_model(name), ctx, threads, kv_type, patient)
+        return load_model(resolve_model(name), **engine)
     from glmrun.chat.remote import RemoteModel
 
     return RemoteModel(url, name)
@@ -66,8 +64,9 @@ def only_one(name: str, found: "list[LocalModel]") -> "LocalModel":
 
 
 def load_model(
-    path: Path, ctx: int | None = None, threads: int | None = None, kv_type: str | None = None, patient: bool = True
-) -> "Model":
+    path: Path, ctx: int | None = None, threads: int | None = None, kv_type: str | None = None, patient: bool = True,
+    draft: str = "auto", draft_exact: bool = False,
+) -> "Model":  # fmt: skip
     """glmrun.load(), after compile_kernels(); a file that is no model is refused before they are loaded or compiled.
 
     patient   wait_for_disk() here, and not before the first answer
@@ -91,7 +90,9 @@ def load_model(
                     note(line)
             bar.update(f"converting {path.name}", done, total)
 
-        model = glmrun.load(file, n_ctx=ctx, n_threads=threads, kv_type=kv_type, converting=converting)
+        model = glmrun.load(
+            file, n_ctx=ctx, n_threads=threads, kv_type=kv_type, converting=converting, draft=draft, draft_exact=draft_exact
+        )
     if model.prefault.partial:
         note(model.prefault.partial)
     if patient:

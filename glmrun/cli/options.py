@@ -40,6 +40,15 @@ def parse_kv_type(text: str) -> str:
     return text
 
 
+def parse_draft(text: str) -> str:
+    """text, if it names a kind of drafts."""
+    from glmrun.engine.speculative import DRAFTS
+
+    if text not in DRAFTS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(DRAFTS)}")
+    return text
+
+
 def setting(key: str) -> dict[str, Any]:
     """What makes an option a setting: its variable. `glmrun config show` lists them all, so --help does not."""
     return {"envvar": variable(key), "show_envvar": False}
@@ -94,6 +103,24 @@ KvType = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per core.", **setting("threads")),
+]
+Draft = Annotated[
+    str,
+    typer.Option(
+        "--draft",
+        parser=parse_draft,
+        metavar="NAME",
+        help="Verify several guessed tokens at once: off, ngram (wherever the text repeats itself) or auto (where that is faster).",
+        **setting("draft"),
+    ),
+]
+DraftExact = Annotated[
+    bool,
+    typer.Option(
+        "--draft-exact/--draft-loose",
+        help="Short drafts only, with which every number is bit for bit as without drafts. A seed asks for it, too.",
+        **setting("draft_exact"),
+    ),
 ]
 MaxTokens = Annotated[
     int | None,
@@ -299,6 +326,14 @@ def sampling(context: typer.Context) -> dict[str, Any]:
     preset = context.params["preset"]
     flags = {argument: context.params[name] for name, argument in arguments.items() if typed(context, name)}
     return given | (PRESETS[preset] if preset else {}) | flags
+
+
+ENGINE = ("ctx", "threads", "kv_type", "draft", "draft_exact")  # options that only a model on this machine has
+
+
+def of_engine(context: typer.Context) -> dict[str, Any]:
+    """Those options of a command as loading.load_model() takes them."""
+    return {name: context.params[name] for name in ENGINE}
 
 
 def typed(context: typer.Context, parameter: str) -> bool:

@@ -67,6 +67,8 @@ def run(
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    draft: options.Draft = "auto",
+    draft_exact: options.DraftExact = False,
     url: options.Url = None,
     tools_file: options.ToolsFile = None,
     approve: options.Approval = options.Approve.ask,
@@ -116,7 +118,7 @@ def run(
     """
     url = options.server_url(context, first)
     if url is not None:
-        options.refuse_beside_url(context, "ctx", "threads", "kv_type")
+        options.refuse_beside_url(context, *options.ENGINE)
     schema = _schema(answer_format, json_schema)
     if extract and (as_json or schema is not None):
         raise typer.BadParameter("-x prints a code block as it is, so it goes with neither --json nor a JSON answer")
@@ -136,7 +138,7 @@ def run(
     with ExitStack() as stack:
         calls = stack.enter_context(ToolCalls(tools_file, approve)) if tools_file is not None else None
         began = time.monotonic()
-        model = loading.open_model(model_name or kept.model_name(url), url, ctx, threads, kv_type)
+        model = loading.open_model(model_name or kept.model_name(url), url, **options.of_engine(context))
         load_seconds = time.monotonic() - began
         request = ChatRequest.of(
             messages, tools=calls.tools.declarations if calls else None, thinking=think, think_budget=think_budget,
@@ -310,6 +312,8 @@ def _as_json(answers: "list[Answer]", label: str, load_seconds: float) -> dict[s
             "prompt_per_second": _per_second(n_read, prompt_seconds),
             "predicted_ms": round(generate_seconds * 1000, 3),
             "predicted_per_second": _per_second(n_generated, generate_seconds),
+            "draft_n": sum(s.n_drafted for s in stats),
+            "draft_n_accepted": sum(s.n_accepted for s in stats),
         },
     }
 

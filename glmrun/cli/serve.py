@@ -38,6 +38,8 @@ def serve(
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    draft: options.Draft = "auto",
+    draft_exact: options.DraftExact = False,
 ) -> None:
     """Serve a model to other programs: editors, agents, web pages, evaluation harnesses.
 
@@ -67,7 +69,7 @@ def serve(
     quiet = log_format is LogFormat.none
     service = Service(_options(context), lambda record: None if quiet else say(line(record, log_format is LogFormat.json)))
     with bound(host, port) as where, listening(service, where):
-        model = loading.load_model(loading.resolve_model(model_name), ctx, threads, kv_type)
+        model = loading.load_model(loading.resolve_model(model_name), **options.of_engine(context))
         model.measure()
         model.keep(cache_ram if cache_ram is not None else available_memory() // 4)
         service.model = model

@@ -256,6 +256,7 @@ def timings(stats: Stats) -> dict[str, Any]:
         "prompt_per_second": n_read / stats.prompt_seconds if stats.prompt_seconds else None,
         "predicted_n": stats.n_generated, "predicted_ms": 1000 * stats.generate_seconds,
         "predicted_per_second": stats.n_generated / stats.generate_seconds if stats.generate_seconds else None,
+        "draft_n": stats.n_drafted, "draft_n_accepted": stats.n_accepted,
     }  # fmt: skip
 
 

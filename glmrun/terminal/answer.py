@@ -211,6 +211,9 @@ def stats_line(stats: "Stats") -> str:
     if stats.n_generated:
         rate = f", {_rate(stats.n_generated, stats.generate_seconds)}" if stats.n_generated > 1 else ""
         parts.append(counted(stats.n_generated, "token") + rate)
+    if stats.n_drafted:
+        drafted, steps = counted(stats.n_drafted, "drafted token"), counted(stats.n_passes, "step")
+        parts.append(f"{stats.n_accepted:,} of {drafted} right, in {steps}")
     if not stats.n_prompt:  # a server that does not count
         return " · ".join([*parts, f"first token after {stats.prompt_seconds:.1f} s"])
     if stats.n_prefilled < stats.n_prompt:

@@ -92,6 +92,8 @@ def load(
     n_threads: int | None = None,
     kv_type: str | None = None,
     patient: bool = True,
+    draft: str = "auto",
+    draft_exact: bool = False,
 ) -> ScriptedModel:
     return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads=n_threads or 2)
 
