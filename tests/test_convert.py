@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from make_synthetic import FLASH
 from support.checkpoint_folder import SMALL, bf16, floats, fuse_experts, source_tensors, write_folder
+from support.conversion import refused, run
 from synthetic_checkpoint import config_json, source_shapes, write_checkpoint, write_sparse_shards
 
 import quant.convert
@@ -33,10 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("source") / "Small-GLM")
 
 
-def run(folder: Path, output: Path, quantization: str = "BF16", mtp: bool = True, **options: Any) -> list[Progress]:
-    return list(convert(plan(Checkpoint.open(folder), quantization, mtp), output, **options))
-
-
 class File(NamedTuple):
     metadata: dict[str, Any]
     tensors: dict[str, gguf.ReaderTensor]
@@ -52,16 +49,6 @@ def read(path: Path) -> File:
     reader = gguf.GGUFReader(path)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     return File(fields, {tensor.name: tensor for tensor in reader.tensors})
-
-
-def refused(folder: Path, output: Path, *args: Any, **options: Any) -> UserError:
-    """The error of a conversion that must leave the output's folder as it was."""
-    before = sorted(output.parent.iterdir()) if output.parent.exists() else None
-    with pytest.raises(UserError) as caught:
-        run(folder, output, *args, **options)
-    assert "\n" not in str(caught.value)
-    assert before is None or sorted(output.parent.iterdir()) == before
-    return caught.value
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------------

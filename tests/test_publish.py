@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.checkpoint_folder import write_folder
+from support.conversion import refused, run
 
 import quant.publish
 from quant.checkpoint import Checkpoint
@@ -41,10 +42,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quant.publish, "sync_data", lambda file: None)
 
 
-def run(folder: Path, output: Path, quantization: str = "BF16", **options: Any) -> list[Progress]:
-    return list(convert(plan(Checkpoint.open(folder), quantization), output, **options))
-
-
 def resumed(steps: list[Progress]) -> int:
     """Tensors that an earlier run had finished."""
     return sum(bool(step.done and step.resumed) for step in steps)
@@ -52,16 +49,6 @@ def resumed(steps: list[Progress]) -> int:
 
 def notes(steps: list[Progress]) -> list[str]:
     return [step.note for step in steps if step.note]
-
-
-def refused(folder: Path, output: Path, *args: Any, **options: Any) -> UserError:
-    """The error of a conversion that must leave the output's folder as it was."""
-    before = sorted(output.parent.iterdir()) if output.parent.exists() else None
-    with pytest.raises(UserError) as caught:
-        run(folder, output, *args, **options)
-    assert "\n" not in str(caught.value)
-    assert before is None or sorted(output.parent.iterdir()) == before
-    return caught.value
 
 
 def interrupt(folder: Path, output: Path, after: int, **options: Any) -> None:

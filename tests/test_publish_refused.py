@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.checkpoint_folder import SMALL, bf16, source_tensors, write_folder
-from test_publish import refused, run
+from support.conversion import refused, run
 
 from quant.checkpoint import Checkpoint
 from quant.convert import convert, plan
