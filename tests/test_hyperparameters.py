@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 from support.tiny_model import ODD, ODDER
 
+import glmrun
+from glmrun.gguf import architecture
 from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.open import open_gguf
@@ -84,3 +86,10 @@ def test_a_missing_tensor_is_named(file: GGUFFile) -> None:
 def test_tied_embeddings(file: GGUFFile) -> None:
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != "output.weight"}
     assert config_from_gguf(replace(file, tensors=tensors)).tie_word_embeddings
+
+
+def test_a_file_is_proven_once(tiny_gguf: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = architecture.open_model_file(tiny_gguf("F32", ODDER).path)
+    monkeypatch.delattr(architecture, "config_from_gguf")
+    with glmrun.load(opened, n_ctx=8) as model:
+        assert model.config is opened.config
