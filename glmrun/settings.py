@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import UserError
+from quant.text import decode_text
 
 MAX_BYTES = 1 << 20  # of the config file
 
@@ -113,16 +114,20 @@ def _read(path: Path, more: tuple[str, ...] = ()) -> ConfigFile:
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ConfigFile(path, {}, {})
     except OSError as why:
-        raise UserError(f"{path}: {why.strerror}") from None
+        if "GLMRUN_CONFIG" not in os.environ and not os.access(path.parent, os.X_OK):  # another user's home
+            return ConfigFile(path, {}, {})
+        raise UserError(f"{path}: {why.strerror}; GLMRUN_CONFIG names another file") from None
     if len(raw) > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes; it should be a few lines")
     try:
-        text = raw.decode()
+        text = raw.decode("utf-8-sig")
         values = tomllib.loads(text)
     except UnicodeDecodeError as why:
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            decode_text(raw, str(path))
         raise UserError(f"{path}: line {raw[: why.start].count(10) + 1}: not valid UTF-8", "usage") from None
     except (tomllib.TOMLDecodeError, RecursionError) as why:
         raise UserError(f"{path}: not valid TOML: {why}", "usage") from None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from glmrun.kernels.compiled import cache as kernels
+from quant.errors import UserError
 from quant.system import lock
 
 KEPT_DAYS = 30  # for how long a cache folder of other sources or another machine is kept after its last use
@@ -31,9 +32,12 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
 
     progress    called with what is being done, the number of kernels that are done, and of all
     n_workers   processes; by default one for each core that this process may use
+    Raises UserError where NUMBA_DISABLE_JIT is set: it asks for nothing to be compiled.
     Two programs that call this at once share the work of the first. A folder that can't be written is not an error: the kernels
     are then compiled in this process, for this process. KeyboardInterrupt ends the workers; what is compiled is kept.
     """
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise UserError("NUMBA_DISABLE_JIT is set, so nothing can be compiled; unset it")
     if kernels.are_compiled():
         _note_use(kernels.folder)
         import glmrun.forward

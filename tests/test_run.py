@@ -36,7 +36,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     assert "no such file" in refused("run", "nano", "-f", str(tmp_path / "none"), code=3)
     assert "no text file is there" in refused("run", "nano", "-f", str(tmp_path), code=3)
-    assert "no UTF-8 text (byte 0xff at 2)" in refused("run", "nano", "-f", str(bad), code=2)
+    assert "not valid UTF-8: byte 0xff at position 2" in refused("run", "nano", "-f", str(bad), code=2)
     assert "has 1,073,741,824 bytes" in refused("run", "nano", "-f", str(big), code=2)
 
 

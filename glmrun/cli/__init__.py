@@ -41,13 +41,14 @@ from quant.errors import UserError
 # What the machine or the user can do something about; an OSError with another number is our bug and keeps its traceback.
 _OUTSIDE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.EISDIR, errno.ENOTDIR,
-    errno.EMFILE, errno.ENAMETOOLONG, errno.EFBIG, errno.ENOMEM,
+    errno.EMFILE, errno.ENAMETOOLONG, errno.EFBIG, errno.ENOMEM, errno.EBADF,
 }  # fmt: skip
 
 # These take options from the config file; the others work beside one that is broken.
 _WITH_SETTINGS = {
     "run", "chat", "bench", "perplexity", "ppl", "eval", "imatrix", "plan", "fit", "pull", "convert", "verify", "demo", "serve",
 }  # fmt: skip
+_OF_NUMBA = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # they choose the kernels' target
 _EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
@@ -126,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 3 a model or file is missing, 130 interrupted, 141 reader gone."""
     if os.name != "posix":
         sys.exit("glmrun runs on Linux and macOS; on Windows run it inside WSL")
+    _leave_behind(sys.argv if arguments is None else None)
     prepare_streams()
     code = _run(arguments)
     try:
@@ -139,6 +141,22 @@ def main(arguments: list[str] | None = None) -> None:
             code = 1
         _discard_output()
     sys.exit(code)
+
+
+def _leave_behind(started: list[str] | None) -> None:
+    """What the environment still holds of other uses: switches for Numba, a locale in which arguments and names are not UTF-8."""
+    for name in [name for name in os.environ if name.startswith("NUMBA_") and name not in _OF_NUMBA]:
+        del os.environ[name]
+    if started and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
+
+
+def _output_fails() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -162,6 +180,8 @@ def _run(arguments: list[str] | None) -> int:
         if why.errno not in _OUTSIDE:
             raise
         place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
+        if not place and _output_fails():
+            place = "the output can't be written: "
         show_error(f"{place}{why.strerror}")
         return 3 if why.errno == errno.ENOENT else 1
     except _USAGE_ERROR as why:

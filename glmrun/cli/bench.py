@@ -1,11 +1,12 @@
 """`glmrun bench`: tokens per second, side by side."""
 
+import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -295,8 +296,11 @@ def _converted(source: Path, recipes: list[str]) -> Generator[Path]:
     from quant.convert import convert, plan
 
     model = GGUFSource.open(source) if source.is_file() else Checkpoint.open(source)
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=cache_folder()) as folder:
+    writable = None  # the system's temporary folder
+    with suppress(OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        writable = cache_folder() if os.access(cache_folder(), os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=writable) as folder:
         for name in recipes:
             path = Path(folder, f"{model.name}-{name}.gguf")
             with BytesProgress() as bar:

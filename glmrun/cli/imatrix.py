@@ -8,6 +8,7 @@ import typer
 
 from glmrun.cli import loading, options
 from quant.errors import UserError
+from quant.text import decode_text
 
 
 def imatrix(
@@ -32,10 +33,7 @@ def imatrix(
     from glmrun.terminal.progress import work_bar
     from quant.publish import publish
 
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as why:
-        raise UserError(f"{file} is not UTF-8 text: byte {why.start:,}") from None
+    text = decode_text(Path(file).read_bytes(), file)
     path, target = loading.resolve_model(model), Path(output)
     loaded = loading.load_model(path, chunk_size, threads)
 

@@ -13,6 +13,7 @@ from glmrun.repl.tool_calls import Approve
 from glmrun.settings import persona, variable
 from glmrun.terminal.sizes import size_of
 from quant.errors import UserError
+from quant.text import decode_text
 
 
 def parse_size(text: str) -> int:
@@ -306,14 +307,9 @@ def text_argument(text: str, what: str) -> str:
 
 
 def read_stdin() -> str:
-    """All of standard input as text; raises UserError (usage) if it is not UTF-8."""
+    """All of standard input as text; raises UserError (usage) as decode_text() does."""
     data = sys.stdin.buffer.read() if sys.stdin else b""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as why:
-        raise UserError(
-            f"standard input is not valid UTF-8: byte 0x{data[why.start]:02x} at position {why.start:,}; convert it first", "usage"
-        ) from None
+    return decode_text(data, "standard input")
 
 
 def sampling(context: typer.Context) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmrun.cli import loading, options
-from quant.errors import UserError
+from quant.text import decode_text
 
 if TYPE_CHECKING:
     from glmrun.measure.perplexity import Scores
@@ -100,10 +100,7 @@ def _text(file: str | None, special: bool) -> tuple[str, bool]:
         from glmrun.store.nano import CHECKPOINT
 
         return (CHECKPOINT / "heldout.txt").read_text(encoding="utf-8"), True
-    try:
-        return Path(file).read_text(encoding="utf-8"), special
-    except UnicodeDecodeError as why:
-        raise UserError(f"{file}: not valid UTF-8 at byte {why.start:,}; convert it first", "usage") from None
+    return decode_text(Path(file).read_bytes(), file), special
 
 
 def _watched(

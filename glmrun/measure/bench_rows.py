@@ -12,6 +12,7 @@ import numpy as np
 
 from glmrun.measure.bench import case_name
 from quant.errors import UserError
+from quant.text import decode_text
 
 Row = dict[str, Any]
 SIGNIFICANT = 0.05  # a difference that chance makes less often than this is called one
@@ -19,8 +20,8 @@ SIGNIFICANT = 0.05  # a difference that chance makes less often than this is cal
 
 def read_rows(path: str) -> list[Row]:
     """The rows of a JSON or JSON-lines file. Raises UserError for another file (OSError if it can't be read)."""
+    text = decode_text(Path(path).read_bytes(), path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
         rows = (
             json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
         )

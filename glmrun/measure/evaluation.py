@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmrun.chat.request import ChatRequest
 from quant.errors import Interrupted, UserError
+from quant.text import decode_text
 
 if TYPE_CHECKING:
     from glmrun.chat.chunk import Chunk
@@ -68,10 +69,7 @@ class Answered:
 
 def read_suite(path: Path) -> list[Question]:
     """The questions of a file; raises UserError that names the line and what is wrong with it (OSError if it can't be read)."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as why:
-        raise UserError(f"{path}: not valid UTF-8 at byte {why.start:,}") from None
+    lines = decode_text(path.read_bytes(), str(path)).split("\n")
     questions: dict[str, Question] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

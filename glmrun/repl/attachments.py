@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glmrun.terminal.console import note
 from quant.errors import UserError
+from quant.text import decode_text
 
 MAX_FILE = 1 << 20  # bytes
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
@@ -93,10 +94,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: {why.strerror}") from None
     if len(data) > MAX_FILE:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_FILE:,} are read into a message", "usage")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as why:
-        raise UserError(f"{path} is no UTF-8 text (byte 0x{data[why.start]:02x} at {why.start:,})", "usage") from None
+    text = decode_text(data, str(path))
     if "\0" in text:
         raise UserError(f"{path} is no text: it holds zero bytes", "usage")
     return text.replace("\r\n", "\n")

@@ -17,6 +17,7 @@ from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
 from quant.errors import UserError
+from quant.text import decode_text
 
 _TWICE_SECONDS = 2.0  # two Ctrl-C within this time on an empty line leave
 
@@ -106,10 +107,7 @@ def _turn(conversation: Conversation, text: str) -> str | None:
 def _messages(lines: Iterable[bytes]) -> Iterator[str]:
     block: list[str] = []
     for number, raw in enumerate(lines, 1):
-        try:
-            block.append(raw.decode("utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as why:
-            raise UserError(f"standard input, line {number}: not valid UTF-8 (byte 0x{raw[why.start]:02x})", "usage") from None
+        block.append(decode_text(raw, f"standard input, line {number},").rstrip("\r\n"))
         if not open_quotes("\n".join(block)):
             yield "\n".join(block)
             block.clear()

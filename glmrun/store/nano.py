@@ -8,6 +8,7 @@ from pathlib import Path
 
 import quant
 from glmrun.machine import cache_folder
+from quant.errors import UserError
 
 CHECKPOINT = Path(__file__).parents[1] / "nano"
 QUANTIZATIONS = ("Q4_K_M", "Q6_K", "Q8_0")
@@ -53,8 +54,12 @@ def _folder(name: str) -> Path:
 
 @cache
 def _temporary() -> tempfile.TemporaryDirectory:
-    """A folder that is removed when this process ends."""
-    return tempfile.TemporaryDirectory(prefix="glmrun-nano-")
+    """A folder that is removed when this process ends. Raises UserError (missing) if there can be none."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="glmrun-nano-")
+    except OSError:
+        why = f"neither {cache_folder()} nor a temporary folder can be written; GLMRUN_CACHE_DIR and TMPDIR name others"
+        raise UserError(why, "missing") from None
 
 
 @cache

@@ -27,12 +27,18 @@ def is_quiet() -> bool:
 def prepare_streams() -> None:
     """Let no character of an answer fail to be written: pipes and files get UTF-8, a terminal what it can show.
 
-    A stream that the shell closed becomes the null device.
+    Where the shell closed standard error, it becomes the null device; standard output stays one that can't be written, since an
+    answer that nobody gets is an error. No file that is opened later takes their numbers.
     """
-    for name in ("stdout", "stderr"):
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        if number == 1:
+            os.close(number)
+            os.open(os.devnull, os.O_RDONLY)  # takes the number just left
+    os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
 
