@@ -6,6 +6,7 @@ from pathlib import Path
 
 import compare
 import make_docs
+import make_recording
 from typer.testing import CliRunner
 
 import glmrun
@@ -60,6 +61,16 @@ def test_the_modules_on_a_tokens_way_are_there() -> None:
     for name in names:
         folder = ROOT / "glmrun" / ("kernels" if name.startswith(("formats", "experts", "matmul")) else "")
         assert (folder / (name.replace(".", "/") + ".py")).exists(), name
+
+
+def test_the_recording_is_asciinemas_and_shows_a_chat() -> None:
+    header, *events = [json.loads(line) for line in (ROOT / "pictures" / "chat.cast").read_text(encoding="utf-8").splitlines()]
+    assert header["version"] == 2 and (header["width"], header["height"]) == (make_recording.COLUMNS, make_recording.ROWS)
+    times = [at for at, _, _ in events]
+    assert times == sorted(times) and all(kind == "o" for _, kind, _ in events) and len(events) > 100
+    shown = "".join(data for _, _, data in events)
+    assert all(words in shown for _, words in make_recording.SCENE) and "42" in shown and "/tmp" not in shown
+    assert list(make_recording.lines([(1.0, "a"), (9.0, "b")]))[1:] == ['[1.0, "o", "a"]', '[2.5, "o", "b"]']
 
 
 def test_the_version_stands_in_one_place() -> None:

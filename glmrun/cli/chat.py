@@ -82,7 +82,6 @@ def chat(
       glmrun chat --url http://localhost:8000/v1
       printf 'My name is Ada.\\nWhat is my name?\\n' | glmrun chat --no-think
     """
-    from glmrun.repl import sessions
     from glmrun.repl.conversation import Conversation, Surface, Typing
     from glmrun.repl.kept import Kept
     from glmrun.repl.loop import interactive
@@ -94,10 +93,7 @@ def chat(
         options.refuse_beside_url(context, *options.ENGINE, "keep_cache")
     if system is not None:
         options.text_argument(system, "the system prompt")
-    if go_on and resume is not None:
-        raise UserError("--continue takes the last conversation and --resume another one; leave one out", "usage")
-    earlier = sessions.find(resume) if go_on or resume is not None else None
-
+    earlier = _earlier(go_on, resume)
     tools = ToolCalls(tools_file, approve) if tools_file is not None else None
     open_model: Callable[..., Any] = partial(loading.open_model, url=url, patient=not interactive(), **options.of_engine(context))
     if interactive():
@@ -107,6 +103,7 @@ def chat(
         conversation = Conversation(
             open_model(model if model is not None or earlier is None or url is not None else _model_of(earlier)),
             options.sampling(context),
+            options.origins(context),
             thinking=think,
             preserve_thinking=preserve_thinking or preset == "agent",
             think_budget=think_budget,
@@ -122,6 +119,15 @@ def chat(
         if tools is not None:
             tools.tools.close()
     raise typer.Exit(code)
+
+
+def _earlier(go_on: bool, resume: str | None) -> Path | None:
+    """The journal of the conversation that goes on, if one does. Raises UserError."""
+    from glmrun.repl import sessions
+
+    if go_on and resume is not None:
+        raise UserError("--continue takes the last conversation and --resume another one; leave one out", "usage")
+    return sessions.find(resume) if go_on or resume is not None else None
 
 
 def _begin(conversation: "Conversation", earlier: Path | None, system: str | None) -> None:
@@ -152,7 +158,7 @@ def _hold(conversation: "Conversation") -> int:
         return chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
     with orderly_end():
         code = chat_in_terminal(conversation)
-    if conversation.messages and conversation.kept.saving:
+    if conversation.messages and conversation.kept.session is not None:
         note("glmrun chat --continue goes on with this conversation")
     return code
 

@@ -332,6 +332,22 @@ def of_engine(context: typer.Context) -> dict[str, Any]:
     return {name: context.params[name] for name in ENGINE}
 
 
+def origins(context: typer.Context) -> dict[str, str]:
+    """Where each setting in sampling() comes from, in words."""
+    from glmrun.engine.sampling import PRESETS
+
+    preset, persona_name = context.params["preset"], context.params.get("persona")
+    words = {"COMMANDLINE": "the command line", "DEFAULT_MAP": f"persona {persona_name}" if persona_name else "the config file"}
+    found = {}
+    for name in sampling(context):
+        parameter = "temp" if name == "temperature" else name
+        source = context.get_parameter_source(parameter)
+        kind = source.name if source is not None else ""
+        by_preset = preset is not None and kind != "COMMANDLINE" and name in PRESETS[preset]
+        found[name] = f"preset {preset}" if by_preset else words.get(kind, variable(name) if kind == "ENVIRONMENT" else "default")
+    return found
+
+
 def typed(context: typer.Context, parameter: str) -> bool:
     """Whether an option was given on the command line, and not by a variable or the config file."""
     source = context.get_parameter_source(parameter)
