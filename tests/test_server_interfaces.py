@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 from support.event_grammars import messages_answer, ollama_answer, responses_answer
+from support.scripted_agent import ScriptedAgent
 from support.served import Served, served
 
 import glmrun
@@ -62,7 +63,7 @@ def test_streamed_and_whole_say_what_the_model_says(server: Served, nano: Model,
     answer = server.post(path, {**body, "model": "any", "stream": True})
     kinds = {b"\n": "application/x-ndjson", b"\n\n": "text/event-stream"}
     assert answer.status_code == 200 and answer.headers["content-type"].startswith(kinds[end])
-    assert text_of(read([piece + end for piece in answer.content.split(end) if piece])) == said
+    assert text_of(read(pieces(answer, end))) == said
     whole = server.post(path, {**body, "model": "any", "stream": False})
     assert whole.status_code == 200 and text_of(whole.json()) == said
 
@@ -81,6 +82,45 @@ def test_a_prompt_that_does_not_fit_is_refused_in_words_that_agents_know(server:
     assert "prompt is too long: " in answer.text and "maximum context length is 1024 tokens" in answer.text
     if name == "responses":
         assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+TOOLS = {
+    "/v1/messages": [{"name": "get_weather", "input_schema": {}}], "/v1/responses": [{"type": "function", "name": "get_weather"}],
+    "/api/chat": [{"type": "function", "function": {"name": "get_weather"}}], "/api/generate": [],
+}  # fmt: skip
+
+
+def pieces(answer: httpx2.Response, end: bytes) -> list[bytes]:
+    return [piece + end for piece in answer.content.split(end) if piece]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_stream_ends_as_its_grammar_says_whatever_happens_inside(name: str) -> None:
+    """Agents ask without end where a stream just stops."""
+    path, body, end, read, _ = CASES[name]
+    agent = ScriptedAgent()
+    errors = []
+    with served(agent) as found:
+        for agent.fails_after in range(6):
+            answer = found.post(path, {**body, "tools": TOOLS[path], "stream": True})
+            errors.append(bool(read(pieces(answer, end)).get("error")))
+            whole = found.post(path, {**body, "tools": TOOLS[path], "stream": False})
+            n_chunks = 8 if name == "generate" else 4
+            assert whole.status_code == (500 if agent.fails_after < n_chunks else 200)
+    assert errors[:2] == [True, True] and not any(errors[2:])  # behind the first token it is cut instead
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_silent_model_is_heard_of(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, body, end, read, text_of = CASES[name]
+    monkeypatch.setattr("glmrun.server.desk.PULSE_SECONDS", 0.02)
+    n_events = []
+    for seconds in (0.0, 0.2):
+        with served(ScriptedAgent(seconds=seconds)) as found:
+            events = pieces(found.post(path, {**body, "stream": True}), end)
+        assert text_of(read(events)) == ("I take one step.", "I have nothing to run.")
+        n_events.append(len(events))
+    assert n_events[1] > n_events[0] + 5
 
 
 def test_counted_tokens_are_those_of_the_prompt(server: Served) -> None:

@@ -37,6 +37,7 @@ class ScriptedAgent:
     n_ctx_train: int = 200_000
     n_threads: int = 1
     seconds: float = 0.0  # between two pieces
+    fails_after: int | None = None  # chunks; then comes what no server expects
     chat_format: PieceFormat = field(default_factory=PieceFormat)
     asked: list[ChatRequest] = field(default_factory=list)
 
@@ -54,7 +55,13 @@ class ScriptedAgent:
         n_prompt = self.count_tokens(request)
         if n_prompt > self.n_ctx:
             raise TooLong(n_prompt, self.n_ctx)
-        return self._chunks(request, Stats(n_prompt=n_prompt, n_prefilled=n_prompt))
+        return self._failing(self._chunks(request, Stats(n_prompt=n_prompt, n_prefilled=n_prompt)))
+
+    def _failing(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for n, chunk in enumerate(chunks):
+            if n == self.fails_after:
+                raise ZeroDivisionError("scripted")
+            yield chunk
 
     def _chunks(self, request: ChatRequest, stats: Stats) -> Iterator[Chunk]:
         yield Chunk(stats=stats)
