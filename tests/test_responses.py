@@ -6,7 +6,7 @@ import pytest
 from support.event_grammars import responses_answer, server_sent
 from test_template import tokenizer
 
-from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.chunk import Chunk, Logprob, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.chat.template import ChatFormat
 from glmrun.server.interface import Asked, BadRequest
@@ -216,6 +216,22 @@ def test_thinking_is_a_summary_where_one_was_asked_for() -> None:
     plain, summarized = (responses_answer(sent(CHUNKS, **body))["output"][0] for body in ({}, {"reasoning": {"summary": "auto"}}))
     assert plain["summary"] == [] and plain["content"] == [{"type": "reasoning_text", "text": "ab"}]
     assert summarized["summary"] == [{"type": "summary_text", "text": "ab"}] and "content" not in summarized
+
+
+def test_probabilities_are_those_of_the_texts_tokens() -> None:
+    """A token whose text is held back, as the beginning of what may become a tag, comes with the next text."""
+    asks = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    assert request(**asks).logprobs == 1 and request(include=asks["include"]).logprobs == 0 and request().logprobs is None
+    likely = [Logprob(5, text, -0.5, ((7, b"x", -0.25),)) for text in (b"<", b" ", b"a")]
+    chunks = [
+        Chunk(logprobs=likely[:1]),
+        Chunk(text="< ", logprobs=likely[1:2]),
+        Chunk(text="a", logprobs=likely[2:], finish_reason="stop"),
+    ]
+    part = responses_answer(sent(chunks, **asks))["output"][0]["content"][0]
+    assert [one["token"] for one in part["logprobs"]] == ["<", " ", "a"]
+    assert part["logprobs"][0]["top_logprobs"] == [{"token": "x", "bytes": [120], "logprob": -0.25}]
+    assert asked(**asks).writer.whole([chunks])["output"][0]["content"][0] == part
 
 
 @pytest.mark.parametrize(("reason", "expected"), [("stop", "completed"), ("length", "incomplete"), ("cancelled", "incomplete")])

@@ -4,21 +4,20 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, BeforeValidator, Field
+from typing import Any
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest, ContextOverflow
+from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import openai_error
+from glmrun.server.responses_body import CALLS, ITEMS, Body, Format, Item, Part, ToolChoice
 from quant.errors import UserError
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
 _MEDIA = ("input_image", "input_audio", "input_file", "input_video", "output_audio", "image_url", "computer_screenshot")
-_CALLS = ("function_call", "custom_tool_call")
-_ITEMS = ("message", "reasoning", *_CALLS, *(f"{call}_output" for call in _CALLS))
+_LIKELY = "message.output_text.logprobs"  # in `include`
 _CODES = {"busy": "rate_limit_exceeded", "failed": "server_error"}
 
 
@@ -37,99 +36,6 @@ _SAID = {
     "reasoning_text": _Texts("content", "content_index", "response.content_part", "response.reasoning_text"),
     "summary_text": _Texts("summary", "summary_index", "response.reasoning_summary_part", "response.reasoning_summary_text"),
 }
-
-
-def _as_parts(content: Any) -> Any:
-    if isinstance(content, str):
-        return [{"type": "input_text", "text": content}]
-    return [] if content is None else content
-
-
-def _as_items(given: Any) -> Any:
-    """A text stands for a user's message. Of items that we never make (references to what a server kept, calls that a server
-    carries out) only the type stays: whatever else they hold is not looked at."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if not isinstance(given, list):
-        return given or []
-    return [{"type": item["type"]} if isinstance(item, dict) and _is_foreign(item.get("type")) else item for item in given]
-
-
-def _is_foreign(kind: Any) -> bool:
-    return isinstance(kind, str) and kind not in _ITEMS
-
-
-class Part(BaseModel):
-    type: str
-    text: str = ""
-    refusal: str = ""
-
-
-Parts = Annotated[list[Part], BeforeValidator(_as_parts)]
-
-
-class Item(BaseModel):
-    """A piece of the history of any type."""
-
-    type: str = "message"
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: Parts = []
-    summary: Parts = []
-    name: str = ""
-    call_id: str = ""
-    arguments: Any = None
-    input: Any = None
-    output: Parts = []
-
-
-class Tool(BaseModel):
-    type: str
-    name: str = ""
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class ToolChoice(BaseModel):
-    type: str
-    name: str = ""
-    mode: Literal["auto", "required"] = "auto"
-    tools: list[Tool] = []
-
-
-class Reasoning(BaseModel):
-    effort: str | None = None
-    summary: str | None = None
-
-
-class Format(BaseModel):
-    type: Literal["text", "json_object", "json_schema"]
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-
-
-class Text(BaseModel):
-    format: Format | None = None
-
-
-class Body(BaseModel):
-    """What POST /v1/responses may say, as far as it means something here."""
-
-    input: Annotated[list[Item], BeforeValidator(_as_items)] = []
-    instructions: str | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Annotated[ToolChoice, BeforeValidator(lambda said: {"type": said} if isinstance(said, str) else said)] | None = (
-        None
-    )
-    parallel_tool_calls: bool | None = None
-    reasoning: Reasoning | None = None
-    text: Text | None = None
-    max_output_tokens: int | None = None
-    stream: bool | None = None
-    temperature: float | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    previous_response_id: str | None = None
-    conversation: Any = None
-    prompt: Any = None
-    background: bool | None = None
 
 
 class Responses:
@@ -173,6 +79,7 @@ def _request(said: Body) -> ChatRequest:
         max_tokens=None if said.max_output_tokens is None else max(1, said.max_output_tokens),
         json_schema=None if tools else schema,
         sampling={"temperature": said.temperature, "top_p": said.top_p},
+        logprobs=said.top_logprobs or 0 if said.top_logprobs or _LIKELY in (said.include or ()) else None,
     )
 
 
@@ -211,7 +118,7 @@ def _conversation(said: Body) -> list[dict[str, Any]]:
         where = f"input.{i}"
         if item.type == "message" and item.role is None:
             raise BadRequest(f"{where}.role: expected user, assistant, system or developer", f"{where}.role")
-        if item.type in ("reasoning", *_CALLS) or item.role == "assistant":
+        if item.type in ("reasoning", *CALLS) or item.role == "assistant":
             if turn is None or _is_next_turn(turn, item):
                 turn = {"role": "assistant", "content": "", "reasoning_content": ""}
                 messages.append(turn)
@@ -219,7 +126,7 @@ def _conversation(said: Body) -> list[dict[str, Any]]:
         elif item.type == "message":
             turn = None
             messages.append({"role": item.role, "content": _text(item.content, i, f"{where}.content")})
-        elif item.type in _ITEMS:
+        elif item.type in ITEMS:
             turn = None
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output, i, f"{where}.output")})
     return messages or [{"role": "user", "content": ""}]  # LM Studio's clients load a model so
@@ -227,7 +134,7 @@ def _conversation(said: Body) -> list[dict[str, Any]]:
 
 def _is_next_turn(turn: dict[str, Any], item: Item) -> bool:
     """Whether an item begins another turn than the one before it: thinking comes first, then text, then calls."""
-    return item.type not in _CALLS and bool(turn["content"] or "tool_calls" in turn)
+    return item.type not in CALLS and bool(turn["content"] or "tool_calls" in turn)
 
 
 def _add(turn: dict[str, Any], item: Item, i: int, where: str) -> None:
@@ -266,11 +173,6 @@ def _echo(said: Body, request: ChatRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _logprobs(kind: str) -> dict[str, list[Any]]:
-    """What OpenAI's libraries want to find in a text of the answer."""
-    return {"logprobs": []} if kind == "message" else {}
-
-
 @dataclass
 class ResponseWriter:
     """One response, as events or whole: what was said so far stands in `output`.
@@ -288,6 +190,7 @@ class ResponseWriter:
     is_open: bool = False  # the last item
     n_events: int = 0
     n_thought: int = 0  # tokens
+    likely: list[dict[str, Any]] = field(default_factory=list)  # logprobs of text that is still to come
     stats: Stats = field(default_factory=Stats)
     finish_reason: str | None = None
 
@@ -341,6 +244,7 @@ class ResponseWriter:
         self.stats = chunk.stats
         self.finish_reason = chunk.finish_reason
         self.n_thought += bool(chunk.reasoning)
+        self.likely += logprobs_of(chunk.logprobs or ())
         if chunk.reasoning:
             yield from self._say("reasoning", "summary_text" if self.summarized else "reasoning_text", chunk.reasoning)
         if chunk.text:
@@ -352,13 +256,15 @@ class ResponseWriter:
         texts = _SAID[part]
         if not self.is_open or self.output[-1]["type"] != kind:
             yield from self._open({"type": kind} | ({"role": "assistant", "content": []} if kind == "message" else {"summary": []}))
-            begun: dict[str, Any] = (
-                {"type": part, "text": ""} | _logprobs(kind) | ({"annotations": []} if kind == "message" else {})
-            )
+            begun: dict[str, Any] = {"type": part, "text": ""} | ({"annotations": [], "logprobs": []} if kind == "message" else {})
             self.output[-1].setdefault(texts.stands_in, []).append(begun)
             yield self._of_item(f"{texts.part}.added", **{texts.index: 0}, part=dict(begun))
-        self.output[-1][texts.stands_in][0]["text"] += text
-        more = _logprobs(kind)
+        said = self.output[-1][texts.stands_in][0]
+        said["text"] += text
+        more = {}
+        if kind == "message":
+            said["logprobs"] += self.likely
+            more, self.likely = {"logprobs": self.likely}, []
         yield self._of_item(f"{texts.text}.delta", **{texts.index: 0}, delta=text, **more)
 
     def _call(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -384,7 +290,7 @@ class ResponseWriter:
         else:
             part = (item.get("content") or item["summary"])[0]
             texts = _SAID[part["type"]]
-            more = _logprobs(item["type"])
+            more = {"logprobs": part["logprobs"]} if item["type"] == "message" else {}
             yield self._of_item(f"{texts.text}.done", **{texts.index: 0}, text=part["text"], **more)
             yield self._of_item(f"{texts.part}.done", **{texts.index: 0}, part=dict(part))
         yield {"type": "response.output_item.done", "output_index": len(self.output) - 1, "item": item}

@@ -146,8 +146,10 @@ def responses_answer(stream: Iterable[bytes]) -> dict[str, Any]:
             if what == "delta":
                 assert event["delta"]
                 part["text"] += event["delta"]
+                if "logprobs" in part:
+                    part["logprobs"] += event["logprobs"]
             else:
-                assert what == "done" and event["text"] == part["text"]
+                assert what == "done" and event["text"] == part["text"] and event.get("logprobs") == part.get("logprobs")
         else:
             assert name == "response.function_call_arguments" and state == "inside" and output[-1]["type"] == "function_call"
             if what == "delta":

@@ -1,0 +1,103 @@
+"""The form of a body of OpenAI's Responses."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+CALLS = ("function_call", "custom_tool_call")
+ITEMS = ("message", "reasoning", *CALLS, *(f"{call}_output" for call in CALLS))  # all others are other servers' business
+
+
+def _as_parts(content: Any) -> Any:
+    if isinstance(content, str):
+        return [{"type": "input_text", "text": content}]
+    return [] if content is None else content
+
+
+def _as_items(given: Any) -> Any:
+    """A text stands for a user's message. Of items that we never make (references to what a server kept, calls that a server
+    carries out) only the type stays: whatever else they hold is not looked at."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, list):
+        return given or []
+    return [{"type": item["type"]} if isinstance(item, dict) and _is_foreign(item.get("type")) else item for item in given]
+
+
+def _is_foreign(kind: Any) -> bool:
+    return isinstance(kind, str) and kind not in ITEMS
+
+
+class Part(BaseModel):
+    type: str
+    text: str = ""
+    refusal: str = ""
+
+
+Parts = Annotated[list[Part], BeforeValidator(_as_parts)]
+
+
+class Item(BaseModel):
+    """A piece of the history of any type."""
+
+    type: str = "message"
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: Parts = []
+    summary: Parts = []
+    name: str = ""
+    call_id: str = ""
+    arguments: Any = None
+    input: Any = None
+    output: Parts = []
+
+
+class Tool(BaseModel):
+    type: str
+    name: str = ""
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolChoice(BaseModel):
+    type: str
+    name: str = ""
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[Tool] = []
+
+
+class Reasoning(BaseModel):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class Format(BaseModel):
+    type: Literal["text", "json_object", "json_schema"]
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class Text(BaseModel):
+    format: Format | None = None
+
+
+class Body(BaseModel):
+    """What POST /v1/responses may say, as far as it means something here."""
+
+    input: Annotated[list[Item], BeforeValidator(_as_items)] = []
+    instructions: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Annotated[ToolChoice, BeforeValidator(lambda said: {"type": said} if isinstance(said, str) else said)] | None = (
+        None
+    )
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    text: Text | None = None
+    max_output_tokens: int | None = None
+    stream: bool | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+    background: bool | None = None
