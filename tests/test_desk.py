@@ -1,5 +1,6 @@
 """Places, rows and ends of answers: what a server does with clients that come, wait, go away and never read."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -190,6 +191,34 @@ def test_a_server_that_ends_lets_answers_end(monkeypatch: pytest.MonkeyPatch) ->
     lines = [line for line in text.decode().split("\r\n") if line.startswith("data: ")]
     assert data_of(lines[-2].strip())["choices"][0]["finish_reason"] == "length" and lines[-1].strip() == "data: [DONE]"
     assert model.closed == ["some wait"]
+
+
+def test_heads_that_do_not_arrive_end_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmrun.server.listen.HEAD_SECONDS", 0.3)
+    with served(Steps()) as server:
+        silent, dripping = (socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(2))
+        dripping.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += dripping.recv(1 << 16)
+        ended = threading.Event()
+
+        def drip() -> None:
+            while not ended.wait(0.05):
+                try:
+                    dripping.sendall(b"G")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            assert silent.recv(1) == b""
+            with contextlib.suppress(ConnectionResetError):
+                assert dripping.recv(1) == b""
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_the_numbers_are_those_of_the_answers() -> None:

@@ -9,14 +9,49 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glmrun.server.app import Paths
 from glmrun.server.service import Service
 from quant.errors import UserError
 
 GRACE_SECONDS = 10.0  # in which answers may end by themselves once the server is to end
+HEAD_SECONDS = 20.0  # until a request's head is there
 MAX_HEADERS = 64 << 10  # bytes
 MAX_CONNECTIONS = 512
+
+
+class Connection(H11Protocol):
+    """A connection that is closed if a request's head does not arrive; uvicorn itself would wait for ever."""
+
+    _slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As asyncio.Protocol."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio.Protocol."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio.Protocol."""
+        super().connection_lost(exc)
+        self._stop()
+
+    def _watch(self) -> None:
+        """Bytes of a head that come one by one do not begin the time anew."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._slow is None:
+            self._slow = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
 
 
 class Listener(uvicorn.Server):
@@ -56,7 +91,7 @@ def bound(host: str, port: int) -> socket.socket:
 def listening(service: Service, bound_to: socket.socket) -> Iterator[None]:
     """Serve on a thread while the block runs; then drain and end."""
     config = uvicorn.Config(
-        Paths(service).app(), http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        Paths(service).app(), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         h11_max_incomplete_event_size=MAX_HEADERS, timeout_keep_alive=60, limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=int(GRACE_SECONDS) + 5,
     )  # fmt: skip
