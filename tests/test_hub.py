@@ -138,7 +138,7 @@ def test_pull_list_use_and_remove(home: dict[str, str], hub: Hub, tiny_gguf: Cal
     assert glmrun("plan", "flash", "-c", "512", "--json", env=home).returncode == 0
 
     asked = glmrun("rm", "flash", env=home)
-    assert b"--yes says yes" in asked.stderr and asked.returncode == 1 and path.exists()
+    assert b"add --yes" in asked.stderr and asked.returncode == 1 and path.exists()
     assert glmrun("rm", "FLASH", "--yes", env=home).returncode == 0
     assert not path.exists() and json.loads(glmrun("list", "--json", env=home).stdout) == []
     assert not [p for p in Path(home["HF_HOME"]).rglob("*") if p.is_file() and p.stat().st_size == len(data)]
