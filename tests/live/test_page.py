@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 from support.browser import Page, browser, installed
 from support.openai_server import Server, delta, openai_server
+from support.served import served
+
+import glmrun
+from glmrun.server.guard import Access
+from glmrun.server.service import Options
 
 pytestmark = pytest.mark.skipif(installed() is None, reason="there is no Chromium")
 MESSAGES = "[...document.querySelectorAll('#messages article')]"
@@ -278,6 +283,41 @@ def test_what_goes_wrong_is_said(page: Page, server: Server, text: str, words: s
     if text in ("cut", "error", "torn", "junk"):
         assert ask(page, "hello") == "The answer is there"
         assert [message["role"] for message in server.requests[-1]["messages"]][-1] == "user"
+
+
+def test_nano_behind_our_own_server(chromium: Page) -> None:
+    question = [{"role": "user", "content": "What is 17 + 25?"}]
+    access = Access(key="secret")
+    with glmrun.load(n_ctx=1024) as model, served(model, Options(access=access)) as server:
+        expected = list(model.chat(question, temperature=0.0))
+        chromium.open(server.url)
+        chromium.wait("$('notice').textContent.startsWith('The server wants a key')")
+        chromium.run("sessionStorage.setItem('glmrun.key', 'secret'); settings.temperature = '0'; void findModel()")
+        chromium.wait("server.model")
+        chromium.errors.clear()  # the refusal for the missing key
+        assert ask(chromium, question[0]["content"]) == "The answer is there"
+        assert texts(chromium)[1] == "".join(chunk.text for chunk in expected)
+        thought: str = chromium.run("document.querySelector('details div').textContent")
+        assert thought == "".join(chunk.reasoning for chunk in expected)
+        stats = expected[-1].stats
+        assert f"{stats.n_generated} tokens" in texts(chromium, "footer")[1]
+        used = chromium.run("document.querySelector('#used').innerText")
+        assert used == f"{stats.n_prompt + stats.n_generated} of 1,024 tokens" and chromium.errors == []
+
+
+def test_how_far_a_prompt_is_read_is_seen(page: Page, server: Server) -> None:
+    progress = {"choices": [{"delta": {}}], "prompt_progress": {"total": 2000, "cache": 0, "processed": 500, "time_ms": 9}}
+    server.scripts["long"] = [progress, {"error": {"message": "enough"}}]
+    page.run("""(() => {
+        const took = Taken.prototype.add;
+        Taken.prototype.add = function (event) {
+            took.call(this, event);
+            paint(this.message);
+            (window.seen ??= []).push(nodeOf.get(this.message).querySelector(".waiting").textContent);
+        };
+    })()""")
+    assert ask(page, "long") == "The server: enough"
+    assert page.run("window.seen") == ["Reading the prompt: 25 % of 2,000 tokens"]
 
 
 def test_a_server_with_a_key(chromium: Page) -> None:
