@@ -45,31 +45,30 @@ def drop_pages(path: str) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_from_disk() -> int:
-    """Bytes that this process has had read from disks."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
-
-
 def measure(engine: str, path: str, threads: int, n_prompt: int, n_write: int) -> dict[str, float]:
     """What one process measures: seconds and bytes from the disk."""
     from compare import Glmrun, LlamaCpp
 
-    found, began, at = {}, time.perf_counter(), read_from_disk()
+    from glmrun.machine import disk_bytes
+
+    def read() -> int:
+        return disk_bytes() or 0
+
+    found, began, at = {}, time.perf_counter(), read()
     model = Glmrun(path, threads, 1024) if engine == "glmrun" else LlamaCpp(path, threads, 1024, 0, 1)
     if isinstance(model, Glmrun):
         model.model.prefault.wait(600)
-    found["open"], found["open_gb"] = time.perf_counter() - began, (read_from_disk() - at) / 1e9
-    at = read_from_disk()
+    found["open"], found["open_gb"] = time.perf_counter() - began, (read() - at) / 1e9
+    at = read()
     found["prompt"] = model.read(n_prompt)
-    found["prompt_gb"], at = (read_from_disk() - at) / 1e9, read_from_disk()
+    found["prompt_gb"], at = (read() - at) / 1e9, read()
     # Different tokens one after the other: one token again and again would ask for the same experts.
     began = time.perf_counter()
     for i in range(n_write):
         model.fill(n_prompt + i + 1)
     seconds = time.perf_counter() - began
-    read = (read_from_disk() - at) / 1e9
-    return found | {"tokens_per_second": n_write / seconds, "gb_per_token": read / n_write, "gb_per_second": read / seconds}
+    gb = (read() - at) / 1e9
+    return found | {"tokens_per_second": n_write / seconds, "gb_per_token": gb / n_write, "gb_per_second": gb / seconds}
 
 
 def main() -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 from quant.system import cores as available_cores
 from quant.system import cpu_name
 
-__all__ = ["Memory", "available_cores", "available_memory", "cache_folder", "cpu_name", "group_memory", "memory", "peak_memory"]
+__all__ = [
+    "Memory",
+    "available_cores",
+    "available_memory",
+    "cache_folder",
+    "cpu_name",
+    "disk_bytes",
+    "group_memory",
+    "memory",
+    "peak_memory",
+]
 
 
 def cache_folder() -> Path:
@@ -54,6 +64,14 @@ def peak_memory(restart: bool = False) -> int | None:
     for line in _lines(Path("/proc/self/status")):
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
+    return None
+
+
+def disk_bytes() -> int | None:
+    """Bytes that this process has had read from disks since it began; None where the system does not tell."""
+    for line in _lines(Path("/proc/self/io")):
+        if line.startswith("read_bytes:"):
+            return int(line.split()[1])
     return None
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +187,8 @@ def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch], monkeypatch:
     pp, tg = _results(Choices([512], [8]).cases(A), repetitions=2)
     found = tg.wide(2e9)  # 100 tokens a second of 5 MB each
     assert (found["weights_gb_s"], found["bandwidth_share"], found["ttft_ms"]) == (0.5, 0.25, None)
+    found = replace(tg, disk_bytes=4 * sum(tg.samples_ns)).wide(2e9)
+    assert found["disk_gb_s"] == 4.0 and "     4.00 |" in BenchTable(measured=True).row(tg.asdict() | found)
     found = pp.wide(2e9)
     assert (found["weights_gb_s"], found["bandwidth_share"], found["ttft_ms"]) == (None, None, 512.0)
     assert set(found).isdisjoint(FIELDS + LISTS)
@@ -194,9 +197,9 @@ def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch], monkeypatch:
     table = BenchTable(["n_ubatch"], measured=True)
     lines = [table.heading().splitlines()[0], *(table.row(r.asdict() | r.wide(2e9)) for r in (pp, tg))]
     heading, first, second = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    assert heading[5:] == ["n_ubatch", "test", "t/s", "ttft ms", "peak memory", "GB/s", "of bandwidth"]
-    assert first[5:9] == ["512", "pp512", "1000.00 ± 0.00", "512.0"] and first[10:] == ["", ""]
-    assert second[8] == "" and second[10:] == ["0.50", "25%"]
+    assert heading[5:] == ["n_ubatch", "test", "t/s", "ttft ms", "peak memory", "GB/s", "of bandwidth", "disk GB/s"]
+    assert first[5:9] == ["512", "pp512", "1000.00 ± 0.00", "512.0"] and first[10:] == ["", "", ""]
+    assert second[8] == "" and second[10:] == ["0.50", "25%", ""]
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setenv("COLUMNS", "80")
     line, below = BenchTable(["n_ubatch"], measured=True).row(tg.asdict() | tg.wide(2e9)).splitlines()

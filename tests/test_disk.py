@@ -16,6 +16,7 @@ from glmrun.engine.model import Model
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.disk import AHEAD, BLIND, LOOKED_AT, LOOKS, PAGE, arrive, ask_likely, is_resident, used
 from glmrun.kernels.layout import layer_array, model_record, step_record, worker_array
+from glmrun.machine import disk_bytes
 from glmrun.tensors import prefault
 
 DONTNEED = 4  # of madvise
@@ -74,7 +75,9 @@ def test_missing_pages_are_found(tmp_path: Path) -> None:
         mapped = Mapped(tmp_path / "file", np.frombuffer(mapping, np.uint8))
         mapped.drop()
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        before = disk_bytes()
         os.pread(file.fileno(), there * PAGE, 0)
+        assert before is None or (disk_bytes() or 0) - before >= there * PAGE
         for count, expected in ((1, True), (9, True), (there - 1, True), (there, True), (there + 1, False), (n, False)):
             assert mapped.has(mapped.address, count * PAGE) == expected, count
         assert not mapped.has(mapped.address + there * PAGE, PAGE)

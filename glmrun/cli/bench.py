@@ -111,7 +111,9 @@ def bench(
     ] = None,
     wide: Annotated[
         bool,
-        typer.Option("--wide", help="Also time to first token, peak memory, GB/s of weights and their share of the bandwidth."),
+        typer.Option(
+            "--wide", help="Also time to first token, peak memory, GB/s of weights, their share of the bandwidth, GB/s from disk."
+        ),
     ] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw speed against depth, or threads, in the terminal.")] = False,
     plot_out: Annotated[str | None, typer.Option("--plot-out", metavar="FILE", help="The same as FILE.png or FILE.svg.")] = None,

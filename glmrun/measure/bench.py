@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmrun.machine import cpu_name, peak_memory
+from glmrun.machine import cpu_name, disk_bytes, peak_memory
 from glmrun.measure.steps import Steps
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Result:
     warmup_seconds: float
     bytes_per_token: int  # weights that one token reads
     peak_memory: int | None  # bytes of this process
+    disk_bytes: int | None = None  # that came from disks for the samples
 
     @property
     def samples_ts(self) -> list[float]:
@@ -101,6 +102,7 @@ class Result:
             "peak_memory_bytes": self.peak_memory,
             "weights_gb_s": round(weights / 1e9, 3) if weights else None,
             "bandwidth_share": round(weights / bandwidth, 4) if weights and bandwidth else None,
+            "disk_gb_s": None if self.disk_bytes is None else round(self.disk_bytes / sum(self.samples_ns), 3),
             "load_seconds": round(self.load_seconds, 3),
             "warmup_seconds": round(self.warmup_seconds, 3),
         }
@@ -179,15 +181,16 @@ def measure(
         if warmup:
             _once(model, steps, case)
         warmup_seconds = time.perf_counter() - began
-        samples = []
+        samples, from_disk = [], disk_bytes()
         for i in range(repetitions):
             yield case, i, None
             samples.append(_once(model, steps, case))
         totals, prompts = [round(1e9 * (p + g)) for p, g in samples], [round(1e9 * p) for p, _ in samples]
+        from_disk = None if from_disk is None else (disk_bytes() or 0) - from_disk
         told, read = facts(model) | {"n_ubatch": case.n_ubatch}, model.weights.bytes_per_token
         yield (
             case, repetitions,
-            Result(case, told, test_time, totals, prompts, load_seconds, warmup_seconds, read, peak_memory()),
+            Result(case, told, test_time, totals, prompts, load_seconds, warmup_seconds, read, peak_memory(), from_disk),
         )  # fmt: skip
 
 
