@@ -88,14 +88,14 @@ class ScriptedModel:
 
 def load(
     path: Path | None = None,
-    n_ctx: int | None = None,
-    n_threads: int | None = None,
+    ctx: int | None = None,
+    threads: int | None = None,
     kv_type: str | None = None,
     patient: bool = True,
     draft: str = "auto",
     draft_exact: bool = False,
 ) -> ScriptedModel:
-    return ScriptedModel(path or Path("scripted.gguf"), n_ctx or 200, n_threads=n_threads or 2)
+    return ScriptedModel(path or Path("scripted.gguf"), ctx or 200, n_threads=threads or 2)
 
 
 if __name__ == "__main__":
