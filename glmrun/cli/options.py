@@ -43,7 +43,7 @@ def parse_kv_type(text: str) -> str:
 
 def parse_draft(text: str) -> str:
     """text, if it names a kind of drafts."""
-    from glmrun.engine.speculative import DRAFTS
+    from glmrun.engine.draft_kinds import DRAFTS
 
     if text not in DRAFTS:
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(DRAFTS)}")

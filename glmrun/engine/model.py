@@ -14,12 +14,13 @@ from glmrun.chat.template import ChatFormat
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
+from glmrun.engine.draft_kinds import checked_draft
 from glmrun.engine.generate import Limits, generate, reporter, text_of, until
 from glmrun.engine.runner import LEAST_PIECE, Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle
 from glmrun.engine.sequence import Sequence as Conversation
-from glmrun.engine.speculative import Drafter, checked_draft
+from glmrun.engine.speculative import Drafter
 from glmrun.gguf.architecture import DEFAULT_CONTEXT, ModelFile, open_model_file
 from glmrun.gguf.dialects import whole_vocabulary
 from glmrun.tensors.finite import FiniteCheck

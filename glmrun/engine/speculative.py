@@ -7,9 +7,7 @@ from the draft sooner or later; what was computed behind that place is thrown aw
 from collections.abc import Sequence
 
 from glmrun.kernels.activations import FEW
-from quant.errors import UserError
 
-DRAFTS = ("off", "ngram", "auto")
 LENGTHS = (1, 2, 3, 7, 16)  # of a draft
 EXACT = FEW - 2  # up to here a pass meets the matrices row by row in any case: each token in a run of its own costs no more
 _KEY = 3  # tokens that must have come before
@@ -18,13 +16,6 @@ _CANDIDATES = 8  # earlier places that are compared
 _PAYS = 1.05  # tokens for the price of one pass of a single token, from which on a draft is made
 _MEMORY = 32  # tokens over which it is counted how often a copy is right
 _FADING = 256  # passes of one token after which a measured cost is all but forgotten
-
-
-def checked_draft(draft: str) -> str:
-    """draft, if it is one of DRAFTS. Raises UserError (usage)."""
-    if draft not in DRAFTS:
-        raise UserError(f"drafts of kind {draft!r} were asked for; there are {', '.join(DRAFTS)}", "usage")
-    return draft
 
 
 class PassCosts:
