@@ -21,7 +21,7 @@ from glmrun.server.service import Options
 from quant.errors import UserError
 
 CHAT = "/v1/chat/completions"
-STATS = Stats(n_prompt=5, n_cached=2)
+STATS = Stats(n_prompt=5, n_cached=2, n_drafted=7, n_accepted=3)
 
 
 @dataclass
@@ -229,6 +229,8 @@ def test_the_numbers_are_those_of_the_answers() -> None:
         lines = server.get("/metrics").text.splitlines()
     for line in (
         'vllm:prompt_tokens_total{model_name="m"} 10.0', 'vllm:prefix_cache_hits_total{model_name="m"} 4.0',
+        'vllm:spec_decode_num_draft_tokens_total{model_name="m"} 14.0',
+        'vllm:spec_decode_num_accepted_tokens_total{model_name="m"} 6.0',
         'vllm:request_success_total{finished_reason="stop",model_name="m"} 2.0', "vllm:num_requests_running 0.0",
         'vllm:e2e_request_latency_seconds_count{model_name="m"} 1.0',
         'vllm:http_requests_total{path="/v1/chat/completions",status="400"} 1.0',

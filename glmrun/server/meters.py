@@ -25,6 +25,8 @@ _COUNTERS = {
     "generation_tokens": "Tokens of answers",
     "prefix_cache_queries": "Tokens of prompts that were looked for in the cache",
     "prefix_cache_hits": "Tokens of prompts that were found there",
+    "spec_decode_num_draft_tokens": "Tokens of answers that were computed before they were drawn",
+    "spec_decode_num_accepted_tokens": "Of them, those that were drawn",
 }
 
 
@@ -70,7 +72,8 @@ class Meters:
             if seconds is not None:
                 self._seconds[name].labels(model).observe(seconds)
         for stats in record.stats:
-            tokens = (stats.n_prompt, stats.n_generated, stats.n_prompt, stats.n_cached)
+            prompt, drafts = (stats.n_prompt, stats.n_cached), (stats.n_drafted, stats.n_accepted)
+            tokens = (stats.n_prompt, stats.n_generated, *prompt, *drafts)
             for counter, n_tokens in zip(self._counters.values(), tokens, strict=True):
                 counter.labels(model).inc(n_tokens)
             if stats.n_generated > 1:
