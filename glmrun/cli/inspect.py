@@ -47,14 +47,18 @@ def inspect(
 
     from glmrun.gguf.architecture import config_from_gguf
     from glmrun.gguf.open import open_gguf
-    from glmrun.measure.model_file import model_facts, plain_metadata, tensor_rows
+    from glmrun.measure.model_file import file_facts, model_facts, plain_metadata, tensor_rows
+    from quant.errors import UserError
 
     opened = open_gguf(loading.resolve_model(model))
     if diff is not None:
         _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, hash_data, as_json)
         return
     digests = _hashes(opened) if hash_data else {}
-    facts = model_facts(opened, config_from_gguf(opened))
+    try:
+        facts = model_facts(opened, config_from_gguf(opened))
+    except UserError as why:  # another model's file: shown, not run
+        facts = file_facts(opened) | {"warnings": [f"can't be run: {why}"]}
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
     from glmrun.terminal.sanitize import json_text, one_line, visible
@@ -93,28 +97,38 @@ def _summary(facts: dict[str, Any]) -> str:
 
     total = facts["parameters"]
     mix = ", ".join(f"{name} {count / total:.1%}" for name, count in facts["formats"].items())
-    context, per_position = facts["context_length"], facts["kv_bytes_per_position"]
     template, own = facts["chat_template_sha256"], ", glmrun's own" if facts["chat_template_is_glmruns"] else ""
-    layers = f"{facts['layers']}" + (f" and {facts['mtp_layers']} for next-token prediction" if facts["mtp_layers"] else "")
+    runs = "config" in facts
+    active = f", {params_text(facts['parameters_active'])} active per token" if runs else ""
     pairs = [
         ("file", one_line(facts["file"])),
         ("name", one_line(str(facts["name"] or "-"))),
-        ("architecture", f"{facts['architecture']} (GGUF version {facts['gguf_version']})"),
-        ("parameters", f"{params_text(total)}, {params_text(facts['parameters_active'])} active per token"),
+        ("architecture", f"{one_line(str(facts['architecture']))} (GGUF version {facts['gguf_version']})"),
+        ("parameters", params_text(total) + active),
         (
             "size",
             f"{bytes_text(facts['file_bytes'])} ({facts['file_bytes']:,} bytes), {facts['bits_per_weight']:.2f} bits per weight",
         ),
-        ("weights", mix),
-        ("layers", layers),
+        ("weights", mix or "none"),
+        *(_shape_rows(facts) if runs else []),
+        ("tokenizer", f"{one_line(facts['tokenizer'])}, {facts['vocabulary']:,} tokens"),
+        ("chat template", f"sha256 {template[:16]}{own}" if template else f"none in the file{'; glmrun uses its own' * runs}"),
+        *([("capabilities", ", ".join(facts["capabilities"]))] if runs else []),
+    ]
+    return columns(pairs)
+
+
+def _shape_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of a model that can be run."""
+    from glmrun.terminal.tables import bytes_text
+
+    context, per_position = facts["context_length"], facts["kv_bytes_per_position"]
+    return [
+        ("layers", f"{facts['layers']}" + (f" and {facts['mtp_layers']} for next-token prediction" if facts["mtp_layers"] else "")),
         ("experts", f"{facts['experts_used']} of {facts['experts']}, and {facts['experts_shared']} shared"),
         ("context", f"{context:,} tokens"),
         ("cache", f"{per_position:,} bytes per position, {bytes_text(per_position * context)} for the whole context"),
-        ("tokenizer", f"{facts['tokenizer']}, {facts['vocabulary']:,} tokens"),
-        ("chat template", f"sha256 {template[:16]}{own}" if template else "none in the file; glmrun uses its own"),
-        ("capabilities", ", ".join(facts["capabilities"])),
     ]
-    return columns(pairs)
 
 
 def _hashes(file: "GGUFFile") -> dict[str, str]:

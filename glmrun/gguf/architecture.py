@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from glmrun.gguf.dialects import fused, head_widths, layers
 from glmrun.gguf.file import GGUFFile
+from glmrun.gguf.neighbours import another_model
 from glmrun.gguf.open import open_gguf
 from quant.config import Config, tensor_shapes
 from quant.errors import UserError, brief
 
-ARCHITECTURES = ("deepseek2", "glm4moelite")  # what GGUF files call this family: most of them, and those in Ollama's library
 DEFAULT_CONTEXT = 32_768  # tokens, where the model takes that many
 _GATING = {1: "softmax", 2: "sigmoid"}
 
@@ -54,11 +54,8 @@ def config_from_gguf(file: GGUFFile) -> Config:
 
     Raises UserError for another architecture, a missing or impossible hyper-parameter, a missing or misshapen tensor.
     """
-    found = file.metadata.get("general.architecture")
-    if not isinstance(found, str) or found not in ARCHITECTURES:
-        raise UserError(
-            f"{file.path}: architecture {brief(found)}; glmrun runs GLM-4.7-Flash, whose files say {' or '.join(ARCHITECTURES)}"
-        )
+    if other := another_model(file):
+        raise UserError(f"{file.path}: {other}")
     kind = file.metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
         raise UserError(f"{file.path}: its general.type is {brief(kind)}, not a model; glmrun expects the model itself")

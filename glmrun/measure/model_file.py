@@ -24,18 +24,37 @@ _END_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
 
 
 def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
-    """General facts of a model file; sizes in bytes, counts of weights.
+    """file_facts() and what follows from the hyper-parameters.
 
     parameters_active counts what one token is multiplied with: the chosen experts only, one row of the embedding, and not the
     next-token-prediction layer. kv_bytes_per_position is glmrun's own cache.
     """
+    tensors = file.tensors.values()
+    return file_facts(file) | {
+        "parameters_active": read_per_token(config, {t.name: prod(t.shape) for t in tensors}),
+        "context_length": config.max_position_embeddings,
+        "kv_bytes_per_position": kv_bytes(config, cache_type({t.format for t in tensors if len(t.shape) > 1})),
+        "layers": config.num_hidden_layers,
+        "mtp_layers": config.num_nextn_predict_layers,
+        "experts": config.n_routed_experts,
+        "experts_used": config.num_experts_per_tok,
+        "experts_shared": config.n_shared_experts,
+        "vocabulary": config.vocab_size,
+        "capabilities": capabilities(file, config),
+        "warnings": warnings(file),
+        "config": config.asdict(),
+    }
+
+
+def file_facts(file: "GGUFFile") -> dict[str, Any]:
+    """Facts of any GGUF file; sizes in bytes, counts of weights."""
     tensors = file.tensors.values()
     parameters = sum(prod(t.shape) for t in tensors)
     tensor_bytes = sum(t.n_bytes for t in tensors)
     by_format: Counter[str] = Counter()
     for tensor in tensors:
         by_format[tensor.format] += prod(tensor.shape)
-    template = file.metadata.get("tokenizer.chat_template")
+    template, tokens = file.metadata.get("tokenizer.chat_template"), file.metadata.get("tokenizer.ggml.tokens")
     return {
         "file": str(file.path),
         "name": name if isinstance(name := file.metadata.get("general.name"), str) else None,
@@ -45,23 +64,12 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
         "tensor_bytes": tensor_bytes,
         "tensors": len(file.tensors),
         "parameters": parameters,
-        "parameters_active": read_per_token(config, {t.name: prod(t.shape) for t in tensors}),
-        "bits_per_weight": round(8 * tensor_bytes / parameters, 3),
+        "bits_per_weight": round(8 * tensor_bytes / max(parameters, 1), 3),
         "formats": dict(by_format.most_common()),
-        "context_length": config.max_position_embeddings,
-        "kv_bytes_per_position": kv_bytes(config, cache_type({t.format for t in tensors if len(t.shape) > 1})),
-        "layers": config.num_hidden_layers,
-        "mtp_layers": config.num_nextn_predict_layers,
-        "experts": config.n_routed_experts,
-        "experts_used": config.num_experts_per_tok,
-        "experts_shared": config.n_shared_experts,
         "tokenizer": "/".join(str(file.metadata.get(f"tokenizer.ggml.{key}", "?")) for key in ("model", "pre")),
-        "vocabulary": config.vocab_size,
+        "vocabulary": len(tokens) if isinstance(tokens, list) else 0,
         "chat_template_sha256": _sha256(template) if isinstance(template, str) else None,
         "chat_template_is_glmruns": isinstance(template, str) and template == _OWN_TEMPLATE.read_text(encoding="utf-8"),
-        "capabilities": capabilities(file, config),
-        "warnings": warnings(file),
-        "config": config.asdict(),
     }
 
 

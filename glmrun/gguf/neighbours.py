@@ -1,0 +1,49 @@
+"""Models beside GLM-4.7-Flash, as their files name them: what they are, and what runs them."""
+
+from glmrun.gguf.file import GGUFFile
+from quant.config import FLASH
+from quant.errors import brief
+
+ARCHITECTURES = ("deepseek2", "glm4moelite")  # what GGUF files call this family: most of them, and those in Ollama's library
+_NEIGHBOURS = {
+    "glm5next": "GLM-5.3-Flash, which has linear attention and other experts",
+    "glm-dsa": "GLM-5, whose attention has an indexer",
+    "deepseek32": "DeepSeek-V3.2, whose attention has an indexer",
+    "glm4moe": "GLM-4.5, 4.6 or 4.7, whose attention is another one",
+    "glm4": "GLM-4 (9B or 32B), a model without experts",
+    "chatglm": "ChatGLM, a model without experts",
+    "deepseek": "DeepSeek-MoE, whose attention is another one",
+    "mistral4": "Mistral 4",
+}
+# What a file of ours holds whatever it calls itself; prunings have fewer experts and layers.
+_SHAPES = {
+    "embedding_length": FLASH.hidden_size,
+    "attention.q_lora_rank": FLASH.q_lora_rank,
+    "attention.kv_lora_rank": FLASH.kv_lora_rank,
+    "attention.head_count": FLASH.num_attention_heads,
+    "rope.dimension_count": FLASH.qk_rope_head_dim,
+    "expert_feed_forward_length": FLASH.moe_intermediate_size,
+}
+
+
+def _is(found: object, value: int) -> bool:
+    return isinstance(found, int) and found == value
+
+
+def another_model(file: GGUFFile) -> str | None:
+    """What a file holds that is not of GLM-4.7-Flash's kind, as a sentence for the user; None if it may be."""
+    found = file.metadata.get("general.architecture")
+    ours = isinstance(found, str) and (
+        found in ARCHITECTURES or all(_is(file.metadata.get(f"{found}.{key}"), value) for key, value in _SHAPES.items())
+    )
+    what = _NEIGHBOURS.get(found) if isinstance(found, str) and not ours else None
+    if any(".indexer." in name for name in file.tensors):
+        ours, what = False, "GLM-5 or another model whose attention has an indexer"
+    elif found == "deepseek2" and "deepseek2.expert_count" not in file.metadata:
+        ours, what = False, "a relative of DeepSeek-V2 without experts"
+    elif found == "deepseek2" and "deepseek2.attention.q_lora_rank" not in file.metadata:
+        ours, what = False, "DeepSeek-V2-Lite or a relative, whose queries are not compressed (no attention.q_lora_rank)"
+    if ours:
+        return None
+    name = f"architecture {brief(found)}" + (f" is {what}" if what else "")
+    return f"{name}; glmrun runs GLM-4.7-Flash, whose files say {' or '.join(ARCHITECTURES)}; llama.cpp runs others"

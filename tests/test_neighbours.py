@@ -1,0 +1,77 @@
+"""Files of other models: said what they are and what runs them, shown by inspect; ours are known by their shapes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.foreign_file import Parts
+from support.tiny_model import Tiny
+
+from glmrun.gguf.architecture import config_from_gguf, open_model_file
+from glmrun.gguf.neighbours import another_model
+from glmrun.gguf.open import open_gguf
+from quant.errors import UserError
+
+
+@pytest.fixture
+def tiny(tiny_gguf: Callable[..., Tiny]) -> Tiny:
+    return tiny_gguf("Q8_0")
+
+
+def renamed(tiny: Tiny, path: Path, architecture: str, drop: str = "") -> Path:
+    parts = Parts.read(tiny.path)
+    old = parts.metadata["general.architecture"]
+    parts.metadata = {key.replace(f"{old}.", f"{architecture}.", 1): value for key, value in parts.metadata.items() if key != drop}
+    parts.metadata["general.architecture"] = architecture
+    return parts.write(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [("glm5next", "GLM-5.3-Flash"), ("glm-dsa", "GLM-5,"), ("glm4moe", "GLM-4.5"), ("chatglm", "ChatGLM"), ("llama", "'llama';")],
+)
+def test_a_neighbour_is_named_with_what_runs_it(tiny: Tiny, tmp_path: Path, architecture: str, what: str) -> None:
+    path = renamed(tiny, tmp_path / "other.gguf", architecture)
+    with pytest.raises(UserError) as why:
+        open_model_file(path)
+    line = str(why.value)
+    assert what in line and "llama.cpp runs" in line and "\n" not in line
+    done = subprocess.run([sys.executable, "-m", "glmrun", "inspect", str(path)], capture_output=True, timeout=60, text=True)
+    assert done.returncode == 0 and architecture in done.stdout and f"warning: can't be run: {line}" in done.stdout
+    shown = [sys.executable, "-m", "glmrun", "inspect", str(path), "--tensors", "--json"]
+    facts = json.loads(subprocess.run(shown, capture_output=True, timeout=60).stdout)
+    assert facts["tensors"] == len(facts["tensor_list"]) > 0 and "config" not in facts
+
+
+@pytest.mark.parametrize(("key", "what"), [("attention.q_lora_rank", "DeepSeek-V2-Lite"), ("expert_count", "without experts")])
+def test_relatives_under_our_name_are_named(tiny: Tiny, tmp_path: Path, key: str, what: str) -> None:
+    path = renamed(tiny, tmp_path / "other.gguf", "deepseek2", f"deepseek2.{key}")
+    with pytest.raises(UserError, match=what):
+        open_model_file(path)
+
+
+def test_an_indexer_is_another_model_whatever_the_name(tiny: Tiny) -> None:
+    file = open_gguf(tiny.path)
+    tensor = next(iter(file.tensors.values()))
+    other = replace(file, tensors=file.tensors | {"blk.0.indexer.proj.weight": tensor})
+    assert another_model(file) is None and "has an indexer" in str(another_model(other))
+
+
+def test_ours_is_known_by_its_shapes(tiny: Tiny) -> None:
+    """Hyper-parameters of GLM-4.7-Flash, however many experts and layers a pruning left, under any name."""
+    shapes: dict[str, Any] = {
+        "embedding_length": 2048, "attention.q_lora_rank": 768, "attention.kv_lora_rank": 512, "attention.head_count": 20,
+        "rope.dimension_count": 64, "expert_feed_forward_length": 1536, "expert_count": 40,
+    }  # fmt: skip
+    file = open_gguf(tiny.path)
+    for name in ("glm4_moe_lite", "glm4moe", "mine"):
+        metadata = {"general.architecture": name} | {f"{name}.{key}": value for key, value in shapes.items()}
+        assert another_model(replace(file, metadata=metadata)) is None
+        metadata[f"{name}.attention.kv_lora_rank"] = 256
+        assert another_model(replace(file, metadata=metadata)) is not None
+    assert config_from_gguf(file).hidden_size > 0
