@@ -45,20 +45,15 @@ def inspect(
     except re.error as why:
         raise typer.BadParameter(f"--match: {match!r} is not a regular expression: {why}") from None
 
-    from glmrun.gguf.architecture import config_from_gguf
     from glmrun.gguf.open import open_gguf
-    from glmrun.measure.model_file import file_facts, model_facts, plain_metadata, tensor_rows
-    from quant.errors import UserError
+    from glmrun.measure.model_file import plain_metadata, tensor_rows
 
     opened = open_gguf(loading.resolve_model(model))
     if diff is not None:
         _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, hash_data, as_json)
         return
     digests = _hashes(opened) if hash_data else {}
-    try:
-        facts = model_facts(opened, config_from_gguf(opened))
-    except UserError as why:  # another model's file: shown, not run
-        facts = file_facts(opened) | {"warnings": [f"can't be run: {why}"]}
+    facts = _facts(opened)
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
     from glmrun.terminal.sanitize import json_text, one_line, visible
@@ -82,6 +77,18 @@ def inspect(
         print(f"{one_line(key)} = {one_line(_value_text(value))}")
     if tensors:
         print(_tensor_table(rows))
+
+
+def _facts(file: "GGUFFile") -> dict[str, Any]:
+    """What is known of the file; of another model's what any file says, and why it can't be run."""
+    from glmrun.gguf.architecture import config_from_gguf
+    from glmrun.measure.model_file import file_facts, model_facts
+    from quant.errors import UserError
+
+    try:
+        return model_facts(file, config_from_gguf(file))
+    except UserError as why:
+        return file_facts(file) | {"warnings": [f"can't be run: {why}"]}
 
 
 def _tensor_table(rows: list[dict[str, Any]]) -> str:

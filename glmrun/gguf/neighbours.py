@@ -32,11 +32,12 @@ def _is(found: object, value: int) -> bool:
 
 def another_model(file: GGUFFile) -> str | None:
     """What a file holds that is not of GLM-4.7-Flash's kind, as a sentence for the user; None if it may be."""
-    found = file.metadata.get("general.architecture")
-    ours = isinstance(found, str) and (
+    said = file.metadata.get("general.architecture")
+    found = said if isinstance(said, str) else ""
+    ours = bool(found) and (
         found in ARCHITECTURES or all(_is(file.metadata.get(f"{found}.{key}"), value) for key, value in _SHAPES.items())
     )
-    what = _NEIGHBOURS.get(found) if isinstance(found, str) and not ours else None
+    what = None if ours else _NEIGHBOURS.get(found)
     if any(".indexer." in name for name in file.tensors):
         ours, what = False, "GLM-5 or another model whose attention has an indexer"
     elif found == "deepseek2" and "deepseek2.expert_count" not in file.metadata:
@@ -45,5 +46,5 @@ def another_model(file: GGUFFile) -> str | None:
         ours, what = False, "DeepSeek-V2-Lite or a relative, whose queries are not compressed (no attention.q_lora_rank)"
     if ours:
         return None
-    name = f"architecture {brief(found)}" + (f" is {what}" if what else "")
+    name = f"architecture {brief(said)}" + (f" is {what}" if what else "")
     return f"{name}; glmrun runs GLM-4.7-Flash, whose files say {' or '.join(ARCHITECTURES)}; llama.cpp runs others"
