@@ -24,7 +24,7 @@ CLOCK = '''def get_time(city: str) -> str:
 def window(tmp_path: Path) -> Iterator[Callable[..., Window]]:
     """window(*command, columns=80, rows=24): opens one; saved conversations are the test's own."""
     opened: list[Window] = []
-    environment = ["env", f"PYTHONPATH={os.getcwd()}", f"XDG_STATE_HOME={tmp_path}"]
+    environment = ["env", f"PYTHONPATH={os.getcwd()}", f"XDG_STATE_HOME={tmp_path}", "GLMRUN_DRAFT=off"]
 
     def make(*command: str, columns: int = 80, rows: int = 24) -> Window:
         opened.append(open_window([*environment, *command], columns, rows))
