@@ -20,7 +20,7 @@ from glmrun.store.hub import cache_folder as hub_folder
 LIBRARIES = (
     "numpy", "numba", "llvmlite", "tokenizers", "jinja2", "typer", "rich", "markdown-it-py", "prompt_toolkit",
     "huggingface_hub", "httpx2", "pydantic", "docstring_parser", "llguidance", "psutil", "platformdirs", "safetensors", "gguf",
-    "filelock",
+    "filelock", "starlette", "uvicorn", "prometheus_client",
 )  # fmt: skip
 # LLVM's names of what our kernels gain by, on x86 and ARM.
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avxvnni", "avx512bf16", "neon", "dotprod", "i8mm", "sve")
