@@ -11,7 +11,8 @@ line reads what other threads wrote, `ready` waits and rounds what was written t
 from numba import int64, void
 
 import glmrun.kernels.checks  # noqa: F401  # no part of a step, but what is below this page is compiled before the first start
-from glmrun.kernels.attention.attend import attend, round_cache
+from glmrun.kernels.attention.attend import attend
+from glmrun.kernels.attention.columns import round_cache
 from glmrun.kernels.compiled.cache import kernel, note_compiled
 from glmrun.kernels.disk import ask_likely
 from glmrun.kernels.experts import experts_down, experts_gated, gated, route

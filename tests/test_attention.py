@@ -8,9 +8,10 @@ from numba import int64
 
 from glmrun.kernels.activations import FEW
 from glmrun.kernels.attention import attend as attention
+from glmrun.kernels.attention import columns
 from glmrun.kernels.attention import exact as attention_float
 from glmrun.kernels.attention.cached_row import row_bytes, store_cached
-from glmrun.kernels.attention.tile import QUERIES
+from glmrun.kernels.attention.columns import QUERIES
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import (
     F16,
@@ -40,7 +41,7 @@ def _attend(m, layer, s, workers, way, flags, thread, n_threads):
     if way == RUNS_EXACTLY:
         attention_float.attend(m, layer, s, w)
     else:
-        attention.round_cache(m, layer, s, w)
+        columns.round_cache(m, layer, s, w)
         attention.attend(m, layer, s, w)
     return 0
 
@@ -73,7 +74,7 @@ class Attention:
         s["runs"], s["run"], s["n_runs"] = self.run_record.ctypes.data, self.run_of.ctypes.data, 1
         run = self.run_record[0]
         run["cache"], run["partial"] = cache.ctypes.data, self.room((partial,), np.uint8).ctypes.data
-        run["columns"] = self.room((-(-n_ctx // attention.TILE) * attention.tile_bytes(m),), np.uint8).ctypes.data
+        run["columns"] = self.room((-(-n_ctx // columns.TILE) * columns.tile_bytes(m),), np.uint8).ctypes.data
         self.layer, self.workers = np.zeros(1, LAYER)[0], np.zeros(n_threads, WORKER)
         for worker in self.workers:
             worker["attention"] = self.room((attention.scratch_bytes(m),), np.uint8).ctypes.data

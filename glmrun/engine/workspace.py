@@ -11,10 +11,10 @@ import numpy as np
 
 from glmrun.engine.sequence import reserve
 from glmrun.kernels.activations import FEW, row_bytes
-from glmrun.kernels.attention.attend import SEGMENTS, TILE, result_bytes, tile_bytes
+from glmrun.kernels.attention.attend import SEGMENTS, result_bytes
 from glmrun.kernels.attention.attend import scratch_bytes as attention_scratch_bytes
+from glmrun.kernels.attention.columns import QUERIES, TILE, tile_bytes
 from glmrun.kernels.attention.exact import SEGMENT
-from glmrun.kernels.attention.tile import QUERIES
 from glmrun.kernels.disk import LOOKED_AT
 from glmrun.kernels.layout import ACTIVATION, RUN, STEP, WORKER
 from glmrun.kernels.matmul import scratch_bytes

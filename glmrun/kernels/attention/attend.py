@@ -2,8 +2,8 @@
 
     score[p] = query . row[p] / sqrt(qk_head_dim)      out = sum_p softmax(score)[p] latent[p]
 
-Both products are int8 tiles (lanes.py). 32 neighbouring queries, a head of a token each, form a panel and meet tiles of TILE
-positions in turn, the softmax kept up to date tile by tile. What is rounded, in blocks of 64 that share a scale:
+Both products are int8 tiles (tile_32x8.py, tile_16x4.py). 32 neighbouring queries, a head of a token each, form a panel and meet
+tiles of TILE positions in turn, the softmax kept up to date tile by tile. What is rounded, in blocks of 64 that share a scale:
 
     queries and cached rows   along the row, 127 steps to the largest; 4,095 in the rope part, where int8 costs five times the rest
     weights e**score          along the positions, 255 steps to the largest of the block: never negative, so no bit for a sign
@@ -17,44 +17,35 @@ from numba import float32, int64, types
 
 from glmrun.kernels.activations import FEW as FEW_TOKENS
 from glmrun.kernels.attention import exact
-from glmrun.kernels.attention.cached_row import load_cached
-from glmrun.kernels.attention.tile import (
+from glmrun.kernels.attention.columns import (
     BLOCK,
-    COLUMNS,
     FEW,
+    LATENT_STEPS,
     QUERIES,
-    add_latent_scores,
-    add_latent_scores_few,
-    add_rope_scores,
-    add_rope_scores_few,
-    add_values,
-    add_values_few,
-    larger_f16_magnitude,
-    larger_magnitude,
-    largest_of_magnitudes,
-    load_scaled,
-    load_scaled_few,
+    ROPE_STEPS,
+    TILE,
+    round_rows,
+    tile_bytes,
+    top_of,
+)
+from glmrun.kernels.attention.rounding import (
     maximum_or_nan,
     round_in_order,
     round_in_turn,
     round_two_bytes,
-    store,
     store_i32x16,
     where_less,
     zero_i32x16,
-    zeros,
-    zeros_few,
 )
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
-from glmrun.kernels.layout import F16, layer_record, model_record, run_at, run_record, step_record, worker_record
+from glmrun.kernels.layout import layer_record, model_record, run_at, run_record, step_record, worker_record
 from glmrun.kernels.rows import round_row
 from glmrun.kernels.simd.arithmetic import exp, fma, to_f32
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,
-    load_f16x16,
     load_f32x16,
     load_u8x64,
     splat_f32,
@@ -63,31 +54,17 @@ from glmrun.kernels.simd.memory import (
     store_u8x64,
     zero_f32x16,
 )
-from glmrun.kernels.simd.types import f32x16
+from glmrun.kernels.simd.target import dot_bits
 from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, wait
 
-TILE = 256  # positions between two updates of the softmax
+if dot_bits() == 512:
+    from glmrun.kernels.attention import tile_32x8 as tiles
+else:
+    from glmrun.kernels.attention import tile_16x4 as tiles  # type: ignore[no-redef]
+
 SEGMENTS = 16  # at most: into which the positions of few tokens are cut
-LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
 _void = types.void
 _LOWEST = float32(-1e30)  # below every score, and finite: a query that sees nothing of a segment leaves no NaN
-_VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
-
-
-# ---- cached rows as columns ------------------------------------------------------------------------------------------
-# A tile of them: TILE key columns, each uint8 (latent,) codes + 128, int16 (rope,) codes and float32 (row / BLOCK,) scales; then
-# `latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales.
-
-
-@kernel(int64(model_record), inline="always")
-def _key_stride(m):
-    return 2 * m.row - m.latent + m.row // BLOCK * 4
-
-
-@kernel(int64(model_record))
-def tile_bytes(m):
-    """Bytes of a tile of columns."""
-    return TILE * _key_stride(m) + m.latent * _VALUE_STRIDE + TILE // BLOCK * m.latent * 4
 
 
 # Scratch of a thread, in this order (bytes): words 2,048; limits and shrinks, float32 (QUERIES,) each; query panel; scores, float32
@@ -113,89 +90,6 @@ def scratch_bytes(m):
     return (max(own, exact.scratch_bytes(m)) + 63) // 64 * 64
 
 
-@kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
-def _top(a, b, c, d):
-    return largest_of_magnitudes(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d)))
-
-
-@kernel(_void(model_record, int64, int64))
-def _key_column(m, row, out):
-    """Round one cached row."""
-    scales = out + 2 * m.row - m.latent
-    for k in range(0, m.row, BLOCK):
-        a, b = load_cached(m, row, k), load_cached(m, row, k + 16)
-        c, d = load_cached(m, row, k + 32), load_cached(m, row, k + 48)
-        top = _top(a, b, c, d)
-        steps = LATENT_STEPS if k < m.latent else ROPE_STEPS
-        inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
-        if k < m.latent:
-            store_u8x64(out + k, round_in_order(a, b, c, d, inverse, 128))
-        else:
-            store_u8x64(out + 2 * k - m.latent, round_two_bytes(a, b, inverse))
-            store_u8x64(out + 2 * k - m.latent + 64, round_two_bytes(c, d, inverse))
-        store_f32(scales + k // BLOCK * 4, top / steps)
-
-
-@kernel(_void(model_record, int64, int64, int64, int64, int64), apart=True)
-def _value_columns(m, rows, n, out, scales, words):
-    """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
-
-    words   scratch, 2,048 bytes
-    """
-    last = rows + (n - 1) * m.row_bytes
-    for k in range(0, m.latent, 16):
-        if m.cache_type == F16:  # the largest of 32 at once, without widening them
-            if k % 32 == 0:
-                tops = bytes_of(0)
-                for p in range(n):
-                    tops = larger_f16_magnitude(tops, rows + p * m.row_bytes + k * 2)
-                store_u8x64(words + 1024, tops)
-            top = load_f16x16(words + 1024 + k % 32 * 2)
-        else:
-            top = zero_f32x16()
-            for p in range(n):
-                top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
-        inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
-        for p in range(0, BLOCK, 4):
-            row = rows + p * m.row_bytes
-            x0, x1 = load_cached(m, min(row, last), k), load_cached(m, min(row + m.row_bytes, last), k)
-            x2 = load_cached(m, min(row + 2 * m.row_bytes, last), k)
-            x3 = load_cached(m, min(row + 3 * m.row_bytes, last), k)
-            store_u8x64(words + p * 16, round_in_turn(x0, x1, x2, x3, inverse, 0))
-        transpose_words(words, out + k * _VALUE_STRIDE, _VALUE_STRIDE)
-        store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
-
-
-@kernel(_void(model_record, int64, int64, int64, int64))
-def _round_rows(m, rows, n, out, words):
-    """A tile of columns from n (1 to TILE) cached rows."""
-    keys = _key_stride(m)
-    values = out + TILE * keys
-    scales = values + m.latent * _VALUE_STRIDE
-    for p in range(n):
-        _key_column(m, rows + p * m.row_bytes, out + p * keys)
-    for p in range(0, n, BLOCK):
-        _value_columns(m, rows + p * m.row_bytes, min(BLOCK, n - p), values + p, scales + p // BLOCK * m.latent * 4, words)
-
-
-@kernel(_void(model_record, layer_record, step_record, worker_record))
-def round_cache(m, layer, s, w):
-    """Tiles of columns of all positions so far, for the runs of many tokens: every panel of queries meets them."""
-    if m.float_attention:
-        return
-    for r in range(s.n_runs):
-        run = run_at(s.runs, r)
-        if run.n_tokens < FEW_TOKENS:
-            continue
-        cache, end = run.cache + layer.index * run.layer_bytes, run.position + run.n_tokens
-        tiles, piece = (end + TILE - 1) // TILE, first_piece(w)
-        while piece < tiles:
-            p = piece * TILE
-            _round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), run.columns + piece * tile_bytes(m), w.attention)
-            piece = next_piece(w)
-        leave(w, tiles)
-
-
 # ---- queries as a panel ----------------------------------------------------------------------------------------------
 
 
@@ -211,7 +105,7 @@ def _query_panel(m, queries, n, panel, words):
             for i in range(16):
                 x = queries + (min(half // 4 + i, n - 1) * m.row + k) * 4
                 a, b, c, d = load_f32x16(x), load_f32x16(x + 64), load_f32x16(x + 128), load_f32x16(x + 192)
-                top = _top(a, b, c, d)
+                top = top_of(a, b, c, d)
                 inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
                 if k < m.latent:
                     store_u8x64(words + i * 64, round_in_order(a, b, c, d, inverse, 0))
@@ -230,40 +124,6 @@ def _query_panel(m, queries, n, panel, words):
 
 
 # ---- a panel meets a tile ---------------------------------------------------------------------------------------------
-
-
-@kernel(_void(model_record, int64, int64, int64, int64, int64), apart=True)
-def _scores(m, panel, columns, n, few, scores):
-    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
-    keys, scales = _key_stride(m), 2 * m.row - m.latent
-    factors = panel + QUERIES * scales
-    starts = factors + m.row // BLOCK * 128
-    for p in range(0, n, COLUMNS):
-        column = columns + p * keys
-        if few:
-            half_tile = zeros_few()
-            for k in range(0, m.latent, BLOCK):
-                b = k // BLOCK
-                codes, scale = panel + k * QUERIES, column + scales + b * 4
-                half_tile = add_latent_scores_few(
-                    half_tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys
-                )
-            for k in range(m.latent, m.row, BLOCK):
-                b, at = k // BLOCK, 2 * k - m.latent
-                codes, scale = panel + at * QUERIES, column + scales + b * 4
-                half_tile = add_rope_scores_few(half_tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
-            store(half_tile, scores + p * QUERIES * 4)
-        else:
-            tile = zeros()
-            for k in range(0, m.latent, BLOCK):
-                b = k // BLOCK
-                codes, scale = panel + k * QUERIES, column + scales + b * 4
-                tile = add_latent_scores(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
-            for k in range(m.latent, m.row, BLOCK):
-                b, at = k // BLOCK, 2 * k - m.latent
-                codes, scale = panel + at * QUERIES, column + scales + b * 4
-                tile = add_rope_scores(tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
-            store(tile, scores + p * QUERIES * 4)
 
 
 @kernel(_void(int64, int64, int64, int64, int64, int64), apart=True)
@@ -306,27 +166,6 @@ def _softmax(scores, n, limits, state, shrinks, weights):
         store_f32x16(shrinks + half, shrink)
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
-def _gather(m, weights, columns, n, few, shrinks, out):
-    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
-    values, factors = columns + TILE * _key_stride(m), weights + TILE * QUERIES
-    scales, blocks = values + m.latent * _VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
-    for k in range(0, m.latent, COLUMNS):
-        at, x, scale = out + k * QUERIES * 4, values + k * _VALUE_STRIDE, scales + k * 4
-        if few:
-            half_tile = load_scaled_few(at, shrinks)
-            for b in range(blocks):
-                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
-                half_tile = add_values_few(half_tile, codes, factor, 0, x + b * BLOCK, _VALUE_STRIDE, scale + b * m.latent * 4, 4)
-            store(half_tile, at)
-        else:
-            tile = load_scaled(at, shrinks)
-            for b in range(blocks):
-                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
-                tile = add_values(tile, codes, factor, 0, x + b * BLOCK, _VALUE_STRIDE, scale + b * m.latent * 4, 4)
-            store(tile, at)
-
-
 @kernel(_void(model_record, int64))
 def _clear(m, out):
     """An empty result."""
@@ -348,9 +187,9 @@ def _meet(m, run, first_query, panel, columns, first, end, scratch, out):
         store_f32(limits + i * 4, float32(min(end, own + 1) - first))
     n = min(end, run.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
     few = first_query + FEW > last
-    _scores(m, panel, columns, n, few, scores)
+    tiles.scores(m, panel, columns, n, few, scores)
     _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
-    _gather(m, weights, columns, n, few, shrinks, out)
+    tiles.gather(m, weights, columns, n, few, shrinks, out)
 
 
 @kernel(_void(model_record, layer_record, step_record, int64, int64, int64, int64, int64), apart=True)
@@ -413,7 +252,7 @@ def _attend_item(m, layer, s, run, item, scratch):
     for p in range(segment * _segment(run), after, TILE):
         tile_end = min(end, (segment + 1) * _segment(run), p + TILE)
         if run.n_tokens < FEW_TOKENS:
-            _round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
+            round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
             _meet(m, run, first_query, panel, columns, p, tile_end, scratch, out)
         else:
             _meet(m, run, first_query, panel, run.columns + p // TILE * tile_bytes(m), p, tile_end, scratch, out)

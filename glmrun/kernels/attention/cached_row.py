@@ -6,7 +6,7 @@ Q8_0       int8 (row,) codes, then float16 (row / 32,) scales = largest magnitud
 
 from numba import float32, int64, types
 
-from glmrun.kernels.attention.tile import larger_magnitude, largest_of_magnitudes, store_f16
+from glmrun.kernels.attention.rounding import larger_magnitude, largest_of_magnitudes, store_f16
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import load_i8x16_as_f32
 from glmrun.kernels.layout import F16, F32, model_record

@@ -92,6 +92,17 @@ def store_f32x16(context, address, value):
 
 
 @intrinsic
+def store_f32x8(context, address, value):
+    """Write 8 float32."""
+
+    def generate(c, b, s, a):
+        b.store(a[1], pointer(b, a[0], V8F), align=4)
+        return c.get_dummy_value()
+
+    return types.void(types.int64, f32x8), generate
+
+
+@intrinsic
 def store_f16x16(context, address, value):
     """Write 16 float32 rounded to float16 (to nearest even)."""
     half = ir.VectorType(F16, 16)

@@ -1,4 +1,4 @@
-"""Attention's products with 32 queries in the lanes: scores of 8 positions, or 8 latent values, in registers at a time.
+"""Attention's products for 32 registers of 512 bits: 32 queries in the lanes, scores of 8 positions, or 8 latent values, at a time.
 
 Because queries lie side by side, the softmax between the two products needs no sum or maximum across lanes.
 
@@ -12,31 +12,13 @@ from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, VALUE_STRIDE, key_stride
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16
-from glmrun.kernels.simd.types import (
-    F16,
-    F32,
-    I8,
-    I16,
-    I32,
-    I64,
-    V16F,
-    V16I,
-    V64B,
-    call,
-    constant,
-    f32x8,
-    f32x16,
-    i32x16,
-    pointer,
-    shuffle,
-    splat,
-    u8x64,
-)
+from glmrun.kernels.simd.types import F32, I8, I16, I32, I64, V16F, call, constant, f32x8, f32x16, pointer, splat
 
-BLOCK = 64  # values that share a scale
-QUERIES, COLUMNS = 32, 8
-FEW = 24  # queries that a panel's second vector holds in half of its lanes: the 20 heads of a single token
+COLUMNS = 8
 _CELLS = 2 * COLUMNS
 
 
@@ -64,9 +46,6 @@ def _cells(lanes):
 
 def _of(llvm_type, element, per_lane=1):
     return ir.VectorType(element, llvm_type.count * per_lane)
-
-
-V32H = ir.VectorType(I16, 32)
 
 
 def _u8_s8(builder, start, codes, x):
@@ -167,128 +146,56 @@ def store(context, tile, address):
     return types.void(tile, int64), generate
 
 
-_MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
+@kernel(types.void(model_record, int64, int64, int64, int64, int64), apart=True)
+def scores(m, panel, columns, n, few, scores):
+    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
+    keys, scales = key_stride(m), 2 * m.row - m.latent
+    factors = panel + QUERIES * scales
+    starts = factors + m.row // BLOCK * 128
+    for p in range(0, n, COLUMNS):
+        column = columns + p * keys
+        if few:
+            half_tile = zeros_few()
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK
+                codes, scale = panel + k * QUERIES, column + scales + b * 4
+                half_tile = add_latent_scores_few(
+                    half_tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys
+                )
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES, column + scales + b * 4
+                half_tile = add_rope_scores_few(half_tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
+            store(half_tile, scores + p * QUERIES * 4)
+        else:
+            tile = zeros()
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK
+                codes, scale = panel + k * QUERIES, column + scales + b * 4
+                tile = add_latent_scores(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES, column + scales + b * 4
+                tile = add_rope_scores(tile, codes, factors + b * 128, 0, column + at, keys, scale, keys)
+            store(tile, scores + p * QUERIES * 4)
 
 
-def _rounded(b, x, factor, offset):
-    return b.bitcast(call(b, "llvm.fma.v16f32", V16F, [x, factor, constant(V16F, _MAGIC + offset)]), V16I)
-
-
-@intrinsic(prefer_literal=True)
-def round_in_turn(context, x0, x1, x2, x3, factor, offset):
-    """The low bytes of round(x * factor) + offset: lane by lane x0, x1, x2, x3 of that lane."""
-    added = offset.literal_value
-
-    def generate(c, b, s, a):
-        word = constant(V16I, 0)
-        for i in range(4):
-            byte = _rounded(b, a[i], a[4], added)
-            if i < 3:
-                byte = b.and_(byte, constant(V16I, 255))
-            word = b.or_(word, b.shl(byte, constant(V16I, 8 * i)))
-        return b.bitcast(word, V64B)
-
-    return u8x64(f32x16, f32x16, f32x16, f32x16, f32x16, offset), generate
-
-
-@intrinsic(prefer_literal=True)
-def round_in_order(context, x0, x1, x2, x3, factor, offset):
-    """The low bytes of round(x * factor) + offset: all of x0, then x1, x2, x3."""
-    added = offset.literal_value
-
-    def generate(c, b, s, a):
-        parts = [b.bitcast(_rounded(b, a[i], a[4], added), V64B) for i in range(4)]
-        low, high = (shuffle(b, x, y, list(range(0, 128, 4))) for x, y in (parts[:2], parts[2:]))
-        return shuffle(b, low, high, list(range(64)))
-
-    return u8x64(f32x16, f32x16, f32x16, f32x16, f32x16, offset), generate
-
-
-@intrinsic
-def round_two_bytes(context, x0, x1, factor):
-    """round(x * factor) as int16: all of x0, then x1; up to 2**15 in size."""
-
-    def generate(c, b, s, a):
-        parts = [b.bitcast(_rounded(b, x, a[2], 0), V32H) for x in a[:2]]
-        return b.bitcast(shuffle(b, parts[0], parts[1], list(range(0, 64, 2))), V64B)
-
-    return u8x64(f32x16, f32x16, f32x16), generate
-
-
-def _magnitude(b, x):
-    return b.and_(b.bitcast(x, V16I), constant(V16I, 0x7FFFFFFF))
-
-
-def _larger(b, x, y):
-    return call(b, "llvm.umax.v16i32", V16I, [x, y])
-
-
-@intrinsic
-def larger_magnitude(context, x, y):
-    """max(|x|, |y|) in every lane; NaN counts as the largest."""
-    return f32x16(f32x16, f32x16), lambda c, b, s, a: b.bitcast(_larger(b, _magnitude(b, a[0]), _magnitude(b, a[1])), V16F)
-
-
-@intrinsic
-def larger_f16_magnitude(context, x, address):
-    """max(|x|, |y|) of 32 float16, x in 64 bytes and y at the address; NaN counts as the largest."""
-
-    def generate(c, b, s, a):
-        y = b.and_(_load(b, a[1], V32H), constant(V32H, 0x7FFF))
-        return b.bitcast(call(b, "llvm.umax.v32i16", V32H, [b.bitcast(a[0], V32H), y]), V64B)
-
-    return u8x64(u8x64, int64), generate
-
-
-@intrinsic
-def largest_of_magnitudes(context, x):
-    """The largest of 16 numbers that are not negative; NaN counts as the largest."""
-
-    def generate(c, b, s, a):
-        return b.bitcast(call(b, "llvm.vector.reduce.umax.v16i32", I32, [b.bitcast(a[0], V16I)]), F32)
-
-    return types.float32(f32x16), generate
-
-
-@intrinsic
-def maximum_or_nan(context, x, y):
-    """The larger one in every lane; NaN if one is NaN."""
-    return f32x16(f32x16, f32x16), lambda c, b, s, a: call(b, "llvm.maximum.v16f32", V16F, [a[0], a[1]])
-
-
-@intrinsic
-def where_less(context, x, y, then, otherwise):
-    """then in lanes where x < y, otherwise in the others."""
-
-    def generate(c, b, s, a):
-        return b.select(b.fcmp_ordered("<", a[0], a[1]), a[2], a[3])
-
-    return f32x16(f32x16, f32x16, f32x16, f32x16), generate
-
-
-@intrinsic
-def store_f16(context, address, value):
-    """Write one float32 rounded to float16."""
-
-    def generate(c, b, s, a):
-        b.store(b.fptrunc(a[1], F16), pointer(b, a[0], F16), align=2)
-        return c.get_dummy_value()
-
-    return types.void(int64, types.float32), generate
-
-
-@intrinsic
-def store_i32x16(context, address, value):
-    """Write 16 int32."""
-
-    def generate(c, b, s, a):
-        b.store(a[1], pointer(b, a[0], V16I), align=4)
-        return c.get_dummy_value()
-
-    return types.void(int64, i32x16), generate
-
-
-@intrinsic
-def zero_i32x16(context):
-    """16 zeros."""
-    return i32x16(), lambda c, b, s, a: constant(V16I, 0)
+@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
+def gather(m, weights, columns, n, few, shrinks, out):
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
+    values, factors = columns + TILE * key_stride(m), weights + TILE * QUERIES
+    scales, blocks = values + m.latent * VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
+    for k in range(0, m.latent, COLUMNS):
+        at, x, scale = out + k * QUERIES * 4, values + k * VALUE_STRIDE, scales + k * 4
+        if few:
+            half_tile = load_scaled_few(at, shrinks)
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
+                half_tile = add_values_few(half_tile, codes, factor, 0, x + b * BLOCK, VALUE_STRIDE, scale + b * m.latent * 4, 4)
+            store(half_tile, at)
+        else:
+            tile = load_scaled(at, shrinks)
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
+                tile = add_values(tile, codes, factor, 0, x + b * BLOCK, VALUE_STRIDE, scale + b * m.latent * 4, 4)
+            store(tile, at)

@@ -1,0 +1,135 @@
+"""What attention reads: cached rows as columns, each value rounded once for all queries that meet it.
+
+A tile of them: TILE key columns, each uint8 (latent,) codes + 128, int16 (rope,) codes and float32 (row / BLOCK,) scales; then
+`latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales.
+"""
+
+from numba import float32, int64, types
+
+from glmrun.kernels.activations import FEW as FEW_TOKENS
+from glmrun.kernels.attention.cached_row import load_cached
+from glmrun.kernels.attention.rounding import (
+    larger_f16_magnitude,
+    larger_magnitude,
+    largest_of_magnitudes,
+    round_in_order,
+    round_in_turn,
+    round_two_bytes,
+    where_less,
+)
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.unpack import transpose_words
+from glmrun.kernels.layout import F16, layer_record, model_record, run_at, step_record, worker_record
+from glmrun.kernels.simd.memory import (
+    bytes_of,
+    load_f16x16,
+    splat_f32,
+    store_f32,
+    store_f32x16,
+    store_u8x64,
+    zero_f32x16,
+)
+from glmrun.kernels.simd.types import f32x16
+from glmrun.kernels.team import first_piece, leave, next_piece
+
+BLOCK = 64  # values that share a scale
+TILE = 256  # positions between two updates of the softmax
+QUERIES = 32  # of a panel
+FEW = 24  # queries that a panel's second half holds in half of its lanes: the 20 heads of a single token
+LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
+VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
+_void = types.void
+
+
+@kernel(int64(model_record), inline="always")
+def key_stride(m):
+    return 2 * m.row - m.latent + m.row // BLOCK * 4
+
+
+@kernel(int64(model_record))
+def tile_bytes(m):
+    """Bytes of a tile of columns."""
+    return TILE * key_stride(m) + m.latent * VALUE_STRIDE + TILE // BLOCK * m.latent * 4
+
+
+@kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
+def top_of(a, b, c, d):
+    return largest_of_magnitudes(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d)))
+
+
+@kernel(_void(model_record, int64, int64))
+def _key_column(m, row, out):
+    """Round one cached row."""
+    scales = out + 2 * m.row - m.latent
+    for k in range(0, m.row, BLOCK):
+        a, b = load_cached(m, row, k), load_cached(m, row, k + 16)
+        c, d = load_cached(m, row, k + 32), load_cached(m, row, k + 48)
+        top = top_of(a, b, c, d)
+        steps = LATENT_STEPS if k < m.latent else ROPE_STEPS
+        inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
+        if k < m.latent:
+            store_u8x64(out + k, round_in_order(a, b, c, d, inverse, 128))
+        else:
+            store_u8x64(out + 2 * k - m.latent, round_two_bytes(a, b, inverse))
+            store_u8x64(out + 2 * k - m.latent + 64, round_two_bytes(c, d, inverse))
+        store_f32(scales + k // BLOCK * 4, top / steps)
+
+
+@kernel(_void(model_record, int64, int64, int64, int64, int64), apart=True)
+def _value_columns(m, rows, n, out, scales, words):
+    """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
+
+    words   scratch, 2,048 bytes
+    """
+    last = rows + (n - 1) * m.row_bytes
+    for k in range(0, m.latent, 16):
+        if m.cache_type == F16:  # the largest of 32 at once, without widening them
+            if k % 32 == 0:
+                tops = bytes_of(0)
+                for p in range(n):
+                    tops = larger_f16_magnitude(tops, rows + p * m.row_bytes + k * 2)
+                store_u8x64(words + 1024, tops)
+            top = load_f16x16(words + 1024 + k % 32 * 2)
+        else:
+            top = zero_f32x16()
+            for p in range(n):
+                top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
+        inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
+        for p in range(0, BLOCK, 4):
+            row = rows + p * m.row_bytes
+            x0, x1 = load_cached(m, min(row, last), k), load_cached(m, min(row + m.row_bytes, last), k)
+            x2 = load_cached(m, min(row + 2 * m.row_bytes, last), k)
+            x3 = load_cached(m, min(row + 3 * m.row_bytes, last), k)
+            store_u8x64(words + p * 16, round_in_turn(x0, x1, x2, x3, inverse, 0))
+        transpose_words(words, out + k * VALUE_STRIDE, VALUE_STRIDE)
+        store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
+
+
+@kernel(_void(model_record, int64, int64, int64, int64))
+def round_rows(m, rows, n, out, words):
+    """A tile of columns from n (1 to TILE) cached rows."""
+    keys = key_stride(m)
+    values = out + TILE * keys
+    scales = values + m.latent * VALUE_STRIDE
+    for p in range(n):
+        _key_column(m, rows + p * m.row_bytes, out + p * keys)
+    for p in range(0, n, BLOCK):
+        _value_columns(m, rows + p * m.row_bytes, min(BLOCK, n - p), values + p, scales + p // BLOCK * m.latent * 4, words)
+
+
+@kernel(_void(model_record, layer_record, step_record, worker_record))
+def round_cache(m, layer, s, w):
+    """Tiles of columns of all positions so far, for the runs of many tokens: every panel of queries meets them."""
+    if m.float_attention:
+        return
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        if run.n_tokens < FEW_TOKENS:
+            continue
+        cache, end = run.cache + layer.index * run.layer_bytes, run.position + run.n_tokens
+        tiles, piece = (end + TILE - 1) // TILE, first_piece(w)
+        while piece < tiles:
+            p = piece * TILE
+            round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), run.columns + piece * tile_bytes(m), w.attention)
+            piece = next_piece(w)
+        leave(w, tiles)

@@ -1,0 +1,150 @@
+"""Attention's products for 16 registers of 256 bits, and for any CPU: 16 or 8 queries in the lanes, 4 positions or latent values
+at a time; dot products stay in registers, the float32 sums in memory, where the result is wanted (panels: tile_32x8.py).
+
+With AVX2 and without vpdpbusd the +128 that keys carry is taken off here: the size of a query's code times the key with the code's
+sign is at most 2 * 127 * 127 for two, and nothing needs to be subtracted.
+"""
+
+from llvmlite import ir
+from numba import float32, int64, types
+from numba.extending import intrinsic
+
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, VALUE_STRIDE, key_stride
+from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.layout import model_record
+from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs
+from glmrun.kernels.simd.memory import load_f32x8, splat_f32x8, store_f32x8
+from glmrun.kernels.simd.target import sums_in_16_bits
+from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, splat
+
+COLUMNS = 4
+_ROW = QUERIES * 4  # bytes of float32 results of a position, or of a latent value
+_V32B, _V16H = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
+
+
+def _load(builder, address, n_bytes, llvm_type, align=4):
+    return builder.load(pointer(builder, builder.add(address, ir.Constant(I64, n_bytes)), llvm_type), align=align)
+
+
+def _key_dot(builder, start, row, size, x):
+    """start + query codes (row, of that size) times keys with +128; without their +128 where nothing was put into start."""
+    if size is None:
+        return emit_dot(builder, start, x, row)
+    x = builder.xor(x, constant(_V32B, 0x80))
+    return builder.add(start, emit_pair_sums(builder, emit_pairs(builder, size, emit_with_signs(builder, x, row))))
+
+
+def _value_dot(builder, start, row, size, x):
+    return emit_dot(builder, start, row, x)
+
+
+def _rope_dot(builder, start, row, size, x):
+    return emit_dot_i16(builder, start, row, x)
+
+
+def _adding(dot, words, octets):
+    """An intrinsic for `words` times 4 bytes of a column and 8 * octets queries."""
+    operand = _V16H if dot is _rope_dot else _V32B
+    has_starts = dot is _key_dot and not sums_in_16_bits()
+
+    @intrinsic
+    def add(context, cells, codes, factors, starts, column, stride, scale, scale_stride):
+        """cells[c, q] += factors[q] * scale[c] * (starts[q] + codes[q] . column[c]) over one block; c = 0 to 3.
+
+        cells                    address of float32 (4, QUERIES); of each row these queries' part
+        codes, factors, starts   of the panel's block, from the first of these queries on
+        column, stride           address of the first column's codes, bytes to the next column's
+        scale, scale_stride      address of the first column's scale, bytes to the next
+        """
+
+        def generate(c, b, s, a):
+            cells, codes, factors, starts, column, stride, scale, scale_stride = a
+            addresses = [b.add(column, b.mul(stride, ir.Constant(I64, i))) for i in range(COLUMNS)]
+            dots = [constant(V8I, 0)] * (octets * COLUMNS)
+            if has_starts:
+                dots = [_load(b, starts, r * 32, V8I) for r in range(octets)] * COLUMNS
+            for word in range(words):
+                rows = [_load(b, codes, word * 128 + r * 32, operand) for r in range(octets)]
+                sizes = [None] * octets
+                if dot is _key_dot and sums_in_16_bits():
+                    sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) for row in rows]
+                for i, address in enumerate(addresses):
+                    x = b.bitcast(splat(b, _load(b, address, word * 4, I32), 8), operand)
+                    for r in range(octets):
+                        cell = i * octets + r
+                        dots[cell] = opaque(b, dot(b, dots[cell], rows[r], sizes[r], x))
+            for i in range(COLUMNS):
+                place = b.add(scale, b.mul(scale_stride, ir.Constant(I64, i)))
+                x = splat(b, _load(b, place, 0, F32), 8)
+                for r in range(octets):
+                    both = b.fmul(_load(b, factors, r * 32, V8F), x)
+                    cell = pointer(b, b.add(cells, ir.Constant(I64, i * _ROW + r * 32)), V8F)
+                    operands = [b.sitofp(dots[i * octets + r], V8F), both, b.load(cell, align=4)]
+                    b.store(call(b, "llvm.fma.v8f32", V8F, operands), cell, align=4)
+            return c.get_dummy_value()
+
+        return types.void(int64, int64, int64, int64, int64, int64, int64, int64), generate
+
+    return add
+
+
+_latent_16, _latent_8 = _adding(_key_dot, BLOCK // 4, 2), _adding(_key_dot, BLOCK // 4, 1)
+_rope_16, _rope_8 = _adding(_rope_dot, BLOCK // 2, 2), _adding(_rope_dot, BLOCK // 2, 1)
+_values_16, _values_8 = _adding(_value_dot, BLOCK // 4, 2), _adding(_value_dot, BLOCK // 4, 1)
+
+
+@kernel(types.void(int64, int64, int64), inline="always")
+def _scale_rows(cells, queries, factors):
+    """Four rows of float32 results, times factors[q]; zeros where there is no address of factors."""
+    for c in range(COLUMNS):
+        for q in range(0, queries * 4, 32):
+            at = cells + c * _ROW + q
+            if factors:
+                store_f32x8(at, load_f32x8(at) * load_f32x8(factors + q))
+            else:
+                store_f32x8(at, splat_f32x8(float32(0.0)))
+
+
+@kernel(types.void(model_record, int64, int64, int64, int64, int64), apart=True)
+def scores(m, panel, columns, n, few, out):
+    """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
+    keys, scales = key_stride(m), 2 * m.row - m.latent
+    factors = panel + QUERIES * scales
+    starts = factors + m.row // BLOCK * 128
+    for p in range(0, n, COLUMNS):
+        column, row = columns + p * keys, out + p * _ROW
+        _scale_rows(row, FEW if few else QUERIES, 0)
+        for half in range(0, 128, 64):
+            cells = row + half
+            for k in range(0, m.latent, BLOCK):
+                b = k // BLOCK * 128 + half
+                codes, scale = panel + k * QUERIES + half, column + scales + k // BLOCK * 4
+                if few and half:
+                    _latent_8(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
+                else:
+                    _latent_16(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
+            for k in range(m.latent, m.row, BLOCK):
+                b, at = k // BLOCK * 128 + half, 2 * k - m.latent
+                codes, scale = panel + at * QUERIES + half, column + scales + k // BLOCK * 4
+                if few and half:
+                    _rope_8(cells, codes, factors + b, 0, column + at, keys, scale, keys)
+                else:
+                    _rope_16(cells, codes, factors + b, 0, column + at, keys, scale, keys)
+
+
+@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
+def gather(m, weights, columns, n, few, shrinks, out):
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
+    values, factors = columns + TILE * key_stride(m), weights + TILE * QUERIES
+    scales, blocks = values + m.latent * VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
+    for k in range(0, m.latent, COLUMNS):
+        row, x = out + k * _ROW, values + k * VALUE_STRIDE
+        _scale_rows(row, FEW if few else QUERIES, shrinks)
+        for half in range(0, 128, 64):
+            for b in range(blocks):
+                codes, factor = weights + b * BLOCK * QUERIES + half, factors + b * 128 + half
+                column, scale = x + b * BLOCK, scales + (b * m.latent + k) * 4
+                if few and half:
+                    _values_8(row + half, codes, factor, 0, column, VALUE_STRIDE, scale, 4)
+                else:
+                    _values_16(row + half, codes, factor, 0, column, VALUE_STRIDE, scale, 4)
