@@ -120,6 +120,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             start_new_session=True,  # Ctrl-C is for us; we end it
+            env={**os.environ, "PYTHONOPTIMIZE": str(sys.flags.optimize)},  # else it would fill another folder
         )  # fmt: skip
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 

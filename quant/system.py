@@ -6,6 +6,7 @@
     lock an open file           filelock, which knows each system's way
     announce a read             posix_fadvise(WILLNEED)       nothing: the read itself waits for the disk
     map pages in bulk           madvise(MADV_POPULATE_READ)   nothing: pages come as they are touched
+    ask for pages in a step     madvise, mincore from kernels    the same calls; what they refuse comes as it is touched
     keep mapped pages           mlock, as far as allowed      nothing: the system chooses what it drops
     reserve address space       mmap, MAP_NORESERVE           mmap, MAP_NORESERVE under its own number; else a plain mapping
     make writers wait           fcntl(F_SETLEASE)             nothing: size and time are compared before each step
@@ -20,7 +21,7 @@ import os
 import signal
 import sys
 
-_POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14; Python's mmap has no name for it
+POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14; Python's mmap has no name for it
 NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # MAP_NORESERVE; Python names it from 3.13 on
 
 sync_data = getattr(os, "fdatasync", os.fsync)
@@ -69,7 +70,7 @@ def populate(start: int, n_bytes: int) -> bool:
         return False
     import ctypes
 
-    return not ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes), _POPULATE_READ)
+    return not ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes), POPULATE_READ)
 
 
 def keep(start: int, n_bytes: int) -> bool:

@@ -1,7 +1,7 @@
 """Run all checks, or those that are named, and say which failed.
 
 python scripts/check.py                         # lint, format, types, tests
-python scripts/check.py lint format types live  # live: against transformers and llama.cpp, needs the dev extras
+python scripts/check.py lint format types live  # live: against other programs and libraries, needs dev
 """
 
 import subprocess

@@ -4,8 +4,9 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.checkpoint_folder import write_folder
@@ -13,6 +14,11 @@ from support.tiny_model import ODD, Tiny, write_tiny
 
 from glmrun.warmup import compile_all
 from quant.config import Config
+
+if TYPE_CHECKING:
+    from support.served import Served
+
+    from glmrun.engine.model import Model
 
 # The checks against transformers and llama.cpp need both installed: `pytest tests/live` asks for them, plain `pytest` does not.
 collect_ignore = ["live"]
@@ -48,6 +54,24 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good model folder."""
     return write_folder(tmp_path_factory.mktemp("original") / "Small-GLM")
+
+
+@pytest.fixture(scope="module")
+def nano() -> "Iterator[Model]":
+    """The model that comes along; a file of tests may have one of its own under this name."""
+    import glmrun  # not before the kernels are compiled
+
+    with glmrun.load(n_ctx=1024) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def server(nano: "Model") -> "Iterator[Served]":
+    """`glmrun serve` with that model behind it."""
+    from support.served import served
+
+    with served(nano) as found:
+        yield found
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from support.served import Served, served
+from support.served import Served
 
 import glmrun
 from glmrun.engine.model import Model
@@ -27,12 +27,6 @@ TEXTS = ["The capital of France is Paris.", "17 + 25 = 42", "é🙂 x"]
 def nano() -> Iterator[Model]:
     with glmrun.load(n_ctx=512) as model:
         yield model
-
-
-@pytest.fixture(scope="module")
-def server(nano: Model) -> Iterator[Served]:
-    with served(nano) as found:
-        yield found
 
 
 def test_a_prompt_is_scored_as_the_model_scores_it(server: Served, nano: Model) -> None:

@@ -44,6 +44,13 @@ ONLY_IN = {
     "starlette": "server",
     "uvicorn": "server",
     "prometheus_client": "server",
+    "gguf": "quant",
+    "safetensors": "quant",
+    "filelock": "quant",
+    "llguidance": "engine",
+    "jinja2": "chat",
+    "tokenizers": "chat",
+    "huggingface_hub": "store",
     "numba": "quant/blocks kernels/simd kernels forward",
     "llvmlite": "quant/blocks kernels/simd kernels forward",
 }

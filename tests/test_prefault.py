@@ -90,7 +90,7 @@ def test_experts_are_read_ahead_until_a_step_begins(tiny_gguf: Callable[..., Tin
 
 
 def test_a_system_that_can_not_is_left_alone(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "_POPULATE_READ", 9999)
+    monkeypatch.setattr(system, "POPULATE_READ", 9999)
     file = open_gguf(tiny_gguf("Q4_K_M").path)
     found = Prefault(file, config_from_gguf(file))
     assert found.wait(60) and found.n_done == 0

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from support.served import Served, served
 
-import glmrun
 from glmrun.engine.model import Model
 from glmrun.server.guard import Access
 from glmrun.server.service import Options
@@ -19,18 +18,6 @@ TOOLS = [
         "type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"],
     }}},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with glmrun.load(n_ctx=1024) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def server(nano: Model) -> Iterator[Served]:
-    with served(nano) as found:
-        yield found
 
 
 def delta_text(events: list[Any], name: str) -> str:

@@ -1,7 +1,7 @@
 """`glmrun serve` with nano behind it: Anthropic's, OpenAI's Responses' and Ollama's interface on the wire."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -10,24 +10,11 @@ from support.event_grammars import messages_answer, ollama_answer, responses_ans
 from support.scripted_agent import ScriptedAgent
 from support.served import Served, served
 
-import glmrun
 from glmrun.engine.model import Model
 from glmrun.server.guard import Access
 from glmrun.server.service import Options
 
 HELLO = [{"role": "user", "content": "What is 17 + 25?"}]
-
-
-@pytest.fixture(scope="module")
-def nano() -> Iterator[Model]:
-    with glmrun.load(n_ctx=1024) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def server(nano: Model) -> Iterator[Served]:
-    with served(nano) as found:
-        yield found
 
 
 def text_of_message(answer: dict[str, Any]) -> tuple[str, str]:

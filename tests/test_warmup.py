@@ -170,6 +170,13 @@ def test_a_distrusted_instruction_is_not_compiled(tmp_path: Path) -> None:
     assert not first.stdout or ("wrong results" in first.stderr and first.stdout.split()[1] == "2")
 
 
+def test_without_docstrings_kernels_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    """Their functions are others to Numba: in a folder that counts as complete each would be compiled again, in silence."""
+    code = "from glmrun.kernels.compiled.cache import folder; print(folder)"
+    folders = {_python(code, tmp_path, PYTHONOPTIMIZE=level).stdout for level in ("", "2")}
+    assert len(folders) == 2 and all(folders)
+
+
 def test_half_width_instruction_where_the_cpu_has_only_that(tmp_path: Path) -> None:
     """Alder Lake's AVX-VNNI: compiled here, not run."""
     code = (

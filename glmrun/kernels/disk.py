@@ -13,11 +13,12 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import layer_record, model_record, step_record, weight_record, worker_record
 from glmrun.kernels.simd.memory import load_i64, store_i64
 from glmrun.kernels.team import first_piece, leave, next_piece
+from quant.system import POPULATE_READ
 
 PAGE = mmap.PAGESIZE
 LOOKED_AT = 512  # pages whose state is asked at once; a byte of the worker's `resident` for each
 AHEAD = 12  # experts that are on their way while one is computed: enough for any disk, a small part of a small memory
-WILL_NEED, POPULATE_READ = 3, 22  # of madvise
+WILL_NEED = 3  # of madvise, on every POSIX system
 LIKELY = 4  # times that each expert is chosen on average: so many tokens use nearly all of them
 LOOKS, BLIND = 1, 2  # values of from_disk: the system reports which pages are there, or only to a file's owner and writers
 _ALL = 0x0101010101010101  # eight pages are there

@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import re
+from functools import cache
 from importlib.resources import files
 
 
+@cache
 def page() -> tuple[bytes, dict[str, str]]:
     """The page, and the headers that keep it apart from whatever a model writes.
 

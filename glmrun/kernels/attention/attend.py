@@ -33,9 +33,7 @@ from glmrun.kernels.attention.rounding import (
     round_in_order,
     round_in_turn,
     round_two_bytes,
-    store_i32x16,
     where_less,
-    zero_i32x16,
 )
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
@@ -51,8 +49,10 @@ from glmrun.kernels.simd.memory import (
     splat_f32,
     store_f32,
     store_f32x16,
+    store_i32x16,
     store_u8x64,
     zero_f32x16,
+    zero_i32x16,
 )
 from glmrun.kernels.simd.target import dot_bits
 from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, wait

@@ -14,7 +14,6 @@ from glmrun.kernels.simd.types import (
     call,
     constant,
     f32x16,
-    i32x16,
     pointer,
     shuffle,
     u8x64,
@@ -128,20 +127,3 @@ def store_f16(context, address, value):
         return c.get_dummy_value()
 
     return types.void(int64, types.float32), generate
-
-
-@intrinsic
-def store_i32x16(context, address, value):
-    """Write 16 int32."""
-
-    def generate(c, b, s, a):
-        b.store(a[1], pointer(b, a[0], V16I), align=4)
-        return c.get_dummy_value()
-
-    return types.void(int64, i32x16), generate
-
-
-@intrinsic
-def zero_i32x16(context):
-    """16 zeros."""
-    return i32x16(), lambda c, b, s, a: constant(V16I, 0)

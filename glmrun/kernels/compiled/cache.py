@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,7 @@ def _digest() -> str:
         llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
         f"{sorted(target.features())} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}",
+        str(sys.flags.optimize),  # without docstrings functions are others, and Numba finds nothing in the folder
     ):
         digest.update(part.encode())
     for source in sources:
@@ -115,11 +117,13 @@ class Kernel:
             for signature in self.signature if isinstance(self.signature, list) else [self.signature]:
                 self.jitted.compile(signature)
             self.jitted.disable_compile()
-            for code in self.jitted.overloads.values() if self.apart else ():
-                name, context = code.fndesc.llvm_func_name, code.target_context
-                llvm.add_symbol(name, code.library.get_pointer_to_function(name))
+            for i, code in enumerate(self.jitted.overloads.values() if self.apart else ()):
+                function, context, called = self.jitted.py_func, code.target_context, copy(code.fndesc)
+                # Numba's own name differs from process to process, and callers stay in the cache with the one that they know.
+                called.mangled_name = f"{function.__module__}.{function.__qualname__}.{i}"
+                llvm.add_symbol(called.mangled_name, code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
                 context.remove_user_function(code.entry_point)  # callers got the whole library to link
-                context.insert_user_function(code.entry_point, code.fndesc)
+                context.insert_user_function(code.entry_point, called)
 
 
 def callees(place: int) -> set[int]:

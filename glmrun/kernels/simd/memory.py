@@ -81,28 +81,6 @@ def load_half_u8x64(context, address):
 
 
 @intrinsic
-def store_f32x16(context, address, value):
-    """Write 16 float32."""
-
-    def generate(c, b, s, a):
-        b.store(a[1], pointer(b, a[0], V16F), align=4)
-        return c.get_dummy_value()
-
-    return types.void(types.int64, f32x16), generate
-
-
-@intrinsic
-def store_f32x8(context, address, value):
-    """Write 8 float32."""
-
-    def generate(c, b, s, a):
-        b.store(a[1], pointer(b, a[0], V8F), align=4)
-        return c.get_dummy_value()
-
-    return types.void(types.int64, f32x8), generate
-
-
-@intrinsic
 def store_f16x16(context, address, value):
     """Write 16 float32 rounded to float16 (to nearest even)."""
     half = ir.VectorType(F16, 16)
@@ -112,17 +90,6 @@ def store_f16x16(context, address, value):
         return c.get_dummy_value()
 
     return types.void(types.int64, f32x16), generate
-
-
-@intrinsic
-def store_u8x64(context, address, value):
-    """Write 64 bytes."""
-
-    def generate(c, b, s, a):
-        b.store(a[1], pointer(b, a[0], V64B), align=1)
-        return c.get_dummy_value()
-
-    return types.void(types.int64, u8x64), generate
 
 
 @intrinsic
@@ -138,17 +105,6 @@ def load_i16x16(context, address):
 
 
 @intrinsic
-def store_i32x16(context, address, value):
-    """Write 16 int32."""
-
-    def generate(c, b, s, a):
-        b.store(a[1], pointer(b, a[0], V16I), align=4)
-        return c.get_dummy_value()
-
-    return types.void(types.int64, i32x16), generate
-
-
-@intrinsic
 def store_i8x16(context, address, value):
     """Write the low bytes of 16 int32."""
 
@@ -159,7 +115,7 @@ def store_i8x16(context, address, value):
     return types.void(types.int64, i32x16), generate
 
 
-def _scalar_load(numba_type, llvm_type, align):
+def _load(numba_type, llvm_type, align):
     @intrinsic
     def load(context, address):
         return numba_type(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], llvm_type), align=align)
@@ -167,7 +123,7 @@ def _scalar_load(numba_type, llvm_type, align):
     return load
 
 
-def _scalar_store(numba_type, llvm_type, align):
+def _store(numba_type, llvm_type, align):
     @intrinsic
     def store(context, address, value):
         def generate(c, b, s, a):
@@ -179,10 +135,12 @@ def _scalar_store(numba_type, llvm_type, align):
     return store
 
 
-load_f32, store_f32 = _scalar_load(types.float32, F32, 4), _scalar_store(types.float32, F32, 4)
-load_i64, store_i64 = _scalar_load(types.int64, I64, 8), _scalar_store(types.int64, I64, 8)
-store_i32, store_i16 = _scalar_store(types.int32, I32, 4), _scalar_store(types.int16, I16, 2)
-load_u32 = _scalar_load(types.uint32, I32, 1)
+load_f32, store_f32 = _load(types.float32, F32, 4), _store(types.float32, F32, 4)
+load_i64, store_i64 = _load(types.int64, I64, 8), _store(types.int64, I64, 8)
+store_i32, store_i16 = _store(types.int32, I32, 4), _store(types.int16, I16, 2)
+load_u32 = _load(types.uint32, I32, 1)
+store_f32x16, store_f32x8, store_i32x16 = _store(f32x16, V16F, 4), _store(f32x8, V8F, 4), _store(i32x16, V16I, 4)
+store_u8x64 = _store(u8x64, V64B, 1)
 
 
 @intrinsic
