@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "gguf": "machine",
     "tensors": "gguf kernels machine",
     "chat": "machine",
-    "store": "machine",
+    "store": "machine settings",
     "engine": "chat forward gguf kernels machine tensors",
     "warmup": "forward kernels machine",
     "api": "engine gguf kernels store tensors warmup",

@@ -61,7 +61,7 @@ def function(name: str, description: str | None, parameters: dict[str, Any] | No
     return {"type": "function", "function": {"name": name, "description": description or "", "parameters": parameters or {}}}
 
 
-def declared(name: str, tools: Iterable[dict[str, Any]], param: str) -> str:
+def declared(name: Any, tools: Iterable[dict[str, Any]], param: str) -> str:
     """The name of a function that must be called, which must be one of the tools. Raises BadRequest."""
     if name not in [tool["function"]["name"] for tool in tools]:
         raise BadRequest(f"{param}: the function {brief(name)} is not among the tools", param)

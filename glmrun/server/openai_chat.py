@@ -8,7 +8,7 @@ from typing import Any
 
 from glmrun.chat.chunk import Chunk, Logprob, Stats
 from glmrun.chat.request import ChatRequest
-from glmrun.server.form import arguments, effort, held_to, refuse_media, told
+from glmrun.server.form import arguments, declared, effort, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking
 from glmrun.server.openai_error import openai_error, status_of
@@ -95,9 +95,7 @@ def _tool_choice(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]
         return choice
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
-    if name not in [tool["function"]["name"] for tool in tools]:
-        raise BadRequest(f"tool_choice: the function {str(name)[:40]!r} is not among the tools", "tool_choice")
-    return str(name)
+    return declared(name, tools, "tool_choice")
 
 
 def _schema(form: ResponseFormat | None) -> dict[str, Any] | None:

@@ -1,11 +1,12 @@
 """Prompts that a person keeps: Markdown files in the folder `prompts` beside the config file, with {{variables}}."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from glmrun.settings import config_path
 from quant.errors import UserError
+from quant.text import decode_text
 
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _NAME = re.compile(r"\w[\w.-]*")
@@ -14,10 +15,7 @@ MAX_BYTES = 1 << 20
 
 def folder() -> Path:
     """Where they stand; it may be missing."""
-    import platformdirs
-
-    config = os.environ.get("GLMRUN_CONFIG")
-    return (Path(config).expanduser().parent if config else Path(platformdirs.user_config_dir("glmrun"))) / "prompts"
+    return config_path().parent / "prompts"
 
 
 def listed() -> list[tuple[str, str]]:
@@ -38,13 +36,9 @@ def filled(name: str, values: Mapping[str, str]) -> str:
     if not _NAME.fullmatch(name) or not path.is_file():
         known = ", ".join(known for known, _ in listed()) or "none yet"
         raise UserError(f"there is no prompt {name} in {folder()} ({known})", "missing")
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as why:
-        raise UserError(f"{path} is no UTF-8 text (byte 0x{data[why.start]:02x} at {why.start:,})", "usage") from None
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} has {len(data):,} bytes; a prompt has at most {MAX_BYTES:,}", "usage")
+    if (n_bytes := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"{path} has {n_bytes:,} bytes; a prompt has at most {MAX_BYTES:,}", "usage")
+    text = decode_text(path.read_bytes(), str(path))
     wanted = dict.fromkeys(_VARIABLE.findall(text))
     missing, unknown = [key for key in wanted if key not in values], [key for key in values if key not in wanted]
     if missing or unknown:
