@@ -1,0 +1,52 @@
+"""Compile the tiles of prompts and attention for another processor and count what their inner loops do. Nothing is run.
+
+NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,... python tests/support/inner_loops.py     prints JSON
+"""
+
+import json
+import re
+import sys
+
+from glmrun.kernels.compiled import self_test
+
+self_test.is_right = lambda dots: True  # this processor need not have the instructions
+
+import glmrun.kernels.compiled.cache as kernels  # noqa: E402
+from glmrun.kernels.simd import target  # noqa: E402
+
+PRODUCTS = ("vpmaddubsw", "vpmaddwd", "vpdpbusd", "vpdpwssd")
+WANTED = ("q4_k", "q6_k", "q8_0", "scores", "gather")
+
+
+def inner_loop(assembly: str) -> list[str]:
+    """The instructions of the basic block with most products."""
+    blocks = [re.findall(r"^\t(?:\{vex\}\s+)?([a-z].*)$", block, re.MULTILINE) for block in re.split(r"\n\.LBB\w+:", assembly)]
+    return max(blocks, key=lambda block: sum(line.split()[0] in PRODUCTS for line in block))
+
+
+def main() -> None:
+    """One line for each tile's function: instructions, products, accesses of the stack, registers of 512 bits."""
+    kernels.defer()
+    import glmrun.forward  # noqa: F401
+
+    found = {}
+    for place, kernel in enumerate(kernels.registered):
+        function = kernel.jitted.py_func
+        room = function.__module__.removeprefix("glmrun.kernels.")
+        if ".tile_" not in room or function.__name__ not in WANTED:
+            continue
+        for i in [*kernels.needed(place), place]:
+            kernels.registered[i].compile()
+        for n, assembly in enumerate(kernel.jitted.inspect_asm().values()):
+            loop = inner_loop(assembly)
+            found[f"{room}.{function.__name__}.{n}"] = {
+                "instructions": len(loop),
+                "products": sum(line.split()[0] in PRODUCTS for line in loop),
+                "stack": sum("(%rsp" in line or "(%rbp" in line for line in loop),
+                "zmm": any("zmm" in line for line in loop),
+            }
+    json.dump({"target": target.name(), "loops": found}, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
