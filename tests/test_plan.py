@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.checkpoint_folder import write_folder
 from support.tiny_model import ODD, Tiny
 from test_cli import glmrun
 
@@ -14,9 +15,10 @@ from glmrun.cli import plan as command
 from glmrun.gguf.architecture import config_from_gguf
 from glmrun.gguf.open import open_gguf
 from glmrun.machine import Memory, group_memory, memory
-from glmrun.measure import bandwidth
+from glmrun.measure import advice, bandwidth
 from glmrun.measure.bandwidth import Bandwidth, memory_bandwidth
-from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, devices, fits_device
+from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, demand_of_tensors, devices, fits_device
+from quant.checkpoint import Checkpoint
 from quant.config import FLASH
 from quant.recipes import RECIPES, tensor_formats
 
@@ -61,6 +63,53 @@ def test_a_model_in_part(q4: Demand) -> None:
     assert q4.missing_per_token(q4.needed(0) - q4.experts - 1) is q4.speed_in_part(4e10, 1e9, 0) is None
     assert q4.speed_in_part(4e10, 1e9, q4.needed(0)) == 4e10 / q4.per_token
     assert q4.speed_in_part(1e30, 1e9, q4.needed(0) - q4.experts) == pytest.approx(1e9 / q4.experts_per_token)
+
+
+def test_the_quantization_that_fits_is_named(q4: Demand) -> None:
+    all_four = advice.quantizations(FLASH)
+    q6, q8, bf16 = all_four[1:]
+    n_ctx = 32_768
+
+    def here(available: int, disk: float = 1e9) -> advice.Machine:
+        return advice.Machine(available, 4e10, disk, True)
+
+    assert [d.name for d in all_four] == ["Q4_K_M", "Q6_K", "Q8_0", "BF16"]
+    for demand, available, name in (
+        (bf16, q8.needed(n_ctx), "Q8_0"),
+        (bf16, q8.needed(n_ctx) - 1, "Q6_K"),
+        (q8, q6.needed(n_ctx) - 1, "Q4_K_M"),
+        (q8, q4.needed(n_ctx), "Q4_K_M"),
+    ):
+        said = advice.advice(demand, all_four, n_ctx, here(available))
+        assert said is not None and said.startswith(f"{name} fits: ") and said.endswith("with a context of 32,768 tokens.")
+    for available in (q4.needed(0) - q4.experts // 2, q4.needed(0) - 1000):
+        said = advice.advice(q8, all_four, n_ctx, here(available))
+        part = advice.in_part(q4, here(available))
+        assert part is not None and part.tokens_per_second == q4.speed_in_part(4e10, 1e9, available) and said == f"Q4_K_M {part}."
+        assert advice.advice(q4, all_four, n_ctx, here(available)) is None  # nothing is smaller, and it runs
+    assert advice.advice(q4, all_four, n_ctx, here(1 << 30)) == "No quantization of it fits, not even in part."
+    assert advice.in_part(q4, here(q4.needed(0))) is advice.in_part(q4, here(1 << 30)) is None
+    half = q4.needed(0) - q4.experts // 2
+    assert "at most 1.7 tokens a second, 0.52 GB of each" in str(advice.in_part(q4, here(half)))
+    assert "not measured" not in str(advice.in_part(q4, here(half)))
+    assert "1.0 GB/s, a speed that is not measured" in str(advice.in_part(q4, advice.machine_with(half, 4e10, [])))
+
+
+def test_the_first_file_that_can_be_measured_gives_the_disks_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small").write_bytes(b"1")
+    (tmp_path / "large").write_bytes(b"2")
+    monkeypatch.setattr(advice, "disk_bandwidth", lambda path: {"small": None, "large": 3e9}[path.name])
+    files = [tmp_path, tmp_path / "none", tmp_path / "small", tmp_path / "large"]
+    assert advice.machine_with(5, 4e10, files) == advice.Machine(5, 4e10, 3e9, True)
+    assert advice.machine_with(5, 4e10, files[:3]) == advice.Machine(5, 4e10, 1e9, False)
+
+
+def test_tensors_that_are_not_written_yet(q4: Demand) -> None:
+    """As the recipe's, whose prediction layer takes room in the file only."""
+    with_prediction = tensor_formats(RECIPES["Q4_K_M"], FLASH)
+    found = demand_of_tensors("Q4_K_M", FLASH, with_prediction)
+    assert found.file_bytes == sum(n_bytes for _, _, n_bytes in with_prediction.values()) > q4.file_bytes
+    assert replace(found, config=q4.config, file_bytes=q4.file_bytes) == q4
 
 
 def test_a_disk_is_measured_past_the_page_cache(tmp_path: Path) -> None:
@@ -170,9 +219,10 @@ def machine_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def made(available: int, disk: int = 1000 * GIB) -> None:
         monkeypatch.setattr(machine, "memory", lambda: Memory(32 * GIB, available, False))
         monkeypatch.setattr(
-            bandwidth, "memory_bandwidth", lambda threads, again: Bandwidth(44.46e9, 2, "x", "2026-01-02T00:00:00Z")
+            bandwidth, "memory_bandwidth", lambda threads=None, again=False: Bandwidth(44.46e9, 2, "x", "2026-01-02T00:00:00Z")
         )
         monkeypatch.setattr(command, "_disk", lambda: (Path("/models"), disk))
+        monkeypatch.setattr(command, "_measurable", lambda model: iter(()))
 
     return made
 
@@ -196,10 +246,36 @@ def test_the_command_says_whether_it_fits(machine_of: Callable[..., None], capsy
     machine_of(8 * GIB)
     code, out = run(capsys)
     assert code == 1 and "does not fit now" in out and "Close other programs" in out
-    assert "It fits in part: at most 1." in out and "not measured" in out
+    assert "It fits in part: at most 1." in out and "not measured" in " ".join(out.split()) and "Q4_K_M fits" not in out
+    machine_of(24 * GIB)
+    out = run(capsys, "Q8_0")[1]
+    assert "It fits in part: at most 2.0 tokens" in out and "\nQ4_K_M fits: 20.5 GB with a context of 32,768 tokens.\n" in out
+    assert json.loads(run(capsys, "Q8_0", "--json")[1])["instead"].startswith("Q4_K_M fits: ")
     machine_of(GIB)
-    assert "in part" not in run(capsys)[1]
+    out = run(capsys)[1]
+    assert "fits in part" not in out and "\nNo quantization of it fits, not even in part.\n" in out
     assert run(capsys, "nano")[0] == 0
+
+
+def test_convert_names_what_fits_before_it_begins(
+    tmp_path: Path, machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from glmrun.cli import _run
+
+    folder = write_folder(tmp_path / "Tiny-1")
+    config = Checkpoint.open(folder).config
+    small, large = (demand_of_recipe(config, RECIPES[name]) for name in ("Q4_K_M", "BF16"))
+    n_ctx = config.max_position_embeddings
+    for available, words in (
+        (large.needed(n_ctx) + 1, ""),
+        (small.needed(n_ctx), "BF16 needs "),
+        (WORKING_BYTES // 2, "No quantization of it fits"),
+    ):
+        machine_of(available)
+        assert _run(["convert", str(folder), "-q", "bf16", "--dry-run"]) == 0
+        said = capsys.readouterr().err
+        assert words in said and bool(said) == bool(words)
+        assert ("Q4_K_M fits: " in said) == (available == small.needed(n_ctx))
 
 
 def test_the_disk_counts_for_a_file_that_is_not_there(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

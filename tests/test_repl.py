@@ -11,7 +11,7 @@ import pytest
 from support.scripted_model import ScriptedModel
 
 from glmrun.cli.loading import wait_for_disk
-from glmrun.repl import sessions
+from glmrun.repl import disk_rate, sessions
 from glmrun.repl.commands import COMMANDS, run_command
 from glmrun.repl.conversation import Conversation, Surface
 from glmrun.repl.kept import Kept
@@ -204,8 +204,35 @@ def test_help_is_short_and_knows_each_command(capsys: pytest.CaptureFixture[str]
 
 def test_the_first_answer_waits_for_the_models_file(capsys: pytest.CaptureFixture[str]) -> None:
     waits = iter([False, True])
-    on_disk = SimpleNamespace(is_waiting_for_disk=lambda: True, wait=lambda seconds: next(waits), n_done=1, n_bytes=2)
+    on_disk = SimpleNamespace(is_waiting_for_disk=lambda: True, wait=lambda seconds: next(waits), n_done=1, n_bytes=2, from_disk=1)
     model = ScriptedModel()
     model.prefault = on_disk  # type: ignore[attr-defined]
     Conversation(model, surface=Surface(get_ready=wait_for_disk)).say("hello")  # type: ignore[arg-type]
     assert next(waits, "waited") == "waited" and capsys.readouterr().out == "You said: hello\n"
+
+
+def test_the_bottom_line_says_what_comes_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, read = iter([10.0, 12.0, 15.0]), iter([1_000_000_000, 2_500_000_000, 4_000_000_000])
+    monkeypatch.setattr(disk_rate, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(disk_rate, "disk_bytes", lambda: next(read))
+    model = ScriptedModel()
+    conversation = Conversation(model)  # type: ignore[arg-type]
+    for prefault in (None, SimpleNamespace(from_disk=0)):
+        model.prefault = prefault  # type: ignore[attr-defined]
+        conversation.disk.begin(model)
+        assert conversation.disk.text() == "" and "disk" not in conversation.bottom_line()
+    model.prefault = SimpleNamespace(from_disk=1)  # type: ignore[attr-defined]
+    conversation.disk.begin(model)
+    assert conversation.bottom_line() == "scripted.gguf · 0 / 200 · 0.75 GB/s from disk"
+    conversation.disk.end()
+    assert conversation.disk.text() == conversation.disk.text() == "0.60 GB/s from disk"  # stays, and nobody asks the clock
+
+
+def test_an_answer_is_what_the_disk_is_measured_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedModel()
+    model.prefault = SimpleNamespace(from_disk=1)  # type: ignore[attr-defined]
+    read = iter([0, 10**12])
+    monkeypatch.setattr(disk_rate, "disk_bytes", lambda: next(read))
+    conversation = Conversation(model)  # type: ignore[arg-type]
+    conversation.say("hello")
+    assert next(read, "both were asked for") == "both were asked for" and "GB/s from disk" in conversation.bottom_line()

@@ -139,6 +139,8 @@ def convert(
 
         importance = read_importance(imatrix)
     planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize, importance)
+    for line in _advice(planned):
+        note(line)
     if dry_run:
         _print_plan(planned)
         return
@@ -231,6 +233,24 @@ def _write(planned: "Plan", path: Path, force: bool, restart: bool, threads: int
         from quant.report import report
 
         report_path.write_text(json.dumps(report(planned, done, path, seconds, n_resumed), indent=1) + "\n", encoding="utf-8")
+
+
+def _advice(planned: "Plan") -> list[str]:
+    """What to know before hours of work if this machine has not the memory for what is to be written."""
+    from glmrun.gguf.architecture import DEFAULT_CONTEXT
+    from glmrun.machine import memory
+    from glmrun.measure.advice import advice, in_part, machine_with, quantizations
+    from glmrun.measure.bandwidth import memory_bandwidth
+    from glmrun.measure.plan import demand_of_tensors
+
+    demand = demand_of_tensors(planned.recipe.name, planned.config, {r.name: (r.shape, r.format, r.n_bytes) for r in planned.rows})
+    n_ctx, available = min(DEFAULT_CONTEXT, planned.config.max_position_embeddings), memory().available
+    if demand.needed(n_ctx) <= available:
+        return []
+    here = machine_with(available, memory_bandwidth().bytes_per_second, planned.source.files)
+    part, instead = in_part(demand, here), advice(demand, quantizations(planned.config), n_ctx, here)
+    needed = f"{demand.name} needs {demand.needed(n_ctx) / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free here"
+    return [f"{needed}; it {part}" if part else needed, *([instead] if instead else [])]
 
 
 def _print_plan(planned: "Plan") -> None:

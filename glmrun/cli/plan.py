@@ -4,6 +4,9 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +15,6 @@ import typer
 
 from glmrun.cli import loading, options
 from quant.errors import UserError
-
-_ASSUMED_DISK = 1e9  # bytes a second, where there is no file to measure
-_SHOWN = ("Q4_K_M", "Q6_K", "Q8_0", "BF16")  # F16 is as large as BF16, F32 is for comparisons
 
 if TYPE_CHECKING:
     from glmrun.machine import Memory
@@ -56,7 +56,8 @@ def plan(
 
     Exit code 0: it fits, 1: it does not, or only in part, 2: wrong usage. The speed is a ceiling: the memory's measured speed
     divided by the bytes that one token reads. Nothing that reads each weight once per token is faster; real programs are slower.
-    A model that fits in part runs, too: experts that find no room are read from the disk, whose speed is measured with the file.
+    A model that fits in part runs, too: experts that find no room are read from the disk, whose speed is measured with the file,
+    or with another model that is here. Of a model that does not fit the quantization is named that does.
 
     \b
     Examples:
@@ -72,30 +73,33 @@ def plan(
         return
     from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.machine import memory
+    from glmrun.measure.advice import advice, in_part, machine_with, quantizations
     from glmrun.measure.bandwidth import memory_bandwidth
-    from glmrun.measure.plan import demand_of_recipe
-    from quant.recipes import RECIPES
 
     demand, name, exists = _demand(what, kv_type)
     limit = demand.config.max_position_embeddings
     n_ctx = ctx if ctx is not None else min(DEFAULT_CONTEXT, limit)
     if n_ctx > limit:
         raise typer.BadParameter(f"-c: a context of {n_ctx:,} tokens; this model takes at most {limit:,}")
-    others = [demand_of_recipe(demand.config, RECIPES[name], kv_type) for name in _SHOWN]
+    others = quantizations(demand.config, kv_type)
     speed = memory_bandwidth(threads, measure)
     found = memory()
     folder, free = _disk()
     fits_memory, fits_disk = demand.needed(n_ctx) <= found.available, exists or demand.file_bytes <= free
-    part = None if fits_memory or not fits_disk else _part(demand, what if exists else None, speed, found)
+    part = instead = None
+    if not fits_memory:
+        here = machine_with(found.available, speed.bytes_per_second, _measurable(what if exists else None))
+        part = in_part(demand, here) if fits_disk else None
+        instead = advice(demand, others, n_ctx, here)
     if as_json:
         disk = {"needed": 0 if exists else demand.file_bytes, "free": free, "folder": str(folder)}
-        fits = {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part}
+        fits = {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part and asdict(part), "instead": instead}
         print(json.dumps(_as_json(name, demand, others, n_ctx, speed, found, devices) | fits, indent=2))
     else:
         _print_plan(name, demand, n_ctx, speed, found, None if exists else (folder, free))
         print(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
-        if part is not None:
-            print(_in_part(part))
+        for line in [*([f"It {part}."] if part else []), *([instead] if instead else [])]:
+            print(textwrap.fill(line, 100))
         print("\n" + _quantizations(others, n_ctx, speed, found))
         if devices:
             print("\n" + _devices(others, n_ctx))
@@ -155,32 +159,14 @@ def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]"
     return demand, demand.name, True
 
 
-def _part(demand: "Demand", model: str | None, speed: "Bandwidth", found: "Memory") -> dict[str, Any] | None:
-    """How a model runs of which not all experts stay in memory; None if not even the rest does, or all of it with fewer positions.
+def _measurable(model: str | None) -> Iterator[Path]:
+    """Files whose reading tells the disk's speed: the model's own if it is there, else the models of this machine."""
+    from glmrun.store.local import local_models
 
-    model   the file whose disk is measured, or None
-    """
-    from glmrun.measure.bandwidth import disk_bandwidth
-
-    missing = demand.missing_per_token(found.available)
-    if not missing:
-        return None
-    measured = disk_bandwidth(loading.resolve_model(model)) if model else None
-    tokens = demand.speed_in_part(speed.bytes_per_second, measured or _ASSUMED_DISK, found.available)
-    return {
-        "missing_bytes_per_token": missing,
-        "disk_bytes_per_second": measured or _ASSUMED_DISK,
-        "disk_measured": measured is not None,
-        "tokens_per_second": tokens,
-    }
-
-
-def _in_part(part: dict[str, Any]) -> str:
-    missing, disk = part["missing_bytes_per_token"] / 1e9, part["disk_bytes_per_second"] / 1e9
-    return (
-        f"It fits in part: at most {part['tokens_per_second']:.1f} tokens a second, {missing:.2f} GB of each token's experts read\n"
-        f"from the disk at {disk:.1f} GB/s" + ("." if part["disk_measured"] else ", a speed that is not measured.")
-    )
+    if model is not None:
+        yield loading.resolve_model(model)
+    for found in sorted(local_models(), key=lambda m: -m.n_bytes):
+        yield found.path
 
 
 def _disk() -> tuple[Path, int]:
@@ -266,8 +252,6 @@ def _devices(others: "list[Demand]", n_ctx: int) -> str:
 def _as_json(
     name: str, demand: "Demand", others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory", with_devices: bool
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from glmrun.measure.plan import WORKING_BYTES, devices, fits_device
 
     def described(d: "Demand") -> dict[str, Any]:

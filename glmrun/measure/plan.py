@@ -84,13 +84,20 @@ def kv_bytes(config: Config, cache: str) -> int:
 def demand_of_recipe(config: Config, recipe: Recipe, wanted_cache: str | None = None) -> Demand:
     """The demand of a file that need not exist: config's model in that quantization, without the prediction layer."""
     config = replace(config, num_nextn_predict_layers=0)
-    planned = tensor_formats(recipe, config)
-    sizes = {name: n_bytes for name, (_, _, n_bytes) in planned.items()}
-    cache = cache_type({kind for shape, kind, _ in planned.values() if len(shape) > 1}, wanted_cache)
-    total = sum(sizes.values())
-    return Demand(
-        recipe.name, config, total, total, read_per_token(config, sizes), cache, kv_bytes(config, cache), *_experts(config, sizes)
-    )
+    return demand_of_tensors(recipe.name, config, tensor_formats(recipe, config), wanted_cache)
+
+
+def demand_of_tensors(
+    name: str, config: Config, tensors: Mapping[str, tuple[tuple[int, ...], str, int]], wanted_cache: str | None = None
+) -> Demand:
+    """The demand of a file that is still to be written; tensors: {GGUF name: (shape, format, bytes)}."""
+    prediction = f"blk.{config.num_hidden_layers}."
+    used = {tensor: form for tensor, form in tensors.items() if not tensor.startswith(prediction)}
+    sizes = {tensor: n_bytes for tensor, (_, _, n_bytes) in used.items()}
+    cache = cache_type({kind for shape, kind, _ in used.values() if len(shape) > 1}, wanted_cache)
+    n_bytes, per_token = sum(n for _, _, n in tensors.values()), read_per_token(config, sizes)
+    weights, per_position = sum(sizes.values()), kv_bytes(config, cache)
+    return Demand(name, config, n_bytes, weights, per_token, cache, per_position, *_experts(config, sizes))
 
 
 def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:

@@ -11,6 +11,7 @@ from glmrun.chat.answer import Answer
 from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.chat.tool_loop import ask_with_tools
 from glmrun.repl.attachments import mentioned, read_text, with_files
+from glmrun.repl.disk_rate import DiskRate
 from glmrun.repl.kept import Kept, model_path
 from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
 from glmrun.terminal.answer import AnswerView, Thinking, bottom_parts, counted, finish_note, stats_line
@@ -108,6 +109,7 @@ class Conversation:
     surface: Surface = field(default_factory=Surface)
     kept: Kept = field(default_factory=Kept)
     totals: Totals = field(default_factory=Totals)
+    disk: DiskRate = field(default_factory=DiskRate)
 
     @property
     def model_name(self) -> str:
@@ -202,9 +204,10 @@ class Conversation:
         return self.model.count_tokens(request) if request.messages else 0
 
     def bottom(self, used: int | None = None) -> list[tuple[str, str]]:
-        """The model, how full the context is, how fast the last answer comes or came, files: (style of the gauge, text)."""
+        """The model, how full the context is, how fast the last answer comes or came, the disk behind it, files: (style, text)."""
         stats = self.last.stats if self.last is not None else None
         parts = bottom_parts(self.model_name, self.used() if used is None else used, self.model.n_ctx, stats)
+        parts += [("", f" · {rate}")] if (rate := self.disk.text()) else []
         parts += [] if self.thinking else [("", " · no thinking")]
         return parts + ([("", f" · +{counted(len(self.attached), 'file')}")] if self.attached else [])
 
@@ -296,6 +299,7 @@ class Conversation:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
 
         self.surface.get_ready(self.model)
+        self.disk.begin(self.model)
         keyboard = self.surface.keyboard
         view = AnswerView(
             answer, self.surface.show_thinking, footer, hint="Ctrl+O shows all" if keyboard is not None else "",
@@ -303,7 +307,10 @@ class Conversation:
         )  # fmt: skip
         acting = keyboard.acting({"escape": stop, "c-o": view.expand_thinking}) if keyboard is not None else nullcontext()
         with self._ways_out(), acting, closing(interruptible(self.model, chunks, asked)) as stream:
-            view.show(stream)
+            try:
+                view.show(stream)
+            finally:
+                self.disk.end()
 
     def _count(self, answer: Answer) -> None:
         stats, ending = answer.stats, finish_note(answer, self.model.n_ctx)
