@@ -23,6 +23,7 @@ from glmrun.kernels.attention.columns import (
     LATENT_STEPS,
     QUERIES,
     ROPE_STEPS,
+    SIGNED,
     TILE,
     round_rows,
     tile_bytes,
@@ -39,7 +40,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
 from glmrun.kernels.layout import layer_record, model_record, run_at, run_record, step_record, worker_record
 from glmrun.kernels.rows import round_row
-from glmrun.kernels.simd.arithmetic import exp, fma, to_f32
+from glmrun.kernels.simd.arithmetic import exp, flip_sign_bit, fma, to_f32
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
@@ -156,7 +157,7 @@ def _softmax(scores, n, limits, state, shrinks, weights):
                 w0, w1 = exp(load_f32x16(at) - top), exp(load_f32x16(at + 128) - top)
                 w2, w3 = exp(load_f32x16(at + 256) - top), exp(load_f32x16(at + 384) - top)
                 codes = round_in_turn(w0, w1, w2, w3, splat_f32(float32(255.0)), 0)
-                store_u8x64(weights + p * QUERIES + half, codes)
+                store_u8x64(weights + p * QUERIES + half, flip_sign_bit(codes) if SIGNED else codes)
                 sums = add_dot_u8s8(sums, codes, bytes_of(1))
             factor = exp(top - now) * splat_f32(float32(1 / 255))
             store_f32x16(factors + b * 128 + half, factor)

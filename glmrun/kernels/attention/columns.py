@@ -1,7 +1,11 @@
 """What attention reads: cached rows as columns, each value rounded once for all queries that meet it.
 
-A tile of them: TILE key columns, each uint8 (latent,) codes + 128, int16 (rope,) codes and float32 (row / BLOCK,) scales; then
-`latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales.
+A tile of them: TILE key columns, each int8 (latent,) codes + KEY_OFFSET, int16 (rope,) codes and float32 (row / BLOCK,) scales;
+then `latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales and, where SIGNED, int32
+(TILE / BLOCK, latent) 128 times the sums of their codes.
+
+Byte dots take one factor unsigned: keys carry +128 beside the queries' int8, and weights are never negative. Where products are
+added up in 16 bits neither fits: there all factors are SIGNED, keys as they are, and weights less 128.
 """
 
 from numba import float32, int64, types
@@ -20,15 +24,19 @@ from glmrun.kernels.attention.rounding import (
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
 from glmrun.kernels.layout import F16, layer_record, model_record, run_at, step_record, worker_record
+from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,
     load_f16x16,
     splat_f32,
     store_f32,
     store_f32x16,
+    store_i32x16,
     store_u8x64,
     zero_f32x16,
+    zero_i32x16,
 )
+from glmrun.kernels.simd.target import sums_in_16_bits
 from glmrun.kernels.simd.types import f32x16
 from glmrun.kernels.team import first_piece, leave, next_piece
 
@@ -37,6 +45,8 @@ TILE = 256  # positions between two updates of the softmax
 QUERIES = 32  # of a panel
 FEW = 24  # queries that a panel's second half holds in half of its lanes: the 20 heads of a single token
 LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
+SIGNED = sums_in_16_bits()
+KEY_OFFSET = 0 if SIGNED else 128
 VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
 _void = types.void
 
@@ -49,7 +59,7 @@ def key_stride(m):
 @kernel(int64(model_record))
 def tile_bytes(m):
     """Bytes of a tile of columns."""
-    return TILE * key_stride(m) + m.latent * VALUE_STRIDE + TILE // BLOCK * m.latent * 4
+    return TILE * key_stride(m) + m.latent * VALUE_STRIDE + TILE // BLOCK * m.latent * (8 if SIGNED else 4)
 
 
 @kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
@@ -68,15 +78,15 @@ def _key_column(m, row, out):
         steps = LATENT_STEPS if k < m.latent else ROPE_STEPS
         inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
         if k < m.latent:
-            store_u8x64(out + k, round_in_order(a, b, c, d, inverse, 128))
+            store_u8x64(out + k, round_in_order(a, b, c, d, inverse, KEY_OFFSET))
         else:
             store_u8x64(out + 2 * k - m.latent, round_two_bytes(a, b, inverse))
             store_u8x64(out + 2 * k - m.latent + 64, round_two_bytes(c, d, inverse))
         store_f32(scales + k // BLOCK * 4, top / steps)
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64), apart=True)
-def _value_columns(m, rows, n, out, scales, words):
+@kernel(_void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
+def _value_columns(m, rows, n, out, scales, starts, words):
     """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
 
     words   scratch, 2,048 bytes
@@ -95,12 +105,18 @@ def _value_columns(m, rows, n, out, scales, words):
             for p in range(n):
                 top = larger_magnitude(top, load_cached(m, rows + p * m.row_bytes, k))
         inverse = where_less(zero_f32x16(), top, splat_f32(float32(127.0)) / top, zero_f32x16())
+        sums = zero_i32x16()
         for p in range(0, BLOCK, 4):
             row = rows + p * m.row_bytes
             x0, x1 = load_cached(m, min(row, last), k), load_cached(m, min(row + m.row_bytes, last), k)
             x2 = load_cached(m, min(row + 2 * m.row_bytes, last), k)
             x3 = load_cached(m, min(row + 3 * m.row_bytes, last), k)
-            store_u8x64(words + p * 16, round_in_turn(x0, x1, x2, x3, inverse, 0))
+            codes = round_in_turn(x0, x1, x2, x3, inverse, 0)
+            store_u8x64(words + p * 16, codes)
+            if SIGNED:
+                sums = add_dot_u8s8(sums, bytes_of(128), codes)
+        if SIGNED:
+            store_i32x16(starts + k * 4, sums)
         transpose_words(words, out + k * VALUE_STRIDE, VALUE_STRIDE)
         store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
 
@@ -114,7 +130,8 @@ def round_rows(m, rows, n, out, words):
     for p in range(n):
         _key_column(m, rows + p * m.row_bytes, out + p * keys)
     for p in range(0, n, BLOCK):
-        _value_columns(m, rows + p * m.row_bytes, min(BLOCK, n - p), values + p, scales + p // BLOCK * m.latent * 4, words)
+        scale, block = scales + p // BLOCK * m.latent * 4, min(BLOCK, n - p)
+        _value_columns(m, rows + p * m.row_bytes, block, values + p, scale, scale + TILE // BLOCK * m.latent * 4, words)
 
 
 @kernel(_void(model_record, layer_record, step_record, worker_record))

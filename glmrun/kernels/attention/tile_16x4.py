@@ -1,20 +1,19 @@
 """Attention's products for 16 registers of 256 bits, and for any CPU: 16 or 8 queries in the lanes, 4 positions or latent values
 at a time; dot products stay in registers, the float32 sums in memory, where the result is wanted (panels: tile_32x8.py).
 
-With AVX2 and without vpdpbusd the +128 that keys carry is taken off here: the size of a query's code times the key with the code's
-sign is at most 2 * 127 * 127 for two, and nothing needs to be subtracted.
+With AVX2 and without vpdpbusd both factors are signed: the size of a query's code, or of a weight's, times the column's code with
+its sign is at most 2 * 128 * 127 for two, which fits into 16 bits.
 """
 
 from llvmlite import ir
 from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, VALUE_STRIDE, key_stride
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, VALUE_STRIDE, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs
 from glmrun.kernels.simd.memory import load_f32x8, splat_f32x8, store_f32x8
-from glmrun.kernels.simd.target import sums_in_16_bits
 from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, splat
 
 COLUMNS = 4
@@ -27,15 +26,15 @@ def _load(builder, address, n_bytes, llvm_type, align=4):
 
 
 def _key_dot(builder, start, row, size, x):
-    """start + query codes (row, of that size) times keys with +128; without their +128 where nothing was put into start."""
-    if size is None:
-        return emit_dot(builder, start, x, row)
-    x = builder.xor(x, constant(_V32B, 0x80))
-    return builder.add(start, emit_pair_sums(builder, emit_pairs(builder, size, emit_with_signs(builder, x, row))))
+    """start + query codes (row, of that size where products are added up in 16 bits) times those of a key."""
+    return _value_dot(builder, start, row, size, x) if SIGNED else emit_dot(builder, start, x, row)
 
 
 def _value_dot(builder, start, row, size, x):
-    return emit_dot(builder, start, row, x)
+    """start + weights (row, of that size likewise) times latent values."""
+    if size is None:
+        return emit_dot(builder, start, row, x)
+    return builder.add(start, emit_pair_sums(builder, emit_pairs(builder, size, emit_with_signs(builder, x, row))))
 
 
 def _rope_dot(builder, start, row, size, x):
@@ -45,14 +44,15 @@ def _rope_dot(builder, start, row, size, x):
 def _adding(dot, words, octets):
     """An intrinsic for `words` times 4 bytes of a column and 8 * octets queries."""
     operand = _V16H if dot is _rope_dot else _V32B
-    has_starts = dot is _key_dot and not sums_in_16_bits()
+    signed = SIGNED and dot is not _rope_dot
 
     @intrinsic
     def add(context, cells, codes, factors, starts, column, stride, scale, scale_stride):
-        """cells[c, q] += factors[q] * scale[c] * (starts[q] + codes[q] . column[c]) over one block; c = 0 to 3.
+        """cells[c, q] += factors[q] * scale[c] * (start + codes[q] . column[c]) over one block; c = 0 to 3.
 
         cells                    address of float32 (4, QUERIES); of each row these queries' part
-        codes, factors, starts   of the panel's block, from the first of these queries on
+        codes, factors           of the panel's block, from the first of these queries on
+        starts                   address of int32 that the dot products begin with: a key's of each query, a value's of each column
         column, stride           address of the first column's codes, bytes to the next column's
         scale, scale_stride      address of the first column's scale, bytes to the next
         """
@@ -61,13 +61,13 @@ def _adding(dot, words, octets):
             cells, codes, factors, starts, column, stride, scale, scale_stride = a
             addresses = [b.add(column, b.mul(stride, ir.Constant(I64, i))) for i in range(COLUMNS)]
             dots = [constant(V8I, 0)] * (octets * COLUMNS)
-            if has_starts:
+            if dot is _key_dot and not signed:
                 dots = [_load(b, starts, r * 32, V8I) for r in range(octets)] * COLUMNS
+            elif dot is _value_dot and signed:
+                dots = [splat(b, _load(b, starts, i * 4, I32), 8) for i in range(COLUMNS) for _ in range(octets)]
             for word in range(words):
                 rows = [_load(b, codes, word * 128 + r * 32, operand) for r in range(octets)]
-                sizes = [None] * octets
-                if dot is _key_dot and sums_in_16_bits():
-                    sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) for row in rows]
+                sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) if signed else None for row in rows]
                 for i, address in enumerate(addresses):
                     x = b.bitcast(splat(b, _load(b, address, word * 4, I32), 8), operand)
                     for r in range(octets):
@@ -137,14 +137,15 @@ def gather(m, weights, columns, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
     values, factors = columns + TILE * key_stride(m), weights + TILE * QUERIES
     scales, blocks = values + m.latent * VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
+    starts = scales + TILE // BLOCK * m.latent * 4
     for k in range(0, m.latent, COLUMNS):
         row, x = out + k * _ROW, values + k * VALUE_STRIDE
         _scale_rows(row, FEW if few else QUERIES, shrinks)
         for half in range(0, 128, 64):
             for b in range(blocks):
                 codes, factor = weights + b * BLOCK * QUERIES + half, factors + b * 128 + half
-                column, scale = x + b * BLOCK, scales + (b * m.latent + k) * 4
+                column, at = x + b * BLOCK, (b * m.latent + k) * 4
                 if few and half:
-                    _values_8(row + half, codes, factor, 0, column, VALUE_STRIDE, scale, 4)
+                    _values_8(row + half, codes, factor, starts + at, column, VALUE_STRIDE, scales + at, 4)
                 else:
-                    _values_16(row + half, codes, factor, 0, column, VALUE_STRIDE, scale, 4)
+                    _values_16(row + half, codes, factor, starts + at, column, VALUE_STRIDE, scales + at, 4)

@@ -51,7 +51,7 @@ def q6_k(table, n, codes, factors):
 
 @kernel(_unpack, apart=True)
 def q8_0(table, n, codes, factors):
-    """Q8_0 rows: codes 0 to 255, 128 more than what they stand for; a scale for each block."""
+    """Q8_0 rows: codes as they are, + tile.OFFSET; a scale for each block."""
     for b in range(n // 32):
         q8_0_block(table, b * _q8_0.BLOCK, factors + b * 128, codes + b * 1024)
 

@@ -14,11 +14,10 @@ from glmrun.kernels.formats.unpack import (
     spaced_f16,
 )
 from glmrun.kernels.simd.arithmetic import flip_sign_bit, fma, to_f32, total
-from glmrun.kernels.simd.dots import add_dot_u8s8
+from glmrun.kernels.simd.dots import dot_offset_128
 from glmrun.kernels.simd.memory import (
     load_f32x8,
     load_half_u8x64,
-    load_i32x16,
     load_two_u8x32,
     load_u8x64,
     prefetch,
@@ -35,7 +34,7 @@ _four, _sums = types.UniTuple(types.float32, 4), types.UniTuple(f32x16, 2)
 @kernel(f32x16(u8x64, int64, int64, f32x16, f32x16), inline="always")
 def add_pair(codes, x, starts, scales, result):
     """result + scales ((codes - 128) . x) for two blocks of int8 x, with -128 times the sums of 4 of them at `starts`."""
-    return fma(to_f32(add_dot_u8s8(load_i32x16(starts), codes, load_u8x64(x))), scales, result)
+    return fma(to_f32(dot_offset_128(codes, load_u8x64(x), starts)), scales, result)
 
 
 @kernel(_sums(u8x64, u8x64, f32x8, int64, int64, int64, f32x16, f32x16), inline="always")
@@ -58,7 +57,7 @@ def add_two(codes, d, x, i, n_blocks, a):
 def add_last(codes, d, x, n_blocks, a):
     """A sum of lanes with the last block of an odd number added: the upper half meets zeros."""
     i = n_blocks - 1
-    dots = add_dot_u8s8(load_i32x16(x + minus_128_sums_of_4(n_blocks * 32) + i * 32), codes, load_half_u8x64(x + i * 32))
+    dots = dot_offset_128(codes, load_half_u8x64(x + i * 32), x + minus_128_sums_of_4(n_blocks * 32) + i * 32)
     return fma(to_f32(dots), pick_two(d * load_f32x8(x + n_blocks * 32 + i * 4), 0, 1), a)
 
 

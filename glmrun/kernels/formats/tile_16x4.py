@@ -3,8 +3,8 @@ the sums of products stay in registers, the float32 sums in memory, where they a
 
 With AVX2 and without vpdpbusd products are added up in 16 bits as long as they are exact: 8 * 2 * 15 * 127 of Q4_K fit. Those of
 Q6_K begin at -32 times the sum of the activations and may wrap on the way: all that is left in the end is the sum of 8 (q - 32) x,
-at most 8 * 32 * 127. Codes up to 255 carry +128, which is taken off here: the size of a code times x with the code's sign is at
-most 2 * 128 * 127 for two.
+at most 8 * 32 * 127. Those of Q8_0 and Q5_0 are signed: the size of a code times x with the code's sign is at most 2 * 128 * 127
+for two.
 """
 
 from llvmlite import ir
@@ -36,13 +36,12 @@ def _broadcast(builder, address, llvm_type):
 def _dots(builder, codes, columns, starts, groups, signed):
     """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c], int32 (8,); cells in the order r * len(columns) + c.
 
-    signed   codes carry +128, and where products are added up in 16 bits it is taken off here; starts are None then
+    signed   codes of Q8_0 or Q5_0: where products are added up in 16 bits they are signed, and starts are None
     """
     sums, pairs_fit = list(starts), sums_in_16_bits() and not signed
     for group in range(groups):
         rows = [load(builder, behind(builder, codes, group * 128 + r * 32), _V32B, 32) for r in range(2)]
         if signed and sums_in_16_bits():
-            rows = [builder.xor(row, constant(_V32B, 0x80)) for row in rows]
             sizes = [call(builder, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) for row in rows]
         for c, column in enumerate(columns):
             x = builder.bitcast(_broadcast(builder, behind(builder, column, group * 4), I32), _V32B)

@@ -8,7 +8,8 @@ from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.simd.types import F16, I16, I32, I64, V16F, V16I, constant, pointer, shuffle
+from glmrun.kernels.formats.tile import OFFSET
+from glmrun.kernels.simd.types import F16, I16, I32, I64, V16F, V16I, V64B, constant, pointer, shuffle
 
 _STRIDE = 128
 _LOW_PAIR = [lane + i for lane in range(0, 16, 4) for i in (0, 16, 1, 17)]
@@ -128,12 +129,12 @@ def q6_k_codes(context, table, low_bits, high_bits, out):
 
 @intrinsic
 def q8_0_block(context, table, offset, factors, out):
-    """The scale and 32 columns of codes, 128 added, of the Q8_0 blocks at the offset."""
+    """The scale and 32 columns of codes + OFFSET of the Q8_0 blocks at the offset."""
 
     def generate(c, b, s, a):
         _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
         for i, word in enumerate(_words(b, a[0], a[1], 2, 32)):
-            _store(b, b.xor(word, constant(V16I, 0x80808080)), a[3], i)
+            _store(b, b.xor(word, constant(V16I, OFFSET * 0x01010101)), a[3], i)
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate
@@ -141,7 +142,7 @@ def q8_0_block(context, table, offset, factors, out):
 
 @intrinsic
 def q5_0_block(context, table, offset, factors, out):
-    """The scale and 32 columns of codes, 16 taken off and 128 added, of the Q5_0 blocks at the offset."""
+    """The scale and 32 columns of codes, 16 taken off, + OFFSET of the Q5_0 blocks at the offset."""
 
     def generate(c, b, s, a):
         _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
@@ -150,7 +151,7 @@ def q5_0_block(context, table, offset, factors, out):
             four = b.and_(b.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
             spread = b.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
             code = b.or_(_bits(b, low[i % 4], i // 4 * 4, 0x0F), b.shl(_bits(b, spread, 0, 1), constant(V16I, 4)))
-            _store(b, b.add(code, constant(V16I, 112 * 0x01010101)), a[3], i)
+            _store(b, b.bitcast(b.add(b.bitcast(code, V64B), constant(V64B, (OFFSET - 16) % 256)), V16I), a[3], i)
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate

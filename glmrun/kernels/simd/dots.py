@@ -6,13 +6,16 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.simd.target import dot_bits, has_avx2, has_vnni, sums_in_16_bits
 from glmrun.kernels.simd.types import (
+    I1,
     I16,
     I32,
     V8I,
     V16B,
     V16H,
     V16I,
+    V32B,
     V32H,
+    V64B,
     call,
     constant,
     i16x32,
@@ -107,6 +110,25 @@ def dot_u8s8(context, unsigned, signed):
 def add_dot_u8s8(context, start, unsigned, signed):
     """start + dot_u8s8(unsigned, signed) in one instruction, where there is one."""
     return i32x16(i32x16, u8x64, u8x64), lambda c, b, s, a: emit_dot(b, *a)
+
+
+@intrinsic
+def dot_offset_128(context, codes, x, starts):
+    """Lane i = sum over j of (codes[4 i + j] - 128) * x[4 i + j], exact in int32: uint8 and int8 from -127 on, 64 of each.
+
+    starts   address of int32 (16,): -128 times the sums of four x. Read only where the instruction wants one factor unsigned;
+             vpmaddubsw takes the size of the code instead, and x with the code's sign: 2 * 128 * 127 fits into its int16
+    """
+
+    def generate(c, b, s, a):
+        if not sums_in_16_bits():
+            return emit_dot(b, b.load(pointer(b, a[2], V16I), align=4), a[0], a[1])
+        signed = b.xor(a[0], constant(V64B, 0x80))
+        size = call(b, "llvm.abs.v64i8", V64B, [signed, ir.Constant(I1, 0)])
+        pairs = _at_256(b, "llvm.x86.avx2.pmadd.ub.sw", V16H, [size, _at_256(b, "llvm.x86.avx2.psign.b", V32B, [a[1], signed])])
+        return _at_256(b, "llvm.x86.avx2.pmadd.wd", V8I, [pairs, constant(pairs.type, 1)])
+
+    return i32x16(u8x64, u8x64, types.int64), generate
 
 
 @intrinsic
