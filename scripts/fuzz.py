@@ -208,7 +208,7 @@ def _check_line(why: Exception) -> None:
 def check_addresses(model: "Model") -> None:
     """Every address in the kernels' tables, with the bytes that follow from its record, lies in one array that the model owns."""
     weights, c = model.weights, model.config
-    owned = [tensor.data for tensor in weights.tensors.values()] + weights._vectors
+    owned = [tensor.data for tensor in weights.tensors.values()] + weights._arrays
     extents = {array.ctypes.data: array.nbytes for array in owned}
     copies = {"ffn_gate_exps": c.n_routed_experts, "attn_k_b": c.num_attention_heads, "attn_v_b": c.num_attention_heads}
     copies |= dict.fromkeys(("ffn_up_exps", "ffn_down_exps"), c.n_routed_experts)

@@ -141,13 +141,26 @@ class Naive:
 
     def logits(self, tokens: Sequence[int] | Array) -> Array:
         """(T, vocab_size): the scores of the token that follows each of the T tokens, from an empty cache."""
-        c = self.config
+        return self.states(tokens) @ self.weight("token_embd.weight" if self.config.tie_word_embeddings else "output.weight").T
+
+    def states(self, tokens: Sequence[int] | Array) -> Array:
+        """(T, hidden): what the output matrix reads."""
         x = self.weight("token_embd.weight")[np.asarray(tokens)]  # (T, hidden)
-        for i in range(c.num_hidden_layers):
+        for i in range(self.config.num_hidden_layers):
             x = self.block(i, x)
-        x = rms_norm(x, self.weight("output_norm.weight"), c.rms_norm_eps)
-        output = self.weight("token_embd.weight" if c.tie_word_embeddings else "output.weight")
-        return x @ output.T
+        return rms_norm(x, self.weight("output_norm.weight"), self.config.rms_norm_eps)
+
+    def ahead(self, states: Array, following: Sequence[int] | Array) -> tuple[Array, Array]:
+        """The prediction layer: from states (T, hidden) and the T tokens that follow them, (logits of those behind, own states)."""
+        n, eps = self.config.num_hidden_layers, self.config.rms_norm_eps
+        own = f"blk.{n}.nextn."
+        embedding = rms_norm(
+            self.weight(own + "embed_tokens.weight")[np.asarray(following)], self.weight(own + "enorm.weight"), eps
+        )
+        state = rms_norm(states, self.weight(own + "hnorm.weight"), eps)
+        x = self.block(n, np.concatenate([embedding, state], -1) @ self.weight(own + "eh_proj.weight").T)
+        x = rms_norm(x, self.weight(own + "shared_head_norm.weight"), eps)
+        return x @ self.weight(own + "shared_head_head.weight").T, x
 
     def block(self, i: int, x: Array) -> Array:
         """Decoder block i: attention, then experts (the first blocks: one dense network), each added to its input."""

@@ -150,9 +150,9 @@ class Oracle:
     """A drafter that knows the answer; every `wrong`-th token of it is another one."""
 
     truth: ClassVar[list[int]] = []
-    length, wrong = 16, 5
+    length, wrong, guessed = 16, 5, False
 
-    def __init__(self, tokens: list[int], costs: PassCosts, kind: str, exact: bool) -> None:
+    def __init__(self, tokens: list[int], costs: PassCosts, kind: str, exact: bool, guess: Any) -> None:
         self._n = len(tokens)
 
     def add(self, token: int) -> None:
@@ -347,9 +347,9 @@ def test_a_seed_takes_exact_drafts_only(tiny_gguf: Callable[..., Tiny], monkeypa
     asked: list[bool] = []
 
     class Noted(Drafter):
-        def __init__(self, tokens: Any, costs: PassCosts, kind: str, exact: bool) -> None:
+        def __init__(self, tokens: Any, costs: PassCosts, kind: str, exact: bool, guess: Any) -> None:
             asked.append(exact)
-            super().__init__(tokens, costs, kind, exact)
+            super().__init__(tokens, costs, kind, exact, guess)
 
     monkeypatch.setattr("glmrun.engine.model.Drafter", Noted)
     with glmrun.load(tiny_gguf("F32").path, n_ctx=64) as model:
@@ -362,7 +362,7 @@ def test_a_seed_takes_exact_drafts_only(tiny_gguf: Callable[..., Tiny], monkeypa
 
 
 def test_an_unknown_kind_of_draft_is_refused(tiny_gguf: Callable[..., Tiny]) -> None:
-    with pytest.raises(UserError, match=r"'mtp9'.*off, ngram, auto") as caught:
+    with pytest.raises(UserError, match=r"'mtp9'.*off, ngram, mtp, auto") as caught:
         glmrun.load(tiny_gguf("F32", replace(ODD, num_hidden_layers=2)).path, draft="mtp9")
     assert caught.value.kind == "usage"
 
@@ -386,4 +386,4 @@ def test_the_command_line_sets_the_drafts(tiny_gguf: Callable[..., Tiny], monkey
     assert asked == [("off", False), ("ngram", False), ("auto", False), ("auto", True)]
     assert drafted[0] == 0
     wrong = CliRunner().invoke(app, ["run", path, "x", "--draft", "mtp9"])
-    assert wrong.exit_code == 2 and "off, ngram, auto" in wrong.output and len(asked) == 4
+    assert wrong.exit_code == 2 and "off, ngram, mtp, auto" in wrong.output and len(asked) == 4

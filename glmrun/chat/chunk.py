@@ -15,6 +15,8 @@ class Stats:
     generate_seconds: float = 0.0
     n_drafted: int = 0  # tokens that were computed before they were drawn
     n_accepted: int = 0  # of them: drawn
+    n_guessed: int = 0  # of those drafted: by the prediction layer
+    n_guessed_right: int = 0  # of them: drawn
     n_passes: int = 0  # through the model while the answer was written
 
 

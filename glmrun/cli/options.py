@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,11 +43,12 @@ def parse_kv_type(text: str) -> str:
 
 def parse_draft(text: str) -> str:
     """text, if it names a kind of drafts."""
-    from glmrun.engine.draft_kinds import DRAFTS
+    from glmrun.engine.draft_kinds import checked_draft
 
-    if text not in DRAFTS:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(DRAFTS)}")
-    return text
+    try:
+        return checked_draft(text)
+    except UserError as why:
+        raise typer.BadParameter(str(why)) from None
 
 
 def setting(key: str) -> dict[str, Any]:
@@ -112,7 +112,8 @@ Draft = Annotated[
         "--draft",
         parser=parse_draft,
         metavar="NAME",
-        help="Verify several guessed tokens at once: off, ngram (wherever the text repeats itself) or auto (where that is faster).",
+        help="Verify several guessed tokens at once: off, ngram (wherever the text repeats itself), mtp (by the prediction layer; "
+        "mtp:3 three at a time) or auto (where that is faster).",
         **setting("draft"),
     ),
 ]
@@ -308,16 +309,9 @@ def text_argument(text: str, what: str) -> str:
 
 
 def read_stdin() -> str:
-    """All of standard input as text; raises UserError as stdin_lines() and decode_text() do."""
-    return decode_text(b"".join(stdin_lines()), "standard input")
-
-
-def stdin_lines() -> Iterator[bytes]:
-    """The lines of standard input, none where the shell closed it. Raises UserError if it can't be read."""
-    try:
-        yield from sys.stdin.buffer if sys.stdin else ()
-    except OSError as why:
-        raise UserError(f"standard input can't be read: {why.strerror}") from None
+    """All of standard input as text; raises UserError (usage) as decode_text() does."""
+    data = sys.stdin.buffer.read() if sys.stdin else b""
+    return decode_text(data, "standard input")
 
 
 def sampling(context: typer.Context) -> dict[str, Any]:

@@ -314,6 +314,8 @@ def _as_json(answers: "list[Answer]", label: str, load_seconds: float) -> dict[s
             "predicted_per_second": _per_second(n_generated, generate_seconds),
             "draft_n": sum(s.n_drafted for s in stats),
             "draft_n_accepted": sum(s.n_accepted for s in stats),
+            "draft_mtp_n": sum(s.n_guessed for s in stats),
+            "draft_mtp_n_accepted": sum(s.n_guessed_right for s in stats),
         },
     }
 

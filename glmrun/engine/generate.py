@@ -54,6 +54,7 @@ def generate(
 
     The sequence holds some of the ids already, from the first on. Chunks carry a token, progress, or a finish_reason.
     """
+    sequence.give_up_rest()
     stats = Counts(n_prompt=len(ids), n_cached=len(sequence.tokens), n_prefilled=len(sequence.tokens))
     yield Chunk(stats=stats)
     for chunk in _read_prompt(runner, sequence, ids, limits, stats):
@@ -105,6 +106,7 @@ class _Ahead:
         self._rows = sequence.logits  # float32 (1 + len(draft), n_vocab)
         self._draft: list[int] = []
         self._at = 0  # tokens of the draft that were drawn
+        self._guessed = False  # whether the draft is the prediction layer's
 
     @property
     def logits(self) -> np.ndarray:
@@ -115,7 +117,8 @@ class _Ahead:
         if self._drafter is not None:
             self._drafter.add(token)
         stands = self._draft[self._at : self._at + 1] == [token]
-        return replace(stats, n_accepted=stats.n_accepted + stands)
+        guessed = stands and self._guessed
+        return replace(stats, n_accepted=stats.n_accepted + stands, n_guessed_right=stats.n_guessed_right + guessed)
 
     def go_on(self, history: list[int], stats: Counts) -> Counts:
         """Have the logits behind the last token of history: they are there, or a pass computes them and some ahead."""
@@ -129,8 +132,10 @@ class _Ahead:
         if len(self._rows) <= len(draft):
             self._rows = np.empty((1 + max(LENGTHS), self._rows.shape[1]), np.float32)  # float32 (n, n_vocab)
         tokens = np.array([token, *draft], np.int64)  # int64 (1 + len(draft),)
-        run = Run(self._sequence, tokens, self._rows[: len(tokens)], exact=len(draft) <= EXACT)
+        run = Run(self._sequence, tokens, self._rows[: len(tokens)], exact=len(draft) <= EXACT, ahead=True)
         self._runner.step([run], self.limits.cancelled)
+        self._guessed = self._drafter is not None and self._drafter.guessed
+        stats = replace(stats, n_guessed=stats.n_guessed + len(draft) * self._guessed)
         return replace(stats, n_passes=stats.n_passes + 1, n_drafted=stats.n_drafted + len(draft))
 
     def _next_draft(self, n_tokens: int, n_generated: int) -> list[int]:
@@ -155,11 +160,11 @@ def reporter(tokenizer: Tokenizer, n_top: int) -> Callable[[np.ndarray, int], Lo
 def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits: Limits, stats: Counts) -> Iterator[Chunk]:
     """Run what the sequence does not hold yet, piece by piece; chunks say how far it is. Ends early when cancelled."""
     start = time.perf_counter()
-    n_layers = len(sequence.rows)
+    n_layers = runner.n_layers
     while (at := len(sequence.tokens)) < len(ids):
         part = ids[at : at + runner.piece]
         is_last = at + len(part) == len(ids)
-        run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0])
+        run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0], ahead=True)
         for done in runner.watch([run], PROGRESS_SECONDS, limits.cancelled):
             n_read = at + (len(part) * min(runner.parts, n_layers) // n_layers if done is None else len(part) * done)
             yield Chunk(stats=replace(stats, n_prefilled=n_read, prompt_seconds=time.perf_counter() - start))

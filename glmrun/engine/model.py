@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from glmrun.chat.template import ChatFormat
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
-from glmrun.engine.draft_kinds import checked_draft
+from glmrun.engine.draft_kinds import chain_of, checked_draft
 from glmrun.engine.generate import Limits, generate, reporter, text_of, until
 from glmrun.engine.runner import LEAST_PIECE, Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
@@ -24,7 +24,7 @@ from glmrun.engine.speculative import Drafter
 from glmrun.gguf.architecture import DEFAULT_CONTEXT, ModelFile, open_model_file
 from glmrun.gguf.dialects import whole_vocabulary
 from glmrun.tensors.finite import FiniteCheck
-from glmrun.tensors.prefault import Prefault
+from glmrun.tensors.prefault import Prefault, fit
 from glmrun.tensors.repack import Converting
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError, brief
@@ -57,7 +57,8 @@ class Model:
         self.path = path = self.file.path
         self.name = path.name
         self.config = self.file.config
-        self.prefault = Prefault(self.file, self.config)  # goes on beside what follows
+        self._looks_ahead = looks_ahead(self.file, draft)
+        self.prefault = Prefault(self.file, self.config, ahead=self._looks_ahead)  # goes on beside what follows
         self.tokenizer = Tokenizer.from_metadata(whole_vocabulary(self.file.metadata, self.config.vocab_size))
         if self.tokenizer.n_vocab != self.config.vocab_size:
             raise UserError(
@@ -71,13 +72,12 @@ class Model:
             raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", "usage")
         if n_threads is not None and n_threads < 1:
             raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", "usage")
-        self.weights = Weights(self.file, self.config, kv_type, converting)
+        self.weights = Weights(self.file, self.config, kv_type, converting, self._looks_ahead)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         try:
             self.runner = Runner(self.weights, self.n_ctx, n_threads, watched=self.file.watched)
             self.runner.workspace.step["from_disk"] = self.prefault.from_disk
-            row_bytes = int(self.weights.model["row_bytes"])
-            self._idle = Idle(self.config.num_hidden_layers, self.n_ctx, row_bytes, self.config.vocab_size)
+            self._idle = Idle(*self.cache_shape)
             self._idle.latest  # noqa: B018  # whether the system gives address space for one is found out here
         except MemoryError:
             raise UserError(
@@ -110,8 +110,15 @@ class Model:
 
     def keep(self, n_bytes: int) -> None:
         """Use so much memory for the rows of conversations that wait for their next turn; at least a context's."""
-        row = int(self.weights.model["row_bytes"]) * self.config.num_hidden_layers
-        self._idle.room = max(self.n_ctx, n_bytes // row)
+        n_layers, _, row_bytes, *_ = self.cache_shape
+        self._idle.room = max(self.n_ctx, n_bytes // (row_bytes * n_layers))
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int, int]:
+        """What a Sequence takes: layers, positions, bytes of a cached row, vocabulary, width of a state."""
+        c, ahead = self.config, self._looks_ahead
+        row_bytes = int(self.weights.model["row_bytes"])
+        return c.num_hidden_layers + ahead, self.n_ctx, row_bytes, c.vocab_size, c.hidden_size * ahead
 
     @property
     def latest(self) -> Conversation:
@@ -186,12 +193,12 @@ class Model:
         """generate.generate() on the sequence that has most of the prompt cached."""
         likely = None if n_top is None else reporter(self.tokenizer, n_top)
         limits = Limits(self.n_ctx, max_tokens, frozenset(self.tokenizer.eog_ids), self._cancelled_from_now(), self.finite, likely)
-        drafter = None
+        drafter, sequence = None, self._idle.take(ids.tolist()[:-1])
         if self.draft != "off":
             chosen = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler
             exact = self._draft_exact or chosen.seed is not None  # a seed repeats its answer
-            drafter = Drafter(ids.tolist(), self.runner.costs, self.draft, exact)
-        sequence = self._idle.take(ids.tolist()[:-1])
+            guess = partial(self.runner.guess, sequence, cancelled=limits.cancelled) if self._looks_ahead else None
+            drafter = Drafter(ids.tolist(), self.runner.costs, self.draft, exact, guess)
         try:
             with self.runner.answering():
                 yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
@@ -283,6 +290,20 @@ class Model:
                 f"logit_bias is {brief(biases)}; expected token ids from 0 to {self.config.vocab_size - 1}", "usage", "logit_bias"
             )
         return Sampler(**(self.advice | given), forbidden=self.tokenizer.undefined_ids)
+
+
+def looks_ahead(file: ModelFile, draft: str) -> bool:
+    """Whether the prediction layer runs: where it is asked for, and with auto where the file has one and memory for all of it.
+
+    Raises UserError (usage) if it is asked for and the file has none.
+    """
+    has = file.config.num_nextn_predict_layers > 0
+    if chain_of(draft) and not has:
+        raise UserError(
+            f"{file.path}: has no next-token-prediction layer, so drafts of kind {draft!r} can't be made; ngram and auto can",
+            "usage",
+        )
+    return has and (chain_of(draft) > 0 or (draft == "auto" and fit(file, file.config, ahead=True).whole))
 
 
 def _checked_max_tokens(max_tokens: int | None) -> int | None:

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glmrun.engine.next_token import fill, guess
+from glmrun.engine.passes import Passes
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import PassCosts
 from glmrun.engine.workspace import Part, Workspace
-from glmrun.forward import CANCELLED, forward
 from glmrun.gguf.watch import Watched
 from glmrun.kernels.team import Team
 from glmrun.tensors.weights import Weights
@@ -34,12 +35,14 @@ class Run:
     """New tokens of one sequence, int64 (n,), checked; logits, float32 (n_logits, n_vocab), takes those after the last of them.
 
     exact   each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
+    ahead   the prediction layer, where it runs, reads the tokens, too
     """
 
     sequence: Conversation
     tokens: np.ndarray
     logits: np.ndarray
     exact: bool = False
+    ahead: bool = False
 
     def parts(self) -> list[Part]:
         """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
@@ -51,11 +54,12 @@ class Run:
 
 @dataclass(eq=False)
 class _Request:
-    """Runs that are fulfilled together."""
+    """Runs that are fulfilled together; or other work of the team, which returns whether it was not cancelled."""
 
     runs: Sequence[Run]
     stopped: Callable[[], bool]
-    importance: int
+    importance: int = 0
+    work: Callable[[], bool] | None = None
     event: threading.Event = field(default_factory=threading.Event)  # there is news: it leads, or it is fulfilled
     given_up: bool = False
     fulfilled: bool | None = None  # False: cancelled
@@ -71,7 +75,7 @@ class _Request:
 
     @property
     def size(self) -> "Size":
-        return Size(self.n_tokens, self.n_parts, bool(self.importance))
+        return Size(self.n_tokens, self.n_parts, bool(self.importance) or self.work is not None)
 
     def cancelled(self) -> bool:
         return self.given_up or self.stopped()
@@ -141,6 +145,8 @@ class Runner:
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
         self.workspace = Workspace(weights, n_ctx, self.max_tokens + max_runs, self.n_threads, max_runs)
+        self.n_layers = weights.config.num_hidden_layers
+        self._passes = Passes(weights, self.workspace, self._team)
         self.costs = PassCosts()
         self.alone = True  # whether the last step had one run
         self._lock = threading.Lock()  # of what follows; held for moments
@@ -178,7 +184,7 @@ class Runner:
     @property
     def parts(self) -> int:
         """How many layers of the running step are done."""
-        return self._team.parts
+        return self._passes.n_layers_done
 
     def step(self, runs: Sequence[Run], cancelled: Callable[[], bool] = lambda: False, importance: int = 0) -> bool:
         """Run the tokens behind those of their sequences; False, with every sequence as before, if cancelled.
@@ -213,6 +219,24 @@ class Runner:
                 ended.wait()
             raise
         yield _result(request)
+
+    def guess(self, sequence: Conversation, token: int, n: int, cancelled: Callable[[], bool] = lambda: False) -> list[int]:
+        """Up to n tokens that the prediction layer expects behind `token`, which follows the sequence's; none if cancelled."""
+        guessed: list[int] = []
+
+        def work() -> bool:
+            start = time.perf_counter()
+            found = guess(self._passes, sequence, token, n)
+            if found:
+                self.costs.add_guess(n, time.perf_counter() - start)
+                guessed.extend(found)
+            return found is not None
+
+        self.check()
+        request = _Request((), cancelled, work=work)
+        self._fulfil(request)
+        _result(request)
+        return guessed
 
     def _request(self, runs: Sequence[Run], cancelled: Callable[[], bool], importance: int) -> _Request:
         self.check()
@@ -284,41 +308,50 @@ class Runner:
         return [waiting[i] for i in chosen]
 
     def _run(self, batch: list[_Request]) -> None:
+        self.workspace.step["importance"] = batch[0].importance
         try:
-            runs = [run for request in batch for run in request.runs]
-            logits = np.empty((sum(len(run.logits) for run in runs), self._weights.config.vocab_size), np.float32)
-            if len(runs) == 1:
-                logits = runs[0].logits  # float32 (n_logits, n_vocab)
-            space = self.workspace
-            space.step["importance"] = batch[0].importance
-            parts = [part for run in runs for part in run.parts()]
-            tokens = np.concatenate([run.tokens for run in runs])  # int64 (n_tokens,)
-            places, first = space.begin(parts, logits), 0
-            for part, (place, _) in zip(parts, places, strict=True):
-                space.x[place : place + part.n_tokens] = self._weights.embed(tokens[first : first + part.n_tokens])
-                first += part.n_tokens
-            start = time.perf_counter()
-            result = self._team.run(forward, self._weights.model, self._weights.layers, space.step, space.workers)
+            done = batch[0].work() if batch[0].work else self._step([run for request in batch for run in request.runs])
         except Exception as error:
             for request in batch:
                 request.error, request.fulfilled = error, False
             return
-        if result == CANCELLED:
-            return  # who is cancelled is found out before the next step
+        for request in batch if done else ():  # who is cancelled is found out before the next step
+            request.fulfilled = True
+
+    def _step(self, runs: Sequence[Run]) -> bool:
+        """Whether it was not cancelled."""
+        logits = np.empty((sum(len(run.logits) for run in runs), self._weights.config.vocab_size), np.float32)
+        if len(runs) == 1:
+            logits = runs[0].logits  # float32 (n_logits, n_vocab)
+        parts = [run.parts() for run in runs]
+        every = [part for these in parts for part in these]
+        tokens = np.concatenate([run.tokens for run in runs])  # int64 (n_tokens,)
+        x, start = self._weights.embed(tokens), time.perf_counter()
+        states: list[np.ndarray] | None = None
+        if any(run.ahead and run.sequence.states is not None for run in runs):
+            found = self._passes.step_with_states(every, x, logits)
+            rows, states = found or (None, None)
+        else:
+            rows = self._passes.step(every, x, logits)
+        if rows is None:
+            return False
         seconds = time.perf_counter() - start
         self.alone = len(runs) == 1
-        if self.alone and len(logits) == len(runs[0].tokens):
+        if self.alone and len(logits) == len(tokens):
             self.costs.add(len(logits), seconds)
         self._measure(len(tokens), seconds)
-        rows = iter(zip(parts, places, strict=True))
-        for run in runs:
-            for i in range(len(run.tokens) if run.exact else 1):
-                part, (_, row) = next(rows)
+        first = 0
+        for run, these in zip(runs, parts, strict=True):
+            for i, part in enumerate(these):
+                row = rows[first + i]
                 if len(runs) > 1:
                     run.logits[i : i + part.n_logits] = logits[row : row + part.n_logits]
-            run.sequence.extend(run.tokens.tolist())
-        for request in batch:
-            request.fulfilled = True
+            own = np.concatenate(states[first : first + len(these)]) if states and run.ahead else None
+            first += len(these)
+            run.sequence.extend(run.tokens.tolist(), own)
+        for run in runs:
+            fill(self._passes, run.sequence, at_once=len(run.tokens) > len(run.logits))
+        return True
 
     def _measure(self, n_tokens: int, seconds: float) -> None:
         """Learn from a step how fast prompts are read. It takes the size of its piece into account, so pieces find theirs."""

@@ -59,13 +59,14 @@ class SavedCache:
         sequence = self._model.latest
         sequence.truncate(0)
         sequence.extend(self._tokens)
-        sequence.saved_by, sequence.n_saved = self._mark, len(self._tokens)
+        sequence.n_ahead = max(0, len(self._tokens) - 1)
+        sequence.saved_by, sequence.n_saved = self._mark, sequence.n_lasting
         return len(self._tokens)
 
     def save(self) -> None:
         """Bring the file up to the model's cache; raises OSError where the disk does not take it."""
         sequence = self._model.latest
-        tokens = sequence.tokens.copy()
+        tokens = sequence.tokens[: sequence.n_kept]
         pairs = enumerate(zip(tokens, self._tokens, strict=False))
         same = next((i for i, (a, b) in pairs if a != b), min(len(tokens), len(self._tokens)))
         same = min(same, sequence.n_saved if sequence.saved_by is self._mark else 0)
@@ -75,7 +76,7 @@ class SavedCache:
             self._end = 0
         self._write(tokens, same if self._end else 0)
         self._mark = object()
-        sequence.saved_by, sequence.n_saved = self._mark, len(tokens)
+        sequence.saved_by, sequence.n_saved = self._mark, sequence.n_lasting
 
     @property
     def _position_bytes(self) -> int:

@@ -29,30 +29,69 @@ class Sequence:
     tokens     in order; len(tokens) is the position of the next one
     rows       uint8 (layers, n_ctx, row_bytes): cached rows (kernels/attention/cached_row.py), valid for tokens
     logits     float32 (1, n_vocab): after the last token, once a step has computed them
+    n_ahead    positions whose row of the prediction layer is there: that of p is computed when token p + 1 is known
+    states     float32 (n, n_state): the trunk's, of the positions from n_ahead on; None: the layer does not run
     saved_by   the mark of the file that holds the first n_saved rows as they are (saved_cache.py)
     """
 
-    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int) -> None:
+    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int, n_state: int = 0) -> None:
+        """n_layers   with the prediction layer, where it runs; n_state is the width of a state then, else 0"""
         self._memory = reserve(n_layers * n_ctx * row_bytes, f"the cache of {n_ctx:,} positions")
         self.rows = np.frombuffer(self._memory, np.uint8)[: n_layers * n_ctx * row_bytes].reshape(n_layers, n_ctx, row_bytes)
         self.logits = np.empty((1, n_vocab), np.float32)  # float32 (1, n_vocab)
         self.tokens: list[int] = []
         self.saved_by: object = None
         self.n_saved = 0
+        self.n_ahead = 0
+        self.states = np.empty((0, n_state), np.float32) if n_state else None  # float32 (n, n_state)
 
     def truncate(self, n_tokens: int) -> None:
         """Keep the first n_tokens positions."""
+        if n_tokens >= len(self.tokens):
+            return
         del self.tokens[n_tokens:]
         self.n_saved = min(self.n_saved, n_tokens)
+        if self.states is not None:
+            self.states = self.states[: max(0, n_tokens - self.n_ahead)]  # float32 (n, n_state)
+            self.n_ahead = min(self.n_ahead, max(0, n_tokens - 1))  # the row of the last position took in a token that is gone
+
+    @property
+    def n_whole(self) -> int:
+        """How many of the tokens have all that the prediction layer needs for the next ones; without the layer all of them."""
+        if self.states is None or self.n_ahead + len(self.states) == len(self.tokens):
+            return len(self.tokens)
+        return max(0, min(self.n_ahead, len(self.tokens) - 1))
+
+    @property
+    def n_kept(self) -> int:
+        """How many tokens a copy may keep that has no states: with the prediction layer's row of each but the last."""
+        return len(self.tokens) if self.states is None else min(len(self.tokens), self.n_ahead + 1)
+
+    @property
+    def n_lasting(self) -> int:
+        """Of those, how many have rows that nothing changes any more."""
+        return self.n_kept if self.states is None else max(0, self.n_kept - 1)
+
+    def give_up_rest(self) -> None:
+        """Keep the first n_whole tokens: those behind them are run again, and give the states that are missing."""
+        if (n := self.n_whole) < len(self.tokens):
+            del self.tokens[n:]
+            self.n_saved, self.n_ahead = min(self.n_saved, n), n
+            self.states = None if self.states is None else self.states[:0]
 
     def share(self, other: "Sequence", n_tokens: int) -> None:
         """Begin with the first n_tokens positions of another sequence: a copy of their rows, bit for bit."""
         self.rows[:, :n_tokens] = other.rows[:, :n_tokens]
-        self.tokens[:] = other.tokens[:n_tokens]
-        self.saved_by, self.n_saved = other.saved_by, min(other.n_saved, n_tokens)
+        self.tokens[:] = other.tokens
+        self.saved_by, self.n_saved, self.n_ahead, self.states = other.saved_by, other.n_saved, other.n_ahead, other.states
+        self.truncate(n_tokens)
 
-    def extend(self, tokens: list[int]) -> None:
-        """Take for cached what has been written into rows behind the last token."""
+    def extend(self, tokens: list[int], states: np.ndarray | None = None) -> None:
+        """Take for cached what has been written into rows behind the last token; states, float32 (len(tokens), n_state)."""
+        if self.states is not None:
+            if states is None or self.n_whole < len(self.tokens):
+                states, self.states = self.states[:0], self.states[:0]
+            self.states = np.concatenate((self.states, states))  # float32 (n, n_state)
         self.tokens += tokens
 
     def close(self) -> None:
@@ -68,8 +107,8 @@ class Idle:
     room   positions that all of them may hold; at least one context. Beyond that, what two conversations share is copied
     """
 
-    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int) -> None:
-        self._shape = n_layers, n_ctx, row_bytes, n_vocab
+    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int, n_state: int = 0) -> None:
+        self._shape = n_layers, n_ctx, row_bytes, n_vocab, n_state
         self._lock = threading.Lock()
         self._sequences: list[Sequence] = []
         self.room = n_ctx

@@ -4,8 +4,9 @@ A draft changes no choice: the sampler draws every token from the model's logits
 from the draft sooner or later; what was computed behind that place is thrown away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from glmrun.engine.draft_kinds import chain_of
 from glmrun.kernels.activations import FEW
 
 LENGTHS = (1, 2, 3, 7, 16)  # of a draft
@@ -16,6 +17,8 @@ _CANDIDATES = 8  # earlier places that are compared
 _PAYS = 1.05  # tokens for the price of one pass of a single token, from which on a draft is made
 _MEMORY = 32  # tokens over which it is counted how often a copy is right
 _FADING = 256  # passes of one token after which a measured cost is all but forgotten
+_GUESS = 0.15  # passes of one token that the prediction layer takes for a guess until it is measured: a layer and a head for drafts
+_TRUST = 4.0, 3.0  # guesses that are taken for seen, and for right, before any was made
 
 
 class PassCosts:
@@ -25,8 +28,17 @@ class PassCosts:
     """
 
     def __init__(self) -> None:
-        self._one = 0.0  # seconds
+        self._one, self._guess = 0.0, _GUESS  # seconds; passes of one token
         self._ratios = {1 + n: self._prior(1 + n) for n in LENGTHS}
+
+    def guess(self, n: int) -> float:
+        """The cost of n guesses of the prediction layer, one after the other."""
+        return n * self._guess
+
+    def add_guess(self, n: int, seconds: float) -> None:
+        """n guesses were measured."""
+        if self._one:
+            self._guess += (min(seconds / self._one / n, 2 * self._guess) - self._guess) / 4
 
     @staticmethod
     def _prior(n_tokens: int) -> float:
@@ -100,15 +112,69 @@ class Copies:
         return copied
 
 
+class Guesses:
+    """How often the prediction layer is right: at its first guess, and at each that follows right ones.
+
+    What was counted fades where nothing is guessed, so that a layer that was wrong is asked again in time.
+    """
+
+    def __init__(self) -> None:
+        self._seen, self._right = [_TRUST[0]] * EXACT, [_TRUST[1]] * EXACT
+        self._open: list[int] = []  # the last draft, as far as it has come true
+        self._n = 0  # tokens of it that came true
+
+    def made(self, draft: list[int]) -> None:
+        """A draft was guessed."""
+        self._open, self._n = list(draft), 0
+
+    def add(self, token: int) -> None:
+        """The text goes on with this token."""
+        if self._n < len(self._open):
+            right, keep = self._open[self._n] == token, 1 - 1 / _MEMORY
+            self._seen[self._n] = keep * self._seen[self._n] + 1
+            self._right[self._n] = keep * self._right[self._n] + right
+            self._n += 1
+            if not right:
+                self._open = []
+            return
+        for i in range(EXACT):
+            self._seen[i] += (_TRUST[0] - self._seen[i]) / _FADING
+            self._right[i] += (_TRUST[1] - self._right[i]) / _FADING
+
+    def best(self, longest: int, costs: PassCosts) -> tuple[int, float]:
+        """How many guesses give most tokens for their time and that of their pass, and how many for the time of a pass of one.
+
+        (0, 0) if none pay.
+        """
+        best, gain, stands, expected = 0, 0.0, 1.0, 1.0
+        for n in range(1, min(longest, EXACT) + 1):
+            stands *= self._right[n - 1] / self._seen[n - 1]
+            expected += stands
+            if (now := expected / (costs.ratio(1 + n) + costs.guess(n))) > max(gain, _PAYS):
+                best, gain = n, now
+        return best, gain
+
+
 class Drafter:
     """Drafts for one answer: told each token that stands, it gives what may follow.
 
-    kind    ngram drafts wherever the text repeats itself; auto only where costs and what was right so far say that it pays
+    kind    ngram drafts wherever the text repeats itself, mtp whatever the prediction layer guesses; auto takes either, only
+            where costs and what was right so far say that it pays
     exact   drafts so short that their passes compute what a pass of one token computes, bit for bit
+    guess   guess(token, n): up to n tokens that the prediction layer expects behind the last one; None: there is no such layer
+    guessed whether the last draft is the layer's
     """
 
-    def __init__(self, tokens: Sequence[int], costs: PassCosts, kind: str, exact: bool) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        costs: PassCosts,
+        kind: str,
+        exact: bool,
+        guess: Callable[[int, int], list[int]] | None = None,
+    ) -> None:
         self._copies, self._costs, self._kind = Copies(tokens), costs, kind
+        self._guess, self._guesses, self._last, self.guessed = guess, Guesses(), tokens[-1] if tokens else 0, False
         self._longest = EXACT if exact else max(LENGTHS)
         self._seen = [2.0] * (_LONGEST.bit_length() + 1)  # by how long a match was: copies that were looked at, and were right
         self._right = [1.0] * len(self._seen)
@@ -120,16 +186,27 @@ class Drafter:
             self._seen[size] = keep * self._seen[size] + 1
             self._right[size] = keep * self._right[size] + (self._copies.draft(1) == [token])
         self._copies.add(token)
+        self._guesses.add(token)
+        self._last = token
 
     def next(self, room: int) -> list[int]:
         """At most `room` tokens that may come next; none where nothing is known or where it does not pay."""
-        if not self._copies.match:
-            return []
-        longest = min(room, self._longest)
-        return self._copies.draft(longest if self._kind == "ngram" else self._best(longest))
+        longest, n_guessed = min(room, self._longest), chain_of(self._kind)
+        n_copied = longest if self._kind == "ngram" and self._copies.match else 0
+        if self._kind == "auto":
+            n_copied, gain = self._best(longest) if self._copies.match else (0, 0.0)
+            n_guessed, other = self._guesses.best(longest, self._costs)
+            n_guessed = n_guessed if other > gain else 0
+        n_guessed = min(n_guessed, longest)
+        self.guessed = self._guess is not None and n_guessed > 0
+        if self._guess is not None and n_guessed > 0:
+            draft = self._guess(self._last, n_guessed)
+            self._guesses.made(draft)
+            return draft
+        return self._copies.draft(n_copied)
 
-    def _best(self, longest: int) -> int:
-        """The length of a draft that gives most tokens for the time of its pass; 0 if a single token does."""
+    def _best(self, longest: int) -> tuple[int, float]:
+        """As Guesses.best(), of copies."""
         best, gain, stands, expected = 0, _PAYS, 1.0, 1.0
         for n in range(1, longest + 1):
             size = _size(self._copies.match + n - 1)
@@ -137,7 +214,7 @@ class Drafter:
             expected += stands
             if n in LENGTHS and expected / self._costs.ratio(1 + n) > gain:
                 best, gain = n, expected / self._costs.ratio(1 + n)
-        return best
+        return best, gain
 
 
 def _size(match: int) -> int:

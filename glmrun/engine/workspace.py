@@ -122,7 +122,7 @@ class Workspace:
         s["run"] = self._tokens[0].ctypes.data
         s["n_wanted"], s["wanted_few"], s["wanted_runs"] = n_wanted, wanted_few, self._runs[1].ctypes.data
         s["wanted_n_runs"] = sum(n > 0 for n in wanted)
-        s["n_logits"], s["logits_few"] = len(logits), wanted_few
+        s["n_logits"], s["logits_few"] = len(logits), min(wanted_few, len(logits))
         if everything:
             s["logits_few"] = len(logits) if len(logits) < FEW else 0
         s["logits"], s["logits_stride"] = logits.ctypes.data, logits.strides[0]

@@ -6,7 +6,7 @@ Our own files say everything; what files of others leave out or say otherwise is
 import os
 from dataclasses import dataclass
 
-from glmrun.gguf.dialects import fused, head_widths, layers
+from glmrun.gguf.dialects import fused, head_widths, layers, of_trunk
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.neighbours import another_model
 from glmrun.gguf.open import open_gguf
@@ -89,6 +89,8 @@ def _check_tensors(file: GGUFFile, config: Config) -> None:
         if tensor is None and other:
             name, shape = other[:2]
             tensor = file.tensors.get(name)
+        if tensor is None and of_trunk(config, wanted):
+            continue
         if tensor is None:
             raise UserError(f"{file.path}: the tensor {wanted} is missing; its metadata promises a model that needs it")
         if tensor.shape != shape:

@@ -9,6 +9,14 @@ from quant.config import Config
 from quant.vocabulary import UNUSED
 
 MAX_PADDING = 1 << 16  # rows of the embedding without a token
+COMPARED = 64  # rows of two matrices that are looked at before they are taken for the same
+
+# Field of the prediction layer that a file may leave out -> the trunk's tensor that it is then.
+_SHARED = {
+    "nextn.embed_tokens": "token_embd.weight",
+    "nextn.shared_head_head": "output.weight",
+    "nextn.shared_head_norm": "output_norm.weight",
+}
 
 
 def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, int] | None:
@@ -44,6 +52,27 @@ def layers(file: GGUFFile) -> tuple[int, int]:
     if nextn and f"blk.{blocks - 1}.nextn.eh_proj.weight" not in file.tensors:
         nextn, blocks = 0, blocks - (f"blk.{blocks - 1}.attn_norm.weight" not in file.tensors)
     return blocks - nextn, nextn
+
+
+def of_trunk(config: Config, name: str) -> str | None:
+    """The trunk's tensor that may stand for `name` of the prediction layer; None for a tensor that nothing stands for."""
+    found = _SHARED.get(name.removeprefix(f"blk.{config.num_hidden_layers}.").removesuffix(".weight"))
+    return "token_embd.weight" if found == "output.weight" and config.tie_word_embeddings else found
+
+
+def shared(file: GGUFFile, config: Config, name: str) -> str | None:
+    """of_trunk(), where the file has no `name` of its own or holds the trunk's twice; else None.
+
+    Some rows of the two are compared, not 300 MB that nobody would read otherwise: a wrong answer could only make worse drafts.
+    """
+    other, own = of_trunk(config, name), file.tensors.get(name)
+    if other is None or own is None:
+        return other
+    trunk = file.tensors[other]
+    if (own.format, own.shape) != (trunk.format, trunk.shape):
+        return None
+    rows = np.linspace(0, len(own.rows) - 1, COMPARED).astype(np.int64)  # int64 (COMPARED,)
+    return other if np.array_equal(own.rows[rows], trunk.rows[rows]) else None
 
 
 def whole_vocabulary(metadata: dict[str, Any], n_rows: int) -> dict[str, Any]:

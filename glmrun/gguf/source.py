@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.dialects import fused
+from glmrun.gguf.dialects import fused, of_trunk
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.open import open_parts
 from glmrun.gguf.parts import join
@@ -52,7 +52,8 @@ class GGUFSource:
         for name, shape in tensor_shapes(config).items():
             other = None if name in self.tensors else fused(config, name)
             if other is None:
-                found[name] = [Piece(name, shape, 0, prod(shape[:-1]))]
+                own = name if name in self.tensors else of_trunk(config, name) or name
+                found[name] = [Piece(own, shape, 0, prod(shape[:-1]))]
             else:
                 source, whole, period, first, count = other
                 turned = ".attn_k_b." in name

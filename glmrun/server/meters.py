@@ -27,6 +27,8 @@ _COUNTERS = {
     "prefix_cache_hits": "Tokens of prompts that were found there",
     "spec_decode_num_draft_tokens": "Tokens of answers that were computed before they were drawn",
     "spec_decode_num_accepted_tokens": "Of them, those that were drawn",
+    "spec_decode_num_mtp_draft_tokens": "Of the drafted tokens, those that the prediction layer guessed",
+    "spec_decode_num_mtp_accepted_tokens": "Of them, those that were drawn",
 }
 
 
@@ -72,7 +74,10 @@ class Meters:
             if seconds is not None:
                 self._seconds[name].labels(model).observe(seconds)
         for stats in record.stats:
-            prompt, drafts = (stats.n_prompt, stats.n_cached), (stats.n_drafted, stats.n_accepted)
+            prompt, drafts = (
+                (stats.n_prompt, stats.n_cached),
+                (stats.n_drafted, stats.n_accepted, stats.n_guessed, stats.n_guessed_right),
+            )
             tokens = (stats.n_prompt, stats.n_generated, *prompt, *drafts)
             for counter, n_tokens in zip(self._counters.values(), tokens, strict=True):
                 counter.labels(model).inc(n_tokens)

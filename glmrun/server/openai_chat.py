@@ -255,6 +255,7 @@ def timings(stats: Stats) -> dict[str, Any]:
         "predicted_n": stats.n_generated, "predicted_ms": 1000 * stats.generate_seconds,
         "predicted_per_second": stats.n_generated / stats.generate_seconds if stats.generate_seconds else None,
         "draft_n": stats.n_drafted, "draft_n_accepted": stats.n_accepted,
+        "draft_mtp_n": stats.n_guessed, "draft_mtp_n_accepted": stats.n_guessed_right,
     }  # fmt: skip
 
 

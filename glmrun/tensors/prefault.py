@@ -52,10 +52,13 @@ class Fit:
         return min(1.0, max(0.0, (self.available - self.always) / self.experts)) if self.experts else 1.0
 
 
-def fit(file: GGUFFile, config: Config, available: int | None = None) -> Fit:
-    """Sizes against memory; `available` bytes may be filled, by default as the system and its control groups say."""
-    needed = sum(n_bytes for _, _, n_bytes in forms_to_run(file, config).values()) + ROOM
-    experts = sum(t.n_bytes for t in tensors_in_place(file, config) if "_exps." in t.name)
+def fit(file: GGUFFile, config: Config, available: int | None = None, ahead: bool = False) -> Fit:
+    """Sizes against memory; `available` bytes may be filled, by default as the system and its control groups say.
+
+    ahead   with the prediction layer
+    """
+    needed = sum(n_bytes for _, _, n_bytes in forms_to_run(file, config, ahead).values()) + ROOM
+    experts = sum(t.n_bytes for t in tensors_in_place(file, config, ahead) if "_exps." in t.name)
     return Fit(needed, needed - experts, experts, available_memory() if available is None else available)
 
 
@@ -69,12 +72,12 @@ class Prefault:
     partial   why it is not the whole model: a line for the user, else None
     """
 
-    def __init__(self, file: GGUFFile, config: Config, available: int | None = None) -> None:
-        """available   bytes of memory that may be filled; by default as the system says"""
+    def __init__(self, file: GGUFFile, config: Config, available: int | None = None, ahead: bool = False) -> None:
+        """As in fit()."""
         self._file, self.n_done = file, 0  # while the thread runs, so does the mapping
-        self.fit = f = fit(file, config, available)
+        self.fit = f = fit(file, config, available, ahead)
         self.from_disk = 0 if f.whole else LOOKS if all(w.is_ours() for w in file.watched) else BLIND
-        used = tensors_in_place(file, config)
+        used = tensors_in_place(file, config, ahead)
         self._experts: list[tuple[int, int]] = []
         self.partial: str | None = None
         if not f.whole:

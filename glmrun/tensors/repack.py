@@ -16,13 +16,14 @@ from math import prod
 
 import numpy as np
 
-from glmrun.gguf.dialects import fused
+from glmrun.gguf.dialects import fused, of_trunk, shared
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.machine import available_cores, available_memory
 from quant.config import Config, tensor_shapes
 from quant.errors import UserError
 from quant.formats import FOREIGN, FORMATS, READABLE
 
+DRAFT_HEAD = 1 << 15  # rows of the prediction layer's head that are read
 _CHUNK = 1 << 18  # values that are converted at a time: what they pass through stays in the second-level cache
 
 Converting = Callable[[list[str], int, int], None]  # (lines for the user, bytes made, of how many): first with 0
@@ -50,15 +51,18 @@ class Conversion:
         return prod(self.shape[:-1]) * FORMATS[self.format].row_bytes(self.shape[-1])
 
 
-def plan(file: GGUFFile, config: Config) -> list[Conversion]:
-    """What has to be converted before the trunk of the model can run; config_from_gguf() has checked names and shapes."""
+def plan(file: GGUFFile, config: Config, ahead: bool = False) -> list[Conversion]:
+    """What has to be converted before the trunk of the model can run; config_from_gguf() has checked names and shapes.
+
+    ahead   the prediction layer runs, too
+    """
     needed = []
-    for name, shape in _trunk(config).items():
-        is_looked_up = name == "token_embd.weight" and not config.tie_word_embeddings
+    for name, shape in _used(file, config, ahead).items():
+        is_looked_up = (name == "token_embd.weight" and not config.tie_word_embeddings) or "nextn.embed_tokens." in name
         if is_looked_up or len(shape) == 1:
             continue
         source, n_rows = file.tensors.get(name), prod(shape[:-1])
-        rows = n_rows, 0, n_rows
+        rows = n_rows if source is None else len(source.rows), 0, n_rows
         if source is None:
             found = fused(config, name)
             assert found is not None
@@ -73,21 +77,45 @@ def plan(file: GGUFFile, config: Config) -> list[Conversion]:
     return needed
 
 
-def _trunk(config: Config) -> dict[str, tuple[int, ...]]:
-    return tensor_shapes(replace(config, num_nextn_predict_layers=0))
+def _used(file: GGUFFile, config: Config, ahead: bool) -> dict[str, tuple[int, ...]]:
+    """{tensor: shape} of the trunk and, if it is to run, of the prediction layer without what it shares with the trunk.
+
+    Of the layer's head the first DRAFT_HEAD rows: a vocabulary lists its merges by how often they occur in text, so nearly all
+    that is ever written stands there, for a fifth of the bytes. A token behind them is never drafted, only drawn.
+    """
+    used = tensor_shapes(replace(config, num_nextn_predict_layers=0))
+    for name, shape in tensor_shapes(config).items() if ahead else ():
+        if not (of_trunk(config, name) and shared(file, config, name)):
+            used.setdefault(name, (min(shape[0], DRAFT_HEAD), *shape[1:]) if "nextn.shared_head_head." in name else shape)
+    return used
 
 
-def tensors_in_place(file: GGUFFile, config: Config) -> list[TensorInfo]:
-    """The trunk's tensors that are read where the file has them, token by token."""
-    converted = {c.source.name for c in plan(file, config)}
-    return [file.tensors[name] for name in _trunk(config) if name in file.tensors and name not in converted]
+def in_file(file: GGUFFile, config: Config, ahead: bool = False) -> dict[str, TensorInfo]:
+    """{name: tensor} of what runs and stands in the file under its own name; `ahead` as in plan()."""
+    found = {}
+    for name, shape in _used(file, config, ahead).items():
+        if name in file.tensors:
+            tensor = file.tensors[name]
+            found[name] = tensor if tensor.shape == shape else first_rows(tensor, shape[0])
+    return found
 
 
-def forms_to_run(file: GGUFFile, config: Config) -> dict[str, tuple[tuple[int, ...], str, int]]:
-    """{name: (shape, format, bytes)} of the trunk as it runs, without converting anything."""
-    own = (file.tensors[name] for name in _trunk(config) if name in file.tensors)
-    forms = {t.name: (t.shape, t.format, t.n_bytes) for t in own}
-    return forms | {c.name: (c.shape, c.format, c.n_bytes) for c in plan(file, config)}
+def first_rows(tensor: TensorInfo, n_rows: int) -> TensorInfo:
+    """The first rows of a matrix, in place."""
+    rows = tensor.rows[:n_rows]
+    return TensorInfo(tensor.name, (len(rows), *tensor.shape[1:]), tensor.format, rows.reshape(-1), tensor.offset)
+
+
+def tensors_in_place(file: GGUFFile, config: Config, ahead: bool = False) -> list[TensorInfo]:
+    """The tensors that are read where the file has them, token by token; `ahead` as in plan()."""
+    converted = {c.source.name for c in plan(file, config, ahead)}
+    return [t for t in in_file(file, config, ahead).values() if t.name not in converted and "nextn.embed_tokens." not in t.name]
+
+
+def forms_to_run(file: GGUFFile, config: Config, ahead: bool = False) -> dict[str, tuple[tuple[int, ...], str, int]]:
+    """{name: (shape, format, bytes)} of the model as it runs, without converting anything; `ahead` as in plan()."""
+    forms = {t.name: (t.shape, t.format, t.n_bytes) for t in in_file(file, config, ahead).values()}
+    return forms | {c.name: (c.shape, c.format, c.n_bytes) for c in plan(file, config, ahead)}
 
 
 def notes(conversions: list[Conversion]) -> list[str]:
@@ -101,7 +129,9 @@ def notes(conversions: list[Conversion]) -> list[str]:
     return [f"runs {kind}: {n_bytes / 2**20:,.0f} MiB of memory" for kind, n_bytes in kinds.items()]
 
 
-def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None = None) -> tuple[dict[str, TensorInfo], list[str]]:
+def tensors_to_run(
+    file: GGUFFile, config: Config, converting: Converting | None = None, ahead: bool = False
+) -> tuple[dict[str, TensorInfo], list[str]]:
     """({name: tensor in a format that kernels read}, lines for the user): the file's own, in place, or converted copies.
 
     Uses all cores; tells `converting`, if there is anything to convert, before the first tensor and after each.
@@ -110,7 +140,7 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
     """
     from glmrun.tensors.finite import check_finite  # loads Numba
 
-    conversions = plan(file, config)
+    conversions = plan(file, config, ahead)
     needed, free = sum(c.n_bytes for c in conversions), available_memory()
     if needed > free:
         formats = ", ".join(sorted({c.source.format for c in conversions}))
@@ -118,7 +148,7 @@ def tensors_to_run(file: GGUFFile, config: Config, converting: Converting | None
             f"{file.path}: its {formats} tensors take {needed / 2**30:.1f} GiB in a form that glmrun runs, and only "
             f"{free / 2**30:.1f} GiB of memory are free; a Q4_K_M, Q6_K or Q8_0 file runs as it is"
         )
-    tensors = {name: file.tensors[name] for name in _trunk(config) if name in file.tensors}
+    tensors = in_file(file, config, ahead)
     lines, done = notes(conversions), 0
     if converting and conversions:
         converting(lines, 0, needed)

@@ -213,7 +213,8 @@ def stats_line(stats: "Stats") -> str:
         parts.append(counted(stats.n_generated, "token") + rate)
     if stats.n_drafted:
         drafted, steps = counted(stats.n_drafted, "drafted token"), counted(stats.n_passes, "step")
-        parts.append(f"{stats.n_accepted:,} of {drafted} right, in {steps}")
+        by_layer = f" ({stats.n_guessed_right:,} of {stats.n_guessed:,} by the prediction layer)" if stats.n_guessed else ""
+        parts.append(f"{stats.n_accepted:,} of {drafted} right{by_layer}, in {steps}")
     if not stats.n_prompt:  # a server that does not count
         return " · ".join([*parts, f"first token after {stats.prompt_seconds:.1f} s"])
     if stats.n_prefilled < stats.n_prompt:

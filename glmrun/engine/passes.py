@@ -1,0 +1,85 @@
+"""Calls of forward() inside a step: the model's, and those that give the prediction layer what it reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from glmrun.engine.workspace import Part, Workspace
+from glmrun.forward import CANCELLED, forward
+from glmrun.kernels.team import Team
+from glmrun.tensors.weights import Stack, Weights
+
+
+class Passes:
+    """What a team computes with a workspace. What returns None was cancelled."""
+
+    def __init__(self, weights: Weights, workspace: Workspace, team: Team) -> None:
+        self.weights, self.workspace, self._team = weights, workspace, team
+        self._model = Stack(weights.model, weights.layers)
+        self._n_done = 0
+
+    @property
+    def n_layers_done(self) -> int:
+        """How far the running step is."""
+        return max(self._n_done, self._team.parts)
+
+    def run(self, stack: Stack, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> list[int] | None:
+        """forward() over x, float32 (tokens, hidden_size), in the parts' order.
+
+        logits   float32 (sum of n_logits or 0, rows of the stack's matrix): takes what that gives for the tokens that are wanted
+        Returns for each part its first row in logits and in the workspace's x, which holds those tokens behind the last layer.
+        """
+        space, first = self.workspace, 0
+        places = space.begin(parts, logits)
+        for part, (place, _) in zip(parts, places, strict=True):
+            space.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
+            first += part.n_tokens
+        result = self._team.run(forward, stack.model, stack.layers, space.step, space.workers)
+        return None if result == CANCELLED else [row for _, row in places]
+
+    def step(self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> list[int] | None:
+        """run() of the model."""
+        self._n_done = 0
+        return self.run(self._model, parts, x, logits)
+
+    def step_with_states(
+        self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray
+    ) -> tuple[list[int], list[np.ndarray]] | None:
+        """step(), and each part's states: what the output matrix reads, float32 (n_tokens, hidden_size), for all its tokens.
+
+        A prompt passes the last layer twice: all its tokens for their states, and then, as without states, those whose logits are
+        wanted, since their numbers depend on how many pass with them.
+        """
+        layer, rest = self.weights.next_token, [i for i, part in enumerate(parts) if part.n_logits < part.n_tokens]
+        assert layer is not None
+        if not rest:
+            rows = self.step(parts, x, logits)
+            return None if rows is None else (rows, self._states(parts, rows))
+        self._n_done = 0
+        whole = [part._replace(n_logits=part.n_tokens) for part in parts]
+        if (rows := self.run(layer.lower, whole, x, logits[:0])) is None:
+            return None
+        self._n_done = len(self.weights.layers) - 1
+        below = self._behind(whole, rows)
+        these = [whole[i] for i in rest]
+        if (rows := self.run(layer.last, these, np.concatenate([below[i] for i in rest]), logits[:0])) is None:
+            return None
+        states = dict(zip(rest, self._states(these, rows), strict=True))
+        if (rows := self.run(layer.last, parts, np.concatenate(below), logits)) is None:
+            return None
+        others = self._states(parts, rows)
+        return rows, [states.get(i, other) for i, other in enumerate(others)]
+
+    def _behind(self, parts: Sequence[Part], rows: list[int]) -> list[np.ndarray]:
+        """Of each part what the last pass left of its wanted tokens, float32 (n_logits, hidden_size)."""
+        return [self.workspace.x[row : row + part.n_logits].copy() for part, row in zip(parts, rows, strict=True)]
+
+    def _states(self, parts: Sequence[Part], rows: list[int]) -> list[np.ndarray]:
+        layer = self.weights.next_token
+        assert layer is not None
+        return [self.norm(x, layer.output_norm) for x in self._behind(parts, rows)]
+
+    def norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """RMSNorm of float32 (n, hidden_size) rows."""
+        eps = np.float32(self.weights.config.rms_norm_eps)
+        return x / np.sqrt(np.mean(x * x, -1, keepdims=True, dtype=np.float32) + eps) * weight  # float32 (n, hidden_size)
