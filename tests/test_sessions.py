@@ -174,6 +174,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         sessions.read(tmp_path)
 
 
+def test_a_mark_in_front_is_an_editors() -> None:
+    path = journal()
+    path.write_bytes("\ufeff".encode() + path.read_bytes())
+    saved = sessions.read(path)
+    assert saved.messages == MESSAGES and saved.n_good == saved.n_bytes
+    path.write_text("a conversation", encoding="utf-16")
+    with pytest.raises(UserError, match="is UTF-16 text"):
+        sessions.read(path)
+
+
 def test_a_copy_takes_no_other_files_place(tmp_path: Path) -> None:
     path = tmp_path / "copy.jsonl"
     sessions.write_copy(path, "m.gguf", None, MESSAGES)

@@ -51,6 +51,10 @@ F = ("f", {})
 
 # name: (thinking, what the model writes, answer, thinking, calls)
 ROWS = {
+    "a name in quotes": (False, call('"get_weather"', ("city", "Bonn")), "", "", BONN),
+    "a name in capitals": (False, call("Get-Weather", ("city", "Bonn")), "", "", BONN),
+    "a name with a namespace": (False, call("functions.get_weather", ("city", "Bonn")), "", "", BONN),
+    "a name in JSON, in quotes": (False, '<tool_call>{"name": "`F`", "arguments": {}}</tool_call>', "", "", [F]),
     "01 plain text": (False, "This is a plain response.", "This is a plain response.", "", []),
     "02 call without arguments": (False, "<tool_call>get_current_date</tool_call>", "", "", [DATE]),
     "03 newline after the name": (False, "<tool_call>get_current_date\n</tool_call>", "", "", [DATE]),

@@ -10,6 +10,8 @@ from test_cli import SCRIPT, glmrun, refused
 
 import glmrun as api
 from glmrun import settings
+from glmrun.cli import _leave_behind
+from glmrun.server.listen import bound
 from quant.errors import UserError
 from quant.text import decode_text
 
@@ -38,6 +40,26 @@ def test_without_the_other_streams_it_answers() -> None:
         assert (done.returncode, done.stdout) == (0, answer) and answer.strip()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_notes_that_can_not_be_written_cost_no_answer() -> None:
+    """A full disk behind standard error: the model's name is noted before the answer, its speed behind it."""
+    talk = ("chat", "nano", "--no-think")
+    expected = glmrun(*talk, stdin=b"hello\n", scripted=True)
+    assert expected.stderr and expected.stdout.strip()
+    line = 'printf "hello\\n" | "$0" "$@" 2>/dev/full'
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(["sh", "-c", line, sys.executable, SCRIPT, *talk], capture_output=True, timeout=120, env=env)
+    assert (done.returncode, done.stdout) == (0, expected.stdout)
+    done = subprocess.run(["sh", "-c", line + " >&2", sys.executable, SCRIPT, *talk], timeout=120, env=env)
+    assert done.returncode == 1
+
+
+def test_standard_input_that_can_not_be_read_is_named() -> None:
+    for arguments in (("run", "nano", "hello", "--no-think"), ("chat", "nano", "--no-think")):
+        done = with_closed("0>/dev/null", *arguments)
+        assert (done.returncode, done.stderr) == (1, b"error: standard input can't be read: Bad file descriptor\n")
+
+
 def test_switches_for_numba_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     with pytest.raises(UserError, match="NUMBA_DISABLE_JIT is set"):
@@ -45,6 +67,29 @@ def test_switches_for_numba_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> 
     env = {**os.environ, "PYTHONPATH": os.getcwd(), "NUMBA_DUMP_BYTECODE": "1", "COLUMNS": "abc", "OMP_NUM_THREADS": "x"}
     done = glmrun("run", "nano", "What is 1 + 1?", "--no-think", "--temp", "0", "-n", "9", timeout=600, env=env)
     assert (done.returncode, done.stdout) == (0, b"1 + 1 = 1\n")
+
+
+@pytest.mark.parametrize("alone", [{"NUMBA_CPU_NAME": "znver5"}, {"NUMBA_CPU_FEATURES": "+amx-int8,+avx512fp16"}])
+def test_half_a_target_for_numba_is_left_behind(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would compile what the processor does not run, which ends the process without a word. Both together are meant."""
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    _leave_behind(None)
+    assert not set(alone) & set(os.environ)
+    both = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2"}
+    for name, value in both.items():
+        monkeypatch.setenv(name, value)
+    _leave_behind(None)
+    assert {name: os.environ.get(name) for name in both} == both
+
+
+@pytest.mark.parametrize(
+    ("host", "advice"),
+    [("no.such.host.invalid", "an address of this machine"), ("192.0.2.1", "an address of this machine"), ("", "another port")],
+)
+def test_a_place_where_nobody_can_listen_is_told_apart(host: str, advice: str) -> None:
+    with bound("127.0.0.1", 0) as taken, pytest.raises(UserError, match=advice):
+        bound(host or "127.0.0.1", taken.getsockname()[1])
 
 
 def test_arguments_are_utf_8_in_every_locale() -> None:
@@ -87,6 +132,7 @@ def refuse(path: object, *arguments: object, **options: object) -> object:
         ("hé".encode("utf-16-le"), "X is UTF-16 text; UTF-8 is expected"),
         ("hé".encode("utf-16-be"), "X is UTF-16 text; UTF-8 is expected"),
         ("hé".encode("utf-32"), "X is UTF-32 text; UTF-8 is expected"),
+        (bytes(range(256)), "X is not valid UTF-8: byte 0x80 at position 128; convert it first"),
         ("hé".encode("latin-1"), "X is not valid UTF-8: byte 0xe9 at position 1; convert it first"),
     ],
 )

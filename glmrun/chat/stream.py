@@ -12,7 +12,7 @@ from typing import Any
 from glmrun.chat.call_body import CallBody
 from glmrun.chat.damaged_call import read_damaged
 from glmrun.chat.tokenizer import Tokenizer
-from glmrun.chat.tool_call import call_of, may_become_call, schemas
+from glmrun.chat.tool_call import call_of, declared_name, may_become_call, schemas
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _CALL_TAGS = ("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
@@ -166,6 +166,7 @@ class ChatStream:
     def _close_call(self) -> None:
         """Give out a call that ended as the format says; what is not as it was declared waits for the end, or is read otherwise."""
         body = self._body
+        body.name = declared_name(body.name, self._declared)
         if body.begins_json or body.is_sound(self._declared):
             self._call(*body.call())
         elif body.name in self._declared:
@@ -176,7 +177,7 @@ class ChatStream:
             self._call(*(found[0][1] if [kind for kind, _ in found] == ["call"] else body.call()))
 
     def _call(self, name: str, arguments: Any) -> None:
-        self._calls.append(call_of(name, arguments, self._declared))
+        self._calls.append(call_of(declared_name(name, self._declared), arguments, self._declared))
         self._last = ""
         before = self._before_call if self._state == "call" else self._state
         self._state = "answer" if before == "answer" else "between"
@@ -189,7 +190,7 @@ class ChatStream:
         if body.begins_json:
             words, ended, rest = body.text().partition("</tool_call>")
             name, arguments = body.call()
-            if name in self._declared:
+            if declared_name(name, self._declared) in self._declared:
                 self._call(name, arguments)
             elif ended:
                 self._take(words)

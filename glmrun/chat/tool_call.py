@@ -37,6 +37,20 @@ def schemas(tools: Sequence[Mapping] | None) -> dict[str, dict]:
     return {f["name"]: f["parameters"] if isinstance(f.get("parameters"), dict) else {} for f in functions}
 
 
+def declared_name(name: str, declared: Mapping[str, dict]) -> str:
+    """The declared function that a name means: itself, else the only one that is spelled alike but for case, - and _, quotation
+    marks or a namespace in front; the name as it is where there is none."""
+    if name in declared:
+        return name
+    wanted = _spelling(name)
+    alike = [known for known in declared if _spelling(known) == wanted]
+    return alike[0] if len(alike) == 1 else name
+
+
+def _spelling(name: str) -> str:
+    return name.strip("\"'`*:").rpartition(".")[2].casefold().replace("-", "_")
+
+
 def may_become_call(text: str, declared: Mapping[str, dict]) -> bool:
     """Whether text behind <tool_call>, before any other tag, may yet be a call: JSON, or one word and perhaps a key behind it.
 

@@ -48,7 +48,7 @@ _OUTSIDE = {
 _WITH_SETTINGS = {
     "run", "chat", "bench", "perplexity", "ppl", "eval", "imatrix", "plan", "fit", "pull", "convert", "verify", "demo", "serve",
 }  # fmt: skip
-_OF_NUMBA = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # they choose the kernels' target
+_OF_NUMBA = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # both together choose the kernels' target; one alone can end the process
 _EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
@@ -145,7 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _leave_behind(started: list[str] | None) -> None:
     """What the environment still holds of other uses: switches for Numba, a locale in which arguments and names are not UTF-8."""
-    for name in [name for name in os.environ if name.startswith("NUMBA_") and name not in _OF_NUMBA]:
+    chosen = _OF_NUMBA if all(map(os.environ.get, _OF_NUMBA)) else ()
+    for name in [name for name in os.environ if name.startswith("NUMBA_") and name not in chosen]:
         del os.environ[name]
     if started and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})

@@ -1,6 +1,5 @@
 """`glmrun chat`: a conversation in the terminal."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -155,7 +154,7 @@ def _hold(conversation: "Conversation") -> int:
     from glmrun.terminal.interrupt import orderly_end
 
     if not interactive():
-        return chat_in_pipe(conversation, sys.stdin.buffer if sys.stdin else [])
+        return chat_in_pipe(conversation, options.stdin_lines())
     with orderly_end():
         code = chat_in_terminal(conversation)
     if conversation.messages and conversation.kept.session is not None:

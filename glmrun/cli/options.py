@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -309,9 +310,16 @@ def text_argument(text: str, what: str) -> str:
 
 
 def read_stdin() -> str:
-    """All of standard input as text; raises UserError (usage) as decode_text() does."""
-    data = sys.stdin.buffer.read() if sys.stdin else b""
-    return decode_text(data, "standard input")
+    """All of standard input as text; raises UserError as stdin_lines() and decode_text() do."""
+    return decode_text(b"".join(stdin_lines()), "standard input")
+
+
+def stdin_lines() -> Iterator[bytes]:
+    """The lines of standard input, none where the shell closed it. Raises UserError if it can't be read."""
+    try:
+        yield from sys.stdin.buffer if sys.stdin else ()
+    except OSError as why:
+        raise UserError(f"standard input can't be read: {why.strerror}") from None
 
 
 def sampling(context: typer.Context) -> dict[str, Any]:

@@ -7,6 +7,7 @@ block costs the damaged end and nothing else. Records: session (the first), mode
 first `keep` messages stay).
 """
 
+import codecs
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 from quant.errors import UserError
 from quant.system import lock
+from quant.text import decode_text
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","record":(\{.*\})\}\n', re.DOTALL)
 _MAX_FILE = 256 << 20  # bytes: no conversation is that long
@@ -260,13 +262,15 @@ def _replay(path: Path, data: bytes) -> Saved:
             break
         saved.n_good = end
     if not saved.n_good:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            decode_text(data, str(path))  # says so
         raise UserError(f"{path}: not a saved session of glmrun, or damaged from its first line on")
     return saved
 
 
 def _records(data: bytes) -> Iterator[tuple[Any, int]]:
     """(record, byte behind its line) of the good lines up to the first bad one."""
-    at = 0
+    at = len(codecs.BOM_UTF8) * data.startswith(codecs.BOM_UTF8)  # an editor's
     while at < len(data):
         end = data.find(b"\n", at) + 1
         found = _LINE.fullmatch(data, at, end) if end else None

@@ -1,6 +1,7 @@
 """The server on its socket: it listens before the model is there, and ends what it has begun before it ends."""
 
 import asyncio
+import errno
 import signal
 import socket
 import threading
@@ -83,7 +84,9 @@ def bound(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(256)
     except OSError as why:
-        raise UserError(f"{host}, port {port}: {why.strerror or why}; choose another port, or end who has it", "failed") from None
+        no_address = isinstance(why, socket.gaierror) or why.errno == errno.EADDRNOTAVAIL
+        advice = "an address of this machine is expected" if no_address else "choose another port, or end who has it"
+        raise UserError(f"{host}, port {port}: {why.strerror or why}; {advice}", "failed") from None
     return found
 
 

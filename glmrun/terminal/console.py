@@ -1,8 +1,9 @@
 """Where text goes: the answer to standard output, everything else to standard error, and no escape code into a pipe."""
 
+import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from glmrun.terminal.sanitize import one_line, visible
 
@@ -24,11 +25,22 @@ def is_quiet() -> bool:
     return _quiet
 
 
+class _Lossy(io.FileIO):
+    """A file that takes everything: what can't be written is lost."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 def prepare_streams() -> None:
     """Let no character of an answer fail to be written: pipes and files get UTF-8, a terminal what it can show.
 
     Where the shell closed standard error, it becomes the null device; standard output stays one that can't be written, since an
-    answer that nobody gets is an error. No file that is opened later takes their numbers.
+    answer that nobody gets is an error. No file that is opened later takes their numbers. Notes that can't be written, on a full
+    disk or to a terminal that is gone, cost no answer.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         if number == 1:
@@ -41,6 +53,10 @@ def prepare_streams() -> None:
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
+    original = sys.__stderr__
+    if original is not None and sys.stderr is original:
+        raw = io.BufferedWriter(_Lossy(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, original.encoding, errors="replace", line_buffering=True)
 
 
 def error_console() -> "Console":
