@@ -22,7 +22,7 @@ from glmrun.kernels.matmul import add_linear, linear, linear_exact, linear_heads
 from glmrun.kernels.rows import keep_wanted, norm, place_queries, ready, store_latents
 from glmrun.kernels.team import wait
 
-DONE, CANCELLED = 0, 1
+DONE, CANCELLED, FAILED = 0, 1, 2
 
 
 @kernel(void(model_record, layer_record, step_record, worker_record))
@@ -97,10 +97,11 @@ def forward(m, layers, s, workers, flags, thread, n_threads):
 
     m, layers, s, workers   records of kernels/layout.py; s.x holds the embeddings and is overwritten
     flags                   address of the team's flags
-    Returns DONE, or CANCELLED if the cancel flag was raised: the cache rows of this step are then not complete.
+    Returns DONE, CANCELLED if the cancel flag was raised, or on some thread FAILED if the disk behind the weights has failed: the
+    cache rows of this step are then not complete.
     """
     w = workers[thread]
-    w.flags, w.thread, w.n_threads, w.ticket, w.passed = flags, thread, n_threads, -1, 0
+    w.flags, w.thread, w.n_threads, w.ticket, w.passed, w.failed = flags, thread, n_threads, -1, 0, 0
     for i in range(m.num_hidden_layers):
         if i == m.num_hidden_layers - 1 and s.n_wanted < s.n_tokens:
             latents(m, layers[i], s, w)
@@ -115,7 +116,7 @@ def forward(m, layers, s, workers, flags, thread, n_threads):
         else:
             moe_ffn(m, layers[i], s, w)
         if not layer_done(m, layers[i], s, w):
-            return CANCELLED
+            return FAILED if w.failed else CANCELLED
     logits(m, s, w)
     return DONE
 

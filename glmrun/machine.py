@@ -18,6 +18,7 @@ __all__ = [
     "group_memory",
     "memory",
     "peak_memory",
+    "state_folder",
 ]
 
 
@@ -35,6 +36,13 @@ class Memory:
     total: int
     available: int
     limited: bool
+
+
+def state_folder() -> Path:
+    """The system's place for what a user's programs remember."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("glmrun"))
 
 
 def memory() -> Memory:

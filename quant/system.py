@@ -22,6 +22,7 @@ import signal
 import sys
 
 POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14; Python's mmap has no name for it
+WILL_NEED = 3  # MADV_WILLNEED, on every POSIX system
 NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # MAP_NORESERVE; Python names it from 3.13 on
 
 sync_data = getattr(os, "fdatasync", os.fsync)
@@ -73,6 +74,14 @@ def populate(start: int, n_bytes: int) -> bool:
     return not ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes), POPULATE_READ)
 
 
+def ask(start: int, n_bytes: int) -> None:
+    """Let the system begin to read these pages, addresses of a mapped file, where it can."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes), WILL_NEED)
+
+
 def keep(start: int, n_bytes: int) -> bool:
     """Have the system keep these pages in memory while they are mapped; False where it does not, or the user may not ask for it."""
     if sys.platform != "linux":
@@ -80,6 +89,14 @@ def keep(start: int, n_bytes: int) -> bool:
     import ctypes
 
     return not ctypes.CDLL(None).mlock(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes))
+
+
+def let_go(start: int, n_bytes: int) -> None:
+    """Take keep() back."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).munlock(ctypes.c_void_p(start), ctypes.c_size_t(n_bytes))
 
 
 def take_lease(descriptor: int) -> bool:

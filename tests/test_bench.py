@@ -53,6 +53,12 @@ class Stopwatch:
         self.weights = SimpleNamespace(model={"cache_type": 8}, bytes_per_token=5_000_000)  # GGML's number of Q8_0
         self.calls: list[tuple[str, int]] = []
         self.n_cached = 0
+        self.runner = self
+        self.wanted = 0
+
+    @property
+    def hits(self) -> tuple[int, int]:
+        return 4 * self.wanted, 3 * self.wanted
 
     def close(self) -> None:
         self.calls.append(("close", 0))
@@ -68,6 +74,7 @@ class Stopwatch:
         return len(tokens) / 1000
 
     def decode(self, count: int) -> float:
+        self.wanted += count
         self.calls.append(("decode", count))
         self.n_cached += count
         assert self.n_cached <= self.n_ctx
@@ -187,6 +194,7 @@ def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch], monkeypatch:
     pp, tg = _results(Choices([512], [8]).cases(A), repetitions=2)
     found = tg.wide(2e9)  # 100 tokens a second of 5 MB each
     assert (found["weights_gb_s"], found["bandwidth_share"], found["ttft_ms"]) == (0.5, 0.25, None)
+    assert found["disk_hit_rate"] == 0.75 and pp.wide(2e9)["disk_hit_rate"] is None  # nothing was read from a disk
     found = replace(tg, disk_bytes=4 * sum(tg.samples_ns)).wide(2e9)
     assert found["disk_gb_s"] == 4.0 and "     4.00 |" in BenchTable(measured=True).row(tg.asdict() | found)
     found = pp.wide(2e9)
@@ -197,13 +205,13 @@ def test_what_only_we_measure_stands_apart(loaded: list[Stopwatch], monkeypatch:
     table = BenchTable(["n_ubatch"], measured=True)
     lines = [table.heading().splitlines()[0], *(table.row(r.asdict() | r.wide(2e9)) for r in (pp, tg))]
     heading, first, second = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    assert heading[5:] == ["n_ubatch", "test", "t/s", "ttft ms", "peak memory", "GB/s", "of bandwidth", "disk GB/s"]
-    assert first[5:9] == ["512", "pp512", "1000.00 ± 0.00", "512.0"] and first[10:] == ["", "", ""]
-    assert second[8] == "" and second[10:] == ["0.50", "25%", ""]
+    assert heading[5:] == ["n_ubatch", "test", "t/s", "ttft ms", "peak memory", "GB/s", "of bandwidth", "disk GB/s", "hit rate"]
+    assert first[5:9] == ["512", "pp512", "1000.00 ± 0.00", "512.0"] and first[10:] == ["", "", "", ""]
+    assert second[8] == "" and second[10:] == ["0.50", "25%", "", "75.0%"]
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setenv("COLUMNS", "80")
     line, below = BenchTable(["n_ubatch"], measured=True).row(tg.asdict() | tg.wide(2e9)).splitlines()
-    assert len(line) <= 80 and re.fullmatch(r"  (peak memory: .* MiB, )?GB/s: 0\.50, of bandwidth: 25%", below)
+    assert len(line) <= 80 and re.fullmatch(r"  (peak memory: .* MiB, )?GB/s: 0\.50, of bandwidth: 25%, hit rate: 75.0%", below)
 
 
 def test_mean_and_spread_are_those_of_the_samples() -> None:

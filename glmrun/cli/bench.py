@@ -112,7 +112,8 @@ def bench(
     wide: Annotated[
         bool,
         typer.Option(
-            "--wide", help="Also time to first token, peak memory, GB/s of weights, their share of the bandwidth, GB/s from disk."
+            "--wide",
+            help="Also time to first token, peak memory, GB/s of weights, their share of the bandwidth, GB/s from disk, hit rate.",
         ),
     ] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw speed against depth, or threads, in the terminal.")] = False,

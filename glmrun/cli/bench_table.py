@@ -22,7 +22,8 @@ _WIDE = {
 _NARROW = {"model": (22, False), "size": (9, True), "test": (19, True), "t/s": (17, True)}
 # Columns that stand there when something differs from llama-bench's default, and those of --wide.
 _CHOICES = {"n_ubatch": (8, True), "type_k": (6, True), "type_v": (6, True)}
-_MEASURED = {"ttft ms": (9, True), "peak memory": (11, True), "GB/s": (6, True), "of bandwidth": (12, True), "disk GB/s": (9, True)}
+_MEASURED = {"ttft ms": (9, True), "peak memory": (11, True), "GB/s": (6, True), "of bandwidth": (12, True), "disk GB/s": (9, True),
+             "hit rate": (8, True)}  # fmt: skip
 
 
 class BenchTable:
@@ -66,6 +67,7 @@ class BenchTable:
             "GB/s": "" if weights is None else f"{weights:.2f}",
             "of bandwidth": "" if share is None else f"{share:.0%}",
             "disk GB/s": f"{row['disk_gb_s']:.2f}" if row["disk_gb_s"] else "",
+            "hit rate": "" if row["disk_hit_rate"] is None else f"{row['disk_hit_rate']:.1%}",
         }
         below = f"\n  {', '.join(f'{name}: {text}' for name, text in measured.items() if text)}" if self._below else ""
         return _line(values | measured, self._columns) + below

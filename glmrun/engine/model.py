@@ -1,6 +1,7 @@
 """An open model: what all conversations share, and the calls that start one."""
 
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Self
@@ -26,6 +27,7 @@ from glmrun.gguf.dialects import whole_vocabulary
 from glmrun.tensors.finite import FiniteCheck
 from glmrun.tensors.prefault import Prefault, fit
 from glmrun.tensors.repack import Converting
+from glmrun.tensors.uses import keep_uses
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError, brief
 
@@ -75,8 +77,10 @@ class Model:
         self.weights = Weights(self.file, self.config, kv_type, converting, self._looks_ahead)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         try:
-            self.runner = Runner(self.weights, self.n_ctx, n_threads, watched=self.file.watched)
-            self.runner.workspace.step["from_disk"] = self.prefault.from_disk
+            watched = self.file.watched
+            self.runner = Runner(self.weights, self.n_ctx, n_threads, watched=watched, from_disk=self.prefault.way)
+            self.runner.workspace.step["populates"] = self.prefault.populates
+            self._keeping = weakref.finalize(self, keep_uses, watched, self.runner.workspace.uses)  # also when the program ends
             self._idle = Idle(*self.cache_shape)
             self._idle.latest  # noqa: B018  # whether the system gives address space for one is found out here
         except MemoryError:
@@ -98,6 +102,7 @@ class Model:
         self._finite.stop()
         self.runner.close()
         self._idle.close()
+        self._keeping()
 
     def cancel(self) -> None:
         """End the running chat(), generate() and logits() soon, even while a prompt is read; safe in a signal handler."""

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from glmrun.engine.workspace import Part, Workspace
-from glmrun.forward import CANCELLED, forward
+from glmrun.forward import CANCELLED, FAILED, forward
 from glmrun.kernels.team import Team
 from glmrun.tensors.weights import Stack, Weights
 
 
+class DiskFailed(Exception):
+    """Some of the weights could not be read from their disk."""
+
+
 class Passes:
-    """What a team computes with a workspace. What returns None was cancelled."""
+    """What a team computes with a workspace. What returns None was cancelled. Raises DiskFailed."""
 
     def __init__(self, weights: Weights, workspace: Workspace, team: Team) -> None:
         self.weights, self.workspace, self._team = weights, workspace, team
@@ -35,6 +39,8 @@ class Passes:
             space.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
             first += part.n_tokens
         result = self._team.run(forward, stack.model, stack.layers, space.step, space.workers)
+        if result == FAILED:
+            raise DiskFailed
         return None if result == CANCELLED else [row for _, row in places]
 
     def step(self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> list[int] | None:

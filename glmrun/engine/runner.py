@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from glmrun.engine.next_token import fill, guess
-from glmrun.engine.passes import Passes
+from glmrun.engine.passes import DiskFailed, Passes
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import PassCosts
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.gguf.watch import Watched
+from glmrun.kernels.disk import LOOKS
 from glmrun.kernels.team import Team
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError
@@ -138,10 +139,14 @@ class Runner:
         max_tokens: int = MAX_TOKENS,
         max_runs: int = 16,
         watched: Iterable[Watched] = (),
+        from_disk: Callable[[], int] = lambda: 0,
     ) -> None:
-        """watched   the files behind the weights: each step asks first whether another program has changed one"""
+        """watched   the files behind the weights: each step asks first whether another program has changed one
+
+        from_disk   asked before each step: how it has experts read (kernels/disk.py), 0 where the weights are in memory
+        """
         self.max_tokens, self.max_runs = min(max_tokens, n_ctx), max_runs
-        self._weights, self._pid, self._watched = weights, os.getpid(), tuple(watched)
+        self._weights, self._pid, self._watched, self._from_disk = weights, os.getpid(), tuple(watched), from_disk
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
         self.workspace = Workspace(weights, n_ctx, self.max_tokens + max_runs, self.n_threads, max_runs)
@@ -180,6 +185,27 @@ class Runner:
             raise UserError("this model was opened before the process forked; load it again in the child")
         for watched in self._watched:
             watched.check()
+
+    def _disk_error(self) -> UserError:
+        """What to report when weights could not be read: a file that was shortened fails as a disk does."""
+        try:
+            self.check()
+        except UserError as why:
+            return why
+        names = ", ".join(str(watched.path) for watched in self._watched) or "the model"
+        return UserError(f"{names}: the disk failed while it was read; ask again, and look after the disk")
+
+    @property
+    def hits(self) -> tuple[int, int]:
+        """Bytes of experts that steps from the disk have used so far, and of them those that were there when they were asked for.
+
+        Nothing where the system does not report that.
+        """
+        if self.workspace.step["from_disk"] != LOOKS:
+            return 0, 0
+        workers = self.workspace.workers
+        wanted = int(workers["wanted"].sum())
+        return wanted, wanted - int(workers["missing"].sum())
 
     @property
     def parts(self) -> int:
@@ -308,10 +334,11 @@ class Runner:
         return [waiting[i] for i in chosen]
 
     def _run(self, batch: list[_Request]) -> None:
-        self.workspace.step["importance"] = batch[0].importance
+        self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
         try:
             done = batch[0].work() if batch[0].work else self._step([run for request in batch for run in request.runs])
         except Exception as error:
+            error = self._disk_error() if isinstance(error, DiskFailed) else error
             for request in batch:
                 request.error, request.fulfilled = error, False
             return

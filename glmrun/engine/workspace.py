@@ -55,6 +55,8 @@ class Workspace:
         s["rope"] = rope.ctypes.data
         self._reserve_attention(m, c.num_attention_heads)
         self._fill_step(weights)
+        self.uses = np.zeros((c.num_hidden_layers + 1, c.n_routed_experts), np.int64)  # of the layers and the prediction layer
+        s["uses"] = self.uses.ctypes.data
         self.workers = np.zeros(n_threads, WORKER)  # WORKER (n_threads,)
         widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.num_attention_heads * c.v_head_dim,
                      c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip

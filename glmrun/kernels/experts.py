@@ -174,11 +174,12 @@ def experts_gated(m, layer, s, w):
             if not atomic_load(w.flags + CANCEL):
                 if piece == 0:
                     ask_next(m, layer, s, e, w)
-                arrive(s, gate, e, piece * size, min(gate.rows, (piece + 1) * size), w)
-                arrive(s, up, e, piece * size, min(gate.rows, (piece + 1) * size), w)
+                there = arrive(s, gate, e, piece * size, min(gate.rows, (piece + 1) * size), w)
+                there = there and arrive(s, up, e, piece * size, min(gate.rows, (piece + 1) * size), w)
                 rows, out = (e, piece * size, min(gate.rows, (piece + 1) * size)), (s.routed.floats + begin * stride, stride, 0)
                 up_rows, index = s.routed_up + begin * stride, s.token + begin * 8
-                gated_rows(gate, up, rows, s.ffn_normed, index, (few, many), out, up_rows, w.scratch)
+                if there:
+                    gated_rows(gate, up, rows, s.ffn_normed, index, (few, many), out, up_rows, w.scratch)
             piece = next_piece(w)
         leave(w, parts)
         piece -= parts
@@ -198,8 +199,7 @@ def experts_down(m, layer, s, w):
         first, end = piece * size, min(down.rows, (piece + 1) * size)
         for e in range(m.n_routed_experts):
             begin, few, many = pairs_of(s, e)
-            if few + many and not atomic_load(w.flags + CANCEL):
-                arrive(s, down, e, first, end, w)
+            if few + many and not atomic_load(w.flags + CANCEL) and arrive(s, down, e, first, end, w):
                 x, out = (address + begin * stride, stride, 0), (s.x, s.x_stride, s.token + begin * 8)
                 multiply(down, e, first, end, x, (few, many), out, s.weight + begin * 4, ADD, w.scratch)
         multiply(shared, 0, first, end, form_of(s.shared, shared.format, 0), n, (s.x, s.x_stride, 0), 0, ADD, w.scratch)

@@ -161,6 +161,8 @@ STEP = np.dtype(
         ("logits", np.int64),  # float32 (n_logits, vocab_size)
         ("logits_stride", np.int64),
         ("from_disk", np.int64),  # 0: the model is in memory, else how disk.py has its experts read
+        ("populates", np.int64),  # whether the system maps pages in one call, and so reports what a disk fails to read
+        ("uses", np.int64),  # int64 (num_hidden_layers + 1, n_routed_experts): in how many steps from the disk an expert was used
         ("importance", np.int64),  # the table of kernels/importance.py, or 0: nobody wants to know
     ]
 )
@@ -174,6 +176,9 @@ WORKER = np.dtype(
         ("scratch", np.int64),  # one panel and one tile
         ("attention", np.int64),  # attention's scratch
         ("resident", np.int64),  # room for disk.LOOKED_AT bytes
+        ("wanted", np.int64),  # bytes of experts that steps from the disk used, so far
+        ("missing", np.int64),  # of them: not in memory when they were asked for
+        ("failed", np.int64),  # whether the disk has failed to read what this step needs
         ("ticket", np.int64),  # the piece of work that it has drawn since the last wait, or -1
         ("passed", np.int64),  # pieces of loops that it has left since then
     ]

@@ -76,6 +76,9 @@ class Result:
     bytes_per_token: int  # weights that one token reads
     peak_memory: int | None  # bytes of this process
     disk_bytes: int | None = None  # that came from disks for the samples
+    hit_rate: float | None = (
+        None  # of a model larger than memory: the share of its experts' bytes that were there when it was asked
+    )
 
     @property
     def samples_ts(self) -> list[float]:
@@ -103,6 +106,7 @@ class Result:
             "weights_gb_s": round(weights / 1e9, 3) if weights else None,
             "bandwidth_share": round(weights / bandwidth, 4) if weights and bandwidth else None,
             "disk_gb_s": None if self.disk_bytes is None else round(self.disk_bytes / sum(self.samples_ns), 3),
+            "disk_hit_rate": None if self.hit_rate is None else round(self.hit_rate, 4),
             "load_seconds": round(self.load_seconds, 3),
             "warmup_seconds": round(self.warmup_seconds, 3),
         }
@@ -181,16 +185,18 @@ def measure(
         if warmup:
             _once(model, steps, case)
         warmup_seconds = time.perf_counter() - began
-        samples, from_disk = [], disk_bytes()
+        samples, from_disk, (wanted, hits) = [], disk_bytes(), model.runner.hits
         for i in range(repetitions):
             yield case, i, None
             samples.append(_once(model, steps, case))
         totals, prompts = [round(1e9 * (p + g)) for p, g in samples], [round(1e9 * p) for p, _ in samples]
         from_disk = None if from_disk is None else (disk_bytes() or 0) - from_disk
+        wanted, hits = (after - before for after, before in zip(model.runner.hits, (wanted, hits), strict=True))
         told, read = facts(model) | {"n_ubatch": case.n_ubatch}, model.weights.bytes_per_token
         yield (
             case, repetitions,
-            Result(case, told, test_time, totals, prompts, load_seconds, warmup_seconds, read, peak_memory(), from_disk),
+            Result(case, told, test_time, totals, prompts, load_seconds, warmup_seconds, read, peak_memory(), from_disk,
+                   hits / wanted if wanted else None),
         )  # fmt: skip
 
 

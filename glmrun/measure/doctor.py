@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glmrun.machine import available_cores, cache_folder, cpu_name, memory
+from glmrun.machine import available_cores, cache_folder, cpu_name, memory, state_folder
 from glmrun.measure.bandwidth import memory_bandwidth
 from glmrun.store.hub import cache_folder as hub_folder
 
@@ -165,7 +165,7 @@ def _folders(report: Report) -> dict[str, Any]:
     places = {
         "cache": cache_folder(),
         "hub": hub_folder(),
-        "state": Path(platformdirs.user_state_dir("glmrun")),
+        "state": state_folder(),
         "config": Path(platformdirs.user_config_dir("glmrun")),
     }
     found: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from glmrun.machine import state_folder
 from glmrun.repl.commands import Leave, is_command, run_command
 from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
@@ -117,9 +118,7 @@ def _messages(lines: Iterable[bytes]) -> Iterator[str]:
 
 def _history_path() -> Path | None:
     """The file of earlier messages, readable by its owner only; None if there can be none."""
-    import platformdirs
-
-    path = Path(platformdirs.user_state_dir("glmrun")) / "history"
+    path = state_folder() / "history"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from glmrun.machine import state_folder
 from quant.errors import UserError
 from quant.system import lock
 from quant.text import decode_text
@@ -94,9 +95,7 @@ CHATS, RUNS = "sessions", "runs"  # folders of conversations, and of the calls o
 
 def folder(kind: str = CHATS) -> Path:
     """Where journals stand; made if it is missing, for its owner only. Raises OSError."""
-    import platformdirs
-
-    path = Path(platformdirs.user_state_dir("glmrun")) / kind
+    path = state_folder() / kind
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 

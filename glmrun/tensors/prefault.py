@@ -6,22 +6,30 @@ some 70 ms a gigabyte when the file is in the page cache, the speed of the disk 
 when the system looks for cold ones to drop. Elsewhere nothing happens here, and pages come as they are touched.
 
 Of a model that is larger than memory, what all tokens read comes first and is locked where the system allows it. Then come
-experts, equally many of each layer, as far as they fit, until the first step begins: from there on steps ask for those they need.
+experts as far as they fit, those first that were used most until now (uses.py), else equally many of each layer, until the first
+step begins: from there on steps ask for those they need. Memory that becomes less while the model runs is noticed between steps.
 """
 
 import mmap
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.disk import BLIND, LOOKS
 from glmrun.machine import available_memory
 from glmrun.tensors.repack import forms_to_run, tensors_in_place
+from glmrun.tensors.uses import known_uses
 from quant.config import Config
-from quant.system import keep, populate
+from quant.system import ask, keep, let_go, populate
 
 SLICE = 64 << 20  # bytes of one request: an answer to Ctrl-C and a step of the bar
+EXPERT_SLICE, AHEAD = 8 << 20, 8  # likewise of experts, which stand apart: so many are on their way while one is waited for
+BANDS = 4  # of experts by use, each read in the order in which it stands on the disk
+LOOK_AGAIN = 2.0  # seconds after which a step asks whether memory has become less
 ROOM = 512 << 20  # bytes that must stay free beside the file
 WARM = 4e9  # bytes a second: faster than disks, so what comes at this rate is in the page cache
 PAGE = mmap.PAGESIZE
@@ -68,7 +76,7 @@ class Prefault:
     n_bytes   how much of it the first token should wait for: all that tokens read, or all but experts
     n_done    how much of that is mapped
     fit       what stays in memory
-    from_disk how steps have experts read (kernels/disk.py); 0 where all of the model fits
+    populates whether the system maps pages in one call
     partial   why it is not the whole model: a line for the user, else None
     """
 
@@ -76,7 +84,8 @@ class Prefault:
         """As in fit()."""
         self._file, self.n_done = file, 0  # while the thread runs, so does the mapping
         self.fit = f = fit(file, config, available, ahead)
-        self.from_disk = 0 if f.whole else LOOKS if all(w.is_ours() for w in file.watched) else BLIND
+        self.from_disk = 0 if f.whole else self._way()
+        self.populates = populate(file.mappings[0].ctypes.data // PAGE * PAGE, PAGE)
         used = tensors_in_place(file, config, ahead)
         self._experts: list[tuple[int, int]] = []
         self.partial: str | None = None
@@ -86,12 +95,16 @@ class Prefault:
                 + (f"{f.share:.0%} of its experts stay there, the others are read from the disk when they are needed"
                    if f.share else "it is read from the disk again and again")
             )  # fmt: skip
-            self._experts = _slices([_begin(t, f.share) for t in used if "_exps." in t.name])
+            experts = [t for t in used if "_exps." in t.name]
+            for band in likely_experts(experts, known_uses(file.watched, config), f.available - f.always):
+                self._experts += _slices(band, EXPERT_SLICE)
             used = [t for t in used if "_exps." not in t.name] if f.always <= f.available else []
-        self._ranges = _slices([_begin(t) for t in used])
+        self._ranges = _slices([_extent(t) for t in used])
         self.n_bytes = sum(end - start for start, end in self._ranges)
         # Locked pages are taken from everybody else: never more than half of what is free.
         self._locks = not f.whole and self.n_bytes <= f.available // 2
+        self._locked: list[tuple[int, int]] = []
+        self._looked = time.monotonic()
         self._began = time.monotonic()
         self._ready = threading.Event()
         self._stop = self._on_demand = False
@@ -106,6 +119,27 @@ class Prefault:
         """Wait at most that long for what the first token needs; whether it is there."""
         return self._ready.wait(seconds)
 
+    def way(self) -> int:
+        """How the next step has experts read (kernels/disk.py); 0 while all of the model fits.
+
+        Now and then it looks at the memory: a control group can shrink under a running model. What is locked is given back then.
+        """
+        now = time.monotonic()
+        if now - self._looked >= LOOK_AGAIN:
+            self._looked, available = now, available_memory()
+            locked = sum(end - start for start, end in self._locked)
+            if not self.from_disk and self.fit.needed - ROOM > available:
+                self.from_disk = self._way()
+            if locked > available:
+                self._locks = False
+                for start, end in self._locked:
+                    let_go(start, end - start)
+                self._locked = []
+        return self.from_disk
+
+    def _way(self) -> int:
+        return LOOKS if all(watched.is_ours() for watched in self._file.watched) else BLIND
+
     def experts_on_demand(self) -> None:
         """A step begins: of a model that is larger than memory, read no further experts ahead. Its own come first."""
         self._on_demand = True
@@ -119,30 +153,54 @@ class Prefault:
             for start, end in self._ranges:
                 if self._stop or not populate(start, end - start):
                     return  # a system without it, or a file that cannot be read here: tokens will find out
-                self._locks = self._locks and keep(start, end - start)
+                if self._locks:
+                    self._locks = keep(start, end - start)
+                    self._locked += [(start, end)] if self._locks else []
                 self.n_done += end - start
             self._ready.set()
-            for start, end in self._experts:
-                if self._stop or self._on_demand or not populate(start, end - start):
+            for i, (start, end) in enumerate(self._experts):
+                if self._stop or self._on_demand:
+                    return
+                for first, after in self._experts[i + AHEAD : i + AHEAD + 1] if i else self._experts[: AHEAD + 1]:
+                    ask(first, after - first)
+                if not populate(start, end - start):
                     return
         finally:
             self._ready.set()
 
 
-def _begin(tensor: TensorInfo, share: float = 1.0) -> tuple[int, int]:
-    """The addresses (first, behind the last) of a share of a tensor, whole matrices of a stack of them."""
-    n_bytes = tensor.n_bytes
-    if share < 1:
-        n_bytes = int(tensor.shape[0] * share) * (n_bytes // tensor.shape[0])
-    return tensor.data.ctypes.data, tensor.data.ctypes.data + n_bytes
+def _extent(tensor: TensorInfo, first: int = 0, end: int | None = None) -> tuple[int, int]:
+    """The addresses (first, behind the last) of a tensor, or of matrices first to end - 1 of a stack."""
+    start, matrix = tensor.data.ctypes.data, tensor.n_bytes // tensor.shape[0]
+    return start + first * matrix, start + (tensor.n_bytes if end is None else end * matrix)
 
 
-def _slices(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Extents, in addresses, as sorted whole pages, neighbours joined, cut into pieces of at most SLICE."""
+def likely_experts(tensors: Sequence[TensorInfo], uses: np.ndarray, room: int) -> list[list[tuple[int, int]]]:
+    """Extents of the experts that were used most, as many as fit into `room` bytes, in bands, most used first.
+
+    tensors   the experts' matrices in place, stacked
+    uses      int64 (num_hidden_layers + 1, n_routed_experts); of equally much used ones equally many of each layer
+    """
+    layers: dict[int, list[TensorInfo]] = {}
+    for tensor in tensors:
+        layers.setdefault(int(tensor.name.split(".")[1]), []).append(tensor)
+    order = sorted((-int(uses[layer, e]), e, layer) for layer in layers for e in range(uses.shape[1]))
+    sizes = {layer: sum(t.n_bytes // t.shape[0] for t in stack) for layer, stack in layers.items()}
+    ends = np.cumsum([sizes[layer] for _, _, layer in order])
+    chosen = order[: int(np.searchsorted(ends, room, "right"))]
+    band = -(-len(chosen) // BANDS)
+    return [
+        [_extent(t, e, e + 1) for _, e, layer in chosen[at : at + band] for t in layers[layer]]
+        for at in range(0, len(chosen), max(band, 1))
+    ]
+
+
+def _slices(extents: list[tuple[int, int]], most: int = SLICE) -> list[tuple[int, int]]:
+    """Extents, in addresses, as sorted whole pages, neighbours joined, cut into pieces of at most so many bytes."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(extent for extent in extents if extent[0] < extent[1]):
         start, end = start // PAGE * PAGE, -(-end // PAGE) * PAGE
         if joined and start <= joined[-1][1]:
             start, end = joined.pop()[0], max(end, start)
         joined.append((start, end))
-    return [(at, min(at + SLICE, end)) for start, end in joined for at in range(start, end, SLICE)]
+    return [(at, min(at + most, end)) for start, end in joined for at in range(start, end, most)]
