@@ -1,8 +1,10 @@
 """Train nano, the small model of GLM-4.7-Flash's architecture that comes with glmrun, and write its checkpoint.
 
     python scripts/make_nano.py --minutes 70             # what made glmrun/nano, then, from there:
-    python scripts/make_nano.py --minutes 15 --go-on
+    python scripts/make_nano.py --minutes 15 --peak 0.6 --go-on glmrun/nano
     python scripts/make_nano.py --steps 100 --out /tmp/nano
+
+A training that was stopped goes on from its state (--state) when it is started again.
 
 Needs torch and transformers (the extra `dev`). Everything is made here: text, tokenizer, weights, test and model card.
 The data depend on the seed alone; the weights also on the number of steps (with --minutes: on the machine's speed).
@@ -14,6 +16,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two Python threads work side by side instead, see nano/training.py
@@ -25,13 +28,12 @@ from nano.architecture import Nano, nano_config
 from nano.card import card
 from nano.corpus import Corpus, test_documents, training_documents
 from nano.evaluation import evaluate, table
-from nano.training import micro_batches, train
+from nano.training import Batch, micro_batches, train
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "glmrun" / "chat" / "chat_template.jinja"
 VOCABULARY = 2048
-EVERY = 600  # seconds between checkpoints while training
 
 
 def main() -> None:
@@ -42,7 +44,11 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=55.0, help="training time (default: 55)")
     budget.add_argument("--steps", type=int, help="training steps instead of minutes")
-    parser.add_argument("--go-on", action="store_true", help="continue from the checkpoint in --out, with other documents")
+    parser.add_argument("--go-on", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a checkpoint")
+    parser.add_argument(
+        "--state", type=Path, default=Path("nano-training.pt"), help="file of a training under way (default: nano-training.pt)"
+    )
+    parser.add_argument("--peak", type=float, default=1.0, help="learning rate, as a factor (default: 1)")
     parser.add_argument("--seed", type=int, default=47)
     parser.add_argument("--per-skill", type=int, default=100, help="held-out questions per skill (default: 100)")
     parser.add_argument("--show", type=int, default=2, help="wrong answers shown per skill (default: 2)")
@@ -52,7 +58,7 @@ def main() -> None:
     corpus = Corpus(TEMPLATE)
     documents = training_documents(random.Random(f"vocabulary {args.seed}"))
     if args.go_on:
-        tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(args.go_on / "tokenizer.json"))
     else:
         tokenizer = vocabulary.train((corpus.text(next(documents)) for _ in range(8000)), VOCABULARY)
     ids = tokenizer.get_vocab()
@@ -63,29 +69,27 @@ def main() -> None:
 
     before = {"goes": 0, "steps": 0, "tokens": 0, "minutes": 0.0}
     if args.go_on:
-        checkpoint.read(model, args.out)
-        before = json.loads((args.out / "evaluation.json").read_text(encoding="utf-8"))["training"]
+        checkpoint.give(model, checkpoint.read(args.go_on))
+        before = json.loads((args.go_on / "evaluation.json").read_text(encoding="utf-8"))["training"]
 
-    saved, seconds_used = 0.0, 0.0
     mean = 0.0
 
     def on_progress(step: int, seconds: float, loss: float) -> None:
-        nonlocal saved, mean, seconds_used
-        seconds_used = seconds
-        mean = loss if step == 1 else 0.95 * mean + 0.05 * loss
+        nonlocal mean
+        mean = 0.95 * mean + 0.05 * loss if mean else loss
         if step % 20 == 0:
             print(f"step {step:5d}  {seconds:6.0f} s  loss {mean:.4f}", flush=True)
-        if seconds - saved > EVERY:
-            saved = seconds
-            checkpoint.write(model, tokenizer, TEMPLATE, args.out)
 
     def progress_at(step: int, seconds: float) -> float:
         return step / args.steps if args.steps else seconds / (60 * args.minutes)
 
-    batches = micro_batches(corpus, tokenizer, args.seed + before["steps"])
-    steps, tokens = train(model, batches, progress_at, on_progress, peak=0.6 if args.go_on else 1.0)
+    def batches_from(step: int) -> Iterator[Batch]:
+        return micro_batches(corpus, tokenizer, args.seed + before["steps"] + step)
+
+    steps, tokens, seconds_used = train(model, batches_from, progress_at, on_progress, args.state, args.peak)
     checkpoint.round_weights(model)
     checkpoint.write(model, tokenizer, TEMPLATE, args.out)
+    args.state.unlink(missing_ok=True)
 
     tests = test_documents(random.Random(f"test {args.seed}"), args.per_skill)
     began = time.monotonic()

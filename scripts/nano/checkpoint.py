@@ -50,11 +50,13 @@ def _place(name: str) -> tuple:
     return (layer, *map(str, parts[:4]), *(f"{part:06d}" if isinstance(part, int) else part for part in parts[4:]))
 
 
-def read(model: Nano, folder: Path) -> None:
-    """Give the model the weights of a folder that write() made."""
-    named: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        named |= load_file(path)
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """{the hub's name: tensor} of a folder that write() made."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def give(model: Nano, named: dict[str, torch.Tensor]) -> None:
+    """Give the model weights by the hub's names."""
     extra = f"model.layers.{model.trunk.config.num_hidden_layers}."
     for module, prefix in ((model.trunk, ""), (model.next_token, extra)):
         state = {}

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ POOL = 512  # documents sorted by length at a time, so that little of a micro-ba
 MICRO_TOKENS = 1300  # padded tokens of a micro-batch
 MICRO_BATCHES = 4  # per step
 MTP_WEIGHT = 0.3
+EVERY = 240  # seconds between two states on disk
+FAST_BF16 = torch.cpu._is_avx512_bf16_supported()  # without it, float32 is twenty times faster
 STABLE = 0.6  # of the training before the learning rate falls; a plateau suits a machine whose speed changes
 MUON_RATE, ADAM_RATE, BALANCE_RATE = 0.02, 3e-3, 5e-3
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids int64 (rows, positions), weights float32 (rows, positions)
@@ -77,6 +80,15 @@ class Muon:
         for p in parameters:
             self.groups.setdefault((p.shape[-2], p.shape[-1]), []).append((p, torch.zeros_like(p)))
 
+    def velocities(self) -> list[torch.Tensor]:
+        """The momentum of every parameter, in the order of the groups."""
+        return [velocity for members in self.groups.values() for _, velocity in members]
+
+    def load(self, velocities: list[torch.Tensor]) -> None:
+        """Take over what velocities() gave."""
+        for mine, kept in zip(self.velocities(), velocities, strict=True):
+            mine.copy_(kept)
+
     @torch.no_grad()
     def step(self, gradients: dict[torch.Tensor, torch.Tensor], rate: float, pool: ThreadPoolExecutor) -> None:
         """Move every parameter by rate * its orthogonalized momentum."""
@@ -92,7 +104,7 @@ class Muon:
 @torch.no_grad()
 def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """Five Newton-Schulz steps towards the nearest matrix with orthonormal rows or columns, (n, rows, columns)."""
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if FAST_BF16 else matrices
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -104,35 +116,45 @@ def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 def train(
     model: Nano,
-    batches: Iterator[Batch],
-    progress_at: Callable[[int, float], float],
+    batches_from: Callable[[int], Iterator[Batch]],
+    budget: Callable[[int, float], float],
     on_progress: Callable[[int, float, float], None],
+    state: Path,
     peak: float = 1.0,
-) -> tuple[int, int]:
-    """Train until progress_at(step, seconds) reaches 1; (steps, tokens trained).
+) -> tuple[int, int, float]:
+    """Train until budget(step, seconds) reaches 1; (steps, tokens trained, seconds).
 
-    progress_at also drives the learning rate: a warm-up of 15 steps, a plateau at `peak`, then down in a line.
-    on_progress(step, seconds, loss) is called after every step. Two Python threads each run their own micro-batch, because on
-    a busy machine one parallel matrix product waits for its slowest thread; gradients are summed in a fixed order, so the
-    result does not depend on timing.
+    budget also drives the learning rate: a warm-up of 15 steps, a plateau at `peak`, then down in a line.
+    batches_from(step) gives the micro-batches from a step on; on_progress(step, seconds, loss) is called after every step.
+    `state` is the file that a training which was stopped goes on from; it is written every few minutes.
+    Two Python threads each run their own micro-batch, because on a busy machine one parallel matrix product waits for its
+    slowest thread; gradients are summed in a fixed order, so the result does not depend on timing.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     tables = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")  # rows of their own, not maps from space to space
     chosen = {p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith(tables)}
     muon = Muon([p for p in parameters if p in chosen])
     adam = torch.optim.AdamW([p for p in parameters if p not in chosen], lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    step, tokens, before = 0, 0, 0.0
+    if state.exists():
+        kept = torch.load(state)
+        step, tokens, before = kept["step"], kept["tokens"], kept["seconds"]
+        model.load_state_dict(kept["model"])
+        adam.load_state_dict(kept["adam"])
+        muon.load(kept["muon"])
+    batches = batches_from(step)
 
     def gradients(job: tuple[Batch, bool]) -> tuple[list[torch.Tensor | None], float, float, int]:
         batch, with_mtp = job
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=FAST_BF16):
             trunk, after = losses(model, batch, with_mtp)
         found = torch.autograd.grad(trunk + MTP_WEIGHT * after, parameters, allow_unused=True)
         return list(found), float(trunk.detach()), float(batch[1][:, 1:].sum()), int(batch[1].shape[0] * batch[1].shape[1])
 
     model.train()
-    began, tokens, step = time.monotonic(), 0, 0
+    began = saved = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        while (progress := progress_at(step, time.monotonic() - began)) < 1:
+        while (progress := budget(step, before + time.monotonic() - began)) < 1:
             results = list(pool.map(gradients, [(next(batches), i == 0) for i in range(MICRO_BATCHES)]))
             weight = sum(r[2] for r in results)
             summed = {p: torch.zeros_like(p) for p in parameters}
@@ -149,5 +171,11 @@ def train(
             model.balance(BALANCE_RATE * factor)
             tokens += sum(r[3] for r in results)
             step += 1
-            on_progress(step, time.monotonic() - began, sum(r[1] for r in results) / weight)
-    return step, tokens
+            seconds = before + time.monotonic() - began
+            on_progress(step, seconds, sum(r[1] for r in results) / weight)
+            if time.monotonic() - saved > EVERY:
+                saved = time.monotonic()
+                kept = {"model": model.state_dict(), "adam": adam.state_dict(), "muon": muon.velocities()}
+                torch.save(kept | {"step": step, "tokens": tokens, "seconds": seconds}, state.with_suffix(".partial"))
+                state.with_suffix(".partial").replace(state)
+    return step, tokens, before + time.monotonic() - began
