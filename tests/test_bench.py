@@ -297,6 +297,17 @@ def test_two_results_are_compared_test_by_test(tmp_path: Path) -> None:
         read_rows(str(tmp_path / "c.json"))
 
 
+def test_results_may_differ_in_their_threads_or_their_model() -> None:
+    one, two = [_row([10.0], n_threads=1), _row([8.0], n_threads=1, n_depth=64)], [_row([15.0])]
+    found, alone = compare(one, two)
+    assert [(d.model, d.threads, d.test, d.relative) for d in found] == [("m", "1 and 2", "tg8", 0.5)] and alone == 1
+    (other,), alone = compare(two, [_row([30.0], model_type="n")])
+    assert (other.model, other.threads, other.relative, alone) == ("m and n", "2", 1.0, 0)
+    assert compare(two, [_row([1.0], model_type="n", n_threads=1)]) == ([], 2)  # both
+    assert compare([*one, _row([9.0], n_threads=4)], two) == ([], 4)  # which of its threads?
+    assert compare([*one, *two], two)[0][0].threads == "2"
+
+
 def test_curves_are_by_depth_or_by_threads() -> None:
     deep = [_row([4.0], n_depth=64), _row([8.0]), _row([100.0], n_prompt=512, n_gen=0)]
     assert curves(deep) == ("depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}, "pp512": {"f": [(0, 100.0)]}})

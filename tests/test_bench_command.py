@@ -127,6 +127,9 @@ def test_two_files_are_compared_on_the_command_line(tmp_path: Path) -> None:
     model, heading, row = done.stdout.decode().split("\n")[:3]
     assert model == "m, 2 threads" and heading.split()[:3] == ["test", "a", "t/s"]
     assert row.split() == ["tg8", "10.00", "12.00", "+20.0%", "0.000", "faster"]
+    (tmp_path / "c.json").write_text(json.dumps([_row([5.0, 5.1, 4.9], n_threads=1)]))
+    done = run("bench", "--compare", str(tmp_path / "c.json"), str(tmp_path / "b.json"))
+    assert done.stdout.decode().startswith("m, 1 and 2 threads\n") and b"+140.0%" in done.stdout
     assert "no such file" in refused("bench", "--compare", "a.json", "b.json", code=3).lower()
 
 

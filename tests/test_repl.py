@@ -16,6 +16,7 @@ from glmrun.repl.commands import COMMANDS, run_command
 from glmrun.repl.conversation import Conversation, Surface
 from glmrun.repl.kept import Kept
 from glmrun.repl.loop import chat_in_pipe
+from glmrun.repl.values import show_last_thinking
 from quant.errors import UserError
 
 
@@ -186,6 +187,23 @@ def test_files_that_wait_are_seen_and_can_be_taken_back(tmp_path: Path, capsys: 
     conversation.attached.clear()
     conversation.say(f"compare @{tmp_path}/**/*.py, please")
     assert conversation.messages[0]["content"].count("```py\n") == 3 and capsys.readouterr().err.count("3 lines") == 3
+
+
+def test_thinking_that_was_shown_is_not_printed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = _pipe("one")
+    capsys.readouterr()
+    for again, words in ((False, "Let me think."), (True, "the thinking is shown above")):
+        show_last_thinking(conversation)
+        said = capsys.readouterr().err
+        assert words in said and said.count("think") == 1, again
+
+
+def test_another_conversation_has_no_speed_yet(tmp_path: Path) -> None:
+    conversation = _pipe(f"one\n/save {tmp_path / 'kept.jsonl'}")
+    assert "tok/s" in conversation.bottom_line()
+    conversation.resume(tmp_path / "kept.jsonl")
+    assert _said(conversation)[0] == ("user", "one") and "tok/s" not in conversation.bottom_line()
+    conversation.close()
 
 
 def test_help_is_short_and_knows_each_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -356,13 +356,13 @@ def _print_comparison(a: str, b: str) -> None:
 
     found, alone = compare(read_rows(a), read_rows(b))
     if not found:
-        raise UserError(f"{a} and {b} have no test in common: the same model, threads, prompt, tokens and depth")
+        raise UserError(f"{a} and {b} have no test in common: the same prompt, tokens and depth, and the same model or threads")
     heading = ["test", f"{Path(a).stem} t/s", f"{Path(b).stem} t/s", "difference", "p", "verdict"]
     groups: dict[str, list[list[str]]] = {}
     for d in found:
         p = "-" if d.p_value is None else f"{d.p_value:.3f}"
         cells = [d.test, f"{d.a:.2f}", f"{d.b:.2f}", f"{d.relative:+.1%}", p, d.verdict]
-        groups.setdefault(f"{d.model}, {d.n_threads} threads", []).append(cells)
+        groups.setdefault(f"{d.model}, {d.threads} threads", []).append(cells)
     for model, rows in groups.items():
         print(f"{one_line(model)}\n{columns([heading, *rows], right=[1, 2, 3, 4])}\n")
     note(f"p: how often chance alone makes such a difference (Welch's t-test); called one below {SIGNIFICANT}")

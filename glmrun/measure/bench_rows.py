@@ -35,18 +35,18 @@ def read_rows(path: str) -> list[Row]:
     return list(rows)
 
 
-def _key(row: Row) -> tuple[str, int, str]:
+def _key(row: Row) -> tuple[str, str, str]:
     """What makes two rows the same test: (model, threads, test)."""
     name = case_name(int(row["n_prompt"]), int(row["n_gen"]), int(row["n_depth"]))
-    return str(row["model_type"]), int(row["n_threads"]), name
+    return str(row["model_type"]), str(int(row["n_threads"])), name
 
 
 @dataclass(frozen=True)
 class Difference:
     """One test in two files: tokens a second of each, b / a - 1, and how often chance alone makes such a difference."""
 
-    model: str
-    n_threads: int
+    model: str  # both, joined by "and", where that is what differs; so are the threads
+    threads: str
     test: str
     a: float
     b: float
@@ -63,20 +63,42 @@ class Difference:
 
 
 def compare(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Difference], int]:
-    """The tests that are in both, in a's order, and how many are in one only. Several rows of the same test count as one."""
-    first, second = _samples(a), _samples(b)
-    found = [
-        Difference(*key, statistics.fmean(x), statistics.fmean(y), statistics.fmean(y) / statistics.fmean(x) - 1, welch(x, y))
-        for key, x in first.items()
-        if (y := second.get(key)) is not None
-    ]
-    return found, len(first.keys() ^ second.keys())
+    """The tests that are in both, in a's order, and how many are in one only. Several rows of the same test count as one.
+
+    If there are none, and each file has one number of threads or one model, those may differ.
+    """
+    for among in ("", "threads", "model"):
+        first, second = _samples(a, among), _samples(b, among)
+        settings = [_settings(rows, among) for rows in (a, b)]
+        if any(len(each) > 1 for each in settings) or not (both := [key for key in first if key in second]):
+            continue
+        differing = " and ".join(value for each in settings for value in each)
+        found = []
+        for key in both:
+            x, y = first[key], second[key]
+            model, threads, test = key
+            setup = (model if among != "model" else differing, threads if among != "threads" else differing, test)
+            found.append(
+                Difference(
+                    *setup, statistics.fmean(x), statistics.fmean(y), statistics.fmean(y) / statistics.fmean(x) - 1, welch(x, y)
+                )
+            )
+        return found, len(first.keys() ^ second.keys())
+    return [], len(_samples(a).keys() ^ _samples(b).keys())
 
 
-def _samples(rows: Sequence[Row]) -> dict[tuple[str, int, str], list[float]]:
-    found: dict[tuple[str, int, str], list[float]] = {}
+def _settings(rows: Sequence[Row], among: str) -> list[str]:
+    """The numbers of threads, or the models, that a file holds, in its order; nothing where nothing may differ."""
+    return list(dict.fromkeys(_key(row)[("model", "threads").index(among)] for row in rows)) if among else []
+
+
+def _samples(rows: Sequence[Row], among: str = "") -> dict[tuple[str, str, str], list[float]]:
+    """Speeds by test; with what may differ left out of the key."""
+    found: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
-        found.setdefault(_key(row), []).extend(row["samples_ts"])
+        model, threads, test = _key(row)
+        key = (model if among != "model" else "", threads if among != "threads" else "", test)
+        found.setdefault(key, []).extend(row["samples_ts"])
     return found
 
 
