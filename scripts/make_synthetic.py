@@ -30,8 +30,12 @@ _POOL_WEIGHTS = 1 << 20  # encoded once per format and row width; every unit of 
 _CHUNK_BYTES = 4 << 20
 
 
-def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, seed: int = 0, force: bool = False) -> int:
+def write_gguf(
+    output: Path, layers: int, quantization: str, mtp: bool = False, seed: int = 0, force: bool = False, skew: float = 0.02
+) -> int:
     """Write a GGUF file with `layers` of the 47 layers; returns its size in bytes.
+
+    skew   standard deviation of the routers' biases: the larger, the more often the same experts are chosen
 
     Each matrix has a standard deviation of 1/sqrt(columns) and norms are near 1, so activations stay as tame as a trained
     model's. Blocks are encoded normal values, drawn at random from a pool: rows differ, and no search has to run over billions.
@@ -56,7 +60,7 @@ def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, 
         file.write(output, 0, header)
         at = len(header)
         for entry in entries:
-            for chunk in _random_tensor(rng, pools, entry.name, entry.shape, FORMATS[planned[entry.name][1]]):
+            for chunk in _random_tensor((rng, skew), pools, entry.name, entry.shape, FORMATS[planned[entry.name][1]]):
                 file.write(output, at, chunk)
                 at += len(memoryview(chunk).cast("B"))
             at += padding(entry.n_bytes)
@@ -64,12 +68,16 @@ def write_gguf(output: Path, layers: int, quantization: str, mtp: bool = False, 
 
 
 def _random_tensor(
-    rng: np.random.Generator, pools: dict[tuple[str, int], np.ndarray], name: str, shape: tuple[int, ...], kind: Format
+    chance: tuple[np.random.Generator, float],
+    pools: dict[tuple[str, int], np.ndarray],
+    name: str,
+    shape: tuple[int, ...],
+    kind: Format,
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of one tensor, in chunks."""
-    columns = shape[-1]
+    """The bytes of one tensor, in chunks; chance: where numbers come from, and the deviation of the routers' biases."""
+    (rng, skew), columns = chance, shape[-1]
     if kind.name == "F32" and (len(shape) == 1 or "ffn_gate_inp" in name):
-        spread, middle = (0.02, 0.0) if name.endswith("bias") else (0.05, 1.0) if len(shape) == 1 else (columns**-0.5, 0.0)
+        spread, middle = (skew, 0.0) if name.endswith("bias") else (0.05, 1.0) if len(shape) == 1 else (columns**-0.5, 0.0)
         yield (rng.standard_normal(shape, np.float32) * np.float32(spread) + np.float32(middle)).tobytes()
         return
     unit = math.gcd(columns, 256)
@@ -93,6 +101,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="GGUF file to write")
     parser.add_argument("--mtp", action="store_true", help="keep the next-token-prediction layer")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skew", type=float, default=0.02, help="standard deviation of the routers' biases (default 0.02)")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="write a sparse Hugging Face checkpoint instead")
     args = parser.parse_args()
@@ -104,7 +113,7 @@ def main() -> None:
             write_checkpoint(args.checkpoint, config)
             print(f"{args.checkpoint}: config.json, tokenizer.json and {config.n_blocks} sparse shards")
         else:
-            size = write_gguf(args.output, args.layers, args.quant, args.mtp, args.seed, args.force)
+            size = write_gguf(args.output, args.layers, args.quant, args.mtp, args.seed, args.force, args.skew)
             print(f"{args.output}: {size:,} bytes")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -79,6 +79,17 @@ def test_same_seed_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert a == b and len(a) == len(c) and a != c
 
 
+def test_routing_can_be_skewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_synthetic, "FLASH", NARROW)
+    spread = []
+    for name, skew in (("a", 0.02), ("b", 0.08)):
+        make_synthetic.write_gguf(tmp_path / name, 3, "Q8_0", skew=skew)
+        biases = [t for t in open_gguf(tmp_path / name).tensors.values() if t.name.endswith("exp_probs_b.bias")]
+        assert len(biases) == 2
+        spread.append(np.std([t.floats() for t in biases]))
+    assert abs(spread[1] / spread[0] - 4) <= 1e-3 and 0.01 <= spread[0] <= 0.03
+
+
 def test_metadata_is_the_published_models(vocabulary: Vocabulary) -> None:
     found = metadata(make_synthetic.FLASH, Card("x", vocabulary, eos_token_ids=[154820, 154827, 154829]), 15, 1)
     expected = {"bos": 154822, "eos": 154820, "eot": 154827, "eom": 154829, "unknown": 154820, "padding": 154820}
