@@ -67,6 +67,8 @@ SETTINGS = {
         Setting("served_model_name", "served_name", str, "a text", "the model file's"),
         Setting("parallel", "slots", int, "a whole number", "4", 1, 16),
         Setting("cache_ram", "cache_ram", str, 'a text like "8G"', "a quarter of what is free"),
+        Setting("cache_disk", "cache_disk", str, "a text", "none: only memory"),
+        Setting("cache_disk_size", "cache_disk_size", str, 'a text like "8G"', "8G"),
         Setting("timeout", "answer_timeout", int, "a whole number", "3600", 1),
         Setting("reasoning_field", "reasoning_field", str, "a text", "both"),
         Setting("metrics_prefix", "metrics_prefix", str, "a text", "glmrun:"),

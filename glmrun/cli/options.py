@@ -282,6 +282,25 @@ CacheRam = Annotated[
         **setting("cache_ram"),
     ),
 ]
+CacheDisk = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-disk",
+        metavar="FOLDER",
+        help="Keep conversations there, too: after a restart they are read from it. It holds what was said, as tokens.",
+        **setting("cache_disk"),
+    ),
+]
+CacheDiskSize = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-disk-size",
+        parser=parse_memory,
+        metavar="SIZE",
+        help="The most that the folder may take: 512M, 20G. Left out: 8G.",
+        **setting("cache_disk_size"),
+    ),
+]
 AnswerTimeout = Annotated[
     int,
     typer.Option("--timeout", min=1, metavar="SECONDS", help="The most that an answer may take.", **setting("timeout")),

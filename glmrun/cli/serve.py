@@ -25,6 +25,8 @@ def serve(
     served_name: options.ServedName = None,
     slots: options.Slots = 4,
     cache_ram: options.CacheRam = None,
+    cache_disk: options.CacheDisk = None,
+    cache_disk_size: options.CacheDiskSize = None,
     answer_timeout: options.AnswerTimeout = 3600,
     reasoning_field: options.ReasoningField_ = ReasoningField.both,
     metrics_prefix: options.MetricsPrefix = "glmrun:",
@@ -58,6 +60,7 @@ def serve(
       curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}]}'
       glmrun run --url http://localhost:8080/v1 "Name three rivers"
     """
+    from glmrun.engine.disk_cache import DiskCache
     from glmrun.machine import available_memory
     from glmrun.server.guard import is_local
     from glmrun.server.listen import bound, listening, wait_for_signal
@@ -72,6 +75,8 @@ def serve(
         model = loading.load_model(loading.resolve_model(model_name), **options.of_engine(context))
         model.measure()
         model.keep(cache_ram if cache_ram is not None else available_memory() // 4)
+        if cache_disk is not None:
+            model.keep_on_disk(DiskCache(cache_disk.expanduser(), cache_disk_size or 8 << 30, model, note))
         service.model = model
         shown = "localhost" if is_local(host) else host
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{where.getsockname()[1]}"

@@ -19,7 +19,7 @@ from glmrun.engine.draft_kinds import chain_of, checked_draft
 from glmrun.engine.generate import Limits, generate, reporter, text_of, until
 from glmrun.engine.runner import LEAST_PIECE, Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
-from glmrun.engine.sequence import Idle
+from glmrun.engine.sequence import Idle, Shelf
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import Drafter
 from glmrun.gguf.architecture import DEFAULT_CONTEXT, ModelFile, open_model_file
@@ -89,6 +89,7 @@ class Model:
             ) from None
         self.n_threads = self.runner.n_threads
         self._cancels = 0
+        self._disk: Shelf | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +102,8 @@ class Model:
         self.prefault.stop()
         self._finite.stop()
         self.runner.close()
+        if self._disk is not None:
+            self._disk.close()
         self._idle.close()
         self._keeping()
 
@@ -117,6 +120,10 @@ class Model:
         """Use so much memory for the rows of conversations that wait for their next turn; at least a context's."""
         n_layers, _, row_bytes, *_ = self.cache_shape
         self._idle.room = max(self.n_ctx, n_bytes // (row_bytes * n_layers))
+
+    def keep_on_disk(self, shelf: Shelf) -> None:
+        """Have conversations' rows kept there, too (disk_cache.py): memory gives some up, and a process ends."""
+        self._disk = shelf
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int, int]:
@@ -198,7 +205,10 @@ class Model:
         """generate.generate() on the sequence that has most of the prompt cached."""
         likely = None if n_top is None else reporter(self.tokenizer, n_top)
         limits = Limits(self.n_ctx, max_tokens, frozenset(self.tokenizer.eog_ids), self._cancelled_from_now(), self.finite, likely)
-        drafter, sequence = None, self._idle.take(ids.tolist()[:-1])
+        known = ids.tolist()[:-1]
+        if self._disk is not None:
+            self._disk.fetch(known, self._idle)
+        drafter, sequence = None, self._idle.take(known)
         if self.draft != "off":
             chosen = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler
             exact = self._draft_exact or chosen.seed is not None  # a seed repeats its answer
@@ -209,6 +219,8 @@ class Model:
                 yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
         finally:
             self._idle.give_back(sequence)
+            if self._disk is not None:
+                self._disk.save_soon(sequence)
 
     # ---- text --------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import mmap
 import threading
+from typing import Protocol
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Sequence:
     logits     float32 (1, n_vocab): after the last token, once a step has computed them
     n_ahead    positions whose row of the prediction layer is there: that of p is computed when token p + 1 is known
     states     float32 (n, n_state): the trunk's, of the positions from n_ahead on; None: the layer does not run
-    saved_by   the mark of the file that holds the first n_saved rows as they are (saved_cache.py)
+    saved_by   the mark of the file that holds the first n_saved rows, or all that it has, as they are (saved_cache.py)
     """
 
     def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int, n_state: int = 0) -> None:
@@ -141,6 +142,15 @@ class Idle:
                 taken.share(found, n)
             return taken
 
+    def new(self) -> Sequence:
+        """An empty sequence, which is not kept yet."""
+        return Sequence(*self._shape)
+
+    def longest(self, ids: list[int]) -> int:
+        """How many tokens at the beginning of ids one of them holds."""
+        with self._lock:
+            return max((common_prefix(kept.tokens, ids) for kept in self._sequences), default=0)
+
     def give_back(self, sequence: Sequence) -> None:
         """Keep a sequence for the next turn of its conversation; those that have waited longest go.
 
@@ -161,6 +171,19 @@ class Idle:
             for sequence in self._sequences:
                 sequence.close()
             self._sequences.clear()
+
+
+class Shelf(Protocol):
+    """Where rows are kept beside memory."""
+
+    def fetch(self, ids: list[int], idle: Idle) -> None:
+        """Make what it holds of ids, from their beginning on, a new one of the idle sequences, if none of them holds as much."""
+
+    def save_soon(self, sequence: Sequence) -> None:
+        """Have a sequence kept that has just been given back."""
+
+    def close(self) -> None:
+        """End, with what was given."""
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
