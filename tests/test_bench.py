@@ -85,7 +85,7 @@ class Stopwatch:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Stopwatch]:
     models: list[Stopwatch] = []
 
-    def load(path: Path, n_ctx: int, n_threads: int | None, kv_type: str | None) -> Stopwatch:
+    def load(path: Path, n_ctx: int, n_threads: int | None, kv_type: str | None, draft: str) -> Stopwatch:
         models.append(Stopwatch(path, n_ctx, n_threads))
         return models[-1]
 

@@ -42,6 +42,35 @@ def test_the_command_measures_what_was_asked_for(tmp_path: Path) -> None:
     assert len(narrow.stdout.splitlines()) == 3 and narrow.returncode == 0
 
 
+def test_the_command_measures_drafts() -> None:
+    done = run(
+        "bench",
+        "-m",
+        "nano",
+        "-p",
+        "0",
+        "-n",
+        "20",
+        "-d",
+        "0,6",
+        "-r",
+        "1",
+        "--draft",
+        "mtp:2",
+        "-o",
+        "jsonl",
+        "-oe",
+        "md",
+        "--wide",
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["n_gen"], row["n_depth"], row["draft"], row["weights_gb_s"]) for row in rows] == [
+        (20, 0, "mtp:2", None), (20, 6, "mtp:2", None),
+    ]  # fmt: skip
+    assert "mtp:2 |" in done.stderr.decode()
+    assert "mtp:3" in refused("bench", "-m", "nano", "--draft", "mtp:9", code=2)
+
+
 def test_each_quantization_of_a_source_is_measured_and_gone(tmp_path: Path) -> None:
     cache = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_CACHE_DIR": str(tmp_path)}
     if kernels.folder is not None:  # the compiled kernels stay where they are

@@ -102,6 +102,15 @@ def bench(
         typer.Option("-ub", "--ubatch-size", metavar="N,...", help="Tokens of a step while a prompt is read. Left out: 512."),
     ] = None,
     kv_type: options.KvType = None,
+    draft: Annotated[
+        str,
+        typer.Option(
+            "--draft",
+            parser=options.parse_draft,
+            metavar="NAME",
+            help="Drafts while tokens are made, as in run: these are chosen then, always the likeliest, and not given.",
+        ),
+    ] = "off",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, metavar="N", help="Measured runs of each test.")] = 5,
     delay: Annotated[float, typer.Option("--delay", min=0, metavar="SECONDS", help="Rest before each test.")] = 0.0,
     warmup: Annotated[bool, typer.Option("--warmup/--no-warmup", help="One unmeasured run of each test first.")] = True,
@@ -148,7 +157,7 @@ def bench(
     choices = _choices(prompts, gens, pairs, depths, threads, ubatches)
     names = [name for text in [*(named or []), *(models or [])] for name in text.split(",") if name]
     if url is not None:
-        options.refuse_beside_url(context, "quantizations", "depths", "threads", "ubatches", "kv_type")
+        options.refuse_beside_url(context, "quantizations", "depths", "threads", "ubatches", "kv_type", "draft")
     if plot_out is not None:
         from glmrun.terminal.plot import check
 
@@ -157,12 +166,13 @@ def bench(
         runs, n_files = _of_server(url, names, choices, repetitions, warmup, delay)
     else:
         files, n_files = _files(names, quantizations)
-        runs = _of_files(files, choices, repetitions, warmup, kv_type, delay)
+        runs = _of_files(files, choices, repetitions, warmup, kv_type, delay, draft)
         began = time.perf_counter()
         loading.compile_kernels()
         _note_machine(choices.n_threads, time.perf_counter() - began)
 
-    outputs = _outputs(output, output_err, choices, bool(kv_type), wide)
+    extra = [*(["type_k", "type_v"] if kv_type else []), *(["draft"] if draft != "off" else [])]
+    outputs = _outputs(output, output_err, choices, extra, wide)
     n_rows = n_files * len(choices.cases(Path()))
     rows, interrupted = _measure(runs, outputs, n_rows, repetitions, wide, () if url else choices.n_threads)
     if rows and (plot or plot_out):
@@ -191,13 +201,13 @@ def _choices(
     return choices
 
 
-def _outputs(form: Output, form_err: Output | None, choices: "Choices", kv_type: bool, wide: bool) -> "list[BenchOutput]":
+def _outputs(form: Output, form_err: Output | None, choices: "Choices", extra: list[str], wide: bool) -> "list[BenchOutput]":
     """Where rows are printed: standard output, and standard error if that was asked for."""
     from glmrun.cli.bench_output import BenchOutput
     from glmrun.cli.bench_table import BenchTable
     from glmrun.measure.bench import N_UBATCH
 
-    columns = [*(["n_ubatch"] if list(choices.n_ubatch) != [N_UBATCH] else []), *(["type_k", "type_v"] if kv_type else [])]
+    columns = [*(["n_ubatch"] if list(choices.n_ubatch) != [N_UBATCH] else []), *extra]
     streams = [(form, sys.stdout), *([(form_err, sys.stderr)] if form_err is not None else [])]
     return [BenchOutput(form, stream, BenchTable(columns, wide)) for form, stream in streams]
 
@@ -226,14 +236,14 @@ _Steps = Iterator[tuple["Case", int, "Result | None"]]
 
 
 def _of_files(
-    files: Generator[Path], choices: "Choices", repetitions: int, warmup: bool, kv_type: str | None, delay: float
+    files: Generator[Path], choices: "Choices", repetitions: int, warmup: bool, kv_type: str | None, delay: float, draft: str
 ) -> Generator[_Steps]:
     """What each file's measurement yields, one file after another."""
     from glmrun.measure.bench import measure
 
     with closing(files):
         for path in files:
-            yield measure(choices.cases(path), repetitions, warmup, kv_type, delay)
+            yield measure(choices.cases(path), repetitions, warmup, kv_type, delay, draft)
 
 
 def _of_server(

@@ -21,7 +21,7 @@ _WIDE = {
 }
 _NARROW = {"model": (22, False), "size": (9, True), "test": (19, True), "t/s": (17, True)}
 # Columns that stand there when something differs from llama-bench's default, and those of --wide.
-_CHOICES = {"n_ubatch": (8, True), "type_k": (6, True), "type_v": (6, True)}
+_CHOICES = {"n_ubatch": (8, True), "type_k": (6, True), "type_v": (6, True), "draft": (6, True)}
 _MEASURED = {"ttft ms": (9, True), "peak memory": (11, True), "GB/s": (6, True), "of bandwidth": (12, True), "disk GB/s": (9, True),
              "hit rate": (8, True)}  # fmt: skip
 
@@ -30,7 +30,7 @@ class BenchTable:
     """llama-bench's Markdown table, a line at a time; a terminal that is too narrow for it gets the columns that matter most,
     and what --wide measures below each line.
 
-    choices   names among n_ubatch, type_k and type_v that get a column
+    choices   names among n_ubatch, type_k, type_v and draft that get a column
     measured  add what --wide measures
     """
 

@@ -35,7 +35,7 @@ def imatrix(
 
     text = decode_text(Path(file).read_bytes(), file)
     path, target = loading.resolve_model(model), Path(output)
-    loaded = loading.load_model(path, chunk_size, threads)
+    loaded = loading.load_model(path, chunk_size, threads, draft="off")
 
     from glmrun.engine.importance import Collector
 

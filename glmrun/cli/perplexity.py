@@ -73,7 +73,7 @@ def perplexity(
         n_ctx = reference.ids.shape[1]
     else:
         n_ctx, text, special = window or 512, *_text(file, special)
-    opened = loading.load_model(path, n_ctx, threads, kv_type)
+    opened = loading.load_model(path, n_ctx, threads, kv_type, draft="off")
     windows = reference.windows(opened, chunks) if reference else cut(opened, text, n_ctx, chunks, special)
     if base is not None and reference is None:
         writer = ReferenceWriter(base, windows, opened.config.vocab_size)

@@ -208,12 +208,8 @@ class Model:
         known = ids.tolist()[:-1]
         if self._disk is not None:
             self._disk.fetch(known, self._idle)
-        drafter, sequence = None, self._idle.take(known)
-        if self.draft != "off":
-            chosen = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler
-            exact = self._draft_exact or chosen.seed is not None  # a seed repeats its answer
-            guess = partial(self.runner.guess, sequence, cancelled=limits.cancelled) if self._looks_ahead else None
-            drafter = Drafter(ids.tolist(), self.runner.costs, self.draft, exact, guess)
+        chosen, sequence = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler, self._idle.take(known)
+        drafter = self.drafter(sequence, ids, limits.cancelled, exact=chosen.seed is not None)  # a seed repeats its answer
         try:
             with self.runner.answering():
                 yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
@@ -221,6 +217,15 @@ class Model:
             self._idle.give_back(sequence)
             if self._disk is not None:
                 self._disk.save_soon(sequence)
+
+    def drafter(
+        self, sequence: Conversation, ids: np.ndarray, cancelled: Callable[[], bool] = lambda: False, exact: bool = False
+    ) -> Drafter | None:
+        """Drafts of the model's kind for an answer to a prompt, int64 (n,), that is read into the sequence; None: without."""
+        if self.draft == "off":
+            return None
+        guess = partial(self.runner.guess, sequence, cancelled=cancelled) if self._looks_ahead else None
+        return Drafter(ids.tolist(), self.runner.costs, self.draft, exact or self._draft_exact, guess)
 
     # ---- text --------------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class Result:
 
     def wide(self, bandwidth: float | None) -> dict[str, Any]:
         """What llama-bench does not report; None where it does not apply. bandwidth: bytes a second that the memory gives."""
-        writes = self.case.n_gen and not self.case.n_prompt
+        writes = self.case.n_gen and not self.case.n_prompt and "draft" not in self.facts  # else a pass makes several tokens
         weights = self.bytes_per_token * statistics.fmean(self.samples_ts) if writes else None
         return {
             "ttft_ms": round(statistics.fmean(self.prompt_ns) / 1e6, 3) if self.case.n_prompt else None,
@@ -150,10 +150,16 @@ class Choices:
 
 
 def measure(
-    todo: Sequence[Case], repetitions: int, warmup: bool = True, kv_type: str | None = None, delay: float = 0.0
+    todo: Sequence[Case],
+    repetitions: int,
+    warmup: bool = True,
+    kv_type: str | None = None,
+    delay: float = 0.0,
+    draft: str = "off",
 ) -> Iterator[tuple[Case, int, Result | None]]:
     """Run the cases in order; yields (case, samples taken, None) before each sample and (case, repetitions, Result) at its end.
 
+    draft   other than off: tokens are not given but chosen, so that drafts can be right; results name it
     A model stays loaded as long as the next case wants the same file and number of threads. delay: seconds of rest before a case.
     Raises UserError for a file that can't be run or a test that does not fit the model's context.
     """
@@ -169,7 +175,7 @@ def measure(
                 model.close()
             model = None  # two models at once may not fit
             began = time.perf_counter()
-            model = glmrun.load(case.path, n_ctx=n_ctx, n_threads=case.n_threads, kv_type=kv_type)
+            model = glmrun.load(case.path, n_ctx=n_ctx, n_threads=case.n_threads, kv_type=kv_type, draft=draft)
             load_seconds = time.perf_counter() - began
             steps = Steps(model)
             loaded, filled = (case.path, case.n_threads), 0
@@ -193,6 +199,7 @@ def measure(
         from_disk = None if from_disk is None else (disk_bytes() or 0) - from_disk
         wanted, hits = (after - before for after, before in zip(model.runner.hits, (wanted, hits), strict=True))
         told, read = facts(model) | {"n_ubatch": case.n_ubatch}, model.weights.bytes_per_token
+        told |= {} if draft == "off" else {"draft": draft}
         yield (
             case, repetitions,
             Result(case, told, test_time, totals, prompts, load_seconds, warmup_seconds, read, peak_memory(), from_disk,

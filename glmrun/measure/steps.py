@@ -35,15 +35,29 @@ class Steps:
         start = time.perf_counter()
         for at in range(0, len(ids), n_step):
             logits = self._sequence.logits[: int(at + n_step >= len(ids))]
-            self._runner.step([Run(self._sequence, ids[at : at + n_step], logits)])
+            self._runner.step([Run(self._sequence, ids[at : at + n_step], logits, ahead=True)])
         return time.perf_counter() - start
 
     def decode(self, n: int, token: int = 0) -> float:
-        """Append one token n times, one step each; returns the seconds it took."""
+        """Append one token n times, one step each; returns the seconds it took.
+
+        With a model that drafts: write n tokens behind that one, always the likeliest, ends of answers passed over.
+        """
         from glmrun.engine.runner import Run
 
+        if self._model.draft != "off":
+            return self._write(n, token)
         ids: np.ndarray = self._model.checked([token] * n, room=self._model.n_ctx - self.n_cached)  # int64 (n,)
         start = time.perf_counter()
         for i in range(n):
             self._runner.step([Run(self._sequence, ids[i : i + 1], self._sequence.logits)])
         return time.perf_counter() - start
+
+    def _write(self, n: int, token: int) -> float:
+        from glmrun.engine.generate import Limits, generate
+
+        ids = self._model.checked([*self._sequence.tokens, token], room=self._model.n_ctx - n + 1)  # int64 (n_cached + 1,)
+        limits = Limits(self._model.n_ctx, n, frozenset(), lambda: False, lambda _: True)
+        drafter, sampler = self._model.drafter(self._sequence, ids), self._model.sampler(temperature=0)
+        *_, last = generate(self._runner, self._sequence, ids, sampler, limits, drafter)
+        return last.stats.prompt_seconds + last.stats.generate_seconds
