@@ -191,6 +191,8 @@ def test_a_saved_cache_keeps_the_layers_rows(tiny_gguf: Callable[..., Tiny], tmp
         saved = SavedCache(tmp_path / "cache", model)
         list(model.generate(TOKENS[:40].tolist(), max_tokens=6, temperature=0))
         saved.save()
+        list(model.generate([*TOKENS[:30].tolist(), *TOKENS[60:70].tolist()], max_tokens=6, temperature=0))  # the turn again
+        saved.save()
         tokens = model.latest.tokens[:]
         list(model.generate([*tokens, *TOKENS[40:60].tolist()], max_tokens=6, temperature=0))
         saved.save()
