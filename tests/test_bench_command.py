@@ -18,7 +18,9 @@ from test_cli import refused
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
+from glmrun.cli.bench import _note_machine
 from glmrun.kernels.compiled import cache as kernels
+from glmrun.machine import available_cores
 from glmrun.measure.bench import Choices
 from glmrun.measure.server_bench import LONG_ANSWER, measure_server
 from glmrun.store.nano import CHECKPOINT
@@ -147,6 +149,16 @@ def test_the_command_measures_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "pp16, GLM-4.7-Flash" in done.stderr.decode() and len(server.requests) == 6
         assert "the server decides about depths" in refused("bench", "--url", server.url, "-d", "8", code=2)
         assert "ended at its first token" in refused("bench", "--url", server.url, "-p", "0", "-n", "0", "-pg", "4,4", code=1)
+
+
+def test_threads_beyond_the_cores_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    cores = available_cores()
+    _note_machine([1, None, cores], 0.0)
+    assert "are measured" not in (few := capsys.readouterr().err) and f"threads: 1, {cores}, {cores} of {cores};" in few
+    _note_machine([cores + 6], 0.0)
+    said = capsys.readouterr().err
+    assert f"-t {cores + 6}: this machine has {cores} cores for glmrun, so {cores} threads are measured" in said
+    assert f"threads: {cores} of {cores};" in said
 
 
 def test_two_files_are_compared_on_the_command_line(tmp_path: Path) -> None:

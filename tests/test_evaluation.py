@@ -222,7 +222,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as a crash in the middle of a line leaves it
     again = run(*arguments, "--json")
-    assert b"1 of 3 questions were answered before" in again.stderr
+    assert b"1 of 3 questions were answered before, in " in again.stderr and b"; delete it to ask them again" in again.stderr
     assert json.loads(again.stdout)["skills"]["all"] == {"right": 2, "of": 3, "accuracy": 0.6667, "error": 0.2191}
     same = [json.loads(line) | {"seconds": 0} for line in out.read_text().splitlines()[1:]]
     assert same == [answer | {"seconds": 0} for answer in answers]

@@ -38,6 +38,8 @@ def test_quiet_leaves_answers_and_errors(tmp_path: Path) -> None:
         (["run", "--temp", "hot"], {}, "a number is expected"),
         (["run", "hi"], {"GLMRUN_CONTEXT": "foo"}, "GLMRUN_CONTEXT is 'foo', which is not a size"),
         (["run", "hi"], {"GLMRUN_PRESET": "x"}, "GLMRUN_PRESET: 'x' is not one of"),
+        (["chat", "nano", "hello"], {}, "glmrun run MODEL"),
+        (["eval", "nano", "q.jsonl"], {}, "eval takes a file of questions; -m names the model (glmrun eval --help"),
         (["plan", "Q5_K_M"], {}, "glmrun writes Q4_K_M, Q6_K"),
     ],
 )

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pyte
 import pytest
+from rich.progress import Progress
 from support.emulator import Screen, Terminal, cells, printable
 from support.scripted_model import ESCAPES
 
 from glmrun.terminal.console import note, say, show_error
 from glmrun.terminal.layout import folded
+from glmrun.terminal.progress import _Left, _Times
 from glmrun.terminal.sanitize import one_line, visible
 from glmrun.terminal.tables import bytes_text, columns, params_text
 
@@ -134,3 +136,16 @@ def test_the_last_column_is_cut_where_it_does_not_fit() -> None:
 
 def test_columns_line_up_and_are_harmless() -> None:
     assert columns([["name", "n"], ["a\x1b[31m", "1"], ["b", "22"]], right=[1]) == "name     n\na␛[31m   1\nb       22"
+
+
+def test_a_bar_says_how_long_it_took_and_how_long_is_left() -> None:
+    """Nothing of what is not known yet: neither a question mark nor empty places."""
+    now = [0.0]
+    progress = Progress(get_time=lambda: now[0])
+    bar = progress.add_task("", total=10 * 10**9)
+    said = []
+    for gigabytes in (0, 1, 2, 3):
+        progress.update(bar, completed=gigabytes * 10**9)
+        said.append((_Times().render(progress.tasks[0]).plain, _Left().render(progress.tasks[0]).plain))
+        now[0] += 2
+    assert said == [("0 s", ""), ("2 s", ""), ("4 s, 16 s left", "500 MB/s, 16 s left"), ("6 s, 14 s left", "500 MB/s, 14 s left")]

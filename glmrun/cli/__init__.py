@@ -50,6 +50,10 @@ _WITH_SETTINGS = {
 }  # fmt: skip
 _OF_NUMBA = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # both together choose the kernels' target; one alone can end the process
 _EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
+_ONE_TOO_MANY = {  # what a command takes, for who writes an argument more
+    "chat": 'chat takes a MODEL; glmrun run MODEL "question" asks one question',
+    "eval": "eval takes a file of questions; -m names the model",
+}
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
 app = typer.Typer(
@@ -214,6 +218,8 @@ def _usage_text(why: Any, arguments: list[str]) -> str:
     option, options = getattr(why, "option_name", ""), getattr(why, "possibilities", None) or ()
     if near := get_close_matches(option, options):
         text = f"there is no option {option}; do you mean {near[0]}?"
+    if (name := why.ctx.info_name if why.ctx else None) in _ONE_TOO_MANY and "unexpected extra argument" in text:
+        text = _ONE_TOO_MANY[name]
     commands = [word for word in arguments[:1] if any(word == command.name for command in app.registered_commands)]
     path = why.ctx.command_path if why.ctx else " ".join(["glmrun", *commands])
     return f"{text} ({path} --help tells more)"

@@ -172,7 +172,7 @@ def _ask(
 
     done = {answer.id for answer in answers}
     if done:
-        note(f"{len(done)} of {len(questions)} questions were answered before")
+        note(f"{len(done)} of {len(questions)} questions were answered before, in {out.name}; delete it to ask them again")
 
     def ask(request: "ChatRequest") -> "Iterator[Chunk]":
         return interruptible(model, model.answer(request))
