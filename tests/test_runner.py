@@ -12,7 +12,8 @@ from support.tiny_model import ODD, Tiny
 
 import glmrun
 from glmrun.engine import generate
-from glmrun.engine.runner import LEAST_PIECE, Size, next_batch, piece
+from glmrun.engine.pace import LEAST_PIECE, STEP_SECONDS, Pace
+from glmrun.engine.runner import Run, Size, next_batch
 
 MAX_TOKENS, MAX_RUNS = 528, 16
 
@@ -74,9 +75,69 @@ def test_a_prompt_that_nobody_reads_on_holds_up_nobody(tiny_gguf: Callable[..., 
         assert [chunk.token for chunk in held if chunk.token is not None] == expected
 
 
-def test_pieces_last_a_second_beside_others_and_are_whole_alone() -> None:
-    assert piece(70.0, 1, 512) == 512 == piece(None, 4, 512) and piece(70.0, 2, 512) == 70
-    assert piece(3.0, 5, 512) == LEAST_PIECE and piece(9999.0, 2, 512) == 512 and piece(70.0, 2, 40) == 40
+@pytest.mark.parametrize(("token", "depth"), [(0.0025, 0.003), (0.002, 0.0), (0.015, 0.0151), (0.0004, 0.001)])
+def test_pieces_of_a_long_prompt_last_a_second_however_deep_they_stand(token: float, depth: float) -> None:
+    """A token takes `token` seconds and `depth` more for each 4,096 positions that it sees; nobody says so beforehand."""
+    pace, at, sizes = Pace(), 0, []
+    pace.add(64, 32, 64 * (token + 32 / 4096 * depth))
+    while at < 32_768:
+        n = pace.piece(at, 512)
+        seconds = n * (token + (at + n / 2) / 4096 * depth)
+        assert seconds < 1.25 * STEP_SECONDS or n == LEAST_PIECE
+        assert seconds > 0.75 * STEP_SECONDS or n in (512, LEAST_PIECE)
+        pace.add(n, at + n / 2, seconds)
+        at, sizes = at + n, [*sizes, n]
+    assert pace.seconds(n, at - n) == pytest.approx(seconds, rel=0.1)
+    if depth:
+        assert sizes[-1] < sizes[0] / 1.5 or sizes[-1] == LEAST_PIECE
+        pace.add(64, 32, 64 * (token + 32 / 4096 * depth))
+        assert pace.piece(0, 512) == pytest.approx(min(512, STEP_SECONDS / token), rel=0.6)  # another prompt begins
+
+
+def test_a_machine_that_gets_slower_or_faster_is_followed() -> None:
+    pace = Pace()
+    assert not pace.known
+    pace.add(LEAST_PIECE - 1, 10, 1.0)
+    assert not pace.known  # steps of a few tokens say nothing of prompts
+    for factor in (1.0, 3.0, 0.5):
+        for _ in range(8):
+            n = pace.piece(1000, 512) if pace.known else 64
+            pace.add(n, 1000, n * 0.004 * factor)
+        assert pace.piece(1000, 512) == pytest.approx(min(512, 250 / factor), rel=0.05)
+    assert pace.piece(0, 40) == 40
+    pace.add(64, 1000, 1e6)
+    assert pace.piece(0, 512) == LEAST_PIECE
+
+
+def test_whoever_writes_is_in_every_step_with_a_piece_of_a_prompt(
+    tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next token is asked for moments after the last one: a piece that began before that would hold it up for a second."""
+    monkeypatch.setattr("glmrun.engine.runner.PATIENCE", 20.0)
+    prompt = np.random.default_rng(1).integers(0, 900, 400).tolist()
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2, draft="off") as model:
+        model.measure()
+        steps: list[tuple[int, int]] = []
+        step = model.runner._step
+
+        def seen(runs: list[Run]) -> bool:
+            steps.append((sum(len(run.tokens) > 1 for run in runs), sum(len(run.tokens) == 1 for run in runs)))
+            return step(runs)
+
+        monkeypatch.setattr(model.runner, "_step", seen)
+        monkeypatch.setattr(model.runner.pace, "piece", lambda first, most: LEAST_PIECE)
+        biases = dict.fromkeys(model.tokenizer.eog_ids, -100.0)
+        writer = model.generate([1, 2, 3], max_tokens=40, temperature=0, logit_bias=biases)
+        written = [next(chunk for chunk in writer if chunk.token is not None)]
+        with model.runner.answering():  # as the server's thread does before it reads
+            reader = threading.Thread(target=lambda: list(model.generate(prompt, max_tokens=1, temperature=0)))
+            reader.start()
+            written += [chunk for chunk in writer if chunk.token is not None]
+            reader.join()
+        n_pieces = sum(pieces for pieces, _ in steps[1:])
+        assert len(written) == 40 and n_pieces >= len(prompt) // LEAST_PIECE
+        alone = [i for i, (pieces, singles) in enumerate(steps) if pieces and not singles and i > 0]
+        assert len(alone) <= 1  # the first, if it came first
 
 
 def test_prompts_share_a_step_up_to_their_limit_and_readers_never_wait() -> None:
@@ -85,22 +146,19 @@ def test_prompts_share_a_step_up_to_their_limit_and_readers_never_wait() -> None
     assert sorted(next_batch([Size(512), *row], 528, 16, 100)) == [0, 2, 5]  # the oldest, though it is longer
 
 
-def test_a_pace_is_learned_from_steps_with_prompts(tiny_gguf: Callable[..., Tiny]) -> None:
+def test_a_pace_is_learned_from_steps_with_prompts_and_used_in_company(tiny_gguf: Callable[..., Tiny]) -> None:
     with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=256, n_threads=2) as model:
         runner = model.runner
-        assert runner.piece == 256
+        list(model.generate([1, 2, 3], max_tokens=5))
+        assert not runner.pace.known
         with runner.answering(), runner.answering():
-            runner._measure(64, 1.0)
-            assert runner.piece == 64
-            list(model.generate([1, 2, 3], max_tokens=5))
-            assert runner.piece == 64  # steps of single tokens say nothing of prompts
-            runner._measure(64, 0.5)
-            assert runner.piece == 96
-        assert runner.piece == 256
+            assert runner.piece(0) == 256
+            runner.pace.add(64, 32, 1.0)
+            assert runner.piece(0) == 64
+        assert runner.piece(0) == 256
     with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=256, n_threads=2) as model:
-        assert model.runner._pace is None
         model.measure()
-        assert model.runner._pace is not None and model.runner._pace > 0
+        assert model.runner.pace.known and model.runner.pace.seconds(64, 0) > 0
 
 
 FORK = """

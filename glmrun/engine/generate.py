@@ -15,7 +15,7 @@ from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.sequence import common_prefix
 from glmrun.engine.speculative import EXACT, LENGTHS, Drafter
 
-PROGRESS_SECONDS = 0.1  # between two reports while a prompt is read: who gives the iterator up is noticed then
+PROGRESS_SECONDS = 0.02  # between two reports while a prompt is read: who gives the iterator up is noticed then
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits
     start = time.perf_counter()
     n_layers = runner.n_layers
     while (at := len(sequence.tokens)) < len(ids):
-        part = ids[at : at + runner.piece]
+        part = ids[at : at + runner.piece(at)]
         is_last = at + len(part) == len(ids)
         run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0], ahead=True)
         for done in runner.watch([run], PROGRESS_SECONDS, limits.cancelled):

@@ -17,7 +17,8 @@ from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
 from glmrun.engine.draft_kinds import chain_of, checked_draft
 from glmrun.engine.generate import Limits, generate, reporter, text_of, until
-from glmrun.engine.runner import LEAST_PIECE, Run, Runner
+from glmrun.engine.pace import LEAST_PIECE
+from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle, Shelf
 from glmrun.engine.sequence import Sequence as Conversation

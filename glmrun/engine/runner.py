@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glmrun.engine.next_token import fill, guess
+from glmrun.engine.pace import Pace
 from glmrun.engine.passes import DiskFailed, Passes
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import PassCosts
@@ -27,8 +28,7 @@ from glmrun.tensors.weights import Weights
 from quant.errors import UserError
 
 MAX_TOKENS = 512  # of one step
-STEP_SECONDS = 1.0  # that a step may last beside somebody's reading
-LEAST_PIECE = 32  # tokens of a prompt in one step: fewer cost as much, since all weights are read
+PATIENCE = 0.1  # seconds that a piece of a prompt waits for those who have just drawn a token
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ class _Request:
         return sum(len(run.tokens) if run.exact else 1 for run in self.runs)
 
     @property
+    def reads(self) -> bool:
+        """Whether it is a piece of a prompt."""
+        return self.n_tokens > self.n_parts
+
+    @property
     def size(self) -> "Size":
         return Size(self.n_tokens, self.n_parts, bool(self.importance) or self.work is not None)
 
@@ -88,14 +93,6 @@ class Size(NamedTuple):
     n_tokens: int
     n_runs: int = 1
     alone: bool = False  # nothing else may be in its step
-
-
-def piece(pace: float | None, n_answers: int, max_tokens: int) -> int:
-    """How many tokens of prompts a step reads: all it can hold for somebody alone, else what lasts about STEP_SECONDS.
-
-    pace   tokens of prompts a second, as measured; None: not yet
-    """
-    return max_tokens if n_answers < 2 or pace is None else min(max(int(pace * STEP_SECONDS), LEAST_PIECE), max_tokens)
 
 
 def next_batch(waiting: Sequence[Size], max_tokens: int, max_runs: int, of_prompts: int | None = None) -> list[int]:
@@ -154,11 +151,12 @@ class Runner:
         self._passes = Passes(weights, self.workspace, self._team)
         self.costs = PassCosts()
         self.alone = True  # whether the last step had one run
-        self._lock = threading.Lock()  # of what follows; held for moments
+        self._lock = threading.Condition(threading.Lock())  # of what follows; held for moments
         self._waiting: list[_Request] = []
         self._leader: _Request | None = None
         self._n_answers = 0
-        self._pace: float | None = None  # tokens of prompts a second, once a step has shown it
+        self._n_due = 0  # answers that got a token in the last step, and have not asked for the next one yet
+        self.pace = Pace()
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -170,11 +168,13 @@ class Runner:
         finally:
             with self._lock:
                 self._n_answers -= 1
+                self._n_due -= 1  # if it was another's, that one waits for a piece longer, this once
+                self._lock.notify_all()
 
-    @property
-    def piece(self) -> int:
-        """How many tokens of a prompt the next step should take."""
-        return piece(self._pace, self._n_answers, self.max_tokens)
+    def piece(self, first: int) -> int:
+        """How many tokens of a prompt behind `first` positions the next step takes: all it can hold for somebody alone."""
+        whole = self._n_answers < 2 or not self.pace.known
+        return self.max_tokens if whole else self.pace.piece(first, self.max_tokens)
 
     def check(self) -> None:
         """Raise UserError where no step can be run any more.
@@ -275,6 +275,8 @@ class Runner:
         try:
             with self._lock:
                 self._waiting.append(request)
+                self._n_due -= not request.reads
+                self._lock.notify_all()
             self._attend(request)
         except BaseException:
             request.given_up = True
@@ -316,6 +318,7 @@ class Runner:
         finally:
             with self._lock:
                 ended = [request for request in self._waiting if request.fulfilled is not None]
+                self._n_due = sum(bool(request.fulfilled) and not request.reads for request in ended)
                 self._waiting = [request for request in self._waiting if request.fulfilled is None]
                 self._leader = next((request for request in self._waiting if request is not own), None)
                 for request in ended:
@@ -326,11 +329,16 @@ class Runner:
     def _batch(self) -> list[_Request]:
         """Those that wait and are run next; cancelled ones are answered. They stay in the row until they are fulfilled."""
         with self._lock:
+            # Else a piece would begin moments before those who write ask for their next token, which would wait for it.
+            if any(request.reads for request in self._waiting):
+                self._lock.wait_for(lambda: self._n_due <= 0, PATIENCE)
+            self._n_due = 0
             for request in self._waiting:
                 if request.cancelled():
                     request.fulfilled = False
             waiting = [request for request in self._waiting if request.fulfilled is None]
-        chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs, self.piece)
+        of_prompts = self.piece(len(waiting[0].runs[0].sequence.tokens)) if waiting and waiting[0].runs else None
+        chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs, of_prompts)
         return [waiting[i] for i in chosen]
 
     def _run(self, batch: list[_Request]) -> None:
@@ -366,7 +374,8 @@ class Runner:
         self.alone = len(runs) == 1
         if self.alone and len(logits) == len(tokens):
             self.costs.add(len(logits), seconds)
-        self._measure(len(tokens), seconds)
+        depth = sum(len(run.tokens) * (len(run.sequence.tokens) + len(run.tokens) / 2) for run in runs)
+        self.pace.add(len(tokens), depth / len(tokens), seconds)
         first = 0
         for run, these in zip(runs, parts, strict=True):
             for i, part in enumerate(these):
@@ -379,12 +388,6 @@ class Runner:
         for run in runs:
             fill(self._passes, run.sequence, at_once=len(run.tokens) > len(run.logits))
         return True
-
-    def _measure(self, n_tokens: int, seconds: float) -> None:
-        """Learn from a step how fast prompts are read. It takes the size of its piece into account, so pieces find theirs."""
-        if n_tokens >= LEAST_PIECE:
-            pace = n_tokens / seconds
-            self._pace = pace if self._pace is None else (self._pace + pace) / 2
 
 
 def _result(request: _Request) -> bool:

@@ -53,7 +53,7 @@ class Job:
             yield item
 
     def leave(self) -> None:
-        """Nobody reads what is still to come: the work ends at its next token, or within a tenth of a second of a prompt."""
+        """Nobody reads what is still to come: the work ends at its next token, in a prompt at its next layer."""
         self.gone.set()
         if self.future is not None:
             self.future.cancel()
