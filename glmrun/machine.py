@@ -5,11 +5,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.system import arm_features, cpu_name
 from quant.system import cores as available_cores
-from quant.system import cpu_name
 
 __all__ = [
     "Memory",
+    "arm_features",
     "available_cores",
     "available_memory",
     "cache_folder",

@@ -12,6 +12,11 @@
     make writers wait           fcntl(F_SETLEASE)             nothing: size and time are compared before each step
     limits of control groups    /proc/self/cgroup             nothing: the machine's memory counts (glmrun/machine.py)
     what the processor is       /proc/cpuinfo                 platform.processor()
+    what ARM processors have    getauxval(AT_HWCAP)           sysctlbyname(hw.optional.arm)
+    give written pages back     madvise(MADV_DONTNEED)        madvise(MADV_FREE): MADV_DONTNEED would keep them
+    limit a process's memory    setrlimit, /proc/self/statm   nothing: a template is limited in time alone (glmrun/chat/sandbox.py)
+    read past the page cache    open(O_DIRECT)                nothing: the disk's speed is not measured
+    memory used, bytes read     /proc/self/status and io      nothing: both are left out
 
 A call that is missing is looked for when it is needed, never when a module is imported.
 """
@@ -24,6 +29,8 @@ import sys
 POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14; Python's mmap has no name for it
 WILL_NEED = 3  # MADV_WILLNEED, on every POSIX system
 NORESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)  # MAP_NORESERVE; Python names it from 3.13 on
+
+GIVE_BACK = "MADV_FREE" if sys.platform == "darwin" else "MADV_DONTNEED"  # its name in mmap
 
 sync_data = getattr(os, "fdatasync", os.fsync)
 
@@ -46,6 +53,37 @@ def cpu_info(key: str) -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
         return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
     return ""
+
+
+_HARDWARE_BITS = {"dotprod": (16, 1 << 20), "i8mm": (26, 1 << 13)}  # of getauxval(AT_HWCAP) and (AT_HWCAP2)
+_SYSCTLS = {"dotprod": b"hw.optional.arm.FEAT_DotProd", "i8mm": b"hw.optional.arm.FEAT_I8MM"}
+
+
+def arm_features() -> frozenset[str]:
+    """Which of "dotprod" and "i8mm" the system says this ARM processor has, under LLVM's names, which does not ask for them."""
+    import ctypes
+    import platform
+
+    if platform.machine() not in ("aarch64", "arm64"):
+        return frozenset()
+    if sys.platform == "darwin":
+        return frozenset(name for name, key in _SYSCTLS.items() if _sysctl(key))
+    try:
+        ask = ctypes.CDLL(None).getauxval
+    except (OSError, AttributeError):
+        return frozenset()
+    ask.restype, ask.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return frozenset(name for name, (kind, bit) in _HARDWARE_BITS.items() if ask(kind) & bit)
+
+
+def _sysctl(key: bytes) -> int:
+    """A number that macOS keeps under this name; 0 where it does not know the name."""
+    import ctypes
+
+    value = ctypes.c_int64(0)
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    failed = ctypes.CDLL(None).sysctlbyname(key, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return 0 if failed else value.value
 
 
 def lock(descriptor: int, wait: bool = False) -> bool:

@@ -1,9 +1,12 @@
 """What a program finds around it: streams that are closed, variables of other uses, homes that can't be read, encodings."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_cli import SCRIPT, glmrun, refused
@@ -13,6 +16,7 @@ from glmrun import settings
 from glmrun.cli import _leave_behind
 from glmrun.server.listen import bound
 from quant.errors import UserError
+from quant.system import arm_features
 from quant.text import decode_text
 
 ASK = ("run", "nano", "hello", "--no-think")
@@ -161,3 +165,26 @@ def test_a_mark_is_no_content_on_any_way_in(tmp_path: Path, monkeypatch: pytest.
     plain = glmrun("run", "nano", "--no-think", stdin=b"hello", scripted=True).stdout
     assert glmrun("run", "nano", "--no-think", stdin="\ufeffhello".encode(), scripted=True).stdout == plain != b""
     assert "UTF-16" in refused("chat", "nano", code=2, stdin=wide.read_bytes(), scripted=True)
+
+
+@pytest.mark.parametrize("has", [set(), {"dotprod"}, {"dotprod", "i8mm"}])
+@pytest.mark.parametrize("platform_name", ["linux", "darwin"])
+def test_what_an_arm_processor_has_as_its_system_reports_it(
+    has: set[str], platform_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux: bit 20 of AT_HWCAP (16), bit 13 of AT_HWCAP2 (26), as its headers number them; macOS: a number for each name."""
+    words = {16: 0x3 | ("dotprod" in has) << 20, 26: 0x2 | ("i8mm" in has) << 13}
+    names = {b"hw.optional.arm.FEAT_DotProd": "dotprod" in has, b"hw.optional.arm.FEAT_I8MM": "i8mm" in has}
+
+    def sysctlbyname(key, value, size, new, new_size) -> int:
+        value._obj.value = names[key]
+        return 0
+
+    library = SimpleNamespace(getauxval=lambda kind: words[kind], sysctlbyname=sysctlbyname)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(sys, "platform", platform_name)
+    for machine in ("aarch64", "arm64"):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        assert arm_features() == has
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert arm_features() == set()

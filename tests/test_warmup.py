@@ -14,6 +14,7 @@ import pytest
 
 from glmrun import warmup
 from glmrun.kernels.compiled import self_test
+from glmrun.kernels.simd.target import has_neon
 from glmrun.machine import cache_folder
 
 CALLEES: list[set[int]] = [set(), set(), {0}, {0, 1}, {2, 3}, set(), {4}]
@@ -127,8 +128,9 @@ def test_use_is_noted_once_a_day(tmp_path: Path) -> None:
     assert mark.stat().st_mtime > before
 
 
-def _dots(unsigned: int, signed: int, n: int, once: int, twice: int, spoil: bool = False) -> None:
+def _dots(*addresses: int, spoil: bool = False) -> None:
     """self_test.compiled() in NumPy; `spoil` saturates sums of products to 16 bits, as the older instruction does."""
+    unsigned, signed, n, once, twice, codes, pairs = addresses
 
     def at(address: int, dtype: type, columns: int) -> np.ndarray:
         import ctypes
@@ -136,9 +138,14 @@ def _dots(unsigned: int, signed: int, n: int, once: int, twice: int, spoil: bool
         raw = (ctypes.c_char * (n * columns * np.dtype(dtype).itemsize)).from_address(address)
         return np.frombuffer(raw, dtype).reshape(n, columns)
 
+    x, y = (at(address, np.int8, 64).astype(np.int64) for address in (unsigned, signed))
+    first = x if has_neon() else at(unsigned, np.uint8, 64).astype(np.int64)
+    at(codes, np.float32, 16)[:] = (first * y).reshape(n, 16, 4).sum(-1)
+    both = np.einsum("ngrk,ngck->ngrc", x.reshape(n, 4, 2, 8), y.reshape(n, 4, 2, 8))  # int64 (n, 4, rows, columns)
+    at(pairs, np.float32, 16)[:] = both.reshape(n, 16)
     products = at(unsigned, np.uint8, 64).astype(np.int64) * at(signed, np.int8, 64)
-    pairs = products.reshape(n, 16, 2, 2).sum(-1)
-    sums = (pairs.clip(-32768, 32767) if spoil else pairs).sum(-1)
+    twos = products.reshape(n, 16, 2, 2).sum(-1)
+    sums = (twos.clip(-32768, 32767) if spoil else twos).sum(-1)
     at(once, np.float32, 16)[:] = sums
     at(twice, np.float32, 16)[:] = 2 * sums
 
@@ -188,6 +195,24 @@ def test_half_width_instruction_where_the_cpu_has_only_that(tmp_path: Path) -> N
         pytest.skip("an x86-64 target")
     target = {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+avxvnni", "GLMRUN_SIMD": ""}
     assert _python(code, tmp_path, **target).stdout.split() == ["256", "True"]
+
+
+@pytest.mark.parametrize(
+    ("features", "asked", "answer"),
+    [
+        ("+neon,+dotprod,+i8mm", "", "neon-i8mm"),
+        ("+neon,+dotprod,+i8mm", "neon-dotprod", "neon-dotprod"),
+        ("+neon,+dotprod", "", "neon-dotprod"),
+        ("+neon,+dotprod", "neon-i8mm", "this processor runs neon-dotprod, portable"),
+        ("+neon,+dotprod", "avx2", "this processor runs neon-dotprod, portable"),
+        ("+neon,+dotprod", "portable", "portable"),
+        ("+neon", "", "portable"),
+    ],
+)
+def test_targets_of_arm(features: str, asked: str, answer: str, tmp_path: Path) -> None:
+    code = "from glmrun.kernels.simd import target\ntry: print(target.name())\nexcept Exception as why: print(why)"
+    found = _python(code, tmp_path, NUMBA_CPU_NAME="cortex-a76", NUMBA_CPU_FEATURES=features, GLMRUN_SIMD=asked)
+    assert found.stdout.strip().endswith(answer), found.stderr
 
 
 def test_another_place_of_the_same_sources_finds_the_same_code(tmp_path: Path) -> None:

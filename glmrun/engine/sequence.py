@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 
 from quant.errors import UserError
-from quant.system import NORESERVE
+from quant.system import GIVE_BACK, NORESERVE
 
 KEPT = 32  # sequences that are kept while nobody uses them
 LITTLE = 64  # tokens at the end of one that are given up rather than kept by a copy
-_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+_GIVE_BACK = getattr(mmap, GIVE_BACK, None)
 
 
 def reserve(n_bytes: int, what: str) -> mmap.mmap:
@@ -99,8 +99,8 @@ class Sequence:
     def close(self) -> None:
         """Give the memory of the rows back; the sequence is empty then."""
         self.truncate(0)
-        if _DONTNEED is not None:
-            self._memory.madvise(_DONTNEED)
+        if _GIVE_BACK is not None:
+            self._memory.madvise(_GIVE_BACK)
 
 
 class Idle:

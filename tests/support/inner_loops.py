@@ -1,27 +1,36 @@
 """Compile the tiles of prompts and attention for another processor and count what their inner loops do. Nothing is run.
 
-NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,... python tests/support/inner_loops.py     prints JSON
+NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,... python tests/support/inner_loops.py              prints JSON
+NUMBA_CPU_NAME=cortex-a76 NUMBA_CPU_FEATURES=+neon,+dotprod python tests/support/inner_loops.py TRIPLE     for ARM, rows too
 """
 
 import json
 import re
 import sys
+from pathlib import Path
 
-from glmrun.kernels.compiled import self_test
+sys.path.insert(0, str(Path(__file__).parents[1]))
+TRIPLE = sys.argv[1] if len(sys.argv) > 1 else None
+if TRIPLE:
+    from support.cross_compile import prepare
+
+    prepare(TRIPLE)
+
+from glmrun.kernels.compiled import self_test  # noqa: E402
 
 self_test.is_right = lambda dots: True  # this processor need not have the instructions
 
 import glmrun.kernels.compiled.cache as kernels  # noqa: E402
 from glmrun.kernels.simd import target  # noqa: E402
 
-PRODUCTS = ("vpmaddubsw", "vpmaddwd", "vpdpbusd", "vpdpwssd")
+PRODUCTS = ("vpmaddubsw", "vpmaddwd", "vpdpbusd", "vpdpwssd", "sdot", "usdot", "smmla", "smlal", "smlal2")
 WANTED = ("q4_k", "q6_k", "q8_0", "scores", "gather")
 
 
 def inner_loop(assembly: str) -> list[str]:
     """The instructions of the basic block with most products."""
-    blocks = [re.findall(r"^\t(?:\{vex\}\s+)?([a-z].*)$", block, re.MULTILINE) for block in re.split(r"\n\.LBB\w+:", assembly)]
-    return max(blocks, key=lambda block: sum(line.split()[0] in PRODUCTS for line in block))
+    blocks = [re.findall(r"^\t(?:\{vex\}\s+)?([a-z].*)$", block, re.MULTILINE) for block in re.split(r"\n\.?LBB\w+:", assembly)]
+    return max(blocks, key=lambda block: sum(line.split()[0].split(".")[0] in PRODUCTS for line in block))
 
 
 def main() -> None:
@@ -33,7 +42,8 @@ def main() -> None:
     for place, kernel in enumerate(kernels.registered):
         function = kernel.jitted.py_func
         room = function.__module__.removeprefix("glmrun.kernels.")
-        if ".tile_" not in room or function.__name__ not in WANTED:
+        is_row = bool(TRIPLE) and room.startswith("formats.q") and function.__name__ == "dot_rows"
+        if not is_row and (".tile_" not in room or function.__name__ not in WANTED):
             continue
         for i in [*kernels.needed(place), place]:
             kernels.registered[i].compile()
@@ -41,9 +51,12 @@ def main() -> None:
             loop = inner_loop(assembly)
             found[f"{room}.{function.__name__}.{n}"] = {
                 "instructions": len(loop),
-                "products": sum(line.split()[0] in PRODUCTS for line in loop),
-                "stack": sum("(%rsp" in line or "(%rbp" in line for line in loop),
+                "products": sum(line.split()[0].split(".")[0] in PRODUCTS for line in loop),
+                "dots": sum(line.split()[0].split(".")[0] in ("sdot", "usdot", "smmla") for line in loop),
+                "by lane": sum(re.search(r"dot.*\[\d\]$", line) is not None for line in loop),
+                "stack": sum(re.search(r"\(%r[sb]p|\[sp|\[x29", line) is not None for line in loop),
                 "zmm": any("zmm" in line for line in loop),
+                "x86": "x86" in assembly,
             }
     json.dump({"target": target.name(), "loops": found}, sys.stdout, indent=1)
 

@@ -5,7 +5,7 @@ then `latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLO
 (TILE / BLOCK, latent) 128 times the sums of their codes.
 
 Byte dots take one factor unsigned: keys carry +128 beside the queries' int8, and weights are never negative. Where products are
-added up in 16 bits neither fits: there all factors are SIGNED, keys as they are, and weights less 128.
+added up in 16 bits neither fits, and NEON takes both signed: there all factors are SIGNED, keys as they are, weights less 128.
 """
 
 from numba import float32, int64, types
@@ -36,7 +36,7 @@ from glmrun.kernels.simd.memory import (
     zero_f32x16,
     zero_i32x16,
 )
-from glmrun.kernels.simd.target import sums_in_16_bits
+from glmrun.kernels.simd.target import signed_factors
 from glmrun.kernels.simd.types import f32x16
 from glmrun.kernels.team import first_piece, leave, next_piece
 
@@ -45,7 +45,7 @@ TILE = 256  # positions between two updates of the softmax
 QUERIES = 32  # of a panel
 FEW = 24  # queries that a panel's second half holds in half of its lanes: the 20 heads of a single token
 LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
-SIGNED = sums_in_16_bits()
+SIGNED = signed_factors()
 KEY_OFFSET = 0 if SIGNED else 128
 VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
 _void = types.void

@@ -1,6 +1,7 @@
 """Attention's products for 16 registers of 256 bits, and for any CPU: 16 or 8 queries in the lanes, 4 positions or latent values
 at a time; dot products stay in registers, the float32 sums in memory, where the result is wanted (panels: tile_32x8.py).
 
+With NEON eight queries are two vectors, and no more than eight meet 4 columns at once; words of a column are taken by their lane.
 With AVX2 and without vpdpbusd both factors are signed: the size of a query's code, or of a weight's, times the column's code with
 its sign is at most 2 * 128 * 127 for two, which fits into 16 bits.
 """
@@ -12,12 +13,14 @@ from numba.extending import intrinsic
 from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, VALUE_STRIDE, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import model_record
-from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs
+from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs, emit_word
 from glmrun.kernels.simd.memory import load_f32x8, splat_f32x8, store_f32x8
+from glmrun.kernels.simd.target import has_neon, sums_in_16_bits
 from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, splat
 
 COLUMNS = 4
 _ROW = QUERIES * 4  # bytes of float32 results of a position, or of a latent value
+_STEP = 32 if has_neon() else 64  # bytes of float32 results of the queries that meet columns at once
 _V32B, _V16H = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
 
 
@@ -33,7 +36,7 @@ def _key_dot(builder, start, row, size, x):
 def _value_dot(builder, start, row, size, x):
     """start + weights (row, of that size likewise) times latent values."""
     if size is None:
-        return emit_dot(builder, start, row, x)
+        return (emit_dot_codes if SIGNED else emit_dot)(builder, start, row, x)
     return builder.add(start, emit_pair_sums(builder, emit_pairs(builder, size, emit_with_signs(builder, x, row))))
 
 
@@ -45,6 +48,7 @@ def _adding(dot, words, octets):
     """An intrinsic for `words` times 4 bytes of a column and 8 * octets queries."""
     operand = _V16H if dot is _rope_dot else _V32B
     signed = SIGNED and dot is not _rope_dot
+    has_sizes = signed and sums_in_16_bits()
 
     @intrinsic
     def add(context, cells, codes, factors, starts, column, stride, scale, scale_stride):
@@ -67,9 +71,9 @@ def _adding(dot, words, octets):
                 dots = [splat(b, _load(b, starts, i * 4, I32), 8) for i in range(COLUMNS) for _ in range(octets)]
             for word in range(words):
                 rows = [_load(b, codes, word * 128 + r * 32, operand) for r in range(octets)]
-                sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) if signed else None for row in rows]
+                sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) if has_sizes else None for row in rows]
                 for i, address in enumerate(addresses):
-                    x = b.bitcast(splat(b, _load(b, address, word * 4, I32), 8), operand)
+                    x = emit_word(b, address, word, operand)
                     for r in range(octets):
                         cell = i * octets + r
                         dots[cell] = opaque(b, dot(b, dots[cell], rows[r], sizes[r], x))
@@ -114,19 +118,21 @@ def scores(m, panel, columns, n, few, out):
     for p in range(0, n, COLUMNS):
         column, row = columns + p * keys, out + p * _ROW
         _scale_rows(row, FEW if few else QUERIES, 0)
-        for half in range(0, 128, 64):
+        for half in range(0, 128, _STEP):
+            if _STEP == 32 and few and half >= FEW * 4:
+                continue
             cells = row + half
             for k in range(0, m.latent, BLOCK):
                 b = k // BLOCK * 128 + half
                 codes, scale = panel + k * QUERIES + half, column + scales + k // BLOCK * 4
-                if few and half:
+                if _STEP == 32 or (few and half):
                     _latent_8(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
                 else:
                     _latent_16(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
             for k in range(m.latent, m.row, BLOCK):
                 b, at = k // BLOCK * 128 + half, 2 * k - m.latent
                 codes, scale = panel + at * QUERIES + half, column + scales + k // BLOCK * 4
-                if few and half:
+                if _STEP == 32 or (few and half):
                     _rope_8(cells, codes, factors + b, 0, column + at, keys, scale, keys)
                 else:
                     _rope_16(cells, codes, factors + b, 0, column + at, keys, scale, keys)
@@ -141,11 +147,13 @@ def gather(m, weights, columns, n, few, shrinks, out):
     for k in range(0, m.latent, COLUMNS):
         row, x = out + k * _ROW, values + k * VALUE_STRIDE
         _scale_rows(row, FEW if few else QUERIES, shrinks)
-        for half in range(0, 128, 64):
+        for half in range(0, 128, _STEP):
+            if _STEP == 32 and few and half >= FEW * 4:
+                continue
             for b in range(blocks):
                 codes, factor = weights + b * BLOCK * QUERIES + half, factors + b * 128 + half
                 column, at = x + b * BLOCK, (b * m.latent + k) * 4
-                if few and half:
+                if _STEP == 32 or (few and half):
                     _values_8(row + half, codes, factor, starts + at, column, VALUE_STRIDE, scales + at, 4)
                 else:
                     _values_16(row + half, codes, factor, starts + at, column, VALUE_STRIDE, scales + at, 4)

@@ -60,7 +60,7 @@ def _choose_folder() -> Path | None:
 
 folder = _choose_folder()
 if target.name() != "portable" and not trusts_dot(folder):
-    target.distrust_vnni()
+    target.distrust_dots()
     folder = _choose_folder()
 registered: "list[Kernel]" = []  # since defer(): all kernels, each behind those that it calls
 _deferred = False

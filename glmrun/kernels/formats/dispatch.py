@@ -9,10 +9,10 @@ from numba import float32, int64, types
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats import floats, panel, q4_k, q5_0, q6_k, q8_0, tile
 from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q5_0, Q6_K, Q8_0
-from glmrun.kernels.simd.target import dot_bits
+from glmrun.kernels.simd.target import dot_bits, has_neon
 
-if dot_bits() == 512:
-    from glmrun.kernels.formats import tile_32x6 as tiles
+if dot_bits() == 512 or has_neon():
+    from glmrun.kernels.formats import tile_in_registers as tiles
 else:
     from glmrun.kernels.formats import tile_16x4 as tiles  # type: ignore[no-redef]
 

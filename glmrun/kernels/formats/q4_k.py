@@ -11,14 +11,13 @@ from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import (
     four_f16_times,
-    fours,
     nibbles,
     packed_scales,
     splat_lane,
     splat_lane_x8,
 )
 from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
-from glmrun.kernels.simd.dots import add_dot_i16, dot_u8s8, narrow
+from glmrun.kernels.simd.dots import adding_scaled, dot_codes, sum_products_i16
 from glmrun.kernels.simd.memory import (
     load_f32,
     load_i16x16,
@@ -27,7 +26,6 @@ from glmrun.kernels.simd.memory import (
     store_f32,
     zero_f32x8,
     zero_f32x16,
-    zero_i32x8,
     zero_i32x16,
 )
 from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
@@ -35,6 +33,8 @@ from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
 BLOCK = 144  # bytes
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
 _four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
+# Each four products' sub-block, in the lower and the upper half of a block.
+_add_lower, _add_upper = adding_scaled(0, 1, 0, 1, 2, 3, 2, 3), adding_scaled(8, 9, 8, 9, 10, 11, 10, 11)
 
 
 @kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
@@ -43,17 +43,17 @@ def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
 
     c0 to c3   codes of sub-blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7
     scales     s_j and m_j in the order of packed_scales()
-    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in `narrow`, of an int32 4 * 7620 * 8001.
+    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in a dot product, of an int32 4 * 7620 * 8001.
     """
     codes = x + k_quant_codes(n_blocks * 256)
     behind = codes + n_blocks * 256
     products = scales * load_i16x16(behind + i * 32)
     codes += i * 256
-    dots = narrow(dot_u8s8(c0, load_u8x64(codes)), dot_u8s8(c1, load_u8x64(codes + 64)))
-    sums = add_dot_i16(zero_i32x16(), dots, fours(products, 0, 1, 0, 1, 2, 3, 2, 3))
-    dots = narrow(dot_u8s8(c2, load_u8x64(codes + 128)), dot_u8s8(c3, load_u8x64(codes + 192)))
-    sums = add_dot_i16(sums, dots, fours(products, 8, 9, 8, 9, 10, 11, 10, 11))
-    minimums = add_dot_i16(zero_i32x8(), products, load_i16x16(behind + n_blocks * 32 + i * 32))
+    x0, x1 = dot_codes(c0, load_u8x64(codes)), dot_codes(c1, load_u8x64(codes + 64))
+    sums = _add_lower(zero_i32x16(), x0, x1, products)
+    x0, x1 = dot_codes(c2, load_u8x64(codes + 128)), dot_codes(c3, load_u8x64(codes + 192))
+    sums = _add_upper(sums, x0, x1, products)
+    minimums = sum_products_i16(products, load_i16x16(behind + n_blocks * 32 + i * 32))
     factors = four_f16_times(block, load_f32(behind + n_blocks * 64 + i * 4))
     return fma(to_f32(sums), splat_lane(factors, 0), plus), fma(to_f32(minimums), splat_lane_x8(factors, 1), minus)
 

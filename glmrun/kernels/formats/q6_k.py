@@ -12,14 +12,13 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.q4_k import AHEAD
 from glmrun.kernels.formats.unpack import (
     four_f16_times,
-    fours,
     load_i8x16_as_i16,
     six_bits,
     splat_lane,
     splat_lane_x8,
 )
 from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
-from glmrun.kernels.simd.dots import add_dot_i16, dot_u8s8, narrow
+from glmrun.kernels.simd.dots import adding_scaled, dot_codes, sum_products_i16
 from glmrun.kernels.simd.memory import (
     load_f32,
     load_i16x16,
@@ -29,13 +28,14 @@ from glmrun.kernels.simd.memory import (
     store_f32,
     zero_f32x8,
     zero_f32x16,
-    zero_i32x8,
     zero_i32x16,
 )
 from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
 
 BLOCK = 210  # bytes
 _four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
+# Each four products' sub-block, in the lower and the upper half of a block.
+_add_lower, _add_upper = adding_scaled(0, 4, 1, 5, 2, 6, 3, 7), adding_scaled(8, 12, 9, 13, 10, 14, 11, 15)
 
 
 @kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
@@ -43,16 +43,16 @@ def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
     """The sums of lanes, plus of q . x and minus of the sums of x, with block i and what x holds for it added.
 
     c0 to c3   64 codes each
-    The largest magnitude of an int16 is 128 * 127 in `products` and 4 * 63 * 127 in `narrow`, of an int32 4 * 32004 * 16256.
+    The largest magnitude of an int16 is 128 * 127 in `products` and 4 * 63 * 127 in a dot product, of an int32 4 * 32004 * 16256.
     """
     multiples = x + n_blocks * 320 + i * 32
     products = scales * load_i16x16(multiples)
     codes = x + i * 256
-    dots = narrow(dot_u8s8(c0, load_u8x64(codes)), dot_u8s8(c1, load_u8x64(codes + 64)))
-    sums = add_dot_i16(zero_i32x16(), dots, fours(products, 0, 4, 1, 5, 2, 6, 3, 7))
-    dots = narrow(dot_u8s8(c2, load_u8x64(codes + 128)), dot_u8s8(c3, load_u8x64(codes + 192)))
-    sums = add_dot_i16(sums, dots, fours(products, 8, 12, 9, 13, 10, 14, 11, 15))
-    offsets = add_dot_i16(zero_i32x8(), products, load_i16x16(multiples + n_blocks * 32))
+    x0, x1 = dot_codes(c0, load_u8x64(codes)), dot_codes(c1, load_u8x64(codes + 64))
+    sums = _add_lower(zero_i32x16(), x0, x1, products)
+    x0, x1 = dot_codes(c2, load_u8x64(codes + 128)), dot_codes(c3, load_u8x64(codes + 192))
+    sums = _add_upper(sums, x0, x1, products)
+    offsets = sum_products_i16(products, load_i16x16(multiples + n_blocks * 32))
     factors = four_f16_times(block + 202, load_f32(x + k_quant_codes(n_blocks * 256) + n_blocks * 320 + i * 4))  # lane 3: d D
     return fma(to_f32(sums), splat_lane(factors, 3), plus), fma(to_f32(offsets), splat_lane_x8(factors, 3), minus)
 

@@ -10,9 +10,10 @@ A table tells what the columns read and where their results go, ENTRY bytes each
 the row of float32 results, float32 factor of the results.
 
 Codes are unsigned: those of Q6_K carry +32, those of Q8_0 and Q5_0 +128. The sums that this adds are taken off where the
-dot products start, from what quantize_row puts beside the activations. Only where products are added up in 16 bits, which codes
-up to 255 don't allow, the codes of Q8_0 and Q5_0 are signed. What a column holds does not depend on the tile's width.
-The tiles themselves: tile_32x6.py for 32 registers of 512 bits, tile_16x4.py for all others.
+dot products start, from what quantize_row puts beside the activations. What a column holds does not depend on the tile's width.
+Only where products are added up in 16 bits, which codes up to 255 don't allow, the codes of Q8_0 and Q5_0 are signed; with NEON all
+codes are, and none carries anything.
+The tiles themselves: tile_in_registers.py for 32 registers, tile_16x4.py for all others.
 """
 
 from llvmlite import ir
@@ -21,11 +22,11 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.memory import prefetch
-from glmrun.kernels.simd.target import sums_in_16_bits
+from glmrun.kernels.simd.target import signed_factors
 from glmrun.kernels.simd.types import I64, pointer
 
 ROWS = 32  # of a panel
-OFFSET = 0 if sums_in_16_bits() else 128  # that codes of Q8_0 and Q5_0 carry
+OFFSET = 0 if signed_factors() else 128  # that codes of Q8_0 and Q5_0 carry
 ENTRY, RESULT, FACTOR = 24, 8, 16  # bytes: of a column's entry in the table, and where its parts stand
 
 

@@ -9,6 +9,7 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.formats.tile import OFFSET
+from glmrun.kernels.simd.target import has_i8mm, has_neon
 from glmrun.kernels.simd.types import F16, I16, I32, I64, V16F, V16I, V64B, constant, pointer, shuffle
 
 _STRIDE = 128
@@ -63,6 +64,22 @@ def _byte(builder, word, i, signed=False):
     return builder.sitofp(builder.and_(builder.lshr(word, constant(V16I, 8 * i)), constant(V16I, 255)), V16F)
 
 
+def _store_codes(builder, vectors, address):
+    """Write codes as they are made: (i, value) for the i-th vector, four columns of 16 rows.
+
+    With i8mm two such vectors become the eight columns of rows 0 to 7, then of rows 8 to 15: smmla's operands.
+    """
+    if not has_i8mm():
+        for i, value in vectors:
+            _store(builder, value, address, i)
+        return
+    made = dict(vectors)
+    for i in range(0, len(made), 2):
+        for half in range(2):
+            lanes = [lane + of for lane in range(half * 8, half * 8 + 8) for of in (0, 16)]
+            _store(builder, shuffle(builder, made[i], made[i + 1], lanes), address, i + half)
+
+
 def _store(builder, value, address, i):
     """Write the i-th vector of these rows."""
     builder.store(value, pointer(builder, _at(builder, address, i * _STRIDE), value.type), align=4)
@@ -90,10 +107,13 @@ def q4_k_codes(context, table, offset, out):
     """128 columns of 4-bit codes from the 64 bytes at the offset: two times 32 low nibbles, then the 32 high ones."""
 
     def generate(c, b, s, a):
-        for i, word in enumerate(_words(b, a[0], a[1], 0, 64)):
-            at = i // 8 * 16 + i % 8
-            _store(b, _bits(b, word, 0, 0x0F), a[2], at)
-            _store(b, _bits(b, word, 4, 0x0F), a[2], at + 8)
+        def codes():
+            for i, word in enumerate(_words(b, a[0], a[1], 0, 64)):
+                at = i // 8 * 16 + i % 8
+                yield at, _bits(b, word, 0, 0x0F)
+                yield at + 8, _bits(b, word, 4, 0x0F)
+
+        _store_codes(b, codes(), a[2])
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64), generate
@@ -119,9 +139,16 @@ def q6_k_codes(context, table, low_bits, high_bits, out):
 
     def generate(c, b, s, a):
         low, high = _words(b, a[0], a[1], 0, 64), _words(b, a[0], a[2], 0, 32)
-        for i in range(32):
-            nibble = _bits(b, low[i % 16], i // 16 * 4, 0x0F)
-            _store(b, b.or_(nibble, _bits(b, high[i % 8], i // 8 * 2 - 4, 0x30)), a[3], i)
+
+        def codes():
+            for i in range(32):
+                nibble = _bits(b, low[i % 16], i // 16 * 4, 0x0F)
+                code = b.or_(nibble, _bits(b, high[i % 8], i // 8 * 2 - 4, 0x30))
+                if has_neon():  # they carry nothing
+                    code = b.bitcast(b.sub(b.bitcast(code, V64B), constant(V64B, 32)), V16I)
+                yield i, code
+
+        _store_codes(b, codes(), a[3])
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate
@@ -133,8 +160,8 @@ def q8_0_block(context, table, offset, factors, out):
 
     def generate(c, b, s, a):
         _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
-        for i, word in enumerate(_words(b, a[0], a[1], 2, 32)):
-            _store(b, b.xor(word, constant(V16I, OFFSET * 0x01010101)), a[3], i)
+        words = enumerate(_words(b, a[0], a[1], 2, 32))
+        _store_codes(b, ((i, b.xor(word, constant(V16I, OFFSET * 0x01010101))) for i, word in words), a[3])
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate
@@ -147,11 +174,15 @@ def q5_0_block(context, table, offset, factors, out):
     def generate(c, b, s, a):
         _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
         fifth, low = _words(b, a[0], a[1], 2, 16)[0], _words(b, a[0], a[1], 6, 16)
-        for i in range(8):
-            four = b.and_(b.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
-            spread = b.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
-            code = b.or_(_bits(b, low[i % 4], i // 4 * 4, 0x0F), b.shl(_bits(b, spread, 0, 1), constant(V16I, 4)))
-            _store(b, b.bitcast(b.add(b.bitcast(code, V64B), constant(V64B, (OFFSET - 16) % 256)), V16I), a[3], i)
+
+        def codes():
+            for i in range(8):
+                four = b.and_(b.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
+                spread = b.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
+                code = b.or_(_bits(b, low[i % 4], i // 4 * 4, 0x0F), b.shl(_bits(b, spread, 0, 1), constant(V16I, 4)))
+                yield i, b.bitcast(b.add(b.bitcast(code, V64B), constant(V64B, (OFFSET - 16) % 256)), V16I)
+
+        _store_codes(b, codes(), a[3])
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate

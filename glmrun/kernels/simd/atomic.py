@@ -5,7 +5,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from glmrun.kernels.simd.types import I64, call, pointer
+from glmrun.kernels.simd.types import I32, I64, call, pointer
 
 
 @intrinsic
@@ -36,8 +36,11 @@ def pause(context):
     """Tell the core that this is a spinning loop."""
 
     def generate(c, b, s, a):
-        if llvm.get_process_triple().startswith(("x86_64", "i686")):
+        triple = llvm.get_process_triple()
+        if triple.startswith(("x86_64", "i686")):
             call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif triple.startswith(("aarch64", "arm64")):
+            call(b, "llvm.aarch64.hint", ir.VoidType(), [ir.Constant(I32, 1)])  # yield
         return c.get_dummy_value()
 
     return types.void(), generate

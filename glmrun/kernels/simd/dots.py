@@ -4,11 +4,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from glmrun.kernels.simd.target import dot_bits, has_avx2, has_vnni, sums_in_16_bits
+from glmrun.kernels.simd.target import dot_bits, has_avx2, has_i8mm, has_neon, has_vnni, sums_in_16_bits
 from glmrun.kernels.simd.types import (
     I1,
     I16,
     I32,
+    I64,
+    V4I,
     V8I,
     V16B,
     V16H,
@@ -18,25 +20,40 @@ from glmrun.kernels.simd.types import (
     V64B,
     call,
     constant,
-    i16x32,
+    i16x16,
+    i32x8,
     i32x16,
+    opaque,
     pointer,
     shuffle,
+    splat,
     u8x64,
 )
 
 
-def _at_256(builder, name, result, arguments):
-    """The call in registers of 256 bits: once, or for the lower and the upper halves of arguments of 512 bits."""
-    lanes = arguments[0].type.count * arguments[0].type.element.width // 256
-    if lanes == 1:
+def _lanes(builder, value, first, end):
+    return shuffle(builder, value, value, list(range(first, end)))
+
+
+def _in_registers(builder, bits, name, result, arguments):
+    """The call in registers of so many bits: once, or for the lower and the upper halves of wider arguments, and so on."""
+    if arguments[0].type.count * arguments[0].type.element.width == bits:
         return call(builder, name, result, arguments)
     results = []
     for half in range(2):
-        picked = [range(half * n // 2, (half + 1) * n // 2) for n in (value.type.count for value in arguments)]
-        parts = [shuffle(builder, value, value, list(some)) for value, some in zip(arguments, picked, strict=True)]
-        results.append(call(builder, name, result, parts))
-    return shuffle(builder, results[0], results[1], list(range(2 * result.count)))
+        picked = [(half * n // 2, (half + 1) * n // 2) for n in (value.type.count for value in arguments)]
+        parts = [_lanes(builder, value, *some) for value, some in zip(arguments, picked, strict=True)]
+        results.append(_in_registers(builder, bits, name, result, parts))
+    return shuffle(builder, results[0], results[1], list(range(2 * results[0].type.count)))
+
+
+def _at_256(builder, name, result, arguments):
+    return _in_registers(builder, 256, name, result, arguments)
+
+
+def _neon(builder, instruction, start, x, y):
+    """start + the sums of four products of bytes: sdot, usdot, or smmla. A y that is one word in all lanes needs no instruction."""
+    return _in_registers(builder, 128, f"llvm.aarch64.neon.{instruction}.v4i32.v16i8", V4I, [start, x, y])
 
 
 def emit_pairs(builder, unsigned, signed):
@@ -54,9 +71,12 @@ def store_start(context, address, codes):
     """What the dot product of 16 int8 codes with others that carry +32 begins with: int32, -32 times the sum of the codes.
 
     Where products are added up in 16 bits: two int16, of the codes 0 1, 4 5, 8 9, 12 13 and of the others: vpmaddubsw's pairs.
+    With NEON no code carries anything, and nothing is stored.
     """
 
     def generate(c, b, s, a):
+        if has_neon():
+            return c.get_dummy_value()
         folds: list = [[range(8), range(8, 16)], [range(4), range(4, 8)], [(0, 2), (1, 3)], [(0,), (1,)]]
         element = I16 if sums_in_16_bits() else I32
         if sums_in_16_bits():
@@ -91,6 +111,11 @@ def emit_dot(builder, start, unsigned, signed):
         return call(builder, f"llvm.x86.avx512.vpdpbusd.{n * 32}", start.type, [start, unsigned, signed])
     if dot_bits() == 256:
         return _at_256(builder, "llvm.x86.avx512.vpdpbusd.256", V8I, [start, unsigned, signed])
+    if has_i8mm():
+        return _neon(builder, "usdot", start, unsigned, signed)
+    if has_neon():
+        sums = _neon(builder, "sdot", start, builder.xor(unsigned, constant(unsigned.type, 0x80)), signed)
+        return builder.sub(sums, _neon(builder, "sdot", constant(start.type, 0), constant(unsigned.type, -128), signed))
     if has_avx2():  # the codes' highest bit apart from the seven others
         low, high = (builder.and_(unsigned, constant(unsigned.type, mask)) for mask in (0x7F, 0x80))
         return builder.add(builder.add(start, _quads_avx2(builder, low, signed)), _quads_avx2(builder, high, signed))
@@ -98,6 +123,43 @@ def emit_dot(builder, start, unsigned, signed):
     products = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
     parts = [shuffle(builder, products, products, list(range(j, n * 4, 4))) for j in range(4)]
     return builder.add(start, builder.add(builder.add(parts[0], parts[1]), builder.add(parts[2], parts[3])))
+
+
+def emit_dot_codes(builder, start, codes, signed):
+    """emit_dot() of codes up to 127; where signed_factors() says so without vpmaddubsw, of all int8."""
+    return _neon(builder, "sdot", start, codes, signed) if has_neon() else emit_dot(builder, start, codes, signed)
+
+
+def emit_word(builder, address, i, result):
+    """LLVM code for word i of those at an address, repeated: a vector of int32, int16 or bytes.
+
+    With NEON it is one of four that are loaded together, and products take it by its lane.
+    """
+    if not has_neon():
+        word = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, i * 4)), I32), align=4)
+        return builder.bitcast(splat(builder, word, result.count * result.element.width // 32), result)
+    element = I16 if result.element == I16 else I32
+    each, lanes = 32 // element.width, result.count * result.element.width // element.width
+    words = ir.VectorType(element, 4 * each)
+    four = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, i // 4 * 16)), words), align=4)
+    return builder.bitcast(shuffle(builder, four, four, [i % 4 * each + lane % each for lane in range(lanes)]), result)
+
+
+def emit_matrix_product(builder, start, x, y):
+    """LLVM code, i8mm: start + [2 rows of x][2 rows of y] of dot products, int32 (4,), of two rows of 8 int8 each."""
+    return _neon(builder, "smmla", start, x, y)
+
+
+@intrinsic
+def pairs_product(context, x, y):
+    """emit_matrix_product() of each 16 of 64 int8, from zero: for the self-test."""
+    return i32x16(u8x64, u8x64), lambda c, b, s, a: emit_matrix_product(b, constant(V16I, 0), *a)
+
+
+@intrinsic
+def dot_codes(context, codes, signed):
+    """Lane i = sum over j of codes[4 i + j] * signed[4 i + j], exact in int32, for codes up to 127."""
+    return i32x16(u8x64, u8x64), lambda c, b, s, a: emit_dot_codes(b, constant(V16I, 0), *a)
 
 
 @intrinsic
@@ -121,6 +183,8 @@ def dot_offset_128(context, codes, x, starts):
     """
 
     def generate(c, b, s, a):
+        if has_neon():
+            return emit_dot_codes(b, constant(V16I, 0), b.xor(a[0], constant(V64B, 0x80)), a[1])
         if not sums_in_16_bits():
             return emit_dot(b, b.load(pointer(b, a[2], V16I), align=4), a[0], a[1])
         signed = b.xor(a[0], constant(V64B, 0x80))
@@ -131,19 +195,14 @@ def dot_offset_128(context, codes, x, starts):
     return i32x16(u8x64, u8x64, types.int64), generate
 
 
-@intrinsic
-def narrow(context, x, y):
+def _narrow(builder, x, y):
     """32 int16 of the 16 int32 in x and in y, which must fit: four of x, four of y, the next four of x, ..."""
-
-    def generate(c, b, s, a):
-        if has_vnni():
-            return call(b, "llvm.x86.avx512.packssdw.512", V32H, list(a))
-        if has_avx2():
-            return _at_256(b, "llvm.x86.avx2.packssdw", V16H, list(a))
-        lanes = [first for i in range(0, 16, 4) for first in (i, i + 16)]
-        return b.trunc(shuffle(b, a[0], a[1], [lane + i for lane in lanes for i in range(4)]), V32H)
-
-    return i16x32(i32x16, i32x16), generate
+    if has_vnni():
+        return call(builder, "llvm.x86.avx512.packssdw.512", V32H, [x, y])
+    if has_avx2():
+        return _at_256(builder, "llvm.x86.avx2.packssdw", V16H, [x, y])
+    lanes = [first for i in range(0, 16, 4) for first in (i, i + 16)]
+    return builder.trunc(shuffle(builder, x, y, [lane + i for lane in lanes for i in range(4)]), V32H)
 
 
 def emit_dot_i16(builder, start, x, y):
@@ -155,6 +214,11 @@ def emit_dot_i16(builder, start, x, y):
     if dot_bits() == 256:
         words = [start, builder.bitcast(x, wide), builder.bitcast(y, wide)]
         return _at_256(builder, "llvm.x86.avx512.vpdpwssd.256", V8I, words)
+    if has_neon():  # the factors' neighbours apart, before they are multiplied: smlal takes one of eight for all lanes
+        for j in range(2):
+            some = [shuffle(builder, value, value, list(range(j, 2 * n, 2))) for value in (x, y)]
+            start = builder.add(start, builder.mul(*(builder.sext(value, wide) for value in some)))
+        return start
     if has_avx2():
         return builder.add(start, _at_256(builder, "llvm.x86.avx2.pmadd.wd", V8I, [x, y]))
     both = ir.VectorType(I32, 2 * n)
@@ -164,6 +228,52 @@ def emit_dot_i16(builder, start, x, y):
 
 
 @intrinsic
-def add_dot_i16(context, start, x, y):
-    """Lane i = start[i] + x[2 i] * y[2 i] + x[2 i + 1] * y[2 i + 1], exact in int32: 32 or 16 int16 each."""
-    return start(start, x, y), lambda c, b, s, a: emit_dot_i16(b, *a)
+def sum_products_i16(context, x, y):
+    """8 int32 whose sum is x . y, of 16 int16 each: which lane holds what is the CPU's choice."""
+
+    def generate(c, b, s, a):
+        if not has_neon():
+            return emit_dot_i16(b, constant(V8I, 0), *a)
+        low, high = ([b.sext(_lanes(b, value, *half), V8I) for value in a] for half in ((0, 8), (8, 16)))
+        return b.add(b.mul(*low), b.mul(*high))
+
+    return i32x8(i16x16, i16x16), generate
+
+
+def adding_scaled(*places):
+    """An intrinsic for byte dots times their scales: the fours of x have the scales at places 0, 2, 4, 6, those of y the others."""
+
+    @intrinsic
+    def add(context, sums, x, y, scales):
+        """16 int32 whose sum is that of sums and of every x and y, which fit into int16, times its scale, one of 16 int16.
+
+        Which lane holds what is the CPU's choice.
+        """
+
+        def generate(c, b, s, a):
+            sums, x, y, scales = a
+            if has_neon():
+                return _add_scaled_words(b, sums, [(x, places[::2]), (y, places[1::2])], scales)
+            fours = shuffle(b, scales, scales, [i for i in places for _ in range(4)])
+            return emit_dot_i16(b, sums, _narrow(b, x, y), fours)
+
+        return i32x16(i32x16, i32x16, i32x16, i16x16), generate
+
+    return add
+
+
+def _add_scaled_words(builder, sums, terms, scales):
+    """What add() of adding_scaled() does, in words: two neighbouring fours with one scale are added before they meet it."""
+    # Opaque, or LLVM widens each scale apart, where one of four is an operand of the multiplication.
+    wide = [opaque(builder, builder.sext(_lanes(builder, scales, i, i + 4), V4I)) for i in range(0, 16, 4)]
+    fours, k = [_lanes(builder, sums, i, i + 4) for i in range(0, 16, 4)], 0
+    for dots, places in terms:
+        parts = [_lanes(builder, dots, i, i + 4) for i in range(0, 16, 4)]
+        if places[0] == places[1] and places[2] == places[3]:
+            parts, places = [builder.add(parts[0], parts[1]), builder.add(parts[2], parts[3])], places[::2]
+        for part, place in zip(parts, places, strict=True):
+            scale = shuffle(builder, wide[place // 4], wide[place // 4], [place % 4] * 4)
+            fours[k % 4] = builder.add(fours[k % 4], builder.mul(part, scale))
+            k += 1
+    low, high = (shuffle(builder, fours[i], fours[i + 1], list(range(8))) for i in (0, 2))
+    return shuffle(builder, low, high, list(range(16)))

@@ -6,10 +6,13 @@ from functools import cache
 import llvmlite.binding as llvm
 from numba import config
 
+from glmrun.machine import arm_features
 from quant.errors import UserError
 
-TARGETS = ("avx512-vnni", "avx-vnni", "avx2", "portable")  # the best first
-_LEFT_OUT = {"avx-vnni": {"avx512bw"}, "avx2": {"avx512vnni", "avxvnni"}}  # features, where a lesser target is asked for
+_X86, _ARM = ("avx512-vnni", "avx-vnni", "avx2"), ("neon-i8mm", "neon-dotprod")  # the best first
+TARGETS = (*_X86, *_ARM, "portable")
+# Features, where a lesser target is asked for.
+_LEFT_OUT = {"avx-vnni": {"avx512bw"}, "avx2": {"avx512vnni", "avxvnni"}, "neon-dotprod": {"i8mm"}}
 
 
 @cache
@@ -21,11 +24,16 @@ def features() -> frozenset[str]:
     if config.CPU_NAME not in (None, "", "host"):  # NUMBA_CPU_NAME forces another CPU, as tests do
         has = frozenset((config.CPU_FEATURES or "").replace("+", "").split(","))
     else:
-        has = frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+        found = llvm.get_host_cpu_features()
+        has = frozenset(name for name, there in found.items() if there)
+        if more := arm_features() - has:  # LLVM does not ask the system for them, and so must be told
+            config.CPU_FEATURES = ",".join([*filter(None, [found.flatten()]), *(f"+{name}" for name in sorted(more))])
+            has |= more
     asked, best = os.environ.get("GLMRUN_SIMD") or None, _name(has)
     if asked is None or asked == best:
         return has
-    can = TARGETS[TARGETS.index(best) :]
+    family = _X86 if best in _X86 else _ARM if best in _ARM else ()
+    can = (*family[family.index(best) :], "portable") if family else ("portable",)
     if asked not in can:
         raise UserError(f"GLMRUN_SIMD is {asked!r}; this processor runs {', '.join(can)}", "usage")
     return frozenset() if asked == "portable" else has - _LEFT_OUT[asked]
@@ -36,7 +44,11 @@ def _name(has: frozenset[str]) -> str:
         return "avx512-vnni"
     if "avxvnni" in has or {"avx512vnni", "avx512vl"} <= has:
         return "avx-vnni"
-    return "avx2" if "avx2" in has else "portable"
+    if "avx2" in has:
+        return "avx2"
+    if "dotprod" in has:
+        return "neon-i8mm" if "i8mm" in has else "neon-dotprod"
+    return "portable"
 
 
 def name() -> str:
@@ -68,8 +80,23 @@ def has_vnni() -> bool:
     return dot_bits() == 512
 
 
-def distrust_vnni() -> None:
-    """From now on compile portable code: self_test.py found that this CPU's vpdpbusd is wrong."""
+def has_neon() -> bool:
+    """Whether the CPU has ARM's dot product of signed bytes (sdot), 128 bits at a time."""
+    return name() in _ARM
+
+
+def has_i8mm() -> bool:
+    """Whether the CPU has ARM's products of small matrices of bytes (smmla), and of unsigned with signed ones (usdot)."""
+    return name() == "neon-i8mm"
+
+
+def signed_factors() -> bool:
+    """Whether byte dots take both factors signed; else one of them is unsigned."""
+    return sums_in_16_bits() or has_neon()
+
+
+def distrust_dots() -> None:
+    """From now on compile portable code: self_test.py found that this CPU's dot product is wrong."""
     os.environ["GLMRUN_SIMD"] = "portable"  # for the processes that compile, too
     features.cache_clear()
     dot_bits.cache_clear()

@@ -6,6 +6,7 @@ runs it; the instructions that LLVM does not find by itself stand in dots.py, an
 
 import operator
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -19,7 +20,7 @@ I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType
 F16, F32 = ir.HalfType(), ir.FloatType()
 V16F, V16I, V64B = ir.VectorType(F32, 16), ir.VectorType(I32, 16), ir.VectorType(I8, 64)
 V8F, V32B, V16B = ir.VectorType(F32, 8), ir.VectorType(I8, 32), ir.VectorType(I8, 16)
-V8I, V16H, V32H = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I16, 32)
+V4I, V8I, V16H, V32H = ir.VectorType(I32, 4), ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I16, 32)
 
 
 class Vector(types.Type):
@@ -60,8 +61,15 @@ def shuffle(builder, a, b, lanes):
 
 
 def opaque(builder, value):
-    """The same value, in no instruction; LLVM forgets where it came from: else it adds many products as a tree, and spills it."""
-    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=x,0", [value], False)
+    """The same value, in no instruction; LLVM forgets where it came from: else it adds many products as a tree, and spills it.
+
+    On ARM this takes one register of 128 bits; its byte dots add by themselves, and what is wider needs no such help.
+    """
+    arm = llvm.get_process_triple().startswith(("aarch64", "arm64"))
+    if arm and value.type.count * value.type.element.width != 128:
+        return value
+    register = "w" if arm else "x"
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={register},0", [value], False)
 
 
 def call(builder, name, result, arguments):
