@@ -12,6 +12,7 @@ from quant.gguf_header import MetadataValue
 from quant.mapping import Card, Piece, metadata, pieces
 from quant.shards import INDEX, SINGLE, WEIGHT_DTYPES, SourceTensor, open_shards, some
 from quant.strict_json import read_json_object
+from quant.text import without_mark
 from quant.vocabulary import read_vocabulary
 
 _MODEL_TYPE, _CLASS = "glm4_moe_lite", "Glm4MoeLiteForCausalLM"
@@ -245,7 +246,7 @@ def _chat_template(folder: Path) -> str | None:
         if len(raw) > _MAX_TEMPLATE:
             raise UserError(f"{path} has {len(raw):,} bytes; glmrun reads chat templates up to {_MAX_TEMPLATE:,}")
         try:
-            return raw.decode()
+            return without_mark(raw, str(path)).decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not valid UTF-8 at byte {error.start}") from None
     path = folder / "tokenizer_config.json"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quant.errors import UserError
+from quant.text import without_mark
 
 MAX_BYTES, MAX_TOKENIZER = 4 << 20, 32 << 20  # GLM's tokenizer.json has 20 MB, all the others together less than one
 MAX_MEMBERS = 1 << 19  # of all objects: each takes a microsecond; GLM's tokenizer.json has 152,000
@@ -22,7 +23,7 @@ def read_json_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
         size = path.stat().st_size
         if size > most:
             raise UserError(f"{path} has {size:,} bytes; glmrun reads such a file up to {most:,}")
-        return parse_json_object(path.read_bytes(), str(path))
+        return parse_json_object(without_mark(path.read_bytes(), str(path)), str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "missing") from None
     except OSError as error:

@@ -80,6 +80,18 @@ def test_single_file_without_index(tmp_path: Path) -> None:
     assert Checkpoint.open(write_folder(tmp_path / "one", n_shards=1)).config == SMALL
 
 
+def test_a_mark_in_front_of_a_file_is_an_editors(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    wanted = Checkpoint.open(folder)
+    for path in [*folder.glob("*.json"), folder / "chat_template.jinja"]:
+        path.write_bytes("\ufeff".encode() + path.read_bytes())
+    found = Checkpoint.open(folder)
+    assert found.config == wanted.config and found.card == wanted.card
+    (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8-sig"), encoding="utf-16")
+    with pytest.raises(UserError, match=r"config\.json is UTF-16 text"):
+        Checkpoint.open(folder)
+
+
 def test_a_whole_file_counts_beside_a_stale_index(tmp_path: Path) -> None:
     """As transformers chooses; the shards that the index names may be missing, or hold the base model's weights."""
     folder = write_folder(tmp_path / "one", n_shards=1)

@@ -22,7 +22,7 @@ from typing import Any
 from glmrun.machine import state_folder
 from quant.errors import UserError
 from quant.system import lock
-from quant.text import decode_text
+from quant.text import without_mark
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","record":(\{.*\})\}\n', re.DOTALL)
 _MAX_FILE = 256 << 20  # bytes: no conversation is that long
@@ -261,8 +261,7 @@ def _replay(path: Path, data: bytes) -> Saved:
             break
         saved.n_good = end
     if not saved.n_good:
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            decode_text(data, str(path))  # says so
+        without_mark(data, str(path))  # says so of another encoding
         raise UserError(f"{path}: not a saved session of glmrun, or damaged from its first line on")
     return saved
 

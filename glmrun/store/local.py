@@ -77,7 +77,7 @@ def _model(name: str, kind: str, files: tuple[Path, ...]) -> LocalModel:
 
 def _is_checkpoint(snapshot: Path) -> bool:
     try:
-        config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((snapshot / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("model_type") == _CHECKPOINT_TYPE and any(snapshot.glob("*.safetensors"))
