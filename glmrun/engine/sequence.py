@@ -55,7 +55,6 @@ class Sequence:
         if self.states is not None:
             self.states = self.states[: max(0, n_tokens - self.n_ahead)]  # float32 (n, n_state)
             self.n_ahead = min(self.n_ahead, max(0, n_tokens - 1))  # the row of the last position took in a token that is gone
-            self.n_saved = min(self.n_saved, self.n_ahead)
 
     @property
     def n_whole(self) -> int:
