@@ -9,11 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.scripted_model import ScriptedModel
 from test_cli import SCRIPT, glmrun, refused
 
 import glmrun as api
 from glmrun import settings
 from glmrun.cli import _leave_behind
+from glmrun.repl.conversation import Conversation
+from glmrun.repl.kept import Kept
 from glmrun.server.listen import bound
 from quant.errors import UserError
 from quant.system import arm_features
@@ -119,6 +122,25 @@ def test_a_home_of_somebody_else_has_no_settings(home: str, tmp_path: Path, monk
     if home == "closed":
         with pytest.raises(UserError, match="Permission denied; GLMRUN_CONFIG names another file"):
             settings.read_config()
+
+
+def test_a_call_that_can_not_be_kept_names_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "XDG_STATE_HOME": str(tmp_path / "file")}
+    done = glmrun(*ASK, scripted=True, env=env)
+    helps = "Not a directory, XDG_STATE_HOME names another folder"
+    assert done.returncode == 0 and f"this call could not be kept: {helps} (--no-log keeps none)" in done.stderr.decode()
+
+
+def test_a_conversation_that_can_not_be_saved_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    conversation = Conversation(ScriptedModel(), kept=Kept(saving=True))  # type: ignore[arg-type]
+    for _ in range(3):
+        conversation.say("hello")
+    assert len(conversation.messages) == 6
+    assert capsys.readouterr().err.count("could not be saved: Not a directory, XDG_STATE_HOME names another folder; each") == 1
 
 
 def refuse(path: object, *arguments: object, **options: object) -> object:

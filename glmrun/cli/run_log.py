@@ -46,7 +46,7 @@ class RunLog:
 
     def write(self, model: "ChatModel", messages: list[dict[str, Any]]) -> None:
         """Keep the messages, if that is wanted; a disk that refuses costs a line."""
-        from glmrun.repl.kept import model_path
+        from glmrun.repl.kept import model_path, unkept
         from glmrun.terminal.console import note
 
         if not self.wanted:
@@ -61,4 +61,4 @@ class RunLog:
                 session.append("message", message=message)
             session.close()
         except OSError as why:
-            note(f"this call could not be kept: {why.strerror} (--no-log keeps none)")
+            note(f"this call could not be kept: {unkept(why)} (--no-log keeps none)")

@@ -1,5 +1,6 @@
 """What of a conversation is kept on disk: its journal (sessions.py), and the model's cache beside it."""
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ class Kept:
     keep_cache: bool = False
     session: sessions.Session | None = None
     cache: "SavedCache | None" = None
+    told: str = ""  # why it could not be saved: said once
 
     def write(self, model: ChatModel, system: str | None, messages: list[dict[str, Any]], kind: str, **fields: Any) -> None:
         """Write a change to the journal, or begin one with all that there is."""
@@ -36,7 +38,9 @@ class Kept:
             else:
                 self.session.append(kind, **fields)
         except OSError as why:
-            note(f"this conversation could not be saved: {why.strerror}; the next message tries again")
+            if why.strerror != self.told:
+                note(f"this conversation could not be saved: {unkept(why)}; each message tries again")
+            self.told = why.strerror or ""
             self.close()  # a journal that lacks a line tells another story: the next one begins with all messages
 
     def reopen(self, path: Path) -> sessions.Saved:
@@ -90,6 +94,14 @@ class Kept:
         from glmrun.engine.saved_cache import SavedCache
 
         return SavedCache(self.session.cache_path, model)  # type: ignore[arg-type]
+
+
+def unkept(why: OSError) -> str:
+    """Why something could not be kept, and what helps where the folder is the reason."""
+    advice = (
+        ", XDG_STATE_HOME names another folder" if why.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT) else ""
+    )
+    return f"{why.strerror}{advice}"
 
 
 def model_path(model: ChatModel) -> str:
