@@ -12,13 +12,15 @@ from support.foreign_file import Parts, random_blocks
 from support.tiny_model import ODD, ODDER, Tiny
 
 import glmrun
-from glmrun.engine.model import Model
+from glmrun.engine.model import Model, looks_ahead
 from glmrun.engine.next_token import WAITING, fill, read
 from glmrun.engine.runner import Run
 from glmrun.engine.saved_cache import SavedCache
 from glmrun.engine.sequence import Sequence
 from glmrun.engine.workspace import Part
+from glmrun.gguf.architecture import open_model_file
 from glmrun.gguf.source import GGUFSource
+from glmrun.tensors.prefault import fit
 from glmrun.tensors.repack import DRAFT_HEAD
 from quant.convert import convert, plan
 from quant.errors import UserError
@@ -297,3 +299,15 @@ def test_without_a_source_that_uses_it_nothing_of_the_layer_is_loaded(tiny_gguf:
             assert len(model.latest.rows) == AHEAD.num_hidden_layers and model.latest.states is None
     with glmrun.load(path, n_ctx=64) as model:
         assert len(model.latest.rows) == AHEAD.num_hidden_layers + 1
+
+
+def test_auto_leaves_the_layer_alone_where_memory_is_short(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_model_file(tiny_gguf("Q8_0", AHEAD).path)
+    needed, without = (fit(file, file.config, 0, ahead=ahead).needed for ahead in (True, False))
+    assert needed - without == sum(
+        t.n_bytes for name, t in file.tensors.items() if name.startswith(f"blk.{ODD.num_hidden_layers}.")
+    )
+    for available, used in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr("glmrun.tensors.prefault.available_memory", lambda available=available: available)
+        assert looks_ahead(file, "auto") == used
+        assert looks_ahead(file, "mtp") and not looks_ahead(file, "off") and not looks_ahead(file, "ngram")
