@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -74,7 +74,7 @@ class Paths:
                 Route(f"{prefix}/tokenize", self._told(about.tokenize), methods=["POST"]),
                 Route(f"{prefix}/detokenize", self._told(about.detokenize), methods=["POST"]),
             ]
-        handlers: Any = {HTTPException: _not_found, UserError: _refused, Exception: _broken}
+        handlers: Any = {HTTPException: _not_found, UserError: _refused, ClientDisconnect: _gone, Exception: _broken}
         origins = list(self._service.options.access.origins)
         middleware = (
             [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])] if origins else []
@@ -158,6 +158,11 @@ async def _not_found(request: Request, error: Exception) -> Response:
     reason += f": {request.url.path[:200]!r}; base URLs are http://{request.url.netloc}/v1, for Anthropic's clients without /v1"
     body = refusal(request.url.path, error.status_code, UserError(reason, "missing"))
     return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _gone(request: Request, _: Exception) -> Response:
+    """The client has left before its body was there: nobody reads this, and it is no fault of ours that the log should tell."""
+    return Response(status_code=400)
 
 
 async def _broken(request: Request, _: Exception) -> Response:
