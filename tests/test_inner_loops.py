@@ -63,6 +63,6 @@ def test_inner_loops_for_arm(cpu: str, tmp_path: Path) -> None:
         elif name.endswith("dot_rows.0"):
             assert loop["dots"] >= 8, (name, loop)
         elif ".tile_in" in name and target == "neon-i8mm":
-            assert loop["dots"] >= 0.2 * loop["instructions"], (name, loop)
+            assert loop["dots"] >= 0.18 * loop["instructions"], (name, loop)
         else:
             assert loop["by lane"] >= 0.37 * loop["instructions"], (name, loop)
