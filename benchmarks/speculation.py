@@ -88,8 +88,8 @@ def compare(file: str, threads: int, n_tokens: int, rounds: int) -> None:
     draft = "mtp" if has_layer else "off"
     with glmrun.load(file, n_ctx=3 * n_tokens + 64, n_threads=threads, draft=draft) as model:
         model.finite()
-        c, shape = model.config, model.cache_shape
-        plain, ahead = Conversation(c.num_hidden_layers, *shape[1:4]), Conversation(*shape)
+        c, shape = model.config, model.weights.cache_shape(model.n_ctx)
+        plain, ahead = Conversation(c.num_hidden_layers, *shape[1:5]), Conversation(*shape)
         rng = np.random.default_rng(1)
         text, other = (rng.integers(0, c.vocab_size, n_tokens).tolist() for _ in range(2))
         model.runner.step([Run(plain, np.array(text, np.int64), plain.logits)])

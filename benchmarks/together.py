@@ -23,8 +23,7 @@ def ours(path: str, threads: int, most: int, depth: int) -> Callable[[int, int],
     """A function (sequences, tokens of each) -> tokens a second in all, on sequences of `depth` tokens."""
     model = glmrun.load(path, n_ctx=1024, n_threads=threads)
     model.finite()
-    c, row_bytes = model.config, int(model.weights.model["row_bytes"])
-    sequences = [Sequence(c.num_hidden_layers, 1024, row_bytes, c.vocab_size) for _ in range(most)]
+    sequences = [Sequence(*model.weights.cache_shape(1024)) for _ in range(most)]
     prompt = np.arange(100, 100 + depth)  # int64 (depth,)
 
     def write(count: int, n_tokens: int) -> float:

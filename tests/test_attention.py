@@ -74,7 +74,9 @@ class Attention:
         s["runs"], s["run"], s["n_runs"] = self.run_record.ctypes.data, self.run_of.ctypes.data, 1
         run = self.run_record[0]
         run["cache"], run["partial"] = cache.ctypes.data, self.room((partial,), np.uint8).ctypes.data
-        run["columns"] = self.room((-(-n_ctx // columns.TILE) * columns.tile_bytes(m),), np.uint8).ctypes.data
+        self.rounded = np.zeros(1, np.int64)  # int64 (layers,)
+        run["columns"] = self.room((-(-n_ctx // columns.BLOCK) * columns.block_bytes(m),), np.uint8).ctypes.data
+        run["tail"], run["rounded"] = self.room((columns.block_bytes(m),), np.uint8).ctypes.data, self.rounded.ctypes.data
         self.layer, self.workers = np.zeros(1, LAYER)[0], np.zeros(n_threads, WORKER)
         for worker in self.workers:
             worker["attention"] = self.room((attention.scratch_bytes(m),), np.uint8).ctypes.data
@@ -84,11 +86,12 @@ class Attention:
         start = -self.memory[-1].ctypes.data % 64
         return self.memory[-1][start : start + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
-    def run(self, n_tokens: int, position: int, way: int = RUNS_AS_INT8) -> np.ndarray:
-        """float32 (n_tokens * heads, latent): one run of a step, all threads together."""
+    def run(self, n_tokens: int, position: int, way: int = RUNS_AS_INT8, rounded: int = 0) -> np.ndarray:
+        """float32 (n_tokens * heads, latent): one run of a step, all threads together; columns of `rounded` positions are kept."""
         s, run = self.step, self.run_record[0]
         s["n_tokens"], s["n_few"] = n_tokens, n_tokens if n_tokens < FEW else 0
         run["n_tokens"], run["position"] = n_tokens, position
+        np.minimum(self.rounded, rounded // columns.BLOCK * columns.BLOCK, out=self.rounded)
         Team(self.n_threads).run(_attend, self.model, self.layer, s, self.workers, way)
         return self.context[: n_tokens * self.heads, : int(self.model["latent"])].copy()
 
@@ -177,6 +180,33 @@ def test_scores_with_a_sharp_peak(n_tokens: int) -> None:
     a.query[: len(targets)] = a.cache[targets].astype(np.float32) * 5
     got = a.run(n_tokens, 500)
     assert distance(got, a.cache[targets, :LATENT].astype(np.float64)) <= 1e-2
+
+
+@pytest.mark.parametrize("kind", [F16, Q8_0], ids=["float16", "q8_0"])
+def test_kept_columns_are_what_would_be_computed_again(kind: int) -> None:
+    """Pieces of a prompt, single tokens, and back to an earlier position with other rows behind it."""
+    kept, anew = Attention(5, 600, kind), Attention(5, 600, kind)
+    for position, n_tokens in (
+        (0, 150),
+        (150, 3),
+        (153, 1),
+        (154, 38),
+        (192, 64),
+        (256, 1),
+        (257, 70),
+        (140, 2),
+        (142, 90),
+        (232, 300),
+    ):
+        for a in (kept, anew):
+            rng = np.random.default_rng(position)
+            values = rng.standard_normal((n_tokens, ROW)).astype(np.float32)  # float32 (n_tokens, row)
+            for i, value in enumerate(values):
+                store_cached(a.model, value.ctypes.data, a.stored[position + i].ctypes.data)
+            a.query[: n_tokens * 5] = rng.standard_normal((n_tokens * 5, ROW))
+        got = kept.run(n_tokens, position, rounded=position)
+        assert np.isfinite(got).all() and kept.rounded[0] == (position + n_tokens) // columns.BLOCK * columns.BLOCK
+        np.testing.assert_array_equal(got, anew.run(n_tokens, position))
 
 
 def test_old_rows_behind_the_end_do_not_matter() -> None:

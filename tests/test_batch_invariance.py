@@ -23,8 +23,7 @@ CONFIG = replace(ODD, max_position_embeddings=N_CTX)
 
 def sequence_at(weights: Weights, position: int, seed: int) -> Sequence:
     """A sequence whose first rows are random numbers."""
-    config = weights.config
-    sequence = Sequence(config.num_hidden_layers, N_CTX, int(weights.model["row_bytes"]), config.vocab_size)
+    sequence = Sequence(*weights.cache_shape(N_CTX))
     values = np.random.default_rng(seed).standard_normal((len(sequence.rows), position, int(weights.model["row"])))
     sequence.rows.view(np.float32 if weights.model["cache_type"] == 0 else np.float16)[:, :position] = values
     sequence.extend([0] * position)

@@ -48,9 +48,9 @@ def test_a_large_context_takes_no_memory_before_its_tokens(tiny_gguf, choice):
     before = resident()
     large = Workspace(weights, 50_000_000, 64, 2)
     large.reach(10)
-    row_bytes = int(weights.model["row_bytes"])
-    sequence = Sequence(3, 50_000_000, row_bytes, 1016)  # 100 GB and more
-    assert sequence.rows.nbytes == 3 * 50_000_000 * row_bytes
+    shape = n_layers, n_ctx, row_bytes, *_ = weights.cache_shape(50_000_000)
+    sequence = Sequence(*shape)  # 100 GB and more
+    assert sequence.rows.nbytes == n_layers * n_ctx * row_bytes
     assert resident() - before <= 50_000_000
 
 
@@ -59,7 +59,7 @@ def test_what_the_system_refuses_is_told(tiny_gguf):
     with pytest.raises(UserError, match="smaller context"):
         Workspace(weights, 1 << 45, 64, 2)
     with pytest.raises(UserError, match="smaller context"):
-        Sequence(3, 1 << 45, int(weights.model["row_bytes"]), 1016)
+        Sequence(*weights.cache_shape(1 << 45))
 
 
 def test_angles_appear_as_positions_are_reached(tiny_gguf):

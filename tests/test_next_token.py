@@ -31,7 +31,7 @@ TOKENS = np.random.default_rng(8).integers(0, 900, 80)  # int64 (80,)
 
 def has_read(model: Model, *lengths: int) -> Sequence:
     """A sequence with the first tokens of TOKENS, in steps of so many; those of four tokens and fewer want all their logits."""
-    sequence = Sequence(*model.cache_shape)
+    sequence = Sequence(*model.weights.cache_shape(model.n_ctx))
     for n in lengths:
         at, logits = len(sequence.tokens), np.empty((n if n < 5 else 1, model.config.vocab_size), np.float32)
         assert model.runner.step([Run(sequence, TOKENS[at : at + n], logits, exact=n < 5, ahead=True)])
@@ -59,9 +59,9 @@ def test_the_layer_gives_the_slow_twins_logits_and_states(
     states = twin.states(TOKENS[:30])
     logits, own = twin.ahead(states[:29], TOKENS[1:30])
     with glmrun.load(tiny.path, n_ctx=64, n_threads=2, draft="mtp") as model:
-        sequence, passes = Sequence(*model.cache_shape), model.runner._passes
+        sequence, passes = Sequence(*model.weights.cache_shape(model.n_ctx)), model.runner._passes
         for at, n, n_logits in ((0, 20, 20), (20, 5, 1), (25, 1, 1), (26, 3, 3)):
-            part = Part(sequence.rows, at, n, n_logits)
+            part = Part(sequence.cache, at, n, n_logits)
             found = read(passes, part, TOKENS[at + 1 : at + 1 + n].tolist(), states[at : at + n].astype(np.float32))
             assert found is not None
             first = at + n - n_logits
@@ -127,7 +127,7 @@ def test_the_trunk_computes_the_same_bits_with_the_layer(tiny_gguf: Callable[...
     for draft in ("off", "mtp"):
         with glmrun.load(path, n_ctx=128, n_threads=2, draft=draft) as model:
             n = model.config.vocab_size
-            a, b, c = (Sequence(*model.cache_shape) for _ in range(3))
+            a, b, c = (Sequence(*model.weights.cache_shape(model.n_ctx)) for _ in range(3))
             own = [np.empty((k, n), np.float32) for k in (1, 1, 3, 1, 2)]  # float32 (k, n_vocab) each
             assert model.runner.step([Run(a, TOKENS[:40], own[0][:0], ahead=True)])
             assert model.runner.step([Run(a, TOKENS[40:50], own[0], ahead=True), Run(b, TOKENS[:20], own[1], ahead=True)])
@@ -151,13 +151,13 @@ def test_rows_and_states_follow_what_becomes_of_a_sequence(tiny_gguf: Callable[.
     with glmrun.load(tiny_gguf("F32", AHEAD).path, n_ctx=128, n_threads=2, draft="mtp") as model:
         sequence = has_read(model, 20, 3)
         expected = model.runner.guess(has_read(model, 20, 3), 7, 2)
-        copy = Sequence(*model.cache_shape)
+        copy = Sequence(*model.weights.cache_shape(model.n_ctx))
         copy.share(sequence, 23)
         assert copy.n_whole == 23 and model.runner.guess(copy, 7, 2) == expected
         sequence.truncate(21)  # two of the three were drafts
         assert sequence.n_whole == 21 and sequence.n_ahead == 19
         assert model.runner.guess(sequence, int(TOKENS[21]), 1) == model.runner.guess(has_read(model, 20, 1), int(TOKENS[21]), 1)
-        short = Sequence(*model.cache_shape)
+        short = Sequence(*model.weights.cache_shape(model.n_ctx))
         short.share(has_read(model, 20, 3), 12)
         assert model.runner.guess(short, 7, 2) == []  # the state of position 11 is gone ...
         assert (short.n_whole, short.n_ahead) == (11, 11)

@@ -292,11 +292,11 @@ def test_conversations_with_drafts_at_once_give_what_each_gives_alone(tiny_gguf:
 @pytest.mark.parametrize("choice", ["F32", "Q8_0", "Q4_K_M", "everything"])
 def test_an_exact_pass_computes_what_single_tokens_compute(tiny_gguf: Callable[..., Tiny], choice: str) -> None:
     with glmrun.load(tiny_gguf(choice).path, n_ctx=512, n_threads=2) as model:
-        c, row_bytes = model.config, int(model.weights.model["row_bytes"])
+        c, shape = model.config, model.weights.cache_shape(512)
         tokens = np.random.default_rng(6).integers(0, 900, 330)  # int64 (330,)
 
         def behind(lengths: list[int], exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-            sequence, rows = Sequence(c.num_hidden_layers, 512, row_bytes, c.vocab_size), []
+            sequence, rows = Sequence(*shape), []
             model.runner.step([Run(sequence, tokens[:250], sequence.logits)])
             for n in lengths:
                 at = len(sequence.tokens)
@@ -313,11 +313,11 @@ def test_an_exact_pass_computes_what_single_tokens_compute(tiny_gguf: Callable[.
 
 def test_an_exact_pass_in_company_changes_no_bit(tiny_gguf: Callable[..., Tiny]) -> None:
     with glmrun.load(tiny_gguf("Q4_K_M").path, n_ctx=512, n_threads=2) as model:
-        c, row_bytes = model.config, int(model.weights.model["row_bytes"])
+        c, shape = model.config, model.weights.cache_shape(512)
         tokens = np.random.default_rng(6).integers(0, 900, 90)  # int64 (90,)
 
         def run(n_tokens: int, n_logits: int, exact: bool) -> Run:
-            sequence = Sequence(c.num_hidden_layers, 512, row_bytes, c.vocab_size)
+            sequence = Sequence(*shape)
             model.runner.step([Run(sequence, tokens[:70], sequence.logits)])
             return Run(sequence, tokens[70 : 70 + n_tokens], np.empty((n_logits, c.vocab_size), np.float32), exact)
 

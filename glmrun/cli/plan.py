@@ -187,9 +187,12 @@ def _print_plan(
 
     why = "the limit of this control group" if found.limited else "this machine's memory"
     per_token = f"{demand.per_token / 1e9:.2f}" if demand.per_token >= 10_000_000 else f"{demand.per_token / 1e9:.4f}"
+    positions = f"{n_ctx:,} positions of {demand.per_position:,} bytes, {demand.cache}"
+    if demand.columns:
+        positions += f", and {demand.columns:,} in int8"
     rows = [
         ("weights", bytes_text(demand.weights), ""),
-        ("cache", bytes_text(n_ctx * demand.per_position), f"{n_ctx:,} positions of {demand.per_position:,} bytes, {demand.cache}"),
+        ("cache", bytes_text(n_ctx * demand.cache_per_position), positions),
         ("working memory", bytes_text(WORKING_BYTES), "interpreter, kernels, buffers"),
         ("needed", bytes_text(demand.needed(n_ctx)), ""),
         ("available", bytes_text(found.available), f"of {bytes_text(found.total)}, {why}"),
@@ -260,8 +263,8 @@ def _as_json(
             "file_bytes": d.file_bytes,
             "weight_bytes": d.weights,
             "cache_type": d.cache,
-            "cache_bytes": n_ctx * d.per_position,
-            "cache_bytes_per_position": d.per_position,
+            "cache_bytes": n_ctx * d.cache_per_position,
+            "cache_bytes_per_position": d.cache_per_position,
             "working_bytes": WORKING_BYTES,
             "needed_bytes": d.needed(n_ctx),
             "bytes_per_token": d.per_token,

@@ -82,7 +82,7 @@ class Model:
             self.runner = Runner(self.weights, self.n_ctx, n_threads, watched=watched, from_disk=self.prefault.way)
             self.runner.workspace.step["populates"] = self.prefault.populates
             self._keeping = weakref.finalize(self, keep_uses, watched, self.runner.workspace.uses)  # also when the program ends
-            self._idle = Idle(*self.cache_shape)
+            self._idle = Idle(*self.weights.cache_shape(self.n_ctx))
             self._idle.latest  # noqa: B018  # whether the system gives address space for one is found out here
         except MemoryError:
             raise UserError(
@@ -119,19 +119,12 @@ class Model:
 
     def keep(self, n_bytes: int) -> None:
         """Use so much memory for the rows of conversations that wait for their next turn; at least a context's."""
-        n_layers, _, row_bytes, *_ = self.cache_shape
+        n_layers, _, row_bytes, *_ = self.weights.cache_shape(self.n_ctx)
         self._idle.room = max(self.n_ctx, n_bytes // (row_bytes * n_layers))
 
     def keep_on_disk(self, shelf: Shelf) -> None:
         """Have conversations' rows kept there, too (disk_cache.py): memory gives some up, and a process ends."""
         self._disk = shelf
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int, int, int]:
-        """What a Sequence takes: layers, positions, bytes of a cached row, vocabulary, width of a state."""
-        c, ahead = self.config, self._looks_ahead
-        row_bytes = int(self.weights.model["row_bytes"])
-        return c.num_hidden_layers + ahead, self.n_ctx, row_bytes, c.vocab_size, c.hidden_size * ahead
 
     @property
     def latest(self) -> Conversation:

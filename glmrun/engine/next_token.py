@@ -21,7 +21,7 @@ def fill(passes: Passes, sequence: Sequence, at_once: bool) -> None:
         return
     while (n := min(len(sequence.states) - 1, passes.workspace.max_tokens)) > 0:
         at, states = sequence.n_ahead, sequence.states
-        if read(passes, Part(sequence.rows, at, n, 0), sequence.tokens[at + 1 : at + 1 + n], states[:n]) is None:
+        if read(passes, Part(sequence.cache, at, n, 0), sequence.tokens[at + 1 : at + 1 + n], states[:n]) is None:
             return
         sequence.n_ahead, sequence.states = at + n, states[n:]
 
@@ -38,7 +38,7 @@ def guess(passes: Passes, sequence: Sequence, token: int, n: int) -> list[int] |
         return guessed
     at, tokens = sequence.n_ahead, [*sequence.tokens[sequence.n_ahead + 1 :], token]
     while True:
-        found = read(passes, Part(sequence.rows, at, len(tokens), 1), tokens, states)
+        found = read(passes, Part(sequence.cache, at, len(tokens), 1), tokens, states)
         if found is None:
             return None
         if not guessed:

@@ -47,10 +47,10 @@ class Run:
 
     def parts(self) -> list[Part]:
         """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
-        rows, position = self.sequence.rows, len(self.sequence.tokens)
+        cache, position = self.sequence.cache, len(self.sequence.tokens)
         if self.exact:
-            return [Part(rows, position + i, 1, 1) for i in range(len(self.tokens))]
-        return [Part(rows, position, len(self.tokens), len(self.logits))]
+            return [Part(cache, position + i, 1, 1) for i in range(len(self.tokens))]
+        return [Part(cache, position, len(self.tokens), len(self.logits))]
 
 
 @dataclass(eq=False)

@@ -97,7 +97,7 @@ class SavedCache:
 
     @property
     def _position_bytes(self) -> int:
-        n_layers, _, row_bytes, *_ = self._model.cache_shape
+        n_layers, _, row_bytes, *_ = self._model.weights.cache_shape(self._model.n_ctx)
         return n_layers * row_bytes + 4
 
     def _size(self) -> int:
@@ -216,7 +216,7 @@ def _rows(sequence: Sequence, start: int, n: int) -> Iterator[memoryview]:
 
 def fingerprint(model: "Model") -> str:
     """What the cached rows depend on beside the tokens: the model's file, the type of the cache, the kernels."""
-    layers, _, row_bytes, *_ = model.cache_shape
+    layers, _, row_bytes, *_ = model.weights.cache_shape(model.n_ctx)
     kernels = kernels_folder.name if kernels_folder else ""
     digest = hashlib.sha256(f"{kernels} {layers} {row_bytes} {model.weights.model['cache_type']}".encode())
     for mapping, watched in zip(model.file.mappings, model.file.watched, strict=True):

@@ -2,10 +2,12 @@
 
 import mmap
 import threading
-from typing import Protocol
+from math import prod
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from glmrun.kernels.attention.columns import BLOCK
 from quant.errors import UserError
 from quant.system import GIVE_BACK, NORESERVE
 
@@ -24,21 +26,36 @@ def reserve(n_bytes: int, what: str) -> mmap.mmap:
         ) from why
 
 
+class Cache(NamedTuple):
+    """What attention reads of a sequence."""
+
+    rows: np.ndarray  # uint8 (layers, n_ctx, row_bytes): cached rows (kernels/attention/cached_row.py)
+    columns: np.ndarray  # uint8 (layers, blocks of n_ctx, block_bytes): the same in int8 (kernels/attention/columns.py)
+    rounded: np.ndarray  # int64 (layers,): how many positions have their columns; kernels fill in what is missing
+
+
 class Sequence:
     """Address space for up to n_ctx positions, which fills as the conversation grows.
 
     tokens     in order; len(tokens) is the position of the next one
-    rows       uint8 (layers, n_ctx, row_bytes): cached rows (kernels/attention/cached_row.py), valid for tokens
+    cache      valid for tokens; rows: of that, what is copied and saved
     logits     float32 (1, n_vocab): after the last token, once a step has computed them
     n_ahead    positions whose row of the prediction layer is there: that of p is computed when token p + 1 is known
     states     float32 (n, n_state): the trunk's, of the positions from n_ahead on; None: the layer does not run
     saved_by   the mark of the file that holds the first n_saved rows, or all that it has, as they are (saved_cache.py)
     """
 
-    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int, n_state: int = 0) -> None:
-        """n_layers   with the prediction layer, where it runs; n_state is the width of a state then, else 0"""
-        self._memory = reserve(n_layers * n_ctx * row_bytes, f"the cache of {n_ctx:,} positions")
-        self.rows = np.frombuffer(self._memory, np.uint8)[: n_layers * n_ctx * row_bytes].reshape(n_layers, n_ctx, row_bytes)
+    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, block_bytes: int, n_vocab: int, n_state: int = 0) -> None:
+        """n_layers      with the prediction layer, where it runs; n_state is the width of a state then, else 0
+        block_bytes   of a block of columns; 0: attention reads the rows
+        """
+        shapes = (n_layers, n_ctx, row_bytes), (n_layers, -(-n_ctx // BLOCK), block_bytes)
+        self._memories = [reserve(prod(shape), f"the cache of {n_ctx:,} positions") for shape in shapes]
+        self.rows, columns = (
+            np.frombuffer(memory, np.uint8)[: prod(shape)].reshape(shape)
+            for memory, shape in zip(self._memories, shapes, strict=True)
+        )
+        self.cache = Cache(self.rows, columns, np.zeros(n_layers, np.int64))
         self.logits = np.empty((1, n_vocab), np.float32)  # float32 (1, n_vocab)
         self.tokens: list[int] = []
         self.saved_by: object = None
@@ -52,6 +69,7 @@ class Sequence:
             return
         del self.tokens[n_tokens:]
         self.n_saved = min(self.n_saved, n_tokens)
+        np.minimum(self.cache.rounded, n_tokens // BLOCK * BLOCK, out=self.cache.rounded)
         if self.states is not None:
             self.states = self.states[: max(0, n_tokens - self.n_ahead)]  # float32 (n, n_state)
             self.n_ahead = min(self.n_ahead, max(0, n_tokens - 1))  # the row of the last position took in a token that is gone
@@ -83,6 +101,7 @@ class Sequence:
     def share(self, other: "Sequence", n_tokens: int) -> None:
         """Begin with the first n_tokens positions of another sequence: a copy of their rows, bit for bit."""
         self.rows[:, :n_tokens] = other.rows[:, :n_tokens]
+        self.cache.rounded[:] = 0
         self.tokens[:] = other.tokens
         self.saved_by, self.n_saved, self.n_ahead, self.states = other.saved_by, other.n_saved, other.n_ahead, other.states
         self.truncate(n_tokens)
@@ -96,20 +115,32 @@ class Sequence:
         self.tokens += tokens
 
     def close(self) -> None:
-        """Give the memory of the rows back; the sequence is empty then."""
+        """Give the memory back; the sequence is empty then."""
         self.truncate(0)
+        self._give_back(*self._memories)
+
+    def give_columns_back(self) -> None:
+        """Keep the rows alone: half of the memory. The next step rounds them again."""
+        self.cache.rounded[:] = 0
+        self._give_back(self._memories[1])
+
+    @staticmethod
+    def _give_back(*memories: mmap.mmap) -> None:
         if _GIVE_BACK is not None:
-            self._memory.madvise(_GIVE_BACK)
+            for memory in memories:
+                memory.madvise(_GIVE_BACK)
 
 
 class Idle:
     """Sequences that nobody uses at the moment, the last used one at the end. Safe to use from several threads.
 
     room   positions that all of them may hold; at least one context. Beyond that, what two conversations share is copied
+
+    Only the last used one keeps its columns.
     """
 
-    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, n_vocab: int, n_state: int = 0) -> None:
-        self._shape = n_layers, n_ctx, row_bytes, n_vocab, n_state
+    def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, block_bytes: int, n_vocab: int, n_state: int = 0) -> None:
+        self._shape = n_layers, n_ctx, row_bytes, block_bytes, n_vocab, n_state
         self._lock = threading.Lock()
         self._sequences: list[Sequence] = []
         self.room = n_ctx
@@ -157,6 +188,8 @@ class Idle:
         All that are kept take no more memory than the room: what `plan` says of the cache stays true.
         """
         with self._lock:
+            if self._sequences:
+                self._sequences[-1].give_columns_back()
             self._sequences.append(sequence)
             while len(self._sequences) > KEPT or self._n_kept > self.room:
                 self._sequences.pop(0).close()

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glmrun.engine.sequence import reserve
+from glmrun.engine.sequence import Cache, reserve
 from glmrun.kernels.activations import FEW, row_bytes
 from glmrun.kernels.attention.attend import SEGMENTS, result_bytes
 from glmrun.kernels.attention.attend import scratch_bytes as attention_scratch_bytes
-from glmrun.kernels.attention.columns import QUERIES, TILE, tile_bytes
+from glmrun.kernels.attention.columns import BLOCK, QUERIES, block_bytes
 from glmrun.kernels.attention.exact import SEGMENT
 from glmrun.kernels.disk import LOOKED_AT
 from glmrun.kernels.layout import ACTIVATION, RUN, STEP, WORKER
@@ -27,7 +27,7 @@ LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
 class Part(NamedTuple):
     """One run of a step, as begin() takes it."""
 
-    cache: np.ndarray  # uint8 (layers, capacity, row_bytes): the sequence's rows
+    cache: Cache
     position: int  # of the first token
     n_tokens: int
     n_logits: int  # of how many of the last tokens somebody wants logits
@@ -66,17 +66,15 @@ class Workspace:
             worker["attention"] = self._zeros(attention_scratch_bytes(m)).ctypes.data
 
     def _reserve_attention(self, m: np.void, heads: int) -> None:
-        """Room for what runs of few tokens gather from segments of positions, and for cached rows as columns of runs of many."""
+        """Room for what runs of few tokens gather from segments of positions, and for the columns of each run's last block."""
         queries = (FEW - 1) * heads
         if m["float_attention"]:
             self._partial_bytes = -(-self.n_ctx // SEGMENT) * queries * (int(m["latent"]) + 16) * 4
-            self._tile_bytes = 0
         else:
             self._partial_bytes = SEGMENTS * -(-queries // QUERIES) * result_bytes(m)
-            self._tile_bytes = tile_bytes(m)
         self._partial = self._reserved(self.max_runs * self._partial_bytes, "scratch").ctypes.data
-        most = min(self.max_runs, max(1, self.max_tokens // FEW))  # runs of many tokens
-        self._columns = self._reserved(max(1, most * -(-self.n_ctx // TILE) * self._tile_bytes), "scratch").ctypes.data
+        self._tail_bytes = block_bytes(m)
+        self._tails = self._zeros(self.max_runs * self._tail_bytes).ctypes.data
 
     def _fill_step(self, weights: Weights) -> None:
         """Allocate every buffer that has a row for each token."""
@@ -133,22 +131,22 @@ class Workspace:
 
     def _place(self, which: int, counts: list[int], parts: Sequence[Part], skipped: list[int]) -> tuple[int, int, list[int]]:
         """Fill the RUN records of `counts` tokens of each part, those of few tokens first: (tokens, of them few, first of each)."""
-        places, columns, first, n_few, number = [0] * len(parts), self._columns, 0, 0, 0
+        places, first, n_few, number = [0] * len(parts), 0, 0, 0
         for i in sorted(range(len(parts)), key=lambda i: counts[i] >= FEW):
             part, n = parts[i], counts[i]
             places[i] = first
             if not n:
                 continue
             position = part.position + skipped[i]
-            cache, partial = part.cache, self._partial + number * self._partial_bytes
-            run = (first, n, position, cache.ctypes.data, cache.strides[0], partial, columns)
-            self._runs[which, number] = run
+            rows, columns, rounded = part.cache
+            np.minimum(rounded, part.position // BLOCK * BLOCK, out=rounded)  # a step that was cancelled may have rounded more
+            tail, partial = self._tails + number * self._tail_bytes, self._partial + number * self._partial_bytes
+            own = rows.ctypes.data, rows.strides[0], columns.ctypes.data, columns.strides[0], rounded.ctypes.data
+            self._runs[which, number] = (first, n, position, *own, tail, partial)
             self._tokens[2 * which, first : first + n] = number
             first, number = first + n, number + 1
             if n < FEW:
                 n_few = first
-            else:
-                columns += -(-(position + n) // TILE) * self._tile_bytes
         return first, n_few, places
 
     def reach(self, n_positions: int) -> None:

@@ -109,8 +109,11 @@ RUN = np.dtype(
         ("position", np.int64),  # of its first token
         ("cache", np.int64),  # the sequence's rows of cached_row.py (layers, capacity)
         ("layer_bytes", np.int64),
+        ("columns", np.int64),  # the sequence's columns (layers, capacity / BLOCK): its rows in int8, where attention is in int8
+        ("columns_bytes", np.int64),  # of a layer
+        ("rounded", np.int64),  # int64 (layers,): how many positions have their columns; whole blocks
+        ("tail", np.int64),  # the columns of the last block, where that is not whole
         ("partial", np.int64),  # what its queries gather from each segment of positions, before that is joined
-        ("columns", np.int64),  # of many tokens: cached rows of one layer in int8, in tiles
     ]
 )
 

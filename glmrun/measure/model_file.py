@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmrun.measure.plan import cache_type, kv_bytes
+from glmrun.measure.plan import cache_type, column_bytes, kv_bytes
 from quant.config import Config, read_per_token
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ def model_facts(file: "GGUFFile", config: Config) -> dict[str, Any]:
     next-token-prediction layer. kv_bytes_per_position is glmrun's own cache.
     """
     tensors = file.tensors.values()
+    formats = {t.format for t in tensors if len(t.shape) > 1}
+    cache = cache_type(formats)
     return file_facts(file) | {
         "parameters_active": read_per_token(config, {t.name: prod(t.shape) for t in tensors}),
         "context_length": config.max_position_embeddings,
-        "kv_bytes_per_position": kv_bytes(config, cache_type({t.format for t in tensors if len(t.shape) > 1})),
+        "kv_bytes_per_position": kv_bytes(config, cache) + column_bytes(config, formats, cache),
         "layers": config.num_hidden_layers,
         "mtp_layers": config.num_nextn_predict_layers,
         "experts": config.n_routed_experts,

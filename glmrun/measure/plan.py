@@ -38,17 +38,23 @@ class Demand:
     weights: int  # that stay in memory: all but the next-token-prediction layer
     per_token: int  # weights that one token reads
     cache: str  # type of the cached values
-    per_position: int  # of the cache
+    per_position: int  # of the cache's rows
+    columns: int  # of what attention reads beside each row: the same in int8, where it computes in int8
     experts: int = 0  # of the weights, those of which a token reads some
     experts_per_token: int = 0
 
+    @property
+    def cache_per_position(self) -> int:
+        """Bytes of memory that a position takes."""
+        return self.per_position + self.columns
+
     def needed(self, n_ctx: int) -> int:
         """Bytes of memory for a context of n_ctx positions."""
-        return self.weights + n_ctx * self.per_position + WORKING_BYTES
+        return self.weights + n_ctx * self.cache_per_position + WORKING_BYTES
 
     def largest_context(self, available: int) -> int:
         """Positions for which `available` bytes are enough, at most what the model takes; 0 if not even the weights fit."""
-        room = (available - self.needed(0)) // self.per_position
+        room = (available - self.needed(0)) // self.cache_per_position
         return max(0, min(room, self.config.max_position_embeddings))
 
     def ceiling(self, bytes_per_second: float, position: int = 0) -> float:
@@ -77,8 +83,22 @@ def cache_type(formats: Collection[str], wanted: str | None = None) -> str:
 
 def kv_bytes(config: Config, cache: str) -> int:
     """Bytes of the cache for one position: in every layer a latent row and a rotary key, each in whole vectors."""
-    row = -(-config.kv_lora_rank // 64) * 64 + -(-config.qk_rope_head_dim // 64) * 64
-    return int(config.num_hidden_layers * row * CACHE_BITS[cache] / 8)
+    latent, rope = _whole_vectors(config)
+    return int(config.num_hidden_layers * (latent + rope) * CACHE_BITS[cache] / 8)
+
+
+def column_bytes(config: Config, formats: Collection[str], cache: str) -> int:
+    """Bytes of one position's columns in all layers (kernels/attention/columns.py), at most; 0 where attention is in float32."""
+    if cache == "f32" or all(name == "Q8_0" or READABLE[name].block_length == 1 for name in formats):
+        return 0
+    latent, rope = _whole_vectors(config)
+    key, value = latent + 2 * rope + (latent + rope) // 16, latent + latent // 8
+    return config.num_hidden_layers * (key + value)
+
+
+def _whole_vectors(config: Config) -> tuple[int, int]:
+    """Widths of latent and rotary key as they are cached."""
+    return -(-config.kv_lora_rank // 64) * 64, -(-config.qk_rope_head_dim // 64) * 64
 
 
 def demand_of_recipe(config: Config, recipe: Recipe, wanted_cache: str | None = None) -> Demand:
@@ -94,20 +114,23 @@ def demand_of_tensors(
     prediction = f"blk.{config.num_hidden_layers}."
     used = {tensor: form for tensor, form in tensors.items() if not tensor.startswith(prediction)}
     sizes = {tensor: n_bytes for tensor, (_, _, n_bytes) in used.items()}
-    cache = cache_type({kind for shape, kind, _ in used.values() if len(shape) > 1}, wanted_cache)
+    formats = {kind for shape, kind, _ in used.values() if len(shape) > 1}
+    cache = cache_type(formats, wanted_cache)
     n_bytes, per_token = sum(n for _, _, n in tensors.values()), read_per_token(config, sizes)
-    weights, per_position = sum(sizes.values()), kv_bytes(config, cache)
-    return Demand(name, config, n_bytes, weights, per_token, cache, per_position, *_experts(config, sizes))
+    weights, caches = sum(sizes.values()), (kv_bytes(config, cache), column_bytes(config, formats, cache))
+    return Demand(name, config, n_bytes, weights, per_token, cache, *caches, *_experts(config, sizes))
 
 
 def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:
     """The demand of a file that is there; what has to be converted counts as what it becomes."""
     forms = forms_to_run(file, config)
     sizes = {name: n_bytes for name, (_, _, n_bytes) in forms.items()}
-    cache = cache_type({form for shape, form, _ in forms.values() if len(shape) > 1}, wanted_cache)
+    formats = {form for shape, form, _ in forms.values() if len(shape) > 1}
+    cache = cache_type(formats, wanted_cache)
     per_token = read_per_token(config, sizes)
     experts = _experts(config, {t.name: t.n_bytes for t in tensors_in_place(file, config)})
-    return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, kv_bytes(config, cache), *experts)
+    caches = kv_bytes(config, cache), column_bytes(config, formats, cache)
+    return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, *caches, *experts)
 
 
 def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:
@@ -119,7 +142,7 @@ def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:
 def demand_of_download(name: str, n_bytes: int) -> Demand:
     """The demand of a file of the full-size model of which only the size is known."""
     cache = cache_type({"Q4_K"})
-    return Demand(name, FLASH, n_bytes, n_bytes, n_bytes, cache, kv_bytes(FLASH, cache))
+    return Demand(name, FLASH, n_bytes, n_bytes, n_bytes, cache, kv_bytes(FLASH, cache), column_bytes(FLASH, {"Q4_K"}, cache))
 
 
 @dataclass(frozen=True)
@@ -140,5 +163,5 @@ def devices() -> list[Device]:
 
 
 def fits_device(demand: Demand, device: Device, n_ctx: int) -> bool:
-    """Whether a machine with nothing else to do has the memory."""
-    return demand.needed(n_ctx) <= device.memory - DEVICE_BYTES
+    """Whether a machine with nothing else to do has the memory, without the columns: most run it with another program."""
+    return demand.needed(n_ctx) - n_ctx * demand.columns <= device.memory - DEVICE_BYTES

@@ -9,6 +9,7 @@ import numpy as np
 from glmrun.gguf.dialects import of_trunk
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.attention.cached_row import row_bytes
+from glmrun.kernels.attention.columns import block_bytes
 from glmrun.kernels.layout import CODES, EITHER, F16, F32, FLOATS, LAYER, MODEL, Q8_0, TWO_TERMS, WEIGHT
 from glmrun.tensors.repack import DRAFT_HEAD, Converting, first_rows, tensors_to_run
 from quant.config import Config, read_per_token
@@ -184,6 +185,11 @@ class Weights:
         stride, begin, codes = form.row_bytes(2 * half), rows.ctypes.data, form.block_length > 1
         places = begin, begin + form.row_bytes(half)
         return [((place, form.ggml_type, len(rows), half, stride), codes) for place in places]
+
+    def cache_shape(self, n_ctx: int) -> tuple[int, int, int, int, int, int]:
+        """What a Sequence takes: layers, positions, bytes of a row and of a block of columns, vocabulary, width of a state."""
+        c, ahead, rows, columns = self.config, self.next_token is not None, int(self.model["row_bytes"]), block_bytes(self.model)
+        return c.num_hidden_layers + ahead, n_ctx, rows, columns, c.vocab_size, c.hidden_size * ahead
 
     def _reads_codes(self, name: str) -> bool:
         return name in self.tensors and FORMATS[self.tensors[name].format].block_length > 1

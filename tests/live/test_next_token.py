@@ -34,12 +34,12 @@ def test_states_and_guesses_are_the_twins(nano, gguf_of, twin: Nano, recipe: str
             embeddings = twin.trunk.model.embed_tokens(ids[:, 1:])
             own = twin.next_token(embeddings, states[:, :-1], twin.trunk.model.rotary_emb)
             expected = twin.trunk.lm_head(own)[0].numpy()  # float32 (positions - 1, n_vocab)
-            sequence = Sequence(*model.cache_shape)
+            sequence = Sequence(*model.weights.cache_shape(model.n_ctx))
             assert model.runner.step([Run(sequence, np.array(text), sequence.logits, ahead=True)])
             assert sequence.n_ahead == len(text) - 1 and sequence.states is not None
             assert nmse(sequence.states, states[0, -1:].numpy()) < limit
             n = len(text) - 1
-            found = read(model.runner._passes, Part(sequence.rows, 0, n, n), text[1:], states[0, :-1].numpy())
+            found = read(model.runner._passes, Part(sequence.cache, 0, n, n), text[1:], states[0, :-1].numpy())
             assert found is not None
             assert nmse(found[0], expected) < limit and nmse(found[1], own[0].numpy()) < limit
             agreed += int((found[0].argmax(-1) == expected.argmax(-1)).sum())

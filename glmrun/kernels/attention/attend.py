@@ -25,8 +25,8 @@ from glmrun.kernels.attention.columns import (
     ROPE_STEPS,
     SIGNED,
     TILE,
-    round_rows,
-    tile_bytes,
+    block_at,
+    note_rounded,
     top_of,
 )
 from glmrun.kernels.attention.rounding import (
@@ -69,7 +69,7 @@ _LOWEST = float32(-1e30)  # below every score, and finite: a query that sees not
 
 
 # Scratch of a thread, in this order (bytes): words 2,048; limits and shrinks, float32 (QUERIES,) each; query panel; scores, float32
-# (TILE, QUERIES); weight panel; result; a tile of columns. A result: float32 (latent, QUERIES) sums of weighted values, then the
+# (TILE, QUERIES); weight panel; result. A result: float32 (latent, QUERIES) sums of weighted values, then the
 # largest score and the sum of weights, float32 (QUERIES,) each.
 
 
@@ -87,7 +87,7 @@ def result_bytes(m):
 @kernel(int64(model_record))
 def scratch_bytes(m):
     """Bytes of scratch that one thread needs."""
-    own = 2304 + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128 + result_bytes(m) + tile_bytes(m)
+    own = 2304 + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128 + result_bytes(m)
     return (max(own, exact.scratch_bytes(m)) + 63) // 64 * 64
 
 
@@ -176,8 +176,8 @@ def _clear(m, out):
         store_f32x16(out + m.latent * QUERIES * 4 + k, splat_f32(_LOWEST))
 
 
-@kernel(_void(model_record, run_record, int64, int64, int64, int64, int64, int64, int64))
-def _meet(m, run, first_query, panel, columns, first, end, scratch, out):
+@kernel(_void(model_record, layer_record, run_record, int64, int64, int64, int64, int64, int64))
+def _meet(m, layer, run, first_query, panel, first, end, scratch, out):
     """A panel of a run's queries against positions first to end - 1 (one tile); each query sees no further than its own token."""
     limits, shrinks = scratch + 2048, scratch + 2176
     scores = scratch + 2304 + _panel_bytes(m)
@@ -188,9 +188,10 @@ def _meet(m, run, first_query, panel, columns, first, end, scratch, out):
         store_f32(limits + i * 4, float32(min(end, own + 1) - first))
     n = min(end, run.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
     few = first_query + FEW > last
-    tiles.scores(m, panel, columns, n, few, scores)
+    columns, whole = block_at(m, layer, run, first), (run.position + run.n_tokens - first) // BLOCK
+    tiles.scores(m, panel, columns, whole, run.tail, n, few, scores)
     _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
-    tiles.gather(m, weights, columns, n, few, shrinks, out)
+    tiles.gather(m, weights, columns, whole, run.tail, n, few, shrinks, out)
 
 
 @kernel(_void(model_record, layer_record, step_record, int64, int64, int64, int64, int64), apart=True)
@@ -216,8 +217,7 @@ def _finish(m, layer, s, first, n, sums, out, scratch):
 
 # ---- the threads' work ------------------------------------------------------------------------------------------------
 # A piece of work is an item: some queries of a run, and a segment of the positions that they see. Runs of few tokens cut their
-# positions into segments, each of which rounds its own cached rows; runs of many have one segment and rounded columns. What an item
-# computes depends on its own run only.
+# positions into segments; runs of many have one. What an item computes depends on its own run only.
 
 
 @kernel(int64(run_record), inline="always")
@@ -238,25 +238,19 @@ def _segments(run):
 @kernel(_void(model_record, layer_record, step_record, run_record, int64, int64), apart=True)
 def _attend_item(m, layer, s, run, item, scratch):
     """Queries of a panel against a segment of positions: into s.context, or into the run's partial results to be merged."""
-    heads, end, cache = m.num_attention_heads, run.position + run.n_tokens, run.cache + layer.index * run.layer_bytes
+    heads, end = m.num_attention_heads, run.position + run.n_tokens
     queries, panel = run.n_tokens * heads, scratch + 2304
     panels, segments = (queries + QUERIES - 1) // QUERIES, _segments(run)
     first_query, segment = item % panels * QUERIES, item // panels
     n = min(QUERIES, queries - first_query)
     out = panel + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128
-    columns = out + result_bytes(m)
     if segments > 1:
         out = run.partial + item * result_bytes(m)
     _query_panel(m, s.query + (run.first * heads + first_query) * m.row * 4, n, panel, scratch)
     _clear(m, out)
     after = min(end, (segment + 1) * _segment(run), run.position + (first_query + n - 1) // heads + 1)
     for p in range(segment * _segment(run), after, TILE):
-        tile_end = min(end, (segment + 1) * _segment(run), p + TILE)
-        if run.n_tokens < FEW_TOKENS:
-            round_rows(m, cache + p * m.row_bytes, tile_end - p, columns, scratch)
-            _meet(m, run, first_query, panel, columns, p, tile_end, scratch, out)
-        else:
-            _meet(m, run, first_query, panel, run.columns + p // TILE * tile_bytes(m), p, tile_end, scratch, out)
+        _meet(m, layer, run, first_query, panel, p, min(end, (segment + 1) * _segment(run), p + TILE), scratch, out)
     if segments == 1:
         _finish(m, layer, s, run.first * heads + first_query, n, out + (m.latent + 1) * QUERIES * 4, out, scratch)
 
@@ -292,6 +286,8 @@ def attend(m, layer, s, w):
     if m.float_attention:
         exact.attend(m, layer, s, w)
         return
+    if w.thread == 0:
+        note_rounded(layer, s)
     for r in range(s.n_runs):
         run = run_at(s.runs, r)
         items = (run.n_tokens * m.num_attention_heads + QUERIES - 1) // QUERIES * _segments(run)

@@ -1,8 +1,11 @@
 """What attention reads: cached rows as columns, each value rounded once for all queries that meet it.
 
-A tile of them: TILE key columns, each int8 (latent,) codes + KEY_OFFSET, int16 (rope,) codes and float32 (row / BLOCK,) scales;
-then `latent` value columns, int8 (latent, TILE); then their float32 (TILE / BLOCK, latent) scales and, where SIGNED, int32
-(TILE / BLOCK, latent) 128 times the sums of their codes.
+A block of them: BLOCK key columns, each int8 (latent,) codes + KEY_OFFSET, int16 (rope,) codes and float32 (row / BLOCK,) scales;
+then `latent` value columns, int8 (latent, BLOCK); then their float32 (latent,) scales and, where SIGNED, int32 (latent,) 128 times
+the sums of their codes.
+
+A value's scale belongs to all positions of a block. So a block is rounded once, when it is whole, and kept beside the rows; the
+last one, until then, in each step anew. What is kept is what would be computed again, bit for bit.
 
 Byte dots take one factor unsigned: keys carry +128 beside the queries' int8, and weights are never negative. Where products are
 added up in 16 bits neither fits, and NEON takes both signed: there all factors are SIGNED, keys as they are, weights less 128.
@@ -10,7 +13,6 @@ added up in 16 bits neither fits, and NEON takes both signed: there all factors 
 
 from numba import float32, int64, types
 
-from glmrun.kernels.activations import FEW as FEW_TOKENS
 from glmrun.kernels.attention.cached_row import load_cached
 from glmrun.kernels.attention.rounding import (
     larger_f16_magnitude,
@@ -23,15 +25,17 @@ from glmrun.kernels.attention.rounding import (
 )
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
-from glmrun.kernels.layout import F16, layer_record, model_record, run_at, step_record, worker_record
+from glmrun.kernels.layout import F16, layer_record, model_record, run_at, run_record, step_record, worker_record
 from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,
     load_f16x16,
+    load_i64,
     splat_f32,
     store_f32,
     store_f32x16,
     store_i32x16,
+    store_i64,
     store_u8x64,
     zero_f32x16,
     zero_i32x16,
@@ -47,7 +51,6 @@ FEW = 24  # queries that a panel's second half holds in half of its lanes: the 2
 LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
 SIGNED = signed_factors()
 KEY_OFFSET = 0 if SIGNED else 128
-VALUE_STRIDE = TILE  # bytes from one latent value's codes to the next one's
 _void = types.void
 
 
@@ -57,9 +60,19 @@ def key_stride(m):
 
 
 @kernel(int64(model_record))
-def tile_bytes(m):
-    """Bytes of a tile of columns."""
-    return TILE * key_stride(m) + m.latent * VALUE_STRIDE + TILE // BLOCK * m.latent * (8 if SIGNED else 4)
+def block_bytes(m):
+    """Bytes of a block of columns; 0: attention in float32 reads the rows."""
+    if m.float_attention:
+        return 0
+    return BLOCK * key_stride(m) + m.latent * (BLOCK + 8 if SIGNED else BLOCK + 4)
+
+
+@kernel(int64(model_record, layer_record, run_record, int64), inline="always")
+def block_at(m, layer, run, p):
+    """Address of the columns of the run's block that begins at position p: the sequence's, or the run's own if it is not whole."""
+    if p + BLOCK > run.position + run.n_tokens:
+        return run.tail
+    return run.columns + layer.index * run.columns_bytes + p // BLOCK * block_bytes(m)
 
 
 @kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
@@ -85,12 +98,14 @@ def _key_column(m, row, out):
         store_f32(scales + k // BLOCK * 4, top / steps)
 
 
-@kernel(_void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
-def _value_columns(m, rows, n, out, scales, starts, words):
+@kernel(_void(model_record, int64, int64, int64, int64), apart=True)
+def _value_columns(m, rows, n, out, words):
     """Round the latent values of n (1 to BLOCK) positions; what lies beyond repeats the last, with a weight of zero.
 
     words   scratch, 2,048 bytes
     """
+    scales = out + m.latent * BLOCK
+    starts = scales + m.latent * 4
     last = rows + (n - 1) * m.row_bytes
     for k in range(0, m.latent, 16):
         if m.cache_type == F16:  # the largest of 32 at once, without widening them
@@ -117,36 +132,35 @@ def _value_columns(m, rows, n, out, scales, starts, words):
                 sums = add_dot_u8s8(sums, bytes_of(128), codes)
         if SIGNED:
             store_i32x16(starts + k * 4, sums)
-        transpose_words(words, out + k * VALUE_STRIDE, VALUE_STRIDE)
+        transpose_words(words, out + k * BLOCK, BLOCK)
         store_f32x16(scales + k * 4, top / splat_f32(float32(127.0)))
-
-
-@kernel(_void(model_record, int64, int64, int64, int64))
-def round_rows(m, rows, n, out, words):
-    """A tile of columns from n (1 to TILE) cached rows."""
-    keys = key_stride(m)
-    values = out + TILE * keys
-    scales = values + m.latent * VALUE_STRIDE
-    for p in range(n):
-        _key_column(m, rows + p * m.row_bytes, out + p * keys)
-    for p in range(0, n, BLOCK):
-        scale, block = scales + p // BLOCK * m.latent * 4, min(BLOCK, n - p)
-        _value_columns(m, rows + p * m.row_bytes, block, values + p, scale, scale + TILE // BLOCK * m.latent * 4, words)
 
 
 @kernel(_void(model_record, layer_record, step_record, worker_record))
 def round_cache(m, layer, s, w):
-    """Tiles of columns of all positions so far, for the runs of many tokens: every panel of queries meets them."""
+    """Columns of the blocks of every run that have none yet, the last one included, from its cached rows."""
     if m.float_attention:
         return
     for r in range(s.n_runs):
         run = run_at(s.runs, r)
-        if run.n_tokens < FEW_TOKENS:
-            continue
         cache, end = run.cache + layer.index * run.layer_bytes, run.position + run.n_tokens
-        tiles, piece = (end + TILE - 1) // TILE, first_piece(w)
-        while piece < tiles:
-            p = piece * TILE
-            round_rows(m, cache + p * m.row_bytes, min(TILE, end - p), run.columns + piece * tile_bytes(m), w.attention)
+        first = load_i64(run.rounded + layer.index * 8) // BLOCK
+        n, piece = 2 * ((end + BLOCK - 1) // BLOCK - first), first_piece(w)
+        while piece < n:
+            p = (first + piece // 2) * BLOCK
+            rows, n_rows, out = cache + p * m.row_bytes, min(BLOCK, end - p), block_at(m, layer, run, p)
+            if piece % 2:
+                _value_columns(m, rows, n_rows, out + BLOCK * key_stride(m), w.attention)
+            else:
+                for i in range(n_rows):
+                    _key_column(m, rows + i * m.row_bytes, out + i * key_stride(m))
             piece = next_piece(w)
-        leave(w, tiles)
+        leave(w, n)
+
+
+@kernel(_void(layer_record, step_record))
+def note_rounded(layer, s):
+    """Remember which columns of the runs are kept now; no thread reads that before the next step."""
+    for r in range(s.n_runs):
+        run = run_at(s.runs, r)
+        store_i64(run.rounded + layer.index * 8, (run.position + run.n_tokens) // BLOCK * BLOCK)

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, VALUE_STRIDE, key_stride
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, block_bytes, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs, emit_word
@@ -109,14 +109,18 @@ def _scale_rows(cells, queries, factors):
                 store_f32x8(at, splat_f32x8(float32(0.0)))
 
 
-@kernel(types.void(model_record, int64, int64, int64, int64, int64), apart=True)
-def scores(m, panel, columns, n, few, out):
-    """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
+@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def scores(m, panel, columns, whole, tail, n, few, out):
+    """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count.
+
+    columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
+    """
     keys, scales = key_stride(m), 2 * m.row - m.latent
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
     for p in range(0, n, COLUMNS):
-        column, row = columns + p * keys, out + p * _ROW
+        block = columns + p // BLOCK * block_bytes(m) if p // BLOCK < whole else tail
+        column, row = block + p % BLOCK * keys, out + p * _ROW
         _scale_rows(row, FEW if few else QUERIES, 0)
         for half in range(0, 128, _STEP):
             if _STEP == 32 and few and half >= FEW * 4:
@@ -138,22 +142,24 @@ def scores(m, panel, columns, n, few, out):
                     _rope_16(cells, codes, factors + b, 0, column + at, keys, scale, keys)
 
 
-@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
-def gather(m, weights, columns, n, few, shrinks, out):
-    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
-    values, factors = columns + TILE * key_stride(m), weights + TILE * QUERIES
-    scales, blocks = values + m.latent * VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
-    starts = scales + TILE // BLOCK * m.latent * 4
+@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads."""
+    factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
+    values = BLOCK * key_stride(m)
+    scales = values + m.latent * BLOCK
     for k in range(0, m.latent, COLUMNS):
-        row, x = out + k * _ROW, values + k * VALUE_STRIDE
+        row = out + k * _ROW
         _scale_rows(row, FEW if few else QUERIES, shrinks)
         for half in range(0, 128, _STEP):
             if _STEP == 32 and few and half >= FEW * 4:
                 continue
             for b in range(blocks):
+                block = columns + b * block_bytes(m) if b < whole else tail
                 codes, factor = weights + b * BLOCK * QUERIES + half, factors + b * 128 + half
-                column, at = x + b * BLOCK, (b * m.latent + k) * 4
+                column, scale = block + values + k * BLOCK, block + scales + k * 4
+                start = scale + m.latent * 4
                 if _STEP == 32 or (few and half):
-                    _values_8(row + half, codes, factor, starts + at, column, VALUE_STRIDE, scales + at, 4)
+                    _values_8(row + half, codes, factor, start, column, BLOCK, scale, 4)
                 else:
-                    _values_16(row + half, codes, factor, starts + at, column, VALUE_STRIDE, scales + at, 4)
+                    _values_16(row + half, codes, factor, start, column, BLOCK, scale, 4)

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, VALUE_STRIDE, key_stride
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, block_bytes, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16
@@ -146,14 +146,18 @@ def store(context, tile, address):
     return types.void(tile, int64), generate
 
 
-@kernel(types.void(model_record, int64, int64, int64, int64, int64), apart=True)
-def scores(m, panel, columns, n, few, scores):
-    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count."""
+@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def scores(m, panel, columns, whole, tail, n, few, scores):
+    """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count.
+
+    columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
+    """
     keys, scales = key_stride(m), 2 * m.row - m.latent
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
     for p in range(0, n, COLUMNS):
-        column = columns + p * keys
+        block = columns + p // BLOCK * block_bytes(m) if p // BLOCK < whole else tail
+        column = block + p % BLOCK * keys
         if few:
             half_tile = zeros_few()
             for k in range(0, m.latent, BLOCK):
@@ -180,22 +184,25 @@ def scores(m, panel, columns, n, few, scores):
             store(tile, scores + p * QUERIES * 4)
 
 
-@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64), apart=True)
-def gather(m, weights, columns, n, few, shrinks, out):
-    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k]."""
-    values, factors = columns + TILE * key_stride(m), weights + TILE * QUERIES
-    scales, blocks = values + m.latent * VALUE_STRIDE, (n + BLOCK - 1) // BLOCK
+@kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads."""
+    factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
+    values = BLOCK * key_stride(m)
+    scales = values + m.latent * BLOCK
     for k in range(0, m.latent, COLUMNS):
-        at, x, scale = out + k * QUERIES * 4, values + k * VALUE_STRIDE, scales + k * 4
+        at = out + k * QUERIES * 4
         if few:
             half_tile = load_scaled_few(at, shrinks)
             for b in range(blocks):
-                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
-                half_tile = add_values_few(half_tile, codes, factor, 0, x + b * BLOCK, VALUE_STRIDE, scale + b * m.latent * 4, 4)
+                block = columns + b * block_bytes(m) if b < whole else tail
+                codes, factor, x = weights + b * BLOCK * QUERIES, factors + b * 128, block + values + k * BLOCK
+                half_tile = add_values_few(half_tile, codes, factor, 0, x, BLOCK, block + scales + k * 4, 4)
             store(half_tile, at)
         else:
             tile = load_scaled(at, shrinks)
             for b in range(blocks):
-                codes, factor = weights + b * BLOCK * QUERIES, factors + b * 128
-                tile = add_values(tile, codes, factor, 0, x + b * BLOCK, VALUE_STRIDE, scale + b * m.latent * 4, 4)
+                block = columns + b * block_bytes(m) if b < whole else tail
+                codes, factor, x = weights + b * BLOCK * QUERIES, factors + b * 128, block + values + k * BLOCK
+                tile = add_values(tile, codes, factor, 0, x, BLOCK, block + scales + k * 4, 4)
             store(tile, at)
