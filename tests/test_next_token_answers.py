@@ -156,7 +156,8 @@ def test_random_weights_are_not_drafted_for_long(tiny_gguf: Callable[..., Tiny])
         biases = dict.fromkeys(model.tokenizer.eog_ids, -100.0)
         options = {"temperature": 1.5, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "logit_bias": biases}
         *_, last = model.generate(list(range(40, 60)), max_tokens=250, **options)
-        assert last.stats.n_generated == 250 and last.stats.n_guessed <= 12
+        # What a pass costs is measured, so how often it is tried again depends on the machine; `mtp` makes some 250 guesses.
+        assert last.stats.n_generated == 250 and last.stats.n_guessed <= 60
 
 
 # ---- when it pays ----------------------------------------------------------------------------------------------------
