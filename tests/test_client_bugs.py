@@ -1,6 +1,7 @@
 """Faults that cost clients of other servers their turn, each by its number in our notes, on the wire, cut at many places.
 
-14 (numbers that go wrong after a while), 22 (echo) and 23 (schemas) are held by the tests of the engine and of completions.
+Held elsewhere: 14 (numbers that go wrong after a while) by the goldens and tests of batch invariance, 19 and 21 by
+test_server_interfaces.py, 22 (echo) by test_completions.py.
 """
 
 import json
@@ -211,3 +212,17 @@ def test_20_codexs_request_gets_events_with_types_and_a_whole_output(wire: Serve
         assert answer.status_code == 200
         response = responses_answer([piece + b"\n\n" for piece in answer.content.split(b"\n\n") if piece])
         assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+
+
+def test_23_a_schema_is_kept_with_and_without_thinking_200_times(nano: Model) -> None:
+    properties = {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "kind": {"enum": ["cat", "dog"]}}
+    schema = {"type": "object", "properties": properties, "required": ["n", "kind"], "additionalProperties": False}
+    messages = [{"role": "user", "content": "How many, and of which kind?"}]
+    for seed in range(200):
+        thinking = bool(seed % 2)
+        options = {"thinking": thinking, "think_budget": 8, "temperature": 1.0, "seed": seed, "max_tokens": 120}
+        chunks = list(nano.chat(messages, json_schema=schema, **options))
+        assert chunks[-1].finish_reason == "stop"
+        answer = json.loads("".join(chunk.text for chunk in chunks))
+        assert set(answer) == {"n", "kind"} and 0 <= answer["n"] <= 99 and answer["kind"] in ("cat", "dog")
+        assert bool("".join(chunk.reasoning for chunk in chunks)) == thinking
