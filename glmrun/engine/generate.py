@@ -65,34 +65,23 @@ def generate(
         return
     while not limits.looked_at(0.1) and not limits.cancelled():
         pass  # no token is shown before the weights have been looked at
-    history = ids.tolist()
+    history, ahead, start = ids.tolist(), _Ahead(runner, sequence, limits, drafter), time.perf_counter()
     try:
-        yield from _write(_Ahead(runner, sequence, limits, drafter), history, sampler, stats)
+        while not (cancelled := limits.cancelled()) and not limits.reached(stats.n_generated, len(history)):
+            token = sampler.sample(ahead.logits, history)
+            likely = None if limits.likely is None else [limits.likely(ahead.logits, token)]
+            stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
+            if token in limits.eog_ids:
+                yield Chunk(token=token, finish_reason="stop", stats=stats, logprobs=likely)
+                return
+            history.append(token)
+            stats = ahead.count(token, stats)
+            yield Chunk(token=token, stats=stats, logprobs=likely)
+            if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
+                stats = ahead.go_on(history, stats)
+        yield Chunk(finish_reason="cancelled" if cancelled else "length", stats=stats)
     finally:
         sequence.truncate(common_prefix(sequence.tokens, history))  # drafts that nobody has drawn
-
-
-def _write(ahead: "_Ahead", history: list[int], sampler: Sampler | ThinkBudget, stats: Counts) -> Iterator[Chunk]:
-    """Choose one token after another behind history, which grows."""
-    limits, start = ahead.limits, time.perf_counter()
-    while True:
-        if limits.cancelled():
-            yield Chunk(finish_reason="cancelled", stats=stats)
-            return
-        if limits.reached(stats.n_generated, len(history)):
-            yield Chunk(finish_reason="length", stats=stats)
-            return
-        token = sampler.sample(ahead.logits, history)
-        likely = None if limits.likely is None else [limits.likely(ahead.logits, token)]
-        stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
-        if token in limits.eog_ids:
-            yield Chunk(token=token, finish_reason="stop", stats=stats, logprobs=likely)
-            return
-        history.append(token)
-        stats = ahead.count(token, stats)
-        yield Chunk(token=token, stats=stats, logprobs=likely)
-        if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
-            stats = ahead.go_on(history, stats)
 
 
 class _Ahead:
@@ -172,12 +161,8 @@ def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits
             return
 
 
-def text_of(tokenizer: Tokenizer, chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:
-    """The chunks with their tokens' text; texts in `stop` end the answer and do not appear in it."""
-    return until(_texts(tokenizer, chunks), stop)
-
-
-def _texts(tokenizer: Tokenizer, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+def texts(tokenizer: Tokenizer, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The chunks with their tokens' text."""
     stream = tokenizer.stream()
     for chunk in chunks:
         text = stream.push(chunk.token) if chunk.token is not None and chunk.finish_reason is None else ""

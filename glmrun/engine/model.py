@@ -16,7 +16,7 @@ from glmrun.chat.tokenizer import Tokenizer
 from glmrun.engine.chat import answer_of
 from glmrun.engine.constraint import Grammar
 from glmrun.engine.draft_kinds import chain_of, checked_draft
-from glmrun.engine.generate import Limits, generate, reporter, text_of, until
+from glmrun.engine.generate import Limits, generate, reporter, texts, until
 from glmrun.engine.pace import LEAST_PIECE
 from glmrun.engine.runner import Run, Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
@@ -241,7 +241,8 @@ class Model:
         """
         ids = self.checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         chunks = self._generate(ids, self.sampler(**sampling), _checked_max_tokens(max_tokens), _checked_logprobs(logprobs))
-        return text_of(self.tokenizer, chunks, tuple(stop))
+        chunks = texts(self.tokenizer, chunks)
+        return until(chunks, tuple(stop)) if stop else chunks
 
     def chat(self, messages: list[dict], **options: Any) -> Iterator[Chunk]:
         """Answer a conversation: OpenAI-shaped messages and tools in, chunks of thinking, answer and tool calls out.
@@ -271,7 +272,8 @@ class Model:
             sampler = ThinkBudget(chosen, request.think_budget, close, lambda: stream.state == "thinking")
         chunks = self._generate(ids, sampler, _checked_max_tokens(request.max_tokens), _checked_logprobs(request.logprobs))
         one_call = not request.parallel_tool_calls
-        return until(answer_of(self.chat_format, ids.tolist(), stream, chunks, one_call), request.stop)
+        chunks = answer_of(self.chat_format, ids.tolist(), stream, chunks, one_call)
+        return until(chunks, request.stop) if request.stop else chunks
 
     def _choose_tool(self, request: ChatRequest, sampler: Sampler, answers: Callable[[], bool]) -> None:
         """Hold the sampler to the request's tool_choice; answers(): the thinking is over."""

@@ -43,25 +43,20 @@ class Passes:
             raise DiskFailed
         return None if result == CANCELLED else [row for _, row in places]
 
-    def step(self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> list[int] | None:
-        """run() of the model."""
-        self._n_done = 0
-        return self.run(self._model, parts, x, logits)
-
-    def step_with_states(
-        self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray
+    def step(
+        self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray, with_states: bool
     ) -> tuple[list[int], list[np.ndarray]] | None:
-        """step(), and each part's states: what the output matrix reads, float32 (n_tokens, hidden_size), for all its tokens.
+        """run() of the model, and each part's states: what the output matrix reads, float32 (n_tokens, hidden_size); or none.
 
-        A prompt passes the last layer twice: all its tokens for their states, and then, as without states, those whose logits are
+        A prompt passes the last layer twice for its states: all its tokens, and then, as without states, those whose logits are
         wanted, since their numbers depend on how many pass with them.
         """
-        layer, rest = self.weights.next_token, [i for i, part in enumerate(parts) if part.n_logits < part.n_tokens]
-        assert layer is not None
-        if not rest:
-            rows = self.step(parts, x, logits)
-            return None if rows is None else (rows, self._states(parts, rows))
         self._n_done = 0
+        layer, rest = self.weights.next_token, [i for i, part in enumerate(parts) if part.n_logits < part.n_tokens]
+        if not with_states or not rest:
+            rows = self.run(self._model, parts, x, logits)
+            return None if rows is None else (rows, self._states(parts, rows) if with_states else [])
+        assert layer is not None
         whole = [part._replace(n_logits=part.n_tokens) for part in parts]
         if (rows := self.run(layer.lower, whole, x, logits[:0])) is None:
             return None

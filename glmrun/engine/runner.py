@@ -313,8 +313,18 @@ class Runner:
             own.event.clear()
             self._team.resume()  # before the callers are asked: a cancel() behind that is seen by the step
             batch = self._batch()
-            if batch:
-                self._run(batch)
+            if not batch:
+                return
+            self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
+            try:
+                done = batch[0].work() if batch[0].work else self._step([run for request in batch for run in request.runs])
+            except Exception as error:
+                error = self._disk_error() if isinstance(error, DiskFailed) else error
+                for request in batch:
+                    request.error, request.fulfilled = error, False
+                return
+            for request in batch if done else ():  # who is cancelled is found out before the next step
+                request.fulfilled = True
         finally:
             with self._lock:
                 ended = [request for request in self._waiting if request.fulfilled is not None]
@@ -341,18 +351,6 @@ class Runner:
         chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs, of_prompts)
         return [waiting[i] for i in chosen]
 
-    def _run(self, batch: list[_Request]) -> None:
-        self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
-        try:
-            done = batch[0].work() if batch[0].work else self._step([run for request in batch for run in request.runs])
-        except Exception as error:
-            error = self._disk_error() if isinstance(error, DiskFailed) else error
-            for request in batch:
-                request.error, request.fulfilled = error, False
-            return
-        for request in batch if done else ():  # who is cancelled is found out before the next step
-            request.fulfilled = True
-
     def _step(self, runs: Sequence[Run]) -> bool:
         """Whether it was not cancelled."""
         logits = np.empty((sum(len(run.logits) for run in runs), self._weights.config.vocab_size), np.float32)
@@ -362,14 +360,10 @@ class Runner:
         every = [part for these in parts for part in these]
         tokens = np.concatenate([run.tokens for run in runs])  # int64 (n_tokens,)
         x, start = self._weights.embed(tokens), time.perf_counter()
-        states: list[np.ndarray] | None = None
-        if any(run.ahead and run.sequence.states is not None for run in runs):
-            found = self._passes.step_with_states(every, x, logits)
-            rows, states = found or (None, None)
-        else:
-            rows = self._passes.step(every, x, logits)
-        if rows is None:
+        found = self._passes.step(every, x, logits, any(run.ahead and run.sequence.states is not None for run in runs))
+        if found is None:
             return False
+        rows, states = found
         seconds = time.perf_counter() - start
         self.alone = len(runs) == 1
         if self.alone and len(logits) == len(tokens):
