@@ -23,7 +23,7 @@ def test_the_first_guess_is_understood(guess: str, meant: str) -> None:
 
 
 def test_quiet_leaves_answers_and_errors(tmp_path: Path) -> None:
-    for arguments in (["--quiet", "run", "hello"], ["run", "hello", "--stats", "--quiet"]):
+    for arguments in (["--quiet", "run", "hello"], ["run", "hello", "--stats", "--quiet"], ["run", "hello", "--stats", "-q"]):
         done = glmrun(*arguments, scripted=True)
         assert (done.stdout, done.stderr) == (b"You said: hello\n", b"")
     assert refused("--quiet", "run", "nano", "long", scripted=True, code=1).startswith("error: the prompt has")
@@ -39,12 +39,35 @@ def test_quiet_leaves_answers_and_errors(tmp_path: Path) -> None:
         (["run", "hi"], {"GLMRUN_CONTEXT": "foo"}, "GLMRUN_CONTEXT is 'foo', which is not a size"),
         (["run", "hi"], {"GLMRUN_PRESET": "x"}, "GLMRUN_PRESET: 'x' is not one of"),
         (["chat", "nano", "hello"], {}, "glmrun run MODEL"),
-        (["eval", "nano", "q.jsonl"], {}, "eval takes a file of questions; -m names the model (glmrun eval --help"),
+        (["eval", "nano", "a.jsonl", "b"], {}, "eval takes a MODEL and a file of questions (glmrun eval --help"),
+        (["eval", "a.jsonl", "b.jsonl"], {}, "a MODEL and a file of questions, not a.jsonl and b.jsonl"),
+        (["verify", "nano", "-m", "nano"], {}, "MODEL is given twice, nano as an argument and nano by -m"),
+        (["plan", "Q6_K", "ryzen"], {}, "not also ryzen; words choose among --devices"),
+        (["plan", "--devices", "babbage"], {}, "no machine in the table is called babbage"),
         (["plan", "Q5_K_M"], {}, "glmrun writes Q4_K_M, Q6_K"),
     ],
 )
 def test_an_error_names_what_holds_the_wrong_value(arguments: list[str], variables: dict[str, str], words: str) -> None:
     assert words in refused(*arguments, code=2, env={**os.environ, "PYTHONPATH": os.getcwd(), **variables})
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "serve", "bench", "perplexity", "eval", "imatrix", "inspect", "plan", "verify"])
+def test_every_command_takes_its_model_as_an_argument_or_by_a_flag(command: str) -> None:
+    """By each way the file that is not there is missed, and not what the command would have done with it."""
+    more = {"run": ["hi"], "imatrix": ["-f", __file__]}.get(command, [])
+    for words in (["nosuch.gguf", *more], ["-m", "nosuch.gguf", *more], [*more, "--model=nosuch.gguf"]):
+        assert "nosuch.gguf: no such file" in refused(command, *words, code=3)
+
+
+def test_words_behind_the_flag_are_the_question() -> None:
+    done = glmrun("run", "-m", "nano", "what", "is", "nano", scripted=True)
+    assert done.stdout == b"You said: what is nano\n"
+    assert glmrun("run", "-m", "nano", "-p", "hello", scripted=True).stdout == b"You said: hello\n"
+    assert "given twice" in refused("run", "-m", "nano", "-p", "hello", "there", code=2)
+
+
+def test_required_arguments_are_written_as_everywhere() -> None:
+    assert glmrun("convert", "--help").stdout.startswith(b"Usage: glmrun convert [OPTIONS] SRC\n")
 
 
 def test_a_misspelt_variable_is_told() -> None:

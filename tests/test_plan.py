@@ -310,6 +310,19 @@ def test_the_command_in_json(machine_of: Callable[..., None], capsys: pytest.Cap
     assert "NVIDIA RTX 4090" in run(capsys, "nano", "--devices")[1]
 
 
+def test_words_choose_among_the_devices(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """A card that the table has under two names, of which one leaves out the series, is shown once."""
+    machine_of(24 * GIB)
+    for words in (["rtx", "4090"], ["-m", "Q6_K", "rtx", "4090"], ["Q6_K", "RTX", "4090"]):
+        out = run(capsys, *words, "--devices")[1]
+        rows = [line for line in out.splitlines() if "RTX" in line]
+        assert len(rows) == 1 and "4090" in rows[0] and ("as Q6_K" in out) is ("Q6_K" in words)
+    assert [d["name"] for d in json.loads(run(capsys, "--devices", "ryzen", "ai", "--json")[1])["devices"]] == [
+        "AMD Ryzen AI 9 HX 370 (LPDDR5X-7500)",
+        "AMD Ryzen AI Max+ 395 (LPDDR5X-8000)",
+    ]
+
+
 def test_the_program(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:
     """With nothing replaced: a first measurement, and the same figure again."""
     path = tiny_gguf("Q8_0").path

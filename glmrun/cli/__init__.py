@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from glmrun import settings
 from glmrun.cli import (
@@ -52,9 +53,17 @@ _OF_NUMBA = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # both together choose the
 _EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
 _ONE_TOO_MANY = {  # what a command takes, for who writes an argument more
     "chat": 'chat takes a MODEL; glmrun run MODEL "question" asks one question',
-    "eval": "eval takes a file of questions; -m names the model",
+    "eval": "eval takes a MODEL and a file of questions",
 }
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
+
+
+class _Plain(TyperCommand):
+    """A command whose usage has SRC for what must be there, as other programs', and not {SRC}."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [re.sub(r"^\{(.*)\}$", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+
 
 app = typer.Typer(
     name="glmrun",
@@ -78,7 +87,7 @@ app.command("chat", short_help="Chat with a model in the terminal.")(chat.chat)
 app.command("serve", short_help="Serve a model to other programs.")(serve.serve)
 app.command("sessions", short_help="List or search what is kept: conversations, calls.")(sessions.list_sessions)
 app.command("prompts", short_help="List the prompts and personas that you keep.")(prompts.list_prompts)
-app.command("convert", short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
+app.command("convert", cls=_Plain, short_help="Turn a Hugging Face folder into a GGUF file.")(convert.convert)
 app.command("verify", short_help="Prove a GGUF file intact.")(verify.verify)
 app.command("imatrix", short_help="Measure which weights matter, for convert --imatrix.")(imatrix.imatrix)
 app.command("bench", short_help="Measure tokens per second.")(bench.bench)
@@ -88,10 +97,10 @@ app.command("eval", short_help="Ask questions with known answers, count what is 
 app.command("inspect", short_help="Show what a GGUF file holds (also: show).")(inspect.inspect)
 app.command("show", hidden=True)(inspect.inspect)
 app.command("warmup", short_help="Compile the kernels ahead of the first start.")(warmup.warmup)
-app.command("pull", short_help="Download a model from a hub.")(pull.pull)
+app.command("pull", cls=_Plain, short_help="Download a model from a hub.")(pull.pull)
 app.command("list", short_help="List the models on this machine (also: ls).")(models.list_models)
 app.command("ls", hidden=True)(models.list_models)
-app.command("rm", short_help="Delete a model from this machine.")(models.remove_model)
+app.command("rm", cls=_Plain, short_help="Delete a model from this machine.")(models.remove_model)
 app.command("plan", short_help="Report whether a model fits and how fast it can be (also: fit).")(plan.plan)
 app.command("fit", hidden=True)(plan.plan)
 app.command("doctor", short_help="Examine this machine and the installation.")(doctor.doctor)
@@ -114,7 +123,7 @@ def _options(
         bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Only answers, results and errors; --quiet may stand behind any command, too.")
+        bool, typer.Option("-q", "--quiet", help="Only answers, results and errors; it may stand behind a command, too.")
     ] = False,
 ) -> None:
     if quiet:
@@ -169,7 +178,7 @@ def _run(arguments: list[str] | None) -> int:
     if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could continue
         command.main(prog_name="glmrun")
     try:
-        with command.make_context("glmrun", _first_guesses(sys.argv[1:] if arguments is None else arguments)) as context:
+        with command.make_context("glmrun", _first_guesses(command, sys.argv[1:] if arguments is None else arguments)) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code
@@ -195,15 +204,21 @@ def _run(arguments: list[str] | None) -> int:
     return 0
 
 
-def _first_guesses(arguments: list[str]) -> list[str]:
-    """`help run` as `run --help`, `version` as `--version`, and --quiet in front, wherever it stands before `--`."""
+def _first_guesses(command: Any, arguments: list[str]) -> list[str]:
+    """`help run` as `run --help`, `version` as `--version`, and --quiet in front, wherever it stands before `--`.
+
+    So does -q, behind a command that has no -q of its own.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    given = [word for word in arguments[:end] if word != "--quiet"] + arguments[end:]
+    called = next((command.commands[word] for word in arguments[:end] if word in command.commands), command)
+    has_own = called is not command and any("-q" in parameter.opts for parameter in called.params)
+    quiet = {"--quiet"} if has_own else {"--quiet", "-q"}
+    given = [word for word in arguments[:end] if word not in quiet] + arguments[end:]
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
     elif given == ["version"]:
         given = ["--version"]
-    return ["--quiet", *given] if "--quiet" in arguments[:end] else given
+    return ["--quiet", *given] if quiet & {*arguments[:end]} else given
 
 
 def _usage_text(why: Any, arguments: list[str]) -> str:

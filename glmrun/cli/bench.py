@@ -65,7 +65,7 @@ def bench(
     named: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL", autocompletion=options.complete_model, help="Models, as -m takes them.", show_default=False
+            metavar="MODEL", autocompletion=loading.complete_model, help="Models, as -m takes them.", show_default=False
         ),
     ] = None,
     models: Annotated[

@@ -26,10 +26,8 @@ def complete_session(incomplete: str) -> list[tuple[str, str]]:
 
 def chat(
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        options.MODEL,
-    ] = None,
+    model: Annotated[str | None, loading.MODEL] = None,
+    named: loading.Named = None,
     system: options.System = None,
     go_on: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
     resume: Annotated[
@@ -87,6 +85,7 @@ def chat(
     from glmrun.repl.tool_calls import ToolCalls
     from glmrun.terminal.interrupt import quiet_keyboard
 
+    model = loading.one_model(model, named)
     url = options.server_url(context, model)
     if url is not None:
         options.refuse_beside_url(context, *options.ENGINE, "keep_cache")

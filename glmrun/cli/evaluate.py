@@ -21,16 +21,14 @@ if TYPE_CHECKING:
 
 def evaluate(
     context: typer.Context,
-    file: Annotated[
+    first: Annotated[str | None, loading.MODEL] = None,
+    second: Annotated[
         str | None,
         typer.Argument(
             metavar="FILE.jsonl", help="Questions, one JSON object a line. Left out: nano's skills.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="MODEL", help="A GGUF file or a name; left out: the setting, else nano."),
-    ] = None,
+    named: loading.Named = None,
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", metavar="FILE", help="Answers, a JSON object a line; left out: FILE-MODEL.jsonl."),
@@ -61,13 +59,14 @@ def evaluate(
     A line of FILE has a prompt (or messages), an answer and a check: exact, regex, number or tool_call; it may have skill,
     tools, thinking, max_tokens and id. Every answer is kept at once: after Ctrl-C the same command continues. Of the sampling
     settings only those on the command line count, whatever variables and the config file say. With --url the model runs on a
-    server; if that goes away, the same command continues.
+    server; if that goes away, the same command continues. A single argument that ends in .jsonl, or is a file that is there and
+    no .gguf, is FILE.
 
     \b
     Examples:
       glmrun eval
-      glmrun eval questions.jsonl -m GLM-4.7-Flash-Q4_K_M.gguf --preset coding
-      glmrun eval questions.jsonl -m flash --temp 0 -o answers.jsonl --json
+      glmrun eval GLM-4.7-Flash-Q4_K_M.gguf questions.jsonl --preset coding
+      glmrun eval flash questions.jsonl --temp 0 -o answers.jsonl --json
       glmrun eval questions.jsonl --url http://cluster:8000/v1 --parallel 32
       echo '{"prompt": "What is 6 * 7?", "check": "number", "answer": 42}' > questions.jsonl
     """
@@ -76,6 +75,7 @@ def evaluate(
     from glmrun.terminal.console import note
     from glmrun.terminal.sanitize import json_text
 
+    model, file = _model_and_file(first, second, named)
     suite = Path(file) if file is not None else CHECKPOINT / "skills.jsonl"
     questions = read_suite(suite)
     name, sampling = _sampling(context)
@@ -105,6 +105,16 @@ def evaluate(
         note(f"interrupted after {len(answers)} of {len(questions)} questions; the same command continues")
         raise typer.Exit(130)
     note(f"the answers are in {kept}")
+
+
+def _model_and_file(first: str | None, second: str | None, named: str | None) -> tuple[str | None, str | None]:
+    """(MODEL, the file of questions), in either order. Raises BadParameter for two of a kind."""
+    words = [word for word in (first, second) if word is not None]
+    files = [word for word in words if word.endswith(".jsonl") or (not word.endswith(".gguf") and Path(word).exists())]
+    models = [word for word in words if word not in files]
+    if len(models) > 1 or len(files) > 1:
+        raise typer.BadParameter(f"eval takes a MODEL and a file of questions, not {words[0]} and {words[1]}")
+    return loading.one_model(models[0] if models else None, named), files[0] if files else None
 
 
 def _sampling(context: typer.Context) -> tuple[str, dict[str, Any]]:

@@ -12,8 +12,9 @@ from quant.text import decode_text
 
 
 def imatrix(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, Q8_0 or better if it fits.")],
     file: Annotated[str, typer.Option("-f", "--file", metavar="FILE", help="Text like that which the model will meet.")],
+    model: Annotated[str | None, loading.MODEL] = None,
+    named: loading.Named = None,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The importance matrix.")] = "imatrix.gguf",
     chunk_size: Annotated[int, typer.Option("-c", "--chunk-size", min=16, metavar="N", help="Tokens read together.")] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, metavar="N", help="Stop after N chunks.")] = None,
@@ -34,7 +35,7 @@ def imatrix(
     from quant.publish import publish
 
     text = decode_text(Path(file).read_bytes(), file)
-    path, target = loading.resolve_model(model), Path(output)
+    path, target = loading.resolve_model(loading.one_model(model, named)), Path(output)
     loaded = loading.load_model(path, chunk_size, threads, draft="off")
 
     from glmrun.engine.importance import Collector

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmrun.cli import loading, options
+from glmrun.cli import loading
 
 if TYPE_CHECKING:
     from glmrun.gguf.file import GGUFFile
@@ -15,7 +15,8 @@ _LONGEST_LIST = 5  # elements of a metadata list that are shown
 
 
 def inspect(
-    model: Annotated[str | None, options.MODEL] = None,
+    model: Annotated[str | None, loading.MODEL] = None,
+    named: loading.Named = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors: name, shape, format, bytes.")] = False,
     match: Annotated[str | None, typer.Option("--match", metavar="REGEX", help="Only tensors or keys whose name matches.")] = None,
     metadata: Annotated[bool, typer.Option("--metadata", help="List the metadata; of long lists the first elements.")] = False,
@@ -48,7 +49,7 @@ def inspect(
     from glmrun.gguf.open import open_gguf
     from glmrun.measure.model_file import plain_metadata, tensor_rows
 
-    opened = open_gguf(loading.resolve_model(model))
+    opened = open_gguf(loading.resolve_model(loading.one_model(model, named)))
     if diff is not None:
         _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, hash_data, as_json)
         return

@@ -4,7 +4,9 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from glmrun.settings import default_model
 from glmrun.terminal.console import note
@@ -14,6 +16,49 @@ if TYPE_CHECKING:
     from glmrun.chat.remote import RemoteModel
     from glmrun.engine.model import Model
     from glmrun.store.local import LocalModel
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models on this machine, for the shell; it completes paths itself."""
+    from glmrun.store.local import local_models
+
+    return [model.name for model in local_models() if model.name.startswith(incomplete) and model.kind != "checkpoint"]
+
+
+MODEL: Any = typer.Argument(
+    metavar="MODEL",
+    help="A GGUF file, a name from glmrun list or a part of it, or nano. Left out: the setting, else nano.",
+    autocompletion=complete_model,
+    show_default=False,
+)
+Named = Annotated[
+    str | None, typer.Option("-m", "--model", metavar="MODEL", autocompletion=complete_model, help="The same, by a flag.")
+]
+
+
+def one_model(argument: str | None, named: str | None) -> str | None:
+    """MODEL, which every command takes as an argument or by a flag; raises BadParameter if it has both."""
+    if argument is not None and named is not None:
+        raise typer.BadParameter(f"MODEL is given twice, {argument} as an argument and {named} by -m; leave one out")
+    return named if argument is None else argument
+
+
+def names_a_model(text: str) -> bool:
+    """Whether an argument is a model's whole name, or a file's."""
+    if text == "nano" or text.endswith(".gguf") or os.path.exists(text):
+        return True
+    if "/" not in text or " " in text:
+        return False
+    from glmrun.store.local import local_models
+
+    return any(text.casefold() == model.name.casefold() for model in local_models())
+
+
+def means_a_model(text: str) -> bool:
+    """Whether an argument is a model's name, or a part of one."""
+    from glmrun.store.local import local_models, matching
+
+    return names_a_model(text) or bool(matching(text, local_models()))
 
 
 def open_model(name: str | None, url: str | None, **engine: Any) -> "Model | RemoteModel":

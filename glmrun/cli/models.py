@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from glmrun.cli import options
+from glmrun.cli import loading
 from quant.errors import UserError
 
 
@@ -56,7 +56,7 @@ def remove_model(
         str,
         typer.Argument(
             metavar="NAME",
-            autocompletion=options.complete_model,
+            autocompletion=loading.complete_model,
             help="A name that glmrun list shows, or a part that means only one.",
         ),
     ],

@@ -57,21 +57,6 @@ def setting(key: str) -> dict[str, Any]:
     return {"envvar": variable(key), "show_envvar": False}
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Names of models on this machine, for the shell; it completes paths itself."""
-    from glmrun.store.local import local_models
-
-    return [model.name for model in local_models() if model.name.startswith(incomplete) and model.kind != "checkpoint"]
-
-
-MODEL: Any = typer.Argument(
-    metavar="MODEL",
-    help="A GGUF file, a name from glmrun list or a part of it, or nano. Left out: the setting, else nano.",
-    autocompletion=complete_model,
-    show_default=False,
-)
-
-
 def parse_preset(text: str) -> str:
     """text, if it names a preset of sampling settings."""
     from glmrun.engine.sampling import PRESETS

@@ -18,7 +18,8 @@ _LEAST_SCORED = 100  # positions below which a comparison's percentiles mean not
 
 
 def perplexity(
-    model: Annotated[str | None, options.MODEL] = None,
+    model: Annotated[str | None, loading.MODEL] = None,
+    named: loading.Named = None,
     file: Annotated[
         str | None,
         typer.Option("-f", "--file", metavar="TEXT", help="A text file in UTF-8. Left out: nano's held-out dialogues."),
@@ -60,7 +61,7 @@ def perplexity(
         raise typer.BadParameter("--kl-divergence takes text and windows from the reference: leave -f, -c and --parse-special out")
     if window is not None and window < 4:
         raise typer.BadParameter("-c: a window has at least 4 tokens")
-    path = loading.resolve_model(model)
+    path = loading.resolve_model(loading.one_model(model, named))
 
     from glmrun.measure.perplexity import score, statistics
     from glmrun.measure.reference import Reference, ReferenceWriter

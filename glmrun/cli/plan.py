@@ -19,7 +19,7 @@ from quant.errors import UserError
 if TYPE_CHECKING:
     from glmrun.machine import Memory
     from glmrun.measure.bandwidth import Bandwidth
-    from glmrun.measure.plan import Demand
+    from glmrun.measure.plan import Demand, Device
 
 
 class Engine(StrEnum):
@@ -35,11 +35,16 @@ def plan(
         str | None,
         typer.Argument(
             metavar="MODEL|QUANT",
-            autocompletion=options.complete_model,
+            autocompletion=loading.complete_model,
             help="A GGUF file, or a quantization of GLM-4.7-Flash that need not exist yet. Left out: Q4_K_M.",
             show_default=False,
         ),
     ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORD...", help="With --devices: only those that hold all of these words.", show_default=False),
+    ] = None,
+    named: loading.Named = None,
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
@@ -64,10 +69,11 @@ def plan(
       glmrun plan
       glmrun plan Q6_K -c 64K
       glmrun plan model.gguf -c 200k --json
-      glmrun plan --devices
+      glmrun plan --devices ryzen
       glmrun plan --engine vllm --gpus 4
       glmrun plan Q8_0 --engine llama-server --gpus 2 -c 64K
     """
+    what, words = _model_and_words(what, named, words or [], devices)
     if engine is not None or gpus is not None:
         _print_command(engine, what, gpus, ctx, as_json)
         return
@@ -82,6 +88,7 @@ def plan(
     if n_ctx > limit:
         raise typer.BadParameter(f"-c: a context of {n_ctx:,} tokens; this model takes at most {limit:,}")
     others = quantizations(demand.config, kv_type)
+    listed = _listed(words) if devices else []
     speed = memory_bandwidth(threads, measure)
     found = memory()
     folder, free = _disk()
@@ -94,17 +101,28 @@ def plan(
     if as_json:
         disk = {"needed": 0 if exists else demand.file_bytes, "free": free, "folder": str(folder)}
         fits = {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part and asdict(part), "instead": instead}
-        print(json.dumps(_as_json(name, demand, others, n_ctx, speed, found, devices) | fits, indent=2))
+        print(json.dumps(_as_json(name, demand, others, n_ctx, speed, found, listed) | fits, indent=2))
     else:
         _print_plan(name, demand, n_ctx, speed, found, None if exists else (folder, free))
         print(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
         for line in [*([f"It {part}."] if part else []), *([instead] if instead else [])]:
             print(textwrap.fill(line, 100))
         print("\n" + _quantizations(others, n_ctx, speed, found))
-        if devices:
-            print("\n" + _devices(others, n_ctx))
+        if listed:
+            print("\n" + _devices(others, n_ctx, listed))
     if not (fits_memory and fits_disk):
         raise typer.Exit(1)
+
+
+def _model_and_words(what: str | None, named: str | None, words: list[str], with_devices: bool) -> tuple[str | None, list[str]]:
+    """(MODEL or QUANT, the words for --devices): a first argument that can be neither is a word. Raises BadParameter."""
+    from quant.recipes import RECIPES
+
+    if words and not with_devices:
+        raise typer.BadParameter(f"plan takes one MODEL or quantization, not also {words[0]}; words choose among --devices")
+    if with_devices and what is not None and (named is not None or not (what.upper() in RECIPES or loading.means_a_model(what))):
+        return named, [what, *words]
+    return loading.one_model(what, named), words
 
 
 def _print_command(engine: Engine | None, what: str | None, gpus: int | None, ctx: int | None, as_json: bool) -> None:
@@ -228,7 +246,7 @@ def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, f
 def _quantizations(others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory") -> str:
     from glmrun.terminal.tables import bytes_text, columns
 
-    rows = [["quantization", "file", "needed", "largest context", "tokens/s <=", "when full"]]
+    rows = [["quantization", "file", "needed", "largest context", "tokens/s at most", "context full"]]
     for d in others:
         largest = d.largest_context(found.available)
         ceilings = [f"{d.ceiling(speed.bytes_per_second, at):.1f}" for at in (0, n_ctx)]
@@ -237,12 +255,25 @@ def _quantizations(others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found
     return columns(rows, right=[1, 2, 3, 4, 5])
 
 
-def _devices(others: "list[Demand]", n_ctx: int) -> str:
-    from glmrun.measure.plan import devices, fits_device
+def _listed(words: list[str]) -> "list[Device]":
+    """The machines that hold all words, each once: a card's series may be left out. Raises UserError if there is none."""
+    from glmrun.measure.plan import devices
+
+    found: dict[str, Device] = {}
+    for device in devices():
+        if all(word.casefold() in device.name.casefold() for word in words):
+            found.setdefault(re.sub(r"\b(GeForce|Radeon) ", "", device.name), device)
+    if not found:
+        raise UserError(f"no machine in the table is called {' '.join(words)}; --devices alone shows all", "usage")
+    return list(found.values())
+
+
+def _devices(others: "list[Demand]", n_ctx: int, listed: "list[Device]") -> str:
+    from glmrun.measure.plan import fits_device
     from glmrun.terminal.tables import columns
 
     rows = [["machine", "memory GB", "GB/s", *(d.name for d in others)]]
-    for device in devices():
+    for device in listed:
         cells = [f"{d.ceiling(device.bandwidth):.0f}" if fits_device(d, device, n_ctx) else "-" for d in others]
         rows.append([device.name, f"{device.memory / 2**30:.0f}", f"{device.bandwidth / 1e9:.0f}", *cells])
     table = columns(rows, right=range(1, len(rows[0])))
@@ -253,9 +284,9 @@ def _devices(others: "list[Demand]", n_ctx: int) -> str:
 
 
 def _as_json(
-    name: str, demand: "Demand", others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory", with_devices: bool
+    name: str, demand: "Demand", others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory", listed: "list[Device]"
 ) -> dict[str, Any]:
-    from glmrun.measure.plan import WORKING_BYTES, devices, fits_device
+    from glmrun.measure.plan import WORKING_BYTES, fits_device
 
     def described(d: "Demand") -> dict[str, Any]:
         return {
@@ -277,12 +308,12 @@ def _as_json(
         "model": name, "context": n_ctx, **described(demand), "memory": asdict(found), "bandwidth": asdict(speed),
         "quantizations": [described(d) for d in others],
     }  # fmt: skip
-    if with_devices:
+    if listed:
         plan["devices"] = [
             {
                 **asdict(device),
                 "ceilings": {d.name: round(d.ceiling(device.bandwidth), 2) for d in others if fits_device(d, device, n_ctx)},
             }
-            for device in devices()
+            for device in listed
         ]
     return plan

@@ -33,10 +33,11 @@ class Format(StrEnum):
 
 def run(
     context: typer.Context,
-    first: Annotated[str | None, options.MODEL] = None,
+    first: Annotated[str | None, loading.MODEL] = None,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The question; with -T, key=value.", show_default=False)
     ] = None,
+    named: loading.Named = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The question, given by name.")] = None,
     template: Annotated[
         str | None, typer.Option("-T", "--template", metavar="NAME", help="A prompt that you keep (see glmrun prompts).")
@@ -89,7 +90,7 @@ def run(
     """Ask one question and print the answer.
 
     A single argument is the model if it is nano, ends in .gguf, names an existing file or is the whole name of a pulled model;
-    otherwise, and always with --url, it is the question. Files (-f) and the text on standard input are added to the question.
+    otherwise, and always with --url or -m, it is the question. Files (-f) and the text on standard input are added to it.
 
     The answer goes to standard output; thinking, tool calls, progress and statistics go to standard error. In a pipe or a file
     the answer is the model's text exactly; a terminal sees control characters spelled out. Ctrl-C stops the answer, keeps what
@@ -116,7 +117,7 @@ def run(
       glmrun run model.gguf "What is the weather in Rome?" --tools weather.py --approve auto
       glmrun run --url http://localhost:8000/v1 "Name three rivers"
     """
-    url = options.server_url(context, first)
+    url = options.server_url(context, named or first)
     if url is not None:
         options.refuse_beside_url(context, *options.ENGINE)
     schema = _schema(answer_format, json_schema)
@@ -125,7 +126,7 @@ def run(
     if tools_file is not None and schema is not None:
         raise typer.BadParameter("--tools and a JSON answer exclude each other; leave one out")
     words = [word for word in (first, *(more or [])) if word is not None]
-    model_name, question = model_and_question(words, prompt, template, url is not None)
+    model_name, question = model_and_question(words, named, prompt, template, url is not None)
     text = with_texts(question, files or [])
     kept = RunLog.begin(log, go_on, None if system is None else options.text_argument(system, "the system prompt"))
     messages = kept.asked(text)

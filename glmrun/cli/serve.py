@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def serve(
     context: typer.Context,
-    model_name: Annotated[str | None, options.MODEL] = None,
+    model_name: Annotated[str | None, loading.MODEL] = None,
+    named: loading.Named = None,
     host: options.Host = "127.0.0.1",
     port: options.Port = 8080,
     api_key: Annotated[
@@ -72,7 +73,7 @@ def serve(
     quiet = log_format is LogFormat.none
     service = Service(_options(context), lambda record: None if quiet else say(line(record, log_format is LogFormat.json)))
     with bound(host, port) as where, listening(service, where):
-        model = loading.load_model(loading.resolve_model(model_name), **options.of_engine(context))
+        model = loading.load_model(loading.resolve_model(loading.one_model(model_name, named)), **options.of_engine(context))
         model.measure()
         model.keep(cache_ram if cache_ram is not None else available_memory() // 4)
         if cache_disk is not None:

@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
-from glmrun.cli import options
+from glmrun.cli import loading, options
 
 
 def verify(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", autocompletion=options.complete_model, help="A GGUF file that glmrun convert wrote.")
-    ],
+    model: Annotated[str | None, loading.MODEL] = None,
+    named: loading.Named = None,
     threads: options.Threads = None,
 ) -> None:
     """Prove a model file intact: every byte against the checksums that glmrun convert stores in it.
@@ -24,14 +23,13 @@ def verify(
       glmrun verify GLM-4.7-Flash-Q4_K_M.gguf
       glmrun verify flash
     """
-    from glmrun.cli.loading import resolve_model
     from glmrun.gguf.verify import verify as check
     from glmrun.terminal.console import note
     from glmrun.terminal.progress import BytesProgress
     from glmrun.terminal.sanitize import one_line
     from glmrun.terminal.tables import bytes_text
 
-    file = str(resolve_model(model))
+    file = str(loading.resolve_model(loading.one_model(model, named)))
     began, damaged, checked = time.monotonic(), 0, 0
     with BytesProgress() as bar, closing(check(file, threads)) as steps:
         for step in steps:

@@ -192,7 +192,7 @@ def find(name: str | None, kind: str = CHATS) -> Path:
     exact = [path for path in paths if path.stem == name]
     found = exact or [path for path in paths if name and name in path.stem]
     if not found:
-        raise UserError(f"no session and no file is called {name}; glmrun sessions lists them, /sessions in a chat", "missing")
+        raise UserError(f"no session and no file is called {name}; /sessions lists them, outside a chat glmrun sessions", "missing")
     if len(found) > 1:
         raise UserError(f"{name} can mean {', '.join(path.stem for path in found[-5:])}; write more of it", "usage")
     return found[0]
