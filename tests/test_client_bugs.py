@@ -48,7 +48,7 @@ class Written:
         for at in range(0, len(self.text), self.size):
             delta = stream.feed(self.text[at : at + self.size])
             called = called or bool(delta.tool_calls)
-            yield Chunk(token=1, text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls, stats=stats)
+            yield Chunk(token=1, stats=stats, **vars(delta))
         delta = stream.finish(cut_off=self.ends != "stop")
         reason = "tool_calls" if (called or delta.tool_calls) and self.ends == "stop" else self.ends
         yield Chunk(

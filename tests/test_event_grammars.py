@@ -22,7 +22,7 @@ QUESTION = [{"role": "user", "content": "q"}]
 def of_message(message: dict[str, Any]) -> Said:
     blocks = message["content"]
     said = ["".join(b[kind] for b in blocks if b["type"] == kind) for kind in ("thinking", "text")]
-    return said[0], said[1], [(b["id"], b["name"], b["input"]) for b in blocks if b["type"] == "tool_use"]
+    return said[0], said[1], [(b["id"], b["name"], b["input"]) for b in blocks if b.get("input") is not None]
 
 
 def of_response(response: dict[str, Any]) -> Said:
@@ -31,7 +31,7 @@ def of_response(response: dict[str, Any]) -> Said:
         part["text"] for item in output if item["type"] == "reasoning" for part in item.get("content") or item["summary"]
     )
     text = "".join(part["text"] for item in output if item["type"] == "message" for part in item["content"])
-    calls = [item for item in output if item["type"] == "function_call"]
+    calls = [item for item in output if item["type"] == "function_call" and item["status"] == "completed"]
     return thought, text, [(item["call_id"], item["name"], json.loads(item["arguments"])) for item in calls]
 
 

@@ -88,7 +88,7 @@ ROWS = {
     "24 quotes and newlines": (False, write('say "hi"\nok'), "", "", written('say "hi"\nok')),
     "25 backslashes": (False, write(r"\C|\.", r"C:\Users\test"), "", "", written(r"\C|\.", r"C:\Users\test")),
     "28 unicode": (False, call("获取天气", ("城市", "北京🙂")), "", "", [("获取天气", {"城市": "北京🙂"})]),
-    "29 key twice": (False, call("get_weather", ("city", "A"), ("city", "B")), "", "", [("get_weather", {"city": "B"})]),
+    "29 key twice": (False, call("get_weather", ("city", "A"), ("city", "B")), "", "", [("get_weather", {"city": "A"})]),
     "30 almost tags": (
         True, "a </th b <thin </think>c <tool fake </arg_val <tool_cal", "c <tool fake </arg_val <tool_cal", "a </th b <thin", []),
     "31 everything at once": (True, "r</think>a" + WEATHER + call("f"), "a", "r", [BEIJING, F]),

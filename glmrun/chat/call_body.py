@@ -30,7 +30,8 @@ class CallBody:
         self._pieces: list[str] = []  # all of it, as it was written
         self._since: list[str] = []  # the text behind the last tag
         self._state = "name"  # or "key", "behind key", "value", or "behind value": behind a </arg_value> that may be data
-        self._key, self._value = "", [""]
+        self.key, self._value = "", [""]
+        self.holds_tags = False  # a value that ended does
         self._quoted: list[str] = []  # the last tags that are data, and whether words follow the first
         self._named = False
         self._depth = 0  # calls that the open value quotes
@@ -49,6 +50,16 @@ class CallBody:
     def text(self) -> str:
         """All of it, as it was written."""
         return "".join(self._pieces)
+
+    @property
+    def in_first_text(self) -> bool:
+        """Whether a value is open and no tag was found in it yet."""
+        return self._state == "value" and not self._quoted and not self.is_damaged
+
+    @property
+    def last_text(self) -> str:
+        """The text behind the last tag."""
+        return "".join(self._since)
 
     def add(self, text: str) -> None:
         """Text between two tags."""
@@ -73,11 +84,12 @@ class CallBody:
             self.name, self._state = words[0], "key"
             return tag == "</tool_call>"
         if self._state == "key" and words and tag == "</arg_key>":
-            self._key, self._state = text.strip(), "behind key"
+            self.key, self._state = text.strip(), "behind key"
         elif self._state == "behind key" and not words and tag == "<arg_value>":
             self._state, self._value, self._quoted, self._depth = "value", [], [], 0
         elif self._state == "behind value" and not (words or self._depth) and tag in ("<arg_key>", "</tool_call>"):
-            self.pairs.append((self._key, "".join(self._value)))
+            self.pairs.append((self.key, "".join(self._value)))
+            self.holds_tags = self.holds_tags or len(self._quoted) > 1
             self._state = "key"
             return tag == "</tool_call>"
         elif self._state in ("value", "behind value"):

@@ -35,12 +35,26 @@ class Logprob:
 
 
 @dataclass(frozen=True)
+class CallPiece:
+    """A piece of a tool call that is not closed yet: of its arguments, as JSON. The call itself follows whole, with this id."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """What is new since the last chunk; the last one has a finish_reason: stop, length, tool_calls or cancelled."""
+    """What is new since the last chunk; the last one has a finish_reason: stop, length, tool_calls or cancelled.
+
+    tool_calls   those that were closed, whole
+    call_piece   of the call that is open at the chunk's end. A call that the end of generation cuts off has pieces only
+    """
 
     text: str = ""
     reasoning: str = ""
     tool_calls: list[dict] | None = None
+    call_piece: CallPiece | None = None
     token: int | None = None
     finish_reason: str | None = None
     stop_text: str | None = None  # on the last one: the text of the request's `stop` that ended the answer

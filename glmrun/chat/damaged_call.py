@@ -35,6 +35,7 @@ _ODD_KEY = _LACKING = _NO_VALUE = 1.0  # a key that is not declared, a required 
 _CUT_OFF = 1.2
 _SAID = 0.9  # a call whose name was said, without <tool_call>
 _UNKNOWN = 2.7  # a call of nothing that is declared
+_FIRST_VALUE, _PIECES_OF_PAIR = 8, 8  # of a call as the format writes it, its opening tag included
 _READINGS, _PRICE, _TAGS = 60, 3.0, 4000  # kept at once, beyond the cheapest, in one text
 
 Event = tuple[str, Any]  # ("text", words), ("tag", "</think>"), ("call", (name, [(key, raw value)])) or ("cut off", "")
@@ -61,16 +62,27 @@ class _Reading:
         return replace(self, events=(self.events, (kind, what)), price=self.price + price)
 
 
-def read_damaged(text: str, declared: Mapping[str, dict], said: str = "", cut_off: bool = False) -> list[Event]:
+def read_damaged(
+    text: str, declared: Mapping[str, dict], said: str = "", cut_off: bool = False, begun: tuple[str, Sequence[str]] | None = None
+) -> list[Event]:
     """The cheapest reading of a text that begins with a damaged call and goes to the end of generation.
 
     declared   {function name: JSON schema of its parameters}
     said       a declared name that was shown already in front of the text
     cut_off    whether generation ended before the model was done: then no tag is missing at the end
+    begun      (name, keys) of a call that was given out up to where the last key's value begins; all of it is written as the
+               format says. Then that call is the first, or the answer was cut off
     """
     pieces = _TAG.split(text)
     if len(pieces) > 2 * _TAGS:
-        return [("text", " ".join(piece.strip() for piece in pieces[::2] if piece.strip()))]
+        return [("cut off", "")] if begun else [("text", " ".join(piece.strip() for piece in pieces[::2] if piece.strip()))]
+    if begun:
+        name, keys = begun
+        start = _FIRST_VALUE + _PIECES_OF_PAIR * (len(keys) - 1)
+        before = zip(keys[:-1], range(_FIRST_VALUE, start, _PIECES_OF_PAIR), strict=True)
+        pairs = tuple((key, at, at + 1, True) for key, at in before)
+        reading = _Reading(state="value", name=name, pairs=pairs, key=keys[-1], start=start, end=start)
+        return _Reader(pieces, declared, cut_off).events([reading], start)
     readings = [_Reading(), *([_Reading(price=_SAID, state="pairs", name=said)] if said else [])]
     return _Reader(pieces, declared, cut_off).events(readings)
 
@@ -83,8 +95,9 @@ class _Reader:
         self._cut_off_at = len(pieces) - 2 if cut_off else -1  # the last tag
         self._keys = {name: keys_of(schema) for name, schema in declared.items()}
 
-    def events(self, readings: list[_Reading]) -> list[Event]:
-        for i in range(len(self._pieces)):
+    def events(self, readings: list[_Reading], start: int = 0) -> list[Event]:
+        """What the cheapest reading says; the given ones stand in front of piece `start`."""
+        for i in range(start, len(self._pieces)):
             step = self._tag if i % 2 else self._words
             with_missing = [repaired for reading in readings for repaired in self._missing(reading, i)]
             readings = self._best([after for reading in with_missing for after in step(reading, i)], i)

@@ -6,11 +6,13 @@ Tags are found in the text, so it makes no difference whether they are tokens of
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glmrun.chat.call_body import CallBody
+from glmrun.chat.chunk import CallPiece
 from glmrun.chat.damaged_call import read_damaged
+from glmrun.chat.growing_call import GrowingCall
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.chat.tool_call import call_of, declared_name, may_become_call, schemas
 
@@ -24,11 +26,13 @@ _LONGEST_NAME = 256  # characters
 
 @dataclass(frozen=True)
 class Delta:
-    """What was added: text of the answer, text of the thinking, whole tool calls in the shape of OpenAI's interface."""
+    """What was added: text of the answer, text of the thinking, whole tool calls in the shape of OpenAI's interface, and a piece of
+    the call that is open now."""
 
     text: str = ""
     reasoning: str = ""
     tool_calls: list[dict] | None = None
+    call_piece: CallPiece | None = None
 
 
 class ChatStream:
@@ -39,8 +43,9 @@ class ChatStream:
     tools      the declarations that stood in the prompt; without any, tool-call tags are ordinary text
 
     Blank lines around the parts belong to the format and are left out; white space inside a part is kept. A call is given out when
-    it is closed. Where one is damaged, all that follows waits for the end of generation; what is no call then is shown without
-    tags. A call that the end of generation cut off is dropped, unless only its closing tag is missing.
+    it is closed, and before that in pieces (growing_call.py). Where one is damaged, all that follows waits for the end of
+    generation; what is no call then is shown without tags. A call that the end of generation cut off is dropped, unless only its
+    closing tag is missing; if pieces of it were given out, they stay without an end.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
@@ -51,6 +56,7 @@ class ChatStream:
         self._texts = {"thinking": _Part(), "answer": _Part()}
         self._calls: list[dict] = []
         self._body = CallBody()  # of the open call
+        self._growing = GrowingCall(self._declared)  # it, as far as it can be given out
         self._before_call = self._state
         self._last = ""  # the end of what was said since the last call or the thinking
         self._between: list[str] = []  # behind a call in the thinking: more thinking if a </think> follows, else the answer
@@ -59,6 +65,11 @@ class ChatStream:
     def state(self) -> str:
         """Where the answer stands: thinking, answer or call (inside a tool call)."""
         return "answer" if self._state == "between" else self._state
+
+    @property
+    def has_begun_call(self) -> bool:
+        """Whether pieces were given out of a call that is not closed."""
+        return self._state == "call" and bool(self._growing.id)
 
     def push(self, token_id: int) -> Delta:
         """What this token adds; tokens that steer the model (end of text, roles) add nothing."""
@@ -72,7 +83,7 @@ class ChatStream:
     def feed(self, text: str) -> Delta:
         """What this text adds: push() below the tokens."""
         self._sort(text)
-        return self._delta()
+        return replace(self._delta(), call_piece=self._growing.take() if self._state == "call" else None)
 
     def _sort(self, text: str) -> None:
         self._held += text
@@ -108,6 +119,7 @@ class ChatStream:
             return
         if self._state == "call":
             self._body.add(text)
+            self._growing.add(self._body, text)
             if not self._body.has_tags and not self._body.begins_json and not may_become_call(self._body.text(), self._declared):
                 self._give_back()
             return
@@ -146,7 +158,7 @@ class ChatStream:
         return bool(self._name_said(tag)) or (tag != "</tool_call>" and not self._last.strip())
 
     def _open_call(self, body: CallBody) -> None:
-        self._before_call, self._state, self._body = self._state, "call", body
+        self._before_call, self._state, self._body, self._growing = self._state, "call", body, GrowingCall(self._declared)
 
     def _take_tag_in_call(self, tag: str) -> None:
         if self._body.has_tags or self._body.begins_json:
@@ -177,7 +189,8 @@ class ChatStream:
             self._call(*(found[0][1] if [kind for kind, _ in found] == ["call"] else body.call()))
 
     def _call(self, name: str, arguments: Any) -> None:
-        self._calls.append(call_of(declared_name(name, self._declared), arguments, self._declared))
+        self._calls.append(call_of(declared_name(name, self._declared), arguments, self._declared, self._growing.id))
+        self._growing = GrowingCall(self._declared)
         self._last = ""
         before = self._before_call if self._state == "call" else self._state
         self._state = "answer" if before == "answer" else "between"
@@ -200,7 +213,8 @@ class ChatStream:
             elif not (name or ended):
                 self._state = "call"
             return
-        for kind, what in read_damaged(body.opening + body.text(), self._declared, body.said, cut_off):
+        begun = (self._growing.name, self._growing.keys) if self._growing.id else None
+        for kind, what in read_damaged(body.opening + body.text(), self._declared, body.said, cut_off, begun):
             if kind == "call":
                 self._call(*what)
             elif kind == "text":

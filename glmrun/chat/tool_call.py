@@ -28,6 +28,7 @@ _TYPES_OF_VALUES = {
     dict: "object",
     list: "array",
 }
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _MAX_LITERAL = 100_000  # characters given to Python's own parser
 
 
@@ -69,15 +70,33 @@ def may_become_call(text: str, declared: Mapping[str, dict]) -> bool:
     return len(words) == 2 and (on_its_own_line or known)
 
 
-def call_of(name: str, arguments: Sequence[tuple[str, str]] | dict, declared: Mapping[str, dict]) -> dict:
-    """OpenAI's shape of a call; raw values become what the schema says, and the last of equal keys wins."""
+def call_of(name: str, arguments: Sequence[tuple[str, str]] | dict, declared: Mapping[str, dict], call_id: str = "") -> dict:
+    """OpenAI's shape of a call; raw values become what the schema says."""
     if not isinstance(arguments, dict):
-        schema = declared.get(name, {})
-        arguments = {key: typed_value(raw, _property(schema, key), schema) for key, raw in arguments}
-    text = json.dumps(arguments, ensure_ascii=False)
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        text = json.dumps(arguments)  # half surrogate pairs cannot travel as UTF-8
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": name, "arguments": text}}
+        arguments = typed_arguments(arguments, declared.get(name, {}))
+    return {"id": call_id or new_id(), "type": "function", "function": {"name": name, "arguments": json_of(arguments)}}
+
+
+def new_id() -> str:
+    """A call's id, as clients expect it."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def json_of(value: Any) -> str:
+    """JSON in which only half surrogate pairs are escaped: they cannot travel as UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() else _HALF_PAIR.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def typed_arguments(pairs: Sequence[tuple[str, str]], schema: Mapping) -> dict[str, Any]:
+    """Raw values as the schema of a function's parameters wants them; of equal keys the first counts, it may be out already."""
+    first = dict(reversed(pairs))
+    return {key: typed_value(first[key], _property(schema, key), schema) for key, _ in pairs}
+
+
+def is_text(key: str, schema: Mapping) -> bool:
+    """Whether every value of this parameter is a text, whatever it says."""
+    return _allowed(_property(schema, key), schema, 8) == {"string"}
 
 
 def begins_json(text: str) -> bool:

@@ -31,10 +31,14 @@ def answer_of(
         calls = (delta.tool_calls or [])[: 1 if one_call else None] or None
         called = called or calls is not None
         ended = "stop" if one_call and called else chunk.finish_reason
+        piece = None if one_call and called else delta.call_piece
         reason = "tool_calls" if ended == "stop" and called else ended
+        if reason in ("stop", "tool_calls") and stream.has_begun_call and not (one_call and called):
+            reason = "length"  # what was given out of the call has no end, and that is how clients know
         turn = chat_format.turns.written(prompt, written, stream.state) if reason else None
         yield replace(
-            chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=calls, finish_reason=reason, token_ids=turn,
+            chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=calls, call_piece=piece,
+            finish_reason=reason, token_ids=turn,
         )  # fmt: skip
         if reason:
             return

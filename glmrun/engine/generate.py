@@ -178,7 +178,7 @@ def until(chunks: Iterator[Chunk], stop: Sequence[str]) -> Iterator[Chunk]:
         found = min(((at, text) for text in stop if text and (at := held.find(text)) >= 0), default=None)
         if found:
             at, text = found
-            yield replace(chunk, text=held[:at], finish_reason="stop", stop_text=text)
+            yield replace(chunk, text=held[:at], call_piece=None, finish_reason="stop", stop_text=text)
             return
         keep = 0 if chunk.finish_reason else max((_overlap(held, text) for text in stop), default=0)
         text, held = held[: len(held) - keep], held[len(held) - keep :]

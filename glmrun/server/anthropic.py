@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -11,6 +11,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import MAX_STOPS, Stop, arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_error import status_of
 from quant.errors import UserError
 
@@ -277,6 +278,8 @@ class MessageWriter:
     is_open: bool = False  # the last block
     stop_reason: str | None = None
     stop_sequence: str | None = None
+    call: OpenCall = field(default_factory=OpenCall)
+    said: str = ""  # of the open block's input, as JSON
     stats: Stats = field(default_factory=Stats)
 
     def begin(self) -> Iterable[bytes]:
@@ -296,7 +299,7 @@ class MessageWriter:
 
     def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
         for chunk in answers[0]:
-            list(self._events(chunk))
+            list(self._events(replace(chunk, call_piece=None)))
         list(self._close())
         return self._message()
 
@@ -308,12 +311,16 @@ class MessageWriter:
 
     def _events(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         self.stats = chunk.stats
+        more, begun = self.call.take(chunk)
+        if more:
+            yield self._arguments(more)
         if chunk.reasoning:
             yield from self._say("thinking", chunk.reasoning)
         if chunk.text:
             yield from self._say("text", chunk.text)
-        for call in chunk.tool_calls or ():
-            yield from self._call(call)
+        for call in begun:
+            yield from self._open({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
+            yield self._arguments(call.arguments)
         if chunk.finish_reason is not None:
             self.stop_sequence = chunk.stop_text
             self.stop_reason = "stop_sequence" if chunk.stop_text else _STOP_REASONS[chunk.finish_reason]
@@ -324,11 +331,9 @@ class MessageWriter:
         self.content[-1][kind] += text
         yield self._delta({"type": f"{kind}_delta", kind: text})
 
-    def _call(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        function = call["function"]
-        yield from self._open({"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}})
-        yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"] or "{}"})
-        self.content[-1]["input"] = arguments(function["arguments"])
+    def _arguments(self, text: str) -> dict[str, Any]:
+        self.said += text
+        return self._delta({"type": "input_json_delta", "partial_json": text})
 
     def _open(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from self._close()
@@ -339,6 +344,8 @@ class MessageWriter:
     def _close(self) -> Iterator[dict[str, Any]]:
         if not self.is_open:
             return
+        if self.content[-1]["type"] == "tool_use":
+            self.content[-1]["input"], self.said = arguments(self.said), ""
         if self.content[-1]["type"] == "thinking":
             self.content[-1]["signature"] = _SIGNATURE
             yield self._delta({"type": "signature_delta", "signature": _SIGNATURE})

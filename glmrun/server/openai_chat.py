@@ -10,6 +10,7 @@ from glmrun.chat.chunk import Chunk, Logprob, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking
 from glmrun.server.openai_error import openai_error, status_of
 from quant.errors import UserError
@@ -147,6 +148,7 @@ class ChatWriter:
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._fields, self._with_usage, self._with_progress = reasoning_fields, with_usage, with_progress
         self._calls: dict[int, int] = {}  # of each answer so far
+        self._open: dict[int, OpenCall] = {}
         self._tallies: dict[int, Tally] = {}
 
     def begin(self) -> Iterable[bytes]:
@@ -159,16 +161,18 @@ class ChatWriter:
         tally.count(chunk)
         if self._with_progress and chunk.token is None and chunk.finish_reason is None:
             yield self._event(answer, {}, prompt_progress=progress(chunk.stats))
+        more, begun = self._open.setdefault(answer, OpenCall()).take(chunk)
+        if more:
+            yield self._arguments(answer, more)
         if chunk.reasoning and self._fields:
             yield self._event(answer, dict.fromkeys(self._fields, chunk.reasoning))
         if chunk.text or chunk.logprobs:
             yield self._event(answer, {"content": chunk.text}, chunk.logprobs)
-        for call in chunk.tool_calls or ():
+        for call in begun:
             index = self._calls[answer] = self._calls.get(answer, -1) + 1
-            function = call["function"]
-            named = {"index": index, "id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": ""}}
+            named = {"index": index, "id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}}
             yield self._event(answer, {"tool_calls": [named]})
-            yield self._event(answer, {"tool_calls": [{"index": index, "function": {"arguments": function["arguments"]}}]})
+            yield self._arguments(answer, call.arguments)
         if chunk.finish_reason is not None:
             yield self._event(answer, {}, finish=_FINISH[chunk.finish_reason], timings=timings(chunk.stats))
 
@@ -211,6 +215,10 @@ class ChatWriter:
             })  # fmt: skip
         body = {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(tallies)}
         return {**body, "timings": timings(answers[-1][-1].stats)}
+
+    def _arguments(self, answer: int, text: str) -> bytes:
+        """More of the arguments of the last call."""
+        return self._event(answer, {"tool_calls": [{"index": self._calls[answer], "function": {"arguments": text}}]})
 
     def _event(
         self, answer: int, delta: dict[str, Any], likely: list[Logprob] | None = None, finish: str | None = None, **more: Any

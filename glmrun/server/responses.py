@@ -3,13 +3,14 @@
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest, ContextOverflow
+from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import openai_error
 from glmrun.server.responses_body import CALLS, ITEMS, Body, Format, Item, Part, ToolChoice
@@ -190,6 +191,7 @@ class ResponseWriter:
     is_open: bool = False  # the last item
     n_events: int = 0
     n_thought: int = 0  # tokens
+    call: OpenCall = field(default_factory=OpenCall)
     likely: list[dict[str, Any]] = field(default_factory=list)  # logprobs of text that is still to come
     stats: Stats = field(default_factory=Stats)
     finish_reason: str | None = None
@@ -213,7 +215,7 @@ class ResponseWriter:
 
     def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
         for chunk in answers[0]:
-            list(self._events(chunk))
+            list(self._events(replace(chunk, call_piece=None)))
         list(self._close(self._status))
         return self._response(self._status)
 
@@ -245,12 +247,16 @@ class ResponseWriter:
         self.finish_reason = chunk.finish_reason
         self.n_thought += bool(chunk.reasoning)
         self.likely += logprobs_of(chunk.logprobs or ())
+        more, begun = self.call.take(chunk)
+        if more:
+            yield self._arguments(more)
         if chunk.reasoning:
             yield from self._say("reasoning", "summary_text" if self.summarized else "reasoning_text", chunk.reasoning)
         if chunk.text:
             yield from self._say("message", "output_text", chunk.text)
-        for call in chunk.tool_calls or ():
-            yield from self._call(call)
+        for call in begun:
+            yield from self._open({"type": "function_call", "call_id": call.id, "name": call.name, "arguments": ""})
+            yield self._arguments(call.arguments)
 
     def _say(self, kind: str, part: str, text: str) -> Iterator[dict[str, Any]]:
         texts = _SAID[part]
@@ -267,11 +273,9 @@ class ResponseWriter:
             more, self.likely = {"logprobs": self.likely}, []
         yield self._of_item(f"{texts.text}.delta", **{texts.index: 0}, delta=text, **more)
 
-    def _call(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        name, said = call["function"]["name"], call["function"]["arguments"] or "{}"
-        yield from self._open({"type": "function_call", "call_id": call["id"], "name": name, "arguments": ""})
-        self.output[-1]["arguments"] = said
-        yield self._of_item("response.function_call_arguments.delta", delta=said)
+    def _arguments(self, text: str) -> dict[str, Any]:
+        self.output[-1]["arguments"] += text
+        return self._of_item("response.function_call_arguments.delta", delta=text)
 
     def _open(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from self._close("completed")
@@ -286,6 +290,7 @@ class ResponseWriter:
         item, self.is_open = self.output[-1], False
         item["status"] = status
         if item["type"] == "function_call":
+            item["status"] = "incomplete" if item["call_id"] == self.call.id else "completed"
             yield self._of_item("response.function_call_arguments.done", arguments=item["arguments"], name=item["name"])
         else:
             part = (item.get("content") or item["summary"])[0]

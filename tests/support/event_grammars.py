@@ -18,6 +18,15 @@ def server_sent(stream: Iterable[bytes]) -> list[dict[str, Any]]:
     return events
 
 
+def arguments_of(pieces: str) -> dict[str, Any] | None:
+    """A call's arguments; None if generation cut it off: then nothing that reads JSON may take them for whole."""
+    try:
+        return json.loads(pieces)
+    except ValueError:
+        assert pieces.startswith('{"')
+        return None
+
+
 def messages_answer(stream: Iterable[bytes]) -> dict[str, Any]:
     """Anthropic's message. States: not begun, between blocks, inside a block, told why it stopped, over."""
     message: dict[str, Any] = {}
@@ -59,7 +68,7 @@ def messages_answer(stream: Iterable[bytes]) -> dict[str, Any]:
             block = message["content"][-1]
             assert block["type"] != "thinking" or block["signature"]
             if block["type"] == "tool_use":
-                block["input"] = json.loads(pieces)
+                block["input"] = arguments_of(pieces)
                 assert block["id"] and block["name"]
             state = "between"
         elif kind == "message_delta":
@@ -71,6 +80,7 @@ def messages_answer(stream: Iterable[bytes]) -> dict[str, Any]:
             state = "told why"
         else:
             assert kind == "message_stop" and state == "told why"
+            assert message["stop_reason"] == "max_tokens" or all(block.get("input", {}) is not None for block in message["content"])
             state = "over"
     assert state == "over"
     return message
@@ -93,6 +103,7 @@ def responses_answer(stream: Iterable[bytes]) -> dict[str, Any]:
     output: list[dict[str, Any]] = []
     part: dict[str, Any] | None = None  # that is open
     response: dict[str, Any] = {}
+    cut_off = False  # the last call
     for n, event in enumerate(server_sent(stream)):
         kind, (name, _, what) = event["type"], event["type"].rpartition(".")
         assert state != "over" and event["sequence_number"] == n
@@ -117,6 +128,7 @@ def responses_answer(stream: Iterable[bytes]) -> dict[str, Any]:
         elif kind in ("response.completed", "response.incomplete"):
             assert state == "between" and response["status"] == what and response["output"] == output
             assert (response["incomplete_details"] is None) == (what == "completed")
+            assert what == "incomplete" or not any(item["status"] == "incomplete" for item in output)
             usage = response["usage"]
             assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
             state = "over"
@@ -128,6 +140,7 @@ def responses_answer(stream: Iterable[bytes]) -> dict[str, Any]:
         elif kind == "response.output_item.done":
             assert state == "inside" and part is None
             assert event["item"] == output[-1] | {"status": event["item"]["status"]} and event["item"]["status"] != "in_progress"
+            assert event["item"]["type"] != "function_call" or cut_off == (event["item"]["status"] == "incomplete")
             output[-1] = event["item"]
             state = "between"
         elif name in _PARTS:
@@ -156,6 +169,7 @@ def responses_answer(stream: Iterable[bytes]) -> dict[str, Any]:
                 output[-1]["arguments"] += event["delta"]
             else:
                 assert what == "done" and event["arguments"] == output[-1]["arguments"] and event["name"] == output[-1]["name"]
+                cut_off = arguments_of(event["arguments"]) is None
     assert state == "over"
     return response
 

@@ -52,9 +52,9 @@ def chunks_of(text: str, rng: random.Random, tools: list[dict] | None = TOOLS) -
         delta, at = stream.feed(text[at:end]), end
         called = called or bool(delta.tool_calls)
         stats = replace(stats, n_generated=stats.n_generated + 1)
-        yield Chunk(text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls, stats=stats)
+        yield Chunk(stats=stats, **vars(delta))
     delta = stream.finish()
     called = called or bool(delta.tool_calls)
     reason = rng.choice(("length", "cancelled", "stop", "stop"))
-    reason = "tool_calls" if called and reason == "stop" else reason
-    yield Chunk(text=delta.text, reasoning=delta.reasoning, tool_calls=delta.tool_calls, finish_reason=reason, stats=stats)
+    reason = "length" if stream.has_begun_call else "tool_calls" if called and reason == "stop" else reason
+    yield Chunk(finish_reason=reason, stats=stats, **vars(delta))
