@@ -5,7 +5,7 @@ import pytest
 
 from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
-from glmrun.kernels.formats import q4_k, q6_k, q8_0
+from glmrun.kernels.formats import q4_k, q5_0, q6_k, q8_0
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
@@ -190,12 +190,17 @@ def test_rope_angles_are_exact_far_out(position: int) -> None:
     assert np.abs(table[:, 1] - np.sin(angle)).max() <= 1e-6
 
 
-@pytest.mark.parametrize("name,columns", [("Q4_K", 512), ("Q6_K", 512), ("Q8_0", 512), ("Q8_0", 224)])
-def test_two_terms_at_once_are_the_sum_of_both(name: str, columns: int) -> None:
-    x, rest = np.random.default_rng(3).standard_normal((2, 1, columns)).astype(np.float32)
-    blocks, (rows, values), (more, rounded_rest) = random_rows(name, 33, columns), rounded(x, name), rounded(rest / 127, name)
-    kernel, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0}[name].dot_rows_twice, np.zeros(33, np.float32)
-    n_blocks = columns // FORMATS[name].block_length
-    kernel(blocks.ctypes.data, blocks.shape[1], 33, n_blocks, rows.ctypes.data, more.ctypes.data, out.ctypes.data)
-    expected = ((values + rounded_rest) @ FORMATS[name].decode(blocks).astype(np.float64).T)[0]  # float64 (33,)
-    assert np.abs(out - expected).max() <= 2e-6 * np.abs(expected).max()
+@pytest.mark.parametrize("name,columns", [("Q4_K", 512), ("Q6_K", 512), ("Q8_0", 512), ("Q8_0", 224), ("Q5_0", 192), ("Q5_0", 224)])
+def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
+    blocks, (rows, values) = (
+        random_rows(name, 33, columns),
+        rounded(np.random.default_rng(3).standard_normal((2, columns)).astype(np.float32), name),
+    )
+    kernels, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0}[name], np.zeros((4, 33), np.float32)
+    at = (blocks.ctypes.data, blocks.shape[1], 33, columns // FORMATS[name].block_length)
+    kernels.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
+    for i in range(2):
+        kernels.dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
+    assert out[:2].tobytes() == out[2:].tobytes()
+    expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T  # float64 (2, 33)
+    assert np.abs(out[:2] - expected).max() <= 2e-6 * np.abs(expected).max()

@@ -147,13 +147,14 @@ def gated_rows(gate, up, rows, x, index, n, hidden, hidden_up, scratch):
 
 @kernel(_void(step_record, weight_record, weight_record, activation_record, activation_record, worker_record))
 def gated(s, gate, up, x, hidden, w):
-    """hidden (tokens, rows) = silu(gate x) * (up x)."""
+    """hidden (tokens, rows) = silu(gate x) * (up x); no more of it once the step is cancelled."""
     size = rows_of_piece(gate.rows, gate.row_bytes, w)
     n, out = (s.n_few, s.n_tokens - s.n_few), (hidden.floats, hidden.floats_stride, 0)
     piece = first_piece(w)
     while piece * size < gate.rows:
-        rows = (0, piece * size, min(gate.rows, (piece + 1) * size))
-        gated_rows(gate, up, rows, x, 0, n, out, s.dense_up, w.scratch)
+        if not atomic_load(w.flags + CANCEL):
+            rows = (0, piece * size, min(gate.rows, (piece + 1) * size))
+            gated_rows(gate, up, rows, x, 0, n, out, s.dense_up, w.scratch)
         piece = next_piece(w)
     leave(w, (gate.rows + size - 1) // size)
 

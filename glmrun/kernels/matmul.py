@@ -1,6 +1,6 @@
 """Matrices times activations: out[t, r] = row r . x[t].
 
-For few x the rows are unpacked in registers, for up to four x at once; for many, 32 rows at a time go through a panel and tiles.
+For few x the rows are unpacked in registers, for two x at once; for many, 32 rows at a time go through a panel and tiles.
 """
 
 from numba import float32, int64, types
@@ -10,9 +10,8 @@ from glmrun.kernels.formats import tile
 from glmrun.kernels.formats.dispatch import (
     IN_FRONT,
     WIDE,
-    dot4,
     dot_rows,
-    dot_rows_twice,
+    dot_rows_two,
     multiply_tile,
     unpack_panel,
     width_for,
@@ -20,17 +19,18 @@ from glmrun.kernels.formats.dispatch import (
 from glmrun.kernels.formats.panel import panel_bytes
 from glmrun.kernels.layout import activation_record, step_record, weight_record, worker_record
 from glmrun.kernels.rows import reads_codes
+from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
-from glmrun.kernels.team import first_piece, leave, next_piece, piece_size, wait
+from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, piece_size, wait
 
 ROWS = 32  # at a time
 PIECE = 1 << 17  # bytes of a matrix, at most, that a thread draws at a time
 NEAR = 128  # rows of a matrix that stay in the second-level cache
 STORE, ADD = 0, 1
 
-# A thread's scratch: float32 (WIDE, 32) results of dot_rows() or of a tile that has fewer than 32 rows, and this tile's table; a
+# A thread's scratch: float32 results of rows, or (WIDE, 32) of a tile that has fewer than 32 of them, and this tile's table; a
 # panel behind what it needs in front; the table of all columns.
-PART = tile.ROWS * WIDE * 4
+PART = max(tile.ROWS * WIDE, NEAR) * 4
 PANEL = PART + (WIDE * tile.ENTRY + IN_FRONT + 63) // 64 * 64
 
 
@@ -74,23 +74,19 @@ def _multiply_rows(w, matrix, first, end, x, n, out, weights, mode, scratch):
     rows = w.address + matrix * w.rows * w.row_bytes
     for block in range(first, end, ROWS):
         n_rows, i = min(ROWS, end - block), 0
-        while i + 4 <= n:
+        while i + 2 <= n:
             x0, x1 = x[0] + _entry(x[2], i) * x[1], x[0] + _entry(x[2], i + 1) * x[1]
-            x2, x3 = x[0] + _entry(x[2], i + 2) * x[1], x[0] + _entry(x[2], i + 3) * x[1]
-            for r in range(block, block + n_rows):
-                y = dot4(w.format, rows + r * w.row_bytes, w.columns, x0, x1, x2, x3)
-                for j in range(4):
-                    store_f32(scratch + (j * ROWS + r - block) * 4, y[j])
-            for j in range(4):
+            at, second = rows + block * w.row_bytes, scratch + ROWS * 4
+            dot_rows_two(w.format, at, w.row_bytes, n_rows, w.columns, x0, x1, scratch, second)
+            for j in range(2):
                 target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
                 _write_run(scratch + j * ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
-            i += 4
-        while i < n:
+            i += 2
+        if i < n:
             x0 = x[0] + _entry(x[2], i) * x[1]
             dot_rows(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, x0, scratch)
             target = out[0] + _entry(out[2], i) * out[1] + block * 4
             _write_run(scratch, n_rows, target, mode, weights + i * 4 if weights else 0)
-            i += 1
 
 
 @kernel(types.void(int64, int64, int64, float32))
@@ -185,11 +181,12 @@ def rows_of_piece(rows, row_bytes, w):
 
 @kernel(types.void(step_record, weight_record, activation_record, _out, int64, worker_record))
 def matmul(s, m, x, out, mode, w):
-    """out (tokens, rows) (= or +=) x (tokens, columns) M^T."""
+    """out (tokens, rows) (= or +=) x (tokens, columns) M^T; no more of it once the step is cancelled."""
     rows, size = form_of(x, m.format, 0), rows_of_piece(m.rows, m.row_bytes, w)
     n, piece = (s.n_few, s.n_tokens - s.n_few), first_piece(w)
     while piece * size < m.rows:
-        multiply(m, 0, piece * size, min(m.rows, (piece + 1) * size), rows, n, out, 0, mode, w.scratch)
+        if not atomic_load(w.flags + CANCEL):
+            multiply(m, 0, piece * size, min(m.rows, (piece + 1) * size), rows, n, out, 0, mode, w.scratch)
         piece = next_piece(w)
     leave(w, (m.rows + size - 1) // size)
 
@@ -218,7 +215,8 @@ def _exact_rows(m, first, end, x, n, out, scratch):
     for i in range(few):
         at = i * x[1]
         target = out[0] + i * out[1] + first * 4
-        dot_rows_twice(m.format, rows, m.row_bytes, end - first, m.columns, x[0] + at, x[2] + at, target)
+        dot_rows_two(m.format, rows, m.row_bytes, end - first, m.columns, x[0] + at, x[2] + at, target, scratch)
+        _write_run(scratch, end - first, target, ADD, 0)
     if many:
         at, target = few * x[1], _behind(out, few)
         _multiply_tiles(m, 0, first, end, (x[0] + at, x[1], 0), many, target, 0, STORE, scratch)

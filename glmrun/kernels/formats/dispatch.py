@@ -4,7 +4,7 @@ Every choice names all formats that a file may hold; tensors/weights.py lets no 
 computes nothing, or NaN.
 """
 
-from numba import float32, int64, types
+from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats import floats, panel, q4_k, q5_0, q6_k, q8_0, tile
@@ -19,7 +19,6 @@ else:
 WIDE, NARROW = tiles.WIDTHS  # columns of a tile
 IN_FRONT = -(-max(tiles.CELLS, panel.TABLE) // 64) * 64  # bytes in front of a panel: its rows' addresses, or a tile's sums
 width_for = tiles.width_for
-_NAN = float("nan")
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64, int64))
@@ -41,37 +40,23 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
         floats.dot_rows(floats.f32_at(rows), row_bytes, n_rows, columns, x, out)
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64))
-def dot_rows_twice(weight_format, rows, row_bytes, n_rows, columns, x, rest, out):
-    """dot_rows() of x in two int8 terms, for the formats that read codes: out[r] = dequantize(row r) . (x + rest)."""
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64, int64))
+def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, out1):
+    """dot_rows() of x0 into out0 and of x1 into out1, the same numbers: each row is unpacked once."""
     if weight_format == Q4_K:
-        q4_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
+        q4_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q6_K:
-        q6_k.dot_rows_twice(rows, row_bytes, n_rows, columns // 256, x, rest, out)
+        q6_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q8_0:
-        q8_0.dot_rows_twice(rows, row_bytes, n_rows, columns // 32, x, rest, out)
+        q8_0.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q5_0:
-        q5_0.dot_rows_twice(rows, row_bytes, n_rows, columns // 32, x, rest, out)
-
-
-@kernel(types.UniTuple(float32, 4)(int64, int64, int64, int64, int64, int64, int64))
-def dot4(weight_format, row, columns, x0, x1, x2, x3):
-    """One row times four activation vectors at once; each number is what dot_rows() computes for it."""
-    if weight_format == Q4_K:
-        return q4_k.dot4(row, columns // 256, x0, x1, x2, x3)
-    if weight_format == Q6_K:
-        return q6_k.dot4(row, columns // 256, x0, x1, x2, x3)
-    if weight_format == Q8_0:
-        return q8_0.dot4(row, columns // 32, x0, x1, x2, x3)
-    if weight_format == Q5_0:
-        return q5_0.dot4(row, columns // 32, x0, x1, x2, x3)
-    if weight_format == BF16:
-        return floats.dot4(floats.bf16_at(row), columns, x0, x1, x2, x3)
-    if weight_format == F16:
-        return floats.dot4(floats.f16_at(row), columns, x0, x1, x2, x3)
-    if weight_format == F32:
-        return floats.dot4(floats.f32_at(row), columns, x0, x1, x2, x3)
-    return float32(_NAN), float32(_NAN), float32(_NAN), float32(_NAN)
+        q5_0.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+    elif weight_format == BF16:
+        floats.dot_rows_two(floats.bf16_at(rows), row_bytes, n_rows, columns, x0, x1, out0, out1)
+    elif weight_format == F16:
+        floats.dot_rows_two(floats.f16_at(rows), row_bytes, n_rows, columns, x0, x1, out0, out1)
+    elif weight_format == F32:
+        floats.dot_rows_two(floats.f32_at(rows), row_bytes, n_rows, columns, x0, x1, out0, out1)
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64))

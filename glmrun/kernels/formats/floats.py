@@ -92,25 +92,25 @@ def dot(row, n, x):
     return rest
 
 
-@kernel([types.UniTuple(float32, 4)(values, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
-def dot4(row, n, x0, x1, x2, x3):
-    """dot() with four activation vectors at once."""
-    r0 = r1 = r2 = r3 = zero_f32x16()
-    whole = n // 16 * 16
-    for k in range(0, whole, 16):
-        w = _load_16(row, k)
-        r0, r1 = fma(w, load_f32x16(x0 + k * 4), r0), fma(w, load_f32x16(x1 + k * 4), r1)
-        r2, r3 = fma(w, load_f32x16(x2 + k * 4), r2), fma(w, load_f32x16(x3 + k * 4), r3)
-    t0, t1, t2, t3 = total(r0), total(r1), total(r2), total(r3)
-    for k in range(whole, n):
-        w = _load_one(row, k)
-        t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
-        t2, t3 = t2 + w * load_f32(x2 + k * 4), t3 + w * load_f32(x3 + k * 4)
-    return t0, t1, t2, t3
-
-
 @kernel([types.void(values, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n, x, out):
     """out[r] = row r . x, float32 (n_rows,); rows are row_bytes apart."""
     for r in range(n_rows):
         store_f32(out + r * 4, dot(_further(rows, r * row_bytes), n, x))
+
+
+@kernel([types.void(values, int64, int64, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
+def dot_rows_two(rows, row_bytes, n_rows, n, x0, x1, out0, out1):
+    """dot_rows() of x0 into out0 and of x1 into out1."""
+    whole = n // 16 * 16
+    for r in range(n_rows):
+        row, r0, r1 = _further(rows, r * row_bytes), zero_f32x16(), zero_f32x16()
+        for k in range(0, whole, 16):
+            w = _load_16(row, k)
+            r0, r1 = fma(w, load_f32x16(x0 + k * 4), r0), fma(w, load_f32x16(x1 + k * 4), r1)
+        t0, t1 = total(r0), total(r1)
+        for k in range(whole, n):
+            w = _load_one(row, k)
+            t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
+        store_f32(out0 + r * 4, t0)
+        store_f32(out1 + r * 4, t1)

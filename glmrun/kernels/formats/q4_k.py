@@ -32,7 +32,7 @@ from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
 
 BLOCK = 144  # bytes
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
-_four, _sums = types.UniTuple(types.float32, 4), types.Tuple((f32x16, f32x8))
+_sums = types.Tuple((f32x16, f32x8))
 # Each four products' sub-block, in the lower and the upper half of a block.
 _add_lower, _add_upper = adding_scaled(0, 1, 0, 1, 2, 3, 2, 3), adding_scaled(8, 9, 8, 9, 10, 11, 10, 11)
 
@@ -79,32 +79,19 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64), apart=True)
-def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
-    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is unpacked once."""
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
+    """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
     for r in range(n_rows):
-        row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
+        row = rows + r * row_bytes
+        p0 = p1 = zero_f32x16()
+        m0 = m1 = zero_f32x8()
         for i in range(n_blocks):
             block = row + i * BLOCK
             prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
             c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
             scales = packed_scales(block)
-            plus, minus = _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus)
-            plus, minus = _add_block(block, c0, c1, c2, c3, scales, rest, i, n_blocks, plus, minus)
-        store_f32(out + r * 4, total(add_halves(plus) - minus))
-
-
-@kernel(_four(int64, int64, int64, int64, int64, int64), apart=True)
-def dot4(row, n_blocks, x0, x1, x2, x3):
-    """dot() with four activation vectors at once: the row is unpacked once."""
-    p0 = p1 = p2 = p3 = zero_f32x16()
-    m0 = m1 = m2 = m3 = zero_f32x8()
-    for i in range(n_blocks):
-        block = row + i * BLOCK
-        c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
-        scales = packed_scales(block)
-        p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
-        p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
-        p2, m2 = _add_block(block, c0, c1, c2, c3, scales, x2, i, n_blocks, p2, m2)
-        p3, m3 = _add_block(block, c0, c1, c2, c3, scales, x3, i, n_blocks, p3, m3)
-    return total(add_halves(p0) - m0), total(add_halves(p1) - m1), total(add_halves(p2) - m2), total(add_halves(p3) - m3)
+            p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
+            p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
+        store_f32(out0 + r * 4, total(add_halves(p0) - m0))
+        store_f32(out1 + r * 4, total(add_halves(p1) - m1))

@@ -17,7 +17,6 @@ from glmrun.kernels.simd.arithmetic import total
 from glmrun.kernels.simd.memory import prefetch, store_f32, zero_f32x16
 
 BLOCK = 22  # bytes
-_four = types.UniTuple(types.float32, 4)
 
 
 @kernel(types.float32(int64, int64, int64), inline="always")
@@ -47,37 +46,27 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64), apart=True)
-def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
-    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: the sum of two finished numbers."""
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
+    """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
     for r in range(n_rows):
-        row = rows + r * row_bytes
-        store_f32(out + r * 4, dot(row, n_blocks, x) + dot(row, n_blocks, rest))
-
-
-@kernel(_four(int64, int64, int64, int64, int64, int64), apart=True)
-def dot4(row, n_blocks, x0, x1, x2, x3):
-    """dot() with four activation vectors at once: the row is unpacked once."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero_f32x16()
-    i = 0
-    while i + 4 <= n_blocks:
+        row, i = rows + r * row_bytes, 0
+        a0 = a1 = b0 = b1 = zero_f32x16()
+        while i + 4 <= n_blocks:
+            block = row + i * BLOCK
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64)
+            c0, c1 = five_bits(block + 2, block + 24), five_bits(block + 46, block + 68)
+            d = spaced_f16(block, 4, BLOCK)
+            a0, b0 = add_four(c0, c1, d, x0, i, n_blocks, a0, b0)
+            a1, b1 = add_four(c0, c1, d, x1, i, n_blocks, a1, b1)
+            i += 4
         block = row + i * BLOCK
-        c0 = five_bits(block + 2, block + 24)
-        c1 = five_bits(block + 46, block + 68)
-        d = spaced_f16(block, 4, BLOCK)
-        a0, b0 = add_four(c0, c1, d, x0, i, n_blocks, a0, b0)
-        a1, b1 = add_four(c0, c1, d, x1, i, n_blocks, a1, b1)
-        a2, b2 = add_four(c0, c1, d, x2, i, n_blocks, a2, b2)
-        a3, b3 = add_four(c0, c1, d, x3, i, n_blocks, a3, b3)
-        i += 4
-    block = row + i * BLOCK
-    if i + 2 <= n_blocks:
-        codes, d = five_bits(block + 2, block + 24), spaced_f16(block, 2, BLOCK)
-        a0, a1 = add_two(codes, d, x0, i, n_blocks, a0), add_two(codes, d, x1, i, n_blocks, a1)
-        a2, a3 = add_two(codes, d, x2, i, n_blocks, a2), add_two(codes, d, x3, i, n_blocks, a3)
-        block += 2 * BLOCK
-    if n_blocks % 2:
-        codes, d = five_bits(block + 2, block + 2), spaced_f16(block, 1, BLOCK)
-        b0, b1 = add_last(codes, d, x0, n_blocks, b0), add_last(codes, d, x1, n_blocks, b1)
-        b2, b3 = add_last(codes, d, x2, n_blocks, b2), add_last(codes, d, x3, n_blocks, b3)
-    return total(a0 + b0), total(a1 + b1), total(a2 + b2), total(a3 + b3)
+        if i + 2 <= n_blocks:
+            codes, d = five_bits(block + 2, block + 24), spaced_f16(block, 2, BLOCK)
+            a0, a1 = add_two(codes, d, x0, i, n_blocks, a0), add_two(codes, d, x1, i, n_blocks, a1)
+            block += 2 * BLOCK
+        if n_blocks % 2:
+            codes, d = five_bits(block + 2, block + 2), spaced_f16(block, 1, BLOCK)
+            b0, b1 = add_last(codes, d, x0, n_blocks, b0), add_last(codes, d, x1, n_blocks, b1)
+        store_f32(out0 + r * 4, total(a0 + b0))
+        store_f32(out1 + r * 4, total(a1 + b1))

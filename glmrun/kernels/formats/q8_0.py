@@ -28,7 +28,7 @@ from glmrun.kernels.simd.types import f32x8, f32x16, u8x64
 
 BLOCK = 34  # bytes
 AHEAD = 8192  # bytes, as beside Q4_K
-_four, _sums = types.UniTuple(types.float32, 4), types.UniTuple(f32x16, 2)
+_sums = types.UniTuple(f32x16, 2)
 
 
 @kernel(f32x16(u8x64, int64, int64, f32x16, f32x16), inline="always")
@@ -88,54 +88,27 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
         store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64), apart=True)
-def dot_rows_twice(rows, row_bytes, n_rows, n_blocks, x, rest, out):
-    """dot_rows() of x + rest, where rest is what rounding took from x, rounded in turn: each row is read once."""
+@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
+    """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
     for r in range(n_rows):
-        row, a, b, i = rows + r * row_bytes, zero_f32x16(), zero_f32x16(), 0
+        row, i = rows + r * row_bytes, 0
+        a0 = a1 = b0 = b1 = zero_f32x16()
         while i + 4 <= n_blocks:
             block = row + i * BLOCK
             prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-            c0 = flip_sign_bit(load_two_u8x32(block + 2, block + 36))
-            c1 = flip_sign_bit(load_two_u8x32(block + 70, block + 104))
+            c0, c1 = flip_sign_bit(load_two_u8x32(block + 2, block + 36)), flip_sign_bit(load_two_u8x32(block + 70, block + 104))
             d = spaced_f16(block, 4, BLOCK)
-            a, b = add_four(c0, c1, d, x, i, n_blocks, a, b)
-            a, b = add_four(c0, c1, d, rest, i, n_blocks, a, b)
+            a0, b0 = add_four(c0, c1, d, x0, i, n_blocks, a0, b0)
+            a1, b1 = add_four(c0, c1, d, x1, i, n_blocks, a1, b1)
             i += 4
         block = row + i * BLOCK
         if i + 2 <= n_blocks:
             codes, d = flip_sign_bit(load_two_u8x32(block + 2, block + 36)), spaced_f16(block, 2, BLOCK)
-            a, b = add_two(codes, d, x, i, n_blocks, a), add_two(codes, d, rest, i, n_blocks, b)
+            a0, a1 = add_two(codes, d, x0, i, n_blocks, a0), add_two(codes, d, x1, i, n_blocks, a1)
             block += 2 * BLOCK
         if n_blocks % 2:
             codes, d = flip_sign_bit(load_half_u8x64(block + 2)), spaced_f16(block, 1, BLOCK)
-            a, b = add_last(codes, d, x, n_blocks, a), add_last(codes, d, rest, n_blocks, b)
-        store_f32(out + r * 4, total(a + b))
-
-
-@kernel(_four(int64, int64, int64, int64, int64, int64), apart=True)
-def dot4(row, n_blocks, x0, x1, x2, x3):
-    """dot() with four activation vectors at once: the row is unpacked once."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero_f32x16()
-    i = 0
-    while i + 4 <= n_blocks:
-        block = row + i * BLOCK
-        c0 = flip_sign_bit(load_two_u8x32(block + 2, block + 36))
-        c1 = flip_sign_bit(load_two_u8x32(block + 70, block + 104))
-        d = spaced_f16(block, 4, BLOCK)
-        a0, b0 = add_four(c0, c1, d, x0, i, n_blocks, a0, b0)
-        a1, b1 = add_four(c0, c1, d, x1, i, n_blocks, a1, b1)
-        a2, b2 = add_four(c0, c1, d, x2, i, n_blocks, a2, b2)
-        a3, b3 = add_four(c0, c1, d, x3, i, n_blocks, a3, b3)
-        i += 4
-    block = row + i * BLOCK
-    if i + 2 <= n_blocks:
-        codes, d = flip_sign_bit(load_two_u8x32(block + 2, block + 36)), spaced_f16(block, 2, BLOCK)
-        a0, a1 = add_two(codes, d, x0, i, n_blocks, a0), add_two(codes, d, x1, i, n_blocks, a1)
-        a2, a3 = add_two(codes, d, x2, i, n_blocks, a2), add_two(codes, d, x3, i, n_blocks, a3)
-        block += 2 * BLOCK
-    if n_blocks % 2:
-        codes, d = flip_sign_bit(load_half_u8x64(block + 2)), spaced_f16(block, 1, BLOCK)
-        b0, b1 = add_last(codes, d, x0, n_blocks, b0), add_last(codes, d, x1, n_blocks, b1)
-        b2, b3 = add_last(codes, d, x2, n_blocks, b2), add_last(codes, d, x3, n_blocks, b3)
-    return total(a0 + b0), total(a1 + b1), total(a2 + b2), total(a3 + b3)
+            b0, b1 = add_last(codes, d, x0, n_blocks, b0), add_last(codes, d, x1, n_blocks, b1)
+        store_f32(out0 + r * 4, total(a0 + b0))
+        store_f32(out1 + r * 4, total(a1 + b1))
