@@ -22,7 +22,7 @@ from glmrun.chat.answer import Answer
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.cli import _run as main_without_exit
 from glmrun.terminal import screen
-from glmrun.terminal.answer import AnswerView, bottom_line, show_answer, show_thinking, stats_line
+from glmrun.terminal.answer import AnswerView, bottom_parts, show_answer, show_thinking, stats_line
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import json_text, visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
@@ -43,6 +43,10 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
         return made
 
     return open_one
+
+
+def bottom_line(*values: Any) -> str:
+    return "".join(text for _, text in bottom_parts(*values))
 
 
 def chunks(*pieces: str, thinking: int = 0) -> list[Chunk]:

@@ -28,7 +28,7 @@ def loop(reasons: list[str], stopped_at: int | None = None, tools: bool = True) 
         assert answer.tool_calls == [CALL] and [message["tool_call_id"] for message in results] == ["1"]
         happened.append("keep")
 
-    answers, ending = ask_with_tools(ask, carry_out if tools else None, keep)
+    answers, ending = ask_with_tools(iter(ask, None), carry_out if tools else None, keep)
     return [answer.finish_reason for answer in answers], ending, happened
 
 

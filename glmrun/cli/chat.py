@@ -1,6 +1,7 @@
 """`glmrun chat`: a conversation in the terminal."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,11 @@ import typer
 
 from glmrun import settings
 from glmrun.cli import loading, options
+from glmrun.repl import sessions
+from glmrun.repl.tool_calls import ToolCalls
+from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import orderly_end, quiet_keyboard
+from glmrun.terminal.sanitize import one_line
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,9 +24,6 @@ if TYPE_CHECKING:
 
 def complete_session(incomplete: str) -> list[tuple[str, str]]:
     """IDs of saved conversations that go on from what was typed, with what they begin with."""
-    from glmrun.repl import sessions
-    from glmrun.terminal.sanitize import one_line
-
     return [(path.stem, one_line(saved.title())) for path, saved in sessions.listed(20) if path.stem.startswith(incomplete)]
 
 
@@ -81,9 +84,7 @@ def chat(
     """
     from glmrun.repl.conversation import Conversation, Surface, Typing
     from glmrun.repl.kept import Kept
-    from glmrun.repl.loop import interactive
-    from glmrun.repl.tool_calls import ToolCalls
-    from glmrun.terminal.interrupt import quiet_keyboard
+    from glmrun.repl.loop import chat_in_pipe, chat_in_terminal, interactive
 
     model = loading.one_model(model, named)
     url = options.server_url(context, model)
@@ -111,7 +112,10 @@ def chat(
         )
         _begin(conversation, earlier, system if earlier is None or options.typed(context, "system") else None)
     try:
-        code = _hold(conversation)
+        with orderly_end() if interactive() else nullcontext():
+            code = chat_in_terminal(conversation) if interactive() else chat_in_pipe(conversation, options.stdin_lines())
+        if interactive() and conversation.messages and conversation.kept.session is not None:
+            note("glmrun chat --continue goes on with this conversation")
     finally:
         conversation.close()
         if tools is not None:
@@ -121,8 +125,6 @@ def chat(
 
 def _earlier(go_on: bool, resume: str | None) -> Path | None:
     """The journal of the conversation that goes on, if one does. Raises UserError."""
-    from glmrun.repl import sessions
-
     if go_on and resume is not None:
         raise UserError("--continue takes the last conversation and --resume another one; leave one out", "usage")
     return sessions.find(resume) if go_on or resume is not None else None
@@ -133,7 +135,6 @@ def _begin(conversation: "Conversation", earlier: Path | None, system: str | Non
     from glmrun.repl.loop import interactive
     from glmrun.repl.saving import show_resumed
     from glmrun.terminal.answer import counted
-    from glmrun.terminal.console import note
 
     model = conversation.model
     if interactive():
@@ -146,25 +147,9 @@ def _begin(conversation: "Conversation", earlier: Path | None, system: str | Non
         conversation.set_system(system)
 
 
-def _hold(conversation: "Conversation") -> int:
-    """Talk until the user leaves; returns the exit code."""
-    from glmrun.repl.loop import chat_in_pipe, chat_in_terminal, interactive
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import orderly_end
-
-    if not interactive():
-        return chat_in_pipe(conversation, options.stdin_lines())
-    with orderly_end():
-        code = chat_in_terminal(conversation)
-    if conversation.messages and conversation.kept.session is not None:
-        note("glmrun chat --continue goes on with this conversation")
-    return code
-
-
 def _model_of(session: Path) -> str | None:
     """The model that a saved conversation was held with; raises UserError if it is not there any more."""
     from glmrun.machine import cache_folder
-    from glmrun.repl import sessions
 
     path = sessions.read(session).model
     if Path(path).parent.parent == cache_folder() / "nano":

@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glmrun.chat.answer import Answer, collect
+from glmrun.chat.request import ChatModel, ChatRequest
+from glmrun.chat.tool_loop import ask_with_tools
 from glmrun.cli import loading, options
 from glmrun.cli.question import model_and_question, with_texts
 from glmrun.cli.run_log import RunLog
+from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
+from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import interruptible
+from glmrun.terminal.sanitize import json_text, visible
+from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chat.answer import Answer
     from glmrun.chat.chunk import Chunk
-    from glmrun.chat.request import ChatModel, ChatRequest
-    from glmrun.repl.tool_calls import ToolCalls
 
 
 class Format(StrEnum):
@@ -132,10 +137,6 @@ def run(
     messages = kept.asked(text)
     form = _Form(as_json, extract, hide_thinking, no_stream, markdown=not extract and schema is None)
 
-    from glmrun.chat.request import ChatRequest
-    from glmrun.repl.tool_calls import ToolCalls
-    from glmrun.terminal.sanitize import visible
-
     with ExitStack() as stack:
         calls = stack.enter_context(ToolCalls(tools_file, approve)) if tools_file is not None else None
         began = time.monotonic()
@@ -165,9 +166,7 @@ class _Form:
 
     def show(self, chunks: "Iterator[Chunk]", answer: "Answer", with_calls: bool) -> None:
         """Print an answer as it comes, its tool calls too if nobody else does, and put it together."""
-        from glmrun.chat.answer import collect
         from glmrun.terminal.answer import show_answer
-        from glmrun.terminal.tool_blocks import show_tool_call
 
         chunks = _without_thinking(chunks) if self.hide_thinking and not self.as_json else chunks
         chunks = _first_code_block(chunks) if self.extract else chunks
@@ -183,11 +182,6 @@ def _answers(
     model: "ChatModel", request: "ChatRequest", calls: "ToolCalls | None", form: _Form, messages: list[dict[str, Any]]
 ) -> "list[Answer]":
     """The model's answers: one, and another one after each round of tool calls. All are added to the messages."""
-    from glmrun.chat.answer import Answer
-    from glmrun.chat.tool_loop import ask_with_tools
-    from glmrun.repl.tool_calls import TOO_MANY_ROUNDS
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import interruptible
 
     def ask() -> Answer:
         answer = Answer()
@@ -198,7 +192,7 @@ def _answers(
     def keep(answer: Answer, results: list[dict[str, Any]]) -> None:
         messages.extend([answer.message(), *results])
 
-    answers, ending = ask_with_tools(ask, calls.results if calls else None, keep)
+    answers, ending = ask_with_tools(iter(ask, None), calls.results if calls else None, keep)
     if ending == "too many rounds":
         note(TOO_MANY_ROUNDS)
     if ending == "answered":
@@ -209,8 +203,6 @@ def _answers(
 def _report(answers: "list[Answer]", model: "ChatModel", load_seconds: float, form: _Form, stats: bool) -> None:
     """Say what the answer itself does not: all of it as JSON, how it ended, counts and speeds."""
     from glmrun.terminal.answer import finish_note, stats_line
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import json_text
 
     answer = answers[-1]
     if form.as_json:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from glmrun.repl.kept import Kept, model_path
 from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
 from glmrun.terminal.answer import AnswerView, Thinking, bottom_parts, counted, finish_note, stats_line
 from glmrun.terminal.console import note
-from glmrun.terminal.interrupt import interruptible
+from glmrun.terminal.interrupt import interruptible, quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
@@ -241,7 +242,6 @@ class Conversation:
 
     def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
         """Show the answer, and carry out the calls in it until there is one without."""
-        first = [chunks]
 
         def keep(_: Answer, results: list[dict[str, Any]]) -> None:  # the answer itself is kept as soon as it has come
             for message in results:
@@ -249,7 +249,8 @@ class Conversation:
                 self._keep("message", message=message)
 
         carry_out = self.tools.results if self.tools is not None else None
-        answers, ending = ask_with_tools(lambda: self._one_answer(first.pop() if first else self._chunks()), carry_out, keep)
+        each = map(self._one_answer, chain([chunks], iter(self._chunks, None)))
+        answers, ending = ask_with_tools(each, carry_out, keep)
         if ending == "stopped":
             note("(stopped)")
         elif ending == "too many rounds":
@@ -306,11 +307,13 @@ class Conversation:
             draft=(lambda: "") if keyboard is None else lambda: keyboard.draft,
         )  # fmt: skip
         acting = keyboard.acting({"escape": stop, "c-o": view.expand_thinking}) if keyboard is not None else nullcontext()
-        with self._ways_out(), acting, closing(interruptible(self.model, chunks, asked)) as stream:
-            try:
-                view.show(stream)
-            finally:
-                self.disk.end()
+        chunks = interruptible(self.model, chunks, asked)
+        try:
+            with self._ways_out(), acting, closing(chunks), quiet_keyboard(), closing(view):
+                for chunk in chunks:
+                    view.feed(chunk)
+        finally:
+            self.disk.end()
 
     def _count(self, answer: Answer) -> None:
         stats, ending = answer.stats, finish_note(answer, self.model.n_ctx)

@@ -68,7 +68,10 @@ def chat_in_terminal(conversation: Conversation) -> int:
                 return 0
             try:
                 with keyboard.listening():
-                    _turn(conversation, text)
+                    if is_command(text):
+                        run_command(conversation, text.strip())
+                    elif text.strip():
+                        conversation.say(without_quotes(text))
             except Leave:
                 return 0
             except UserError as why:
@@ -87,22 +90,13 @@ def chat_in_pipe(conversation: Conversation, lines: Iterable[bytes]) -> int:
     code = 0
     try:
         for text in _messages(lines):
-            answer = _turn(conversation, text)
-            if answer == "cancelled":
+            if is_command(text):
+                code = code if run_command(conversation, text.strip()) else 2
+            elif text.strip() and conversation.say(without_quotes(text)).finish_reason == "cancelled":
                 return 130
-            code = 2 if answer == "refused" else code
     except Leave:
         pass
     return code
-
-
-def _turn(conversation: Conversation, text: str) -> str | None:
-    """Run a command or send a message; returns how the answer ended, or "refused" for a command that could not be done."""
-    if not text.strip():
-        return None
-    if is_command(text):
-        return None if run_command(conversation, text.strip()) else "refused"
-    return conversation.say(without_quotes(text)).finish_reason
 
 
 def _messages(lines: Iterable[bytes]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
 from glmrun.chat.answer import Answer
@@ -30,11 +31,13 @@ def show_answer(
     markdown: bool = True,
 ) -> None:
     """Print chunks as they come and add them to answer, which holds what was said also when the loop is left by an exception."""
-    AnswerView(answer, thinking, footer, markdown).show(chunks)
+    with quiet_keyboard(), closing(AnswerView(answer, thinking, footer, markdown)) as view:
+        for chunk in chunks:
+            view.feed(chunk)
 
 
 class AnswerView:
-    """Shows one answer: show() all chunks, or feed() each, then close().
+    """Shows one answer: feed() each chunk, then close(), also where what makes them fails.
 
     thinking   on a terminal; where there is none it is plain text, unless it is to be hidden
     footer     what stands below an answer on a terminal while it is being written
@@ -66,15 +69,6 @@ class AnswerView:
         self._expand = False
         self._progress = PromptProgress(lambda: draft_line(draft()))
         self._progress.start()
-
-    def show(self, chunks: "Iterable[Chunk]") -> None:
-        """Show chunks as they come; what was shown is complete also when the loop is left by an exception."""
-        with quiet_keyboard():
-            try:
-                for chunk in chunks:
-                    self.feed(chunk)
-            finally:
-                self.close()
 
     def feed(self, chunk: "Chunk") -> None:
         """Add a chunk to the answer and show it."""
@@ -225,13 +219,11 @@ def stats_line(stats: "Stats") -> str:
     return " · ".join(parts)
 
 
-def bottom_line(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> str:
-    """`GLM-4.7-Flash-Q4_K_M · 3.1k / 32k · 17.9 tok/s`: the model, how full the context is, how fast the last answer came."""
-    return "".join(text for _, text in bottom_parts(model, used, n_ctx, stats))
-
-
 def bottom_parts(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> list[tuple[str, str]]:
-    """bottom_line() in pieces, each with its style: "", or yellow and red where the context is nearly full."""
+    """`GLM-4.7-Flash-Q4_K_M · 3.1k / 32k · 17.9 tok/s`: the model, how full the context is, how fast the last answer came.
+
+    In pieces, each with its style: "", or yellow and red where the context is nearly full.
+    """
     style = "ansired" if used >= FULL * n_ctx else "ansiyellow" if used >= NEARLY_FULL * n_ctx else ""
     parts = [("", f"{one_line(model)} · "), (style, f"{_short(used, n_ctx)} / {_short(n_ctx, n_ctx)}")]
     if stats is not None and stats.n_generated > 1 and stats.generate_seconds > 0:
