@@ -15,6 +15,9 @@ import typer
 
 from glmrun.cli import loading, options
 from glmrun.settings import default_model
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -252,7 +255,6 @@ def _of_server(
     """(what each model's measurement yields, how many); the server's first model if none is named."""
     from glmrun.chat.remote import RemoteModel
     from glmrun.measure.server_bench import measure_server
-    from glmrun.terminal.console import note
 
     models = [RemoteModel(url, name) for name in names] or [RemoteModel(url)]
     note(f"{models[0].url}: tokens as the server counts them, times as they pass here")
@@ -331,8 +333,6 @@ def _note_machine(threads: Sequence[int | None], compile_seconds: float) -> None
     from glmrun import __version__
     from glmrun.machine import available_cores, cpu_name, memory
     from glmrun.measure.doctor import cpu_features
-    from glmrun.terminal.console import note
-    from glmrun.terminal.tables import bytes_text
 
     found = memory()
     for n in threads:
@@ -360,9 +360,6 @@ def _plot(rows: list[dict[str, Any]], to_terminal: bool, path: str | None, strea
 
 def _print_comparison(a: str, b: str) -> None:
     from glmrun.measure.bench_rows import SIGNIFICANT, compare, read_rows
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import columns
 
     found, alone = compare(read_rows(a), read_rows(b))
     if not found:

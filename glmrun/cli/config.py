@@ -6,6 +6,11 @@ from typing import Annotated
 
 import typer
 
+from glmrun.settings import PLACES, SETTINGS, config_path, misspelt, origins
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import columns
+
 app = typer.Typer(
     help="""Settings: a flag beats a GLMRUN_* variable, which beats the config file, which beats the default.
 
@@ -40,11 +45,6 @@ def show(
       echo 'temperature = 0.7' >> "$(glmrun config path)"
       GLMRUN_CONTEXT=64K glmrun chat
     """
-    from glmrun.settings import PLACES, SETTINGS, config_path, misspelt, origins
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import columns
-
     for line in misspelt():
         note(line)
     rows = origins()
@@ -67,8 +67,6 @@ def path() -> None:
       glmrun config path
       $EDITOR "$(glmrun config path)"
     """
-    from glmrun.settings import config_path
-
     found = config_path()
     found.parent.mkdir(parents=True, exist_ok=True)
     print(found)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmrun.cli import options
+from glmrun.cli.loading import only_one, resolve_model
+from glmrun.terminal.console import note
+from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 
 def _list_quantizations(wanted: bool) -> None:
     if wanted:
-        from glmrun.terminal.tables import columns
         from quant.recipes import RECIPES
 
         rows = [[r.name, f"{r.bits_per_weight:.2f}", r.description] for r in RECIPES.values()]
@@ -35,7 +37,6 @@ def _source(name: str) -> str:
     """What a SRC means: a folder or a file, else the name of a model on this machine, checkpoints too."""
     if Path(name).exists() or os.sep in name:
         return name
-    from glmrun.cli.loading import only_one, resolve_model
     from glmrun.store.local import local_models, matching
 
     if name == "nano":
@@ -120,7 +121,6 @@ def convert(
     if report and not Path(report).parent.is_dir():
         raise UserError(f"--report: the folder {Path(report).parent} does not exist", "usage")
 
-    from glmrun.terminal.console import note
     from quant.checkpoint import Checkpoint
     from quant.convert import plan
 
@@ -199,7 +199,6 @@ def _parse_bytes(text: str) -> int:
 
 
 def _write(planned: "Plan", path: Path, force: bool, restart: bool, threads: int | None, report_path: Path | None) -> None:
-    from glmrun.terminal.console import note
     from glmrun.terminal.progress import BytesProgress
     from quant.convert import convert as write
     from quant.publish import journal_path
@@ -254,8 +253,6 @@ def _advice(planned: "Plan") -> list[str]:
 
 
 def _print_plan(planned: "Plan") -> None:
-    from glmrun.terminal.tables import columns
-
     rows = [[r.name, " x ".join(map(str, r.shape)), r.source, r.format, f"{r.n_bytes:,}"] for r in planned.rows]
     print(columns([["tensor", "shape", "from", "to", "bytes"], *rows], right=[4]))
     print(f"\n{len(rows)} tensors, {planned.n_weights:,} weights, {planned.tensor_bytes:,} bytes of tensor data")
@@ -264,8 +261,6 @@ def _print_plan(planned: "Plan") -> None:
 
 
 def _print_summary(planned: "Plan", path: Path, done: "list[Done]", seconds: float) -> None:
-    from glmrun.terminal.console import note
-    from glmrun.terminal.tables import bytes_text, columns
     from quant.report import tensor_classes
 
     classes = [c for c in tensor_classes(planned.rows, done) if c.squared_error]

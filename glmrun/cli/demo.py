@@ -6,7 +6,12 @@ from pathlib import Path
 
 import typer
 
+from glmrun.chat.answer import Answer
 from glmrun.cli import loading, options
+from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import interruptible
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import bytes_text
 
 _QUESTION = "What is 17 + 25?"
 _REAL_MODEL = """\
@@ -41,8 +46,6 @@ def demo(threads: options.Threads = None) -> None:
 def _convert() -> list[Path]:
     from glmrun.store.nano import QUANTIZATIONS, nano_path
     from glmrun.terminal.progress import waiting
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import bytes_text
 
     paths = []
     for quantization in QUANTIZATIONS:
@@ -56,10 +59,7 @@ def _convert() -> list[Path]:
 
 
 def _ask(path: Path, threads: int | None) -> None:
-    from glmrun.chat.answer import Answer
     from glmrun.terminal.answer import show_answer, stats_line
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import interruptible
 
     model = loading.load_model(path, threads=threads)
     print(f">>> {_QUESTION}", flush=True)

@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glmrun.terminal.sanitize import json_text, one_line
+from glmrun.terminal.tables import bytes_text, columns
+
 if TYPE_CHECKING:
     from glmrun.measure.doctor import Report
 
@@ -24,7 +27,6 @@ def doctor(
     from dataclasses import asdict
 
     from glmrun.measure.doctor import examine
-    from glmrun.terminal.sanitize import json_text
 
     report = examine(measure)
     if as_json:
@@ -39,9 +41,6 @@ def doctor(
 
 
 def _text(report: "Report") -> str:
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import columns
-
     lines = []
     for section, facts in report.facts.items():
         rows = [[key.replace("_", " "), _value(key, value)] for key, value in facts.items()] or [["-", ""]]
@@ -52,8 +51,6 @@ def _text(report: "Report") -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    from glmrun.terminal.tables import bytes_text
-
     if isinstance(value, dict):  # a folder
         size = bytes_text(value["bytes"]) if value["exists"] else "not there yet"
         return f"{value['path']} ({size}, {bytes_text(value['free'])} free)"

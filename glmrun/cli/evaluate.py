@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.cli import loading, options
+from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import interruptible
+from glmrun.terminal.sanitize import json_text
+from glmrun.terminal.tables import columns
 from quant.errors import UserError
 
 if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk
-    from glmrun.chat.request import ChatModel, ChatRequest
     from glmrun.measure.evaluation import Answered, Question
 
 
@@ -72,8 +76,6 @@ def evaluate(
     """
     from glmrun.measure.evaluation import by_skill, read_suite
     from glmrun.store.nano import CHECKPOINT
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import json_text
 
     model, file = _model_and_file(first, second, named)
     suite = Path(file) if file is not None else CHECKPOINT / "skills.jsonl"
@@ -176,8 +178,6 @@ def _ask(
 ) -> bool:  # fmt: skip
     """Ask the rest, adding to answers and the file; returns whether Ctrl-C ended it. how: evaluate()'s further arguments."""
     from glmrun.measure.evaluation import evaluate
-    from glmrun.terminal.console import note
-    from glmrun.terminal.interrupt import interruptible
     from glmrun.terminal.progress import work_bar
 
     done = {answer.id for answer in answers}
@@ -203,7 +203,6 @@ def _ask(
 
 def _table(answers: "list[Answered]") -> str:
     from glmrun.measure.evaluation import by_skill
-    from glmrun.terminal.tables import columns
 
     rows = [["skill", "right", "of", "accuracy"]]
     for skill, found in by_skill(answers).items():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from glmrun.cli import loading, options
+from glmrun.terminal.console import note
 from quant.errors import UserError
 from quant.text import decode_text
 
@@ -30,7 +31,6 @@ def imatrix(
     Example:
       glmrun imatrix GLM-4.7-Flash-Q8_0.gguf -f text.txt -o glm.imatrix.gguf
     """
-    from glmrun.terminal.console import note
     from glmrun.terminal.progress import work_bar
     from quant.publish import publish
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmrun.cli import loading
+from glmrun.terminal.sanitize import json_text, one_line, visible
+from glmrun.terminal.tables import bytes_text, columns, params_text
+from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.gguf.file import GGUFFile
@@ -57,7 +60,6 @@ def inspect(
     facts = _facts(opened)
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
-    from glmrun.terminal.sanitize import json_text, one_line, visible
 
     if as_json:
         lists: dict[str, Any] = ({"metadata": pairs} if metadata else {}) | ({"tensor_list": rows} if tensors else {})
@@ -84,7 +86,6 @@ def _facts(file: "GGUFFile") -> dict[str, Any]:
     """What is known of the file; of another model's what any file says, and why it can't be run."""
     from glmrun.gguf.architecture import config_from_gguf
     from glmrun.measure.model_file import file_facts, model_facts
-    from quant.errors import UserError
 
     try:
         return model_facts(file, config_from_gguf(file))
@@ -93,16 +94,11 @@ def _facts(file: "GGUFFile") -> dict[str, Any]:
 
 
 def _tensor_table(rows: list[dict[str, Any]]) -> str:
-    from glmrun.terminal.tables import columns
-
     lines = [[row["name"], " x ".join(map(str, row["shape"])), row["format"], f"{row['bytes']:,}"] for row in rows]
     return columns([["tensor", "shape", "format", "bytes"], *lines], right=[3])
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import bytes_text, columns, params_text
-
     total = facts["parameters"]
     mix = ", ".join(f"{name} {count / total:.1%}" for name, count in facts["formats"].items())
     template, own = facts["chat_template_sha256"], ", glmrun's own" if facts["chat_template_is_glmruns"] else ""
@@ -128,8 +124,6 @@ def _summary(facts: dict[str, Any]) -> str:
 
 def _shape_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of a model that can be run."""
-    from glmrun.terminal.tables import bytes_text
-
     context, per_position = facts["context_length"], facts["kv_bytes_per_position"]
     return [
         ("layers", f"{facts['layers']}" + (f" and {facts['mtp_layers']} for next-token prediction" if facts["mtp_layers"] else "")),
@@ -155,7 +149,6 @@ def _hashes(file: "GGUFFile") -> dict[str, str]:
 def _diff(a: "GGUFFile", b: "GGUFFile", pattern: re.Pattern[str], data: bool, as_json: bool) -> None:
     """Print what differs, as `- a's` and `+ b's`; exit code 1 if anything does."""
     from glmrun.measure.model_file import brief, difference
-    from glmrun.terminal.sanitize import json_text, one_line
 
     found = {
         kind: {name: pair for name, pair in pairs.items() if pattern.search(name)} for kind, pairs in difference(a, b, data).items()

@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 from glmrun.cli import loading
+from glmrun.cli.loading import only_one
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import json_text, one_line
+from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
 
 
@@ -23,9 +27,6 @@ def list_models(
       glmrun list --json
     """
     from glmrun.store.local import local_models, models_folder
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import json_text
-    from glmrun.terminal.tables import bytes_text, columns
 
     models = local_models()
     if as_json:
@@ -71,11 +72,7 @@ def remove_model(
       glmrun rm ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M
       glmrun rm q8_0 --yes
     """
-    from glmrun.cli.loading import only_one
     from glmrun.store.local import local_models, matching, remove
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import bytes_text
 
     found = matching(name, local_models())
     if not found:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from glmrun.repl.tool_calls import Approve
-from glmrun.settings import persona, variable
+from glmrun.settings import SETTINGS, persona, variable
 from glmrun.terminal.sizes import size_of
 from quant.errors import UserError
 from quant.text import decode_text
@@ -53,8 +53,9 @@ def parse_draft(text: str) -> str:
 
 
 def setting(key: str) -> dict[str, Any]:
-    """What makes an option a setting: its variable. `glmrun config show` lists them all, so --help does not."""
-    return {"envvar": variable(key), "show_envvar": False}
+    """What makes an option a setting: its limits, and its variable. `glmrun config` lists them all, so --help does not."""
+    limits = {"min": SETTINGS[key].least, "max": SETTINGS[key].most}
+    return {"envvar": variable(key), "show_envvar": False, **limits}
 
 
 def parse_preset(text: str) -> str:
@@ -89,8 +90,7 @@ KvType = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None,
-    typer.Option("-t", "--threads", min=1, metavar="N", help="Threads; left out: one per core.", **setting("threads")),
+    int | None, typer.Option("-t", "--threads", metavar="N", help="Threads; left out: one per core.", **setting("threads"))
 ]
 Draft = Annotated[
     str,
@@ -112,48 +112,31 @@ DraftExact = Annotated[
     ),
 ]
 MaxTokens = Annotated[
-    int | None,
-    typer.Option("-n", "--max-tokens", min=1, metavar="N", help="Stop the answer after N tokens.", **setting("max_tokens")),
+    int | None, typer.Option("-n", "--max-tokens", metavar="N", help="Stop the answer after N tokens.", **setting("max_tokens"))
 ]
 Temperature = Annotated[
     float | None,
     typer.Option(
         "--temp",
         "--temperature",
-        min=0.0,
         metavar="X",
         help="0 always takes the likeliest token. Left out: the model file's value, else 1.0.",
         **setting("temperature"),
     ),
 ]
 TopP = Annotated[
-    float | None,
-    typer.Option("--top-p", min=0.0, max=1.0, metavar="X", help="Keep the likeliest tokens that sum to X.", **setting("top_p")),
+    float | None, typer.Option("--top-p", metavar="X", help="Keep the likeliest tokens that sum to X.", **setting("top_p"))
 ]
 TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", min=0, metavar="N", help="Keep the N likeliest tokens; 0 keeps all.", **setting("top_k")),
+    int | None, typer.Option("--top-k", metavar="N", help="Keep the N likeliest tokens; 0 keeps all.", **setting("top_k"))
 ]
 MinP = Annotated[
     float | None,
-    typer.Option(
-        "--min-p",
-        min=0.0,
-        max=1.0,
-        metavar="X",
-        help="Drop tokens less likely than X times the likeliest.",
-        **setting("min_p"),
-    ),
+    typer.Option("--min-p", metavar="X", help="Drop tokens less likely than X times the likeliest.", **setting("min_p")),
 ]
 RepeatPenalty = Annotated[
     float | None,
-    typer.Option(
-        "--repeat-penalty",
-        min=0.0,
-        metavar="X",
-        help="Make recent tokens less likely; 1 is off.",
-        **setting("repeat_penalty"),
-    ),
+    typer.Option("--repeat-penalty", metavar="X", help="Make recent tokens less likely; 1 is off.", **setting("repeat_penalty")),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.", **setting("seed"))]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.", **setting("system"))]
@@ -185,7 +168,6 @@ ThinkBudget = Annotated[
     int | None,
     typer.Option(
         "--think-budget",
-        min=0,
         metavar="N",
         help="Close the thinking after N tokens and go on with the answer.",
         **setting("think_budget"),
@@ -249,14 +231,12 @@ class LogFormat(StrEnum):
 
 
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.", **setting("host"))]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.", **setting("port"))]
+Port = Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.", **setting("port"))]
 ServedName = Annotated[
     str | None,
     typer.Option("--served-model-name", metavar="NAME", help="What clients see as the model.", **setting("served_model_name")),
 ]
-Slots = Annotated[
-    int, typer.Option("--parallel", min=1, max=16, metavar="N", help="Answers at once; others wait.", **setting("parallel"))
-]
+Slots = Annotated[int, typer.Option("--parallel", metavar="N", help="Answers at once; others wait.", **setting("parallel"))]
 CacheRam = Annotated[
     int | None,
     typer.Option(
@@ -287,8 +267,7 @@ CacheDiskSize = Annotated[
     ),
 ]
 AnswerTimeout = Annotated[
-    int,
-    typer.Option("--timeout", min=1, metavar="SECONDS", help="The most that an answer may take.", **setting("timeout")),
+    int, typer.Option("--timeout", metavar="SECONDS", help="The most that an answer may take.", **setting("timeout"))
 ]
 ReasoningField_ = Annotated[
     ReasoningField,

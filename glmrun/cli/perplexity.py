@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmrun.cli import loading, options
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import json_text
 from quant.text import decode_text
 
 if TYPE_CHECKING:
@@ -66,7 +68,6 @@ def perplexity(
     from glmrun.measure.perplexity import score, statistics
     from glmrun.measure.reference import Reference, ReferenceWriter
     from glmrun.measure.windows import cut
-    from glmrun.terminal.sanitize import json_text
 
     reference, text, writer = None, "", None
     if base is not None and compare:
@@ -108,7 +109,6 @@ def _watched(
     steps: "Iterator[tuple[int, Scores]]", writer: "ReferenceWriter | None", name: str, n_windows: int
 ) -> "tuple[Scores | None, int]":
     """Go through the steps behind a bar; returns (what was found, windows done) also after Ctrl-C."""
-    from glmrun.terminal.console import note
     from glmrun.terminal.progress import work_bar
 
     done, scores = 0, None

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmrun.cli import loading, options
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -128,7 +131,6 @@ def _model_and_words(what: str | None, named: str | None, words: list[str], with
 def _print_command(engine: Engine | None, what: str | None, gpus: int | None, ctx: int | None, as_json: bool) -> None:
     """Print the command for a shell; what it needs, and how to use the server, goes to standard error."""
     from glmrun.measure.engines import ADDRESS, SERVED_NAME, command, needs
-    from glmrun.terminal.console import note
 
     if engine is None:
         raise typer.BadParameter("--gpus: say for which program: --engine vllm, sglang or llama-server")
@@ -200,8 +202,6 @@ def _print_plan(
     name: str, demand: "Demand", n_ctx: int, speed: "Bandwidth", found: "Memory", disk: tuple[Path, int] | None
 ) -> None:
     from glmrun.measure.plan import WORKING_BYTES
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import bytes_text, columns
 
     why = "the limit of this control group" if found.limited else "this machine's memory"
     per_token = f"{demand.per_token / 1e9:.2f}" if demand.per_token >= 10_000_000 else f"{demand.per_token / 1e9:.4f}"
@@ -228,8 +228,6 @@ def _print_plan(
 
 
 def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, fits_disk: bool) -> str:
-    from glmrun.terminal.tables import bytes_text
-
     if fits_memory and fits_disk:
         return "\nIt fits."
     if not fits_disk:
@@ -244,8 +242,6 @@ def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, f
 
 
 def _quantizations(others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory") -> str:
-    from glmrun.terminal.tables import bytes_text, columns
-
     rows = [["quantization", "file", "needed", "largest context", "tokens/s at most", "context full"]]
     for d in others:
         largest = d.largest_context(found.available)
@@ -270,7 +266,6 @@ def _listed(words: list[str]) -> "list[Device]":
 
 def _devices(others: "list[Demand]", n_ctx: int, listed: "list[Device]") -> str:
     from glmrun.measure.plan import fits_device
-    from glmrun.terminal.tables import columns
 
     rows = [["machine", "memory GB", "GB/s", *(d.name for d in others)]]
     for device in listed:

@@ -1,5 +1,9 @@
 """`glmrun prompts`: what a person keeps to ask, and how."""
 
+from glmrun.settings import personas_folder
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import columns
+
 
 def list_prompts() -> None:
     """List the prompts and personas that you keep, and where.
@@ -14,10 +18,7 @@ def list_prompts() -> None:
       glmrun run -T review language=Python -f main.py
       glmrun chat --persona tutor
     """
-    from glmrun.settings import personas_folder
     from glmrun.store import prompts
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import columns
 
     rows = [["prompt", name, text[:60]] for name, text in prompts.listed()]
     rows += [["persona", path.stem, ""] for path in sorted(personas_folder().glob("*.toml"))]

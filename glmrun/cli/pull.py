@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmrun.cli import options
+from glmrun.cli.convert import convert
+from glmrun.terminal.console import note
+from glmrun.terminal.tables import bytes_text
 from quant.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,8 +64,6 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
     from glmrun.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
     from glmrun.store import hub
-    from glmrun.terminal.console import note
-    from glmrun.terminal.tables import bytes_text
     from quant.recipes import recipe
 
     n_bytes, missing = sum(file.n_bytes for file in files), hub.bytes_missing(reference, files)
@@ -105,10 +106,8 @@ def _fetch(reference: "Reference", files: "list[RemoteFile]", threads: int | Non
 
 def _convert(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
     """Download a checkpoint and convert it into the models folder; the new file's place."""
-    from glmrun.cli.convert import convert
     from glmrun.store.hub import DEFAULT_QUANTIZATION
     from glmrun.store.local import models_folder
-    from glmrun.terminal.console import note
     from quant.recipes import recipe
 
     chosen = recipe(reference.quantization or DEFAULT_QUANTIZATION)

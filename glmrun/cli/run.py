@@ -8,11 +8,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from glmrun.chat.answer import Answer, collect
+from glmrun.chat.chunk import Chunk
 from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.chat.tool_loop import ask_with_tools
 from glmrun.cli import loading, options
@@ -24,9 +25,6 @@ from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.sanitize import json_text, visible
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
-
-if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk
 
 
 class Format(StrEnum):

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from glmrun.chat.request import ChatModel
 from glmrun.repl import sessions
-
-if TYPE_CHECKING:
-    from glmrun.chat.request import ChatModel
+from glmrun.terminal.console import note
 
 
 @dataclass
@@ -47,7 +46,6 @@ class RunLog:
     def write(self, model: "ChatModel", messages: list[dict[str, Any]]) -> None:
         """Keep the messages, if that is wanted; a disk that refuses costs a line."""
         from glmrun.repl.kept import model_path, unkept
-        from glmrun.terminal.console import note
 
         if not self.wanted:
             return

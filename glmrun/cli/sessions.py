@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 from glmrun.cli.chat import complete_session
+from glmrun.repl import sessions
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import json_text
+from glmrun.terminal.tables import columns
 
 
 def list_sessions(
@@ -33,11 +37,6 @@ def list_sessions(
       glmrun sessions --runs -n 5
       glmrun sessions --rm 20261129-101500
     """
-    from glmrun.repl import sessions
-    from glmrun.terminal.console import note
-    from glmrun.terminal.sanitize import json_text
-    from glmrun.terminal.tables import columns
-
     kind = sessions.RUNS if runs else sessions.CHATS
     if remove is not None:
         path = sessions.find(remove, kind)

@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from glmrun.cli import loading, options
+from glmrun.terminal.console import note
+from glmrun.terminal.sanitize import one_line
+from glmrun.terminal.tables import bytes_text
 
 
 def verify(
@@ -24,10 +27,7 @@ def verify(
       glmrun verify flash
     """
     from glmrun.gguf.verify import verify as check
-    from glmrun.terminal.console import note
     from glmrun.terminal.progress import BytesProgress
-    from glmrun.terminal.sanitize import one_line
-    from glmrun.terminal.tables import bytes_text
 
     file = str(loading.resolve_model(loading.one_model(model, named)))
     began, damaged, checked = time.monotonic(), 0, 0
