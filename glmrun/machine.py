@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,11 @@ __all__ = [
     "cache_folder",
     "cpu_name",
     "disk_bytes",
+    "free_disk",
+    "group_folders",
     "group_memory",
     "memory",
+    "nearest",
     "peak_memory",
     "state_folder",
 ]
@@ -76,6 +81,16 @@ def peak_memory(restart: bool = False) -> int | None:
     return None
 
 
+def free_disk(folder: Path) -> int:
+    """Bytes that are free on the disk that a folder is on, or would be. OSError if the system does not tell."""
+    return shutil.disk_usage(nearest(folder)).free
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
 def disk_bytes() -> int | None:
     """Bytes that this process has had read from disks since it began; None where the system does not tell."""
     for line in _lines(Path("/proc/self/io")):
@@ -84,28 +99,26 @@ def disk_bytes() -> int | None:
     return None
 
 
-def group_memory(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
-    """(limit, available) in bytes of the tightest control group around this process; None where there is no limit.
+def group_folders(controller: str, membership: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether its files are those of version 1) of the control groups around this process; some may not be there.
 
-    Version 1 keeps memory apart under root/memory, version 2 has one tree; a group's limit holds for all groups inside it.
-    A container may see its own group as the root, so folders that are not there are left out.
+    Version 1 keeps each controller apart under root, version 2 has one tree; a group's limit holds for all groups inside it.
+    A container may see its own group as the root.
     """
-    found: list[tuple[int, int]] = []
     for line in _lines(membership):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and controller not in controllers.split(","):
             continue
-        base = root / "memory" if controllers else root
-        names = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_") if controllers else ("memory.max", "memory.current", "")
-        )
-        inside = base / path.lstrip("/")
-        for folder in (inside, *inside.parents):
-            if not folder.is_relative_to(base):
-                break
-            if (limit := _group(folder, *names)) is not None:
-                found.append(limit)
+        for base in {root / controllers, root / controller} if controllers else {root}:
+            inside = base / path.lstrip("/")
+            yield from ((folder, bool(controllers)) for folder in (inside, *inside.parents) if folder.is_relative_to(base))
+
+
+def group_memory(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
+    """(limit, available) in bytes of the tightest control group around this process; None where there is no limit."""
+    names = ("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+    groups = [_group(folder, *names[is_first]) for folder, is_first in group_folders("memory", membership, root)]
+    found = [group for group in groups if group is not None]
     return (min(limit for limit, _ in found), min(available for _, available in found)) if found else None
 
 

@@ -15,7 +15,7 @@ from support.openai_server import openai_server
 from test_cli import glmrun, refused
 
 from glmrun.chat.tools import Result, Tools
-from glmrun.repl.tool_calls import Approve, ToolCalls
+from glmrun.repl.tool_calls import ToolCalls
 from glmrun.terminal.tool_blocks import call_text
 from quant.errors import UserError
 
@@ -148,7 +148,7 @@ def test_a_call_reads_like_python() -> None:
 
 
 def test_never_runs_nothing() -> None:
-    with ToolCalls(FILE, Approve.never) as calls:
+    with ToolCalls(FILE, "never") as calls:
         refusal, stopped = calls.results([call("count"), call("count")])
         assert [message["content"] for message in refusal] == ["error: the user did not allow this call"] * 2 and not stopped
         assert {message["role"] for message in refusal} == {"tool"} and refusal[0]["tool_call_id"] == "call_1"
@@ -191,7 +191,7 @@ def test_stopping_one_call_stops_the_others_and_answers_all(monkeypatch: pytest.
             raise KeyboardInterrupt
         return Result("ok", True)
 
-    with ToolCalls(FILE, Approve.auto) as calls:
+    with ToolCalls(FILE, "auto") as calls:
         monkeypatch.setattr(calls.tools, "run", stop)
         messages, stopped = calls.results([call("count") | {"id": each} for each in ("1", "2", "3")])
         assert stopped and [message["tool_call_id"] for message in messages] == ["1", "2", "3"]

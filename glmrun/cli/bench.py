@@ -7,9 +7,8 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,16 +24,7 @@ if TYPE_CHECKING:
     from glmrun.measure.bench import Case, Choices, Result
 
 _MOST = 1 << 24  # tokens
-
-
-class Output(StrEnum):
-    """Forms of the result."""
-
-    md = "md"
-    csv = "csv"
-    json = "json"
-    jsonl = "jsonl"
-    sql = "sql"
+Output = Literal["md", "csv", "json", "jsonl", "sql"]  # forms of the result
 
 
 def parse_counts(text: str) -> list[int]:
@@ -117,7 +107,7 @@ def bench(
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, metavar="N", help="Measured runs of each test.")] = 5,
     delay: Annotated[float, typer.Option("--delay", min=0, metavar="SECONDS", help="Rest before each test.")] = 0.0,
     warmup: Annotated[bool, typer.Option("--warmup/--no-warmup", help="One unmeasured run of each test first.")] = True,
-    output: Annotated[Output, typer.Option("-o", "--output", help="Form of the result.")] = Output.md,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Form of the result.")] = "md",
     output_err: Annotated[
         Output | None, typer.Option("-oe", "--output-err", help="The result also to standard error, in this form.")
     ] = None,
@@ -179,7 +169,7 @@ def bench(
     n_rows = n_files * len(choices.cases(Path()))
     rows, interrupted = _measure(runs, outputs, n_rows, repetitions, wide, () if url else choices.n_threads)
     if rows and (plot or plot_out):
-        _plot(rows, plot, plot_out, output is Output.md)
+        _plot(rows, plot, plot_out, output == "md")
     if interrupted:
         raise typer.Exit(130)
 

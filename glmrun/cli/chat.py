@@ -62,7 +62,7 @@ def chat(
     draft_exact: options.DraftExact = False,
     url: options.Url = None,
     tools_file: options.ToolsFile = None,
-    approve: options.Approval = options.Approve.ask,
+    approve: options.Approval = "ask",
     keep_cache: options.KeepCache = False,
     history: options.History = True,
     vi: options.Vi = False,

@@ -4,9 +4,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -213,23 +212,6 @@ History = Annotated[bool, typer.Option("--history/--no-history", help="Save mess
 Vi = Annotated[bool, typer.Option("--vi/--emacs", help="The keys of the line editor.", **setting("vi"))]
 
 
-class ReasoningField(StrEnum):
-    """Where a chunk of OpenAI's interface holds the thinking."""
-
-    both = "both"
-    reasoning_content = "reasoning_content"
-    reasoning = "reasoning"
-    none = "none"
-
-
-class LogFormat(StrEnum):
-    """What a server says of each request."""
-
-    text = "text"
-    json = "json"
-    none = "none"
-
-
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.", **setting("host"))]
 Port = Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.", **setting("port"))]
 ServedName = Annotated[
@@ -269,8 +251,8 @@ CacheDiskSize = Annotated[
 AnswerTimeout = Annotated[
     int, typer.Option("--timeout", metavar="SECONDS", help="The most that an answer may take.", **setting("timeout"))
 ]
-ReasoningField_ = Annotated[
-    ReasoningField,
+ReasoningField = Annotated[
+    Literal["both", "reasoning_content", "reasoning", "none"],
     typer.Option("--reasoning-field", help="Where OpenAI's clients find the thinking.", **setting("reasoning_field")),
 ]
 MetricsPrefix = Annotated[
@@ -282,7 +264,9 @@ MetricsPrefix = Annotated[
         **setting("metrics_prefix"),
     ),
 ]
-LogFormat_ = Annotated[LogFormat, typer.Option("--log-format", help="Of the line for each request.", **setting("log_format"))]
+LogFormat = Annotated[
+    Literal["text", "json", "none"], typer.Option("--log-format", help="Of the line for each request.", **setting("log_format"))
+]
 
 
 def text_argument(text: str, what: str) -> str:

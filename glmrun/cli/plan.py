@@ -3,13 +3,11 @@
 import json
 import re
 import shlex
-import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,12 +23,7 @@ if TYPE_CHECKING:
     from glmrun.measure.plan import Demand, Device
 
 
-class Engine(StrEnum):
-    """A program on other machines that serves the model."""
-
-    vllm = "vllm"
-    sglang = "sglang"
-    llama_server = "llama-server"
+Engine = Literal["vllm", "sglang", "llama-server"]  # a program on other machines that serves the model
 
 
 def plan(
@@ -134,16 +127,16 @@ def _print_command(engine: Engine | None, what: str | None, gpus: int | None, ct
 
     if engine is None:
         raise typer.BadParameter("--gpus: say for which program: --engine vllm, sglang or llama-server")
-    words = command(engine.value, _source(engine, what), gpus, ctx)
+    words = command(engine, _source(engine, what), gpus, ctx)
     if as_json:
-        print(json.dumps({"engine": engine.value, "command": words, "url": ADDRESS, "served_name": SERVED_NAME}, indent=2))
+        print(json.dumps({"engine": engine, "command": words, "url": ADDRESS, "served_name": SERVED_NAME}, indent=2))
         return
     lines = [shlex.quote(words[0])]
     for word in words[1:]:
         lines += [f"  {shlex.quote(word)}"] if word.startswith("-") else []
         lines[-1] += "" if word.startswith("-") else f" {shlex.quote(word)}"
     print(" \\\n".join(lines))
-    note(needs(engine.value, gpus))
+    note(needs(engine, gpus))
     note(f"then: glmrun chat --url {ADDRESS} {SERVED_NAME}")
 
 
@@ -151,12 +144,12 @@ def _source(engine: Engine, what: str | None) -> str:
     """What the program is to load: a checkpoint's folder or name for vLLM and SGLang, a file or a quantization for llama-server."""
     from quant.recipes import RECIPES
 
-    if engine is Engine.llama_server:
+    if engine == "llama-server":
         recipe = RECIPES.get((what or "Q4_K_M").upper())
         return recipe.name if recipe is not None else str(loading.resolve_model(what))
     if what is None or Path(what).is_dir() or (what.count("/") == 1 and not Path(what).exists()):
         return what or "zai-org/GLM-4.7-Flash"
-    raise typer.BadParameter(f"{what}: {engine.value} runs the checkpoint: its folder, or a name like zai-org/GLM-4.7-Flash")
+    raise typer.BadParameter(f"{what}: {engine} runs the checkpoint: its folder, or a name like zai-org/GLM-4.7-Flash")
 
 
 def _demand(what: str | None, kv_type: str | None) -> "tuple[Demand, str, bool]":
@@ -191,11 +184,11 @@ def _measurable(model: str | None) -> Iterator[Path]:
 
 def _disk() -> tuple[Path, int]:
     """Where a model would be put, the hub's cache, and the bytes that are free there."""
+    from glmrun.machine import free_disk
     from glmrun.store.hub import cache_folder
 
     folder = cache_folder()
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
-    return folder, shutil.disk_usage(there).free
+    return folder, free_disk(folder)
 
 
 def _print_plan(

@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,13 +24,6 @@ from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.sanitize import json_text, visible
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
-
-
-class Format(StrEnum):
-    """What the answer is."""
-
-    text = "text"
-    json = "json"
 
 
 def run(
@@ -75,8 +67,8 @@ def run(
     draft_exact: options.DraftExact = False,
     url: options.Url = None,
     tools_file: options.ToolsFile = None,
-    approve: options.Approval = options.Approve.ask,
-    answer_format: Annotated[Format, typer.Option("--format", help="json: the answer is a JSON object.")] = Format.text,
+    approve: options.Approval = "ask",
+    answer_format: Annotated[Literal["text", "json"], typer.Option("--format", help="json: the answer is a JSON object.")] = "text",
     json_schema: Annotated[
         str | None, typer.Option("--json-schema", metavar="FILE|TEXT", help="The answer is JSON of this schema.")
     ] = None,
@@ -223,10 +215,10 @@ def _check(answer: "Answer", extract: bool, schema: dict[str, Any] | None) -> No
         raise UserError("the answer is not whole JSON" + (": it was cut off" if answer.finish_reason == "length" else ""))
 
 
-def _schema(answer_format: Format, text: str | None) -> dict[str, Any] | None:
+def _schema(answer_format: str, text: str | None) -> dict[str, Any] | None:
     """The JSON schema of the answer, from the option's text or the file it names; None if the answer is free."""
     if text is None:
-        return {"type": "object"} if answer_format is Format.json else None
+        return {"type": "object"} if answer_format == "json" else None
     where = "--json-schema"
     if not text.lstrip().startswith("{"):
         from glmrun.repl.attachments import read_text

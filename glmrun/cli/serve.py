@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmrun.cli import loading, options
-from glmrun.cli.options import LogFormat, ReasoningField
 from glmrun.terminal.console import note, say
 from quant.errors import UserError
 
@@ -29,9 +28,9 @@ def serve(
     cache_disk: options.CacheDisk = None,
     cache_disk_size: options.CacheDiskSize = None,
     answer_timeout: options.AnswerTimeout = 3600,
-    reasoning_field: options.ReasoningField_ = ReasoningField.both,
+    reasoning_field: options.ReasoningField = "both",
     metrics_prefix: options.MetricsPrefix = "glmrun:",
-    log_format: options.LogFormat_ = LogFormat.text,
+    log_format: options.LogFormat = "text",
     cors_origin: Annotated[
         list[str] | None, typer.Option("--cors-origin", metavar="URL", help="Pages of this address may ask; may be repeated.")
     ] = None,
@@ -70,8 +69,8 @@ def serve(
 
     if not is_local(host) and api_key is None:
         note(f"warning: {host} can be reached from other machines, and nobody needs a key; set one with --api-key")
-    quiet = log_format is LogFormat.none
-    service = Service(_options(context), lambda record: None if quiet else say(line(record, log_format is LogFormat.json)))
+    quiet = log_format == "none"
+    service = Service(_options(context), lambda record: None if quiet else say(line(record, log_format == "json")))
     with bound(host, port) as where, listening(service, where):
         model = loading.load_model(loading.resolve_model(loading.one_model(model_name, named)), **options.of_engine(context))
         model.measure()
@@ -103,6 +102,6 @@ def _options(context: typer.Context) -> "Options":
         given["served_name"],
         given["slots"],
         seconds=given["answer_timeout"],
-        reasoning_field=given["reasoning_field"].value,
+        reasoning_field=given["reasoning_field"],
         metrics_prefix=given["metrics_prefix"],
     )

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glmrun.machine import available_cores, cache_folder, cpu_name, memory, state_folder
+from glmrun.machine import available_cores, cache_folder, cpu_name, group_folders, memory, nearest, state_folder
 from glmrun.measure.bandwidth import memory_bandwidth
 from glmrun.store.hub import cache_folder as hub_folder
 
@@ -170,7 +170,7 @@ def _folders(report: Report) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, folder in places.items():
-        there = next(place for place in (folder, *folder.parents) if place.is_dir())
+        there = nearest(folder)
         found[name] = {"path": str(folder), "exists": folder.is_dir(), "bytes": folder_bytes(folder), "free": _free(there)}
         if not os.access(there, os.W_OK):
             report.problems.append((f"{there} can't be written", "correct its owner or permissions, or name another folder"))
@@ -199,16 +199,7 @@ def folder_bytes(folder: Path) -> int:
 
 def cpu_quota(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Processors that control groups let this process use at a time; None without a limit. Of both versions, the tightest."""
-    found = []
-    for line in _text(membership).splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for base in (root / controllers, root / "cpu") if controllers else (root,):
-            inside = base / path.lstrip("/")
-            found += [quota for folder in (inside, *inside.parents) if folder.is_relative_to(base) for quota in _quota(folder)]
-    return min(found, default=None)
+    return min((quota for folder, _ in group_folders("cpu", membership, root) for quota in _quota(folder)), default=None)
 
 
 def _quota(folder: Path) -> Iterator[float]:

@@ -22,6 +22,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmrun.chat.answer import Answer, collect
+from glmrun.chat.chunk import Stats
 from glmrun.chat.request import ChatRequest
 from quant.errors import Interrupted, UserError
 from quant.text import decode_text
@@ -139,22 +141,19 @@ def ask(answer: "Answerer", question: Question, seed: int, max_tokens: int | Non
         question.messages, question.tools, question.thinking, question.clear_thinking, max_tokens=limit,
         sampling={"seed": seed, **sampling},
     )  # fmt: skip
-    text, reasoning, calls, reason = "", "", list[dict[str, Any]](), ""
-    n_prompt = n_generated = 0
-    began = time.perf_counter()
+    said, began = Answer(), time.perf_counter()
     try:
-        for chunk in answer(request):
-            text, reasoning = text + chunk.text, reasoning + chunk.reasoning
-            calls += chunk.tool_calls or []
-            reason = chunk.finish_reason or reason
-            n_prompt, n_generated = chunk.stats.n_prompt, chunk.stats.n_generated
+        collect(answer(request), said)
     except Interrupted:
         raise
     except UserError as why:
-        reason = f"refused: {why}"
-    right = reason in ("stop", "tool_calls") and is_right(question, text, calls)
-    seconds = round(time.perf_counter() - began, 3)
-    return Answered(question.id, question.skill, right, text, reasoning, calls, reason, n_prompt, n_generated, seconds)
+        said.finish_reason = f"refused: {why}"
+    right = said.finish_reason in ("stop", "tool_calls") and is_right(question, said.text, said.tool_calls)
+    counts, seconds = said.stats or Stats(), round(time.perf_counter() - began, 3)
+    return Answered(
+        question.id, question.skill, right, said.text, said.reasoning, said.tool_calls, said.finish_reason or "",
+        counts.n_prompt, counts.n_generated, seconds,
+    )  # fmt: skip
 
 
 def evaluate(

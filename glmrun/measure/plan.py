@@ -123,14 +123,9 @@ def demand_of_tensors(
 
 def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:
     """The demand of a file that is there; what has to be converted counts as what it becomes."""
-    forms = forms_to_run(file, config)
-    sizes = {name: n_bytes for name, (_, _, n_bytes) in forms.items()}
-    formats = {form for shape, form, _ in forms.values() if len(shape) > 1}
-    cache = cache_type(formats, wanted_cache)
-    per_token = read_per_token(config, sizes)
-    experts = _experts(config, {t.name: t.n_bytes for t in tensors_in_place(file, config)})
-    caches = kv_bytes(config, cache), column_bytes(config, formats, cache)
-    return Demand(file.path.name, config, file.size, sum(sizes.values()), per_token, cache, *caches, *experts)
+    demand = demand_of_tensors(file.path.name, config, forms_to_run(file, config), wanted_cache)
+    experts, of_token = _experts(config, {t.name: t.n_bytes for t in tensors_in_place(file, config)})
+    return replace(demand, file_bytes=file.size, experts=experts, experts_per_token=of_token)
 
 
 def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from glmrun.repl.attachments import found_by, read_text
 from glmrun.repl.compact import compact
 from glmrun.repl.conversation import SETTINGS, Conversation
 from glmrun.repl.flags import in_words
-from glmrun.repl.tool_calls import Approve
+from glmrun.repl.tool_calls import APPROVE
 from glmrun.store import prompts
 from glmrun.terminal.answer import Thinking, counted
 from glmrun.terminal.console import say, show_error
@@ -124,11 +124,10 @@ def _edit(conversation: Conversation, rest: str) -> None:
 def _tools(conversation: Conversation, rest: str) -> None:
     if conversation.tools is None:
         raise UserError("no tools are offered; glmrun chat --tools FILE.py offers the functions of a file")
-    if rest and rest not in list(Approve):
-        raise UserError(f"/tools takes {', '.join(Approve)}, not {rest!r}")
-    if rest:
-        conversation.tools.approve = Approve(rest)
-    told = {Approve.auto: "are carried out", Approve.ask: "are asked about", Approve.never: "are refused"}
+    if rest and rest not in APPROVE:
+        raise UserError(f"/tools takes {', '.join(APPROVE)}, not {rest!r}")
+    conversation.tools.approve = next((approve for approve in APPROVE if approve == rest), conversation.tools.approve)
+    told = {"auto": "are carried out", "ask": "are asked about", "never": "are refused"}
     say(f"{', '.join(conversation.tools.tools.names)}; calls {told[conversation.tools.approve]}")
 
 
@@ -235,7 +234,7 @@ COMMANDS = {
     ),
     "show": Command(values.show, "/show [NAME]", "what is in force: model, context, settings and where each comes from"),
     "stats": Command(values.stats, "/stats [on|off]", "this session's counts; the line after each answer", _ON_OFF),
-    "tools": Command(_tools, "/tools [auto|ask|never]", "what the model can call; whether calls are carried out", tuple(Approve)),
+    "tools": Command(_tools, "/tools [auto|ask|never]", "what the model can call; whether calls are carried out", APPROVE),
     "context": Command(_context, "/context", "how full the context is"),
     "compact": Command(compact, "/compact [N]", "have the model summarize all but the last exchange, or the last N"),
     "read": Command(_read, "/read [FILE|none]", "put files into the next message, as @FILE in it does; take them back", "file"),

@@ -1,9 +1,8 @@
 """Tool calls in the terminal: shown, asked for, carried out, their results on the way back to the model."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from glmrun.chat.tool_loop import MAX_ROUNDS
 from glmrun.terminal.console import note
@@ -17,12 +16,8 @@ _ANSWERS = {"y": "yes", "Y": "yes", "a": "always", "A": "always"} | dict.fromkey
 TOO_MANY_ROUNDS = f"(stopped after {MAX_ROUNDS} rounds of tool calls without an answer)"
 
 
-class Approve(StrEnum):
-    """Whether a call is carried out: always, after a question, or never."""
-
-    auto = "auto"
-    ask = "ask"
-    never = "never"
+Approve = Literal["auto", "ask", "never"]  # whether a call is carried out: always, after a question, or never
+APPROVE: tuple[Approve, ...] = get_args(Approve)
 
 
 class ToolCalls:
@@ -35,7 +30,7 @@ class ToolCalls:
     def __init__(self, path: Path, approve: Approve) -> None:
         from glmrun.chat.tools import Tools
 
-        if approve is Approve.ask and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        if approve == "ask" and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
             raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", "usage")
         self.tools, self.approve, self.ask = Tools(path), approve, ask_key
         self._always: set[str] = set()  # functions that need no asking any more
@@ -75,8 +70,8 @@ class ToolCalls:
 
     def _may_run(self, call: dict[str, Any]) -> bool:
         name = call["function"]["name"]
-        if self.approve is not Approve.ask or name in self._always or name not in self.tools.names:
-            return self.approve is not Approve.never
+        if self.approve != "ask" or name in self._always or name not in self.tools.names:
+            return self.approve != "never"
         pressed = self.ask(visible(f"  run it? y: yes, N: no, a: always {name} [y/N/a] "))
         while pressed not in _ANSWERS:
             pressed = self.ask(f"\n  press y, n or a, not {visible(pressed)!r} [y/N/a] ")

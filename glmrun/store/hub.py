@@ -8,13 +8,13 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from glmrun.machine import free_disk
 from quant.errors import UserError
 from quant.system import lock
 
@@ -164,8 +164,7 @@ def _bytes_there(reference: Reference, file: RemoteFile) -> int:
 def check_disk(reference: Reference, files: list[RemoteFile], more: int = 0) -> None:
     """Raise UserError if the disk of the cache has no room for what is missing and `more` bytes."""
     folder = cache_folder()
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
-    missing, free = bytes_missing(reference, files) + more, shutil.disk_usage(there).free
+    missing, free = bytes_missing(reference, files) + more, free_disk(folder)
     if missing > free:
         raise UserError(f"not enough disk space in {folder}: {missing:,} bytes needed, {free:,} free; HF_HUB_CACHE names another")
 
