@@ -62,13 +62,13 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
             kernel.compile()
 
 
-def _compile_here(todo: "list[kernels.Kernel]", progress: Progress) -> None:
+def _compile_here(todo: list[kernels.Kernel], progress: Progress) -> None:
     for done, kernel in enumerate(todo):
         progress("compiling kernels, once for this machine", done, len(todo))
         kernel.compile()
 
 
-def _share_out(todo: "list[kernels.Kernel]", n_workers: int, progress: Progress) -> bool:
+def _share_out(todo: list[kernels.Kernel], n_workers: int, progress: Progress) -> bool:
     """Compile in n_workers processes; False if one of them failed, with whatever was compiled until then in the cache."""
     callees = [kernels.callees(i) for i in range(len(todo))]
     events: queue.SimpleQueue = queue.SimpleQueue()

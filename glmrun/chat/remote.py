@@ -189,7 +189,7 @@ class RemoteModel:
             self._running.discard(cancelled)
             connection.close()
 
-    def _read(self, body: dict[str, Any], events: "queue.SimpleQueue[Any]", connection: "_Connection") -> None:
+    def _read(self, body: dict[str, Any], events: queue.SimpleQueue[Any], connection: "_Connection") -> None:
         """Put what the server sends into the queue: objects, then None; or the error that ended it."""
         import httpx2
 
@@ -205,7 +205,7 @@ class RemoteModel:
             events.put(why)
 
     def _read_once(
-        self, client: "httpx2.Client", body: dict[str, Any], events: "queue.SimpleQueue[Any]", connection: "_Connection"
+        self, client: "httpx2.Client", body: dict[str, Any], events: queue.SimpleQueue[Any], connection: "_Connection"
     ) -> str | None:
         """As _read(); returns the field for which the server refused, if the answer is the same without it."""
         import httpx2

@@ -71,8 +71,7 @@ def bench(
         ),
     ] = None,
     quantizations: Annotated[
-        str | None,
-        typer.Option("-q", "--quant", metavar="NAME,...", help="Convert the one -m (a folder, a GGUF file) to each."),
+        str | None, typer.Option("-q", "--quant", metavar="NAME,...", help="Convert the one -m (a folder, a GGUF file) to each.")
     ] = None,
     prompts: Annotated[
         list[str] | None, typer.Option("-p", "--n-prompt", metavar="N,...", help="Prompt tests: tokens; 0: none. Left out: 512.")

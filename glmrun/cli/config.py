@@ -31,9 +31,7 @@ def _first_guess(context: typer.Context) -> None:
 
 
 @app.command("show")
-def show(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
+def show(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """Show every setting, its value and where that comes from.
 
     The config file is TOML: one `key = value` a line, with the keys that are listed here. Each key has a variable, GLMRUN_ and

@@ -128,7 +128,7 @@ def _sampling(context: typer.Context) -> tuple[str, dict[str, Any]]:
     return name, PRESETS[name] | {"temperature" if key == "temp" else key: value for key, value in given.items()}
 
 
-def _model(context: typer.Context, model: str | None) -> "tuple[dict[str, Any], Callable[[], ChatModel]]":
+def _model(context: typer.Context, model: str | None) -> tuple[dict[str, Any], Callable[[], ChatModel]]:
     """(what the answers' file says of the model, what opens it); a server is asked for its name at once."""
     given = context.params
     if url := options.server_url(context, model):
@@ -174,7 +174,7 @@ def _write(out: TextIO, fields: dict[str, Any]) -> None:
 
 
 def _ask(
-    model: "ChatModel", questions: "list[Question]", answers: "list[Answered]", out: TextIO, how: dict[str, Any]
+    model: ChatModel, questions: "list[Question]", answers: "list[Answered]", out: TextIO, how: dict[str, Any]
 ) -> bool:  # fmt: skip
     """Ask the rest, adding to answers and the file; returns whether Ctrl-C ended it. how: evaluate()'s further arguments."""
     from glmrun.measure.evaluation import evaluate
@@ -184,7 +184,7 @@ def _ask(
     if done:
         note(f"{len(done)} of {len(questions)} questions were answered before, in {out.name}; delete it to ask them again")
 
-    def ask(request: "ChatRequest") -> "Iterator[Chunk]":
+    def ask(request: ChatRequest) -> Iterator[Chunk]:
         return interruptible(model, model.answer(request))
 
     with work_bar() as bar:

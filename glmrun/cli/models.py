@@ -14,9 +14,7 @@ from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
 
 
-def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """List the models that were pulled into the hub's cache or converted into the models folder.
 
     Any part of a name that means only one of them can stand for MODEL in every command.

@@ -23,8 +23,7 @@ def perplexity(
     model: Annotated[str | None, loading.MODEL] = None,
     named: loading.Named = None,
     file: Annotated[
-        str | None,
-        typer.Option("-f", "--file", metavar="TEXT", help="A text file in UTF-8. Left out: nano's held-out dialogues."),
+        str | None, typer.Option("-f", "--file", metavar="TEXT", help="A text file in UTF-8. Left out: nano's held-out dialogues.")
     ] = None,
     window: Annotated[
         int | None,
@@ -123,7 +122,7 @@ def _watched(
     return scores, done
 
 
-def report(found: "dict[str, Any]") -> str:
+def report(found: dict[str, Any]) -> str:
     """llama-perplexity's report of statistics()."""
 
     def pair(name: str) -> str:

@@ -154,7 +154,7 @@ class _Form:
     no_stream: bool
     markdown: bool
 
-    def show(self, chunks: "Iterator[Chunk]", answer: "Answer", with_calls: bool) -> None:
+    def show(self, chunks: Iterator[Chunk], answer: Answer, with_calls: bool) -> None:
         """Print an answer as it comes, its tool calls too if nobody else does, and put it together."""
         from glmrun.terminal.answer import show_answer
 
@@ -169,8 +169,8 @@ class _Form:
 
 
 def _answers(
-    model: "ChatModel", request: "ChatRequest", calls: "ToolCalls | None", form: _Form, messages: list[dict[str, Any]]
-) -> "list[Answer]":
+    model: ChatModel, request: ChatRequest, calls: ToolCalls | None, form: _Form, messages: list[dict[str, Any]]
+) -> list[Answer]:
     """The model's answers: one, and another one after each round of tool calls. All are added to the messages."""
 
     def ask() -> Answer:
@@ -190,7 +190,7 @@ def _answers(
     return answers
 
 
-def _report(answers: "list[Answer]", model: "ChatModel", load_seconds: float, form: _Form, stats: bool) -> None:
+def _report(answers: list[Answer], model: ChatModel, load_seconds: float, form: _Form, stats: bool) -> None:
     """Say what the answer itself does not: all of it as JSON, how it ended, counts and speeds."""
     from glmrun.terminal.answer import finish_note, stats_line
 
@@ -205,7 +205,7 @@ def _report(answers: "list[Answer]", model: "ChatModel", load_seconds: float, fo
         note(f"{stats_line(answer.stats)} · loaded in {load_seconds:.1f} s")
 
 
-def _check(answer: "Answer", extract: bool, schema: dict[str, Any] | None) -> None:
+def _check(answer: Answer, extract: bool, schema: dict[str, Any] | None) -> None:
     """Raise for an answer that was stopped or is not what was asked for."""
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
@@ -235,12 +235,12 @@ def _schema(answer_format: str, text: str | None) -> dict[str, Any] | None:
     return closed(schema)
 
 
-def _without_thinking(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+def _without_thinking(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         yield replace(chunk, reasoning="")
 
 
-def _first_code_block(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+def _first_code_block(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """The chunks with no other text than the first code block's; they end with it."""
     from glmrun.terminal.code_block import FirstCodeBlock
 
@@ -252,7 +252,7 @@ def _first_code_block(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
             return
 
 
-def _at_the_end(chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+def _at_the_end(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """The chunks with all of the text in the last one."""
     text = ""
     for chunk in chunks:
@@ -268,7 +268,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _as_json(answers: "list[Answer]", label: str, load_seconds: float) -> dict[str, Any]:
+def _as_json(answers: list[Answer], label: str, load_seconds: float) -> dict[str, Any]:
     """All of it under the names that OpenAI's and llama.cpp's servers use; times in milliseconds.
 
     With tools there are several answers: texts and thoughts are joined, calls listed, counts and times added.

@@ -43,7 +43,7 @@ class RunLog:
             return "nano"  # whose file has another place in each version
         return self.model if Path(self.model).exists() else None
 
-    def write(self, model: "ChatModel", messages: list[dict[str, Any]]) -> None:
+    def write(self, model: ChatModel, messages: list[dict[str, Any]]) -> None:
         """Keep the messages, if that is wanted; a disk that refuses costs a line."""
         from glmrun.repl.kept import model_path, unkept
 

@@ -11,18 +11,7 @@ import numpy as np
 
 from glmrun.engine.model import Model
 from glmrun.engine.runner import Run
-from glmrun.kernels.importance import (
-    ATTENTION,
-    ATTENTION_OUTPUT,
-    DOWN,
-    EXPERTS,
-    EXPERTS_DOWN,
-    FFN,
-    K_B,
-    N_INPUTS,
-    Q_B,
-    V_B,
-)
+from glmrun.kernels.importance import ATTENTION, ATTENTION_OUTPUT, DOWN, EXPERTS, EXPERTS_DOWN, FFN, K_B, N_INPUTS, Q_B, V_B
 from quant.config import Config
 from quant.importance import Importance
 
@@ -83,10 +72,7 @@ def _inputs(c: Config, i: int) -> dict[int, tuple[int, int, tuple[str, ...]]]:
         ATTENTION_OUTPUT: (1, c.num_attention_heads * c.v_head_dim, ("attn_output",)),
     }
     if i < c.first_k_dense_replace:
-        return found | {
-            FFN: (1, c.hidden_size, ("ffn_gate", "ffn_up")),
-            DOWN: (1, c.intermediate_size, ("ffn_down",)),
-        }
+        return found | {FFN: (1, c.hidden_size, ("ffn_gate", "ffn_up")), DOWN: (1, c.intermediate_size, ("ffn_down",))}
     return found | {
         FFN: (1, c.hidden_size, ("ffn_gate_shexp", "ffn_up_shexp")),
         DOWN: (1, c.n_shared_experts * c.moe_intermediate_size, ("ffn_down_shexp",)),

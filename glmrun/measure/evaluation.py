@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmrun.chat.answer import Answer, collect
-from glmrun.chat.chunk import Stats
+from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from quant.errors import Interrupted, UserError
 from quant.text import decode_text
 
 if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk
-
     Answerer = Callable[[ChatRequest], Iterator[Chunk]]  # a ChatModel's answer()
 
 CHECKS: dict[str, Any] = {"exact": str, "regex": str, "number": (int, float), "tool_call": dict}

@@ -6,9 +6,10 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmrun.chat.answer import Answer
+from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatModel, ChatRequest
 from glmrun.chat.tool_loop import ask_with_tools
 from glmrun.repl.attachments import mentioned, read_text, with_files
@@ -21,9 +22,6 @@ from glmrun.terminal.interrupt import interruptible, quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
-
-if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk, Stats
 
 # Name in /set -> (field of a request or setting of its sampling, type).
 SETTINGS: dict[str, tuple[str, type]] = {
@@ -78,7 +76,7 @@ class Totals:
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, stats: "Stats") -> None:
+    def add(self, stats: Stats) -> None:
         """Count an answer."""
         self.answers += 1
         self.tokens += stats.n_generated
@@ -226,7 +224,7 @@ class Conversation:
         if self.surface.typing is not None:
             self.surface.typing.edited = place
 
-    def _chunks(self) -> "Iterator[Chunk]":
+    def _chunks(self) -> Iterator[Chunk]:
         with self._ways_out():
             return self.model.answer(self.request())
 
@@ -240,7 +238,7 @@ class Conversation:
                 raise
             raise UserError(f"{why}: {self._ways()}", why.kind) from None
 
-    def _answer(self, chunks: "Iterator[Chunk]") -> Answer:
+    def _answer(self, chunks: Iterator[Chunk]) -> Answer:
         """Show the answer, and carry out the calls in it until there is one without."""
 
         def keep(_: Answer, results: list[dict[str, Any]]) -> None:  # the answer itself is kept as soon as it has come
@@ -274,7 +272,7 @@ class Conversation:
         self.messages, self.last, self.edited = messages, None, None
         self._keep("message")
 
-    def _one_answer(self, chunks: "Iterator[Chunk]") -> Answer:
+    def _one_answer(self, chunks: Iterator[Chunk]) -> Answer:
         self.last = answer = Answer()
         try:
             self._show(answer, chunks, self.used())
@@ -288,7 +286,7 @@ class Conversation:
         self._count(answer)
         return answer
 
-    def _show(self, answer: Answer, chunks: "Iterator[Chunk]", before: int) -> None:
+    def _show(self, answer: Answer, chunks: Iterator[Chunk], before: int) -> None:
         """Show an answer as it comes to a prompt of `before` tokens; keys act on it meanwhile."""
         asked = threading.Event()
 
@@ -296,7 +294,7 @@ class Conversation:
             asked.set()
             self.model.cancel()
 
-        def footer(stats: "Stats") -> str:
+        def footer(stats: Stats) -> str:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
 
         self.surface.get_ready(self.model)

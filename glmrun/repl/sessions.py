@@ -100,7 +100,7 @@ def folder(kind: str = CHATS) -> Path:
     return path
 
 
-def create(model: str, system: str | None = None, messages: "list[dict[str, Any]] | tuple[()]" = (), kind: str = CHATS) -> Session:
+def create(model: str, system: str | None = None, messages: list[dict[str, Any]] | tuple[()] = (), kind: str = CHATS) -> Session:
     """A new journal, named by the time, that begins with these messages; raises OSError."""
     now = datetime.now().astimezone()
     for n in range(1, 1000):

@@ -47,7 +47,7 @@ def _set_number(conversation: Conversation, name: str, text: str) -> None:
     conversation.origins[argument] = "/set"
 
 
-def _in_force(conversation: Conversation, names: "dict[str, tuple[str, type]] | tuple[str, ...]") -> list[str]:
+def _in_force(conversation: Conversation, names: dict[str, tuple[str, type]] | tuple[str, ...]) -> list[str]:
     """`  temp            0.7   the model file`: values, and where each comes from."""
     advice = getattr(conversation.model, "advice", None)  # a server has its own, and keeps it to itself
     lines = []

@@ -7,13 +7,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
 from glmrun.chat.answer import Answer
+from glmrun.chat.chunk import Chunk, Stats
 from glmrun.terminal.console import is_quiet, note, shows_codes, write_answer
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import VisibleStream, one_line, visible
 
 if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk, Stats
     from glmrun.terminal.screen import MarkdownScreen, ThoughtScreen
 
 Thinking = Literal["fold", "show", "hide"]  # a window that becomes one line, all of it, nothing of it
@@ -24,10 +24,10 @@ _SILENCE = 8  # more tokens than that without a word: a tool call is being writt
 
 
 def show_answer(
-    chunks: "Iterable[Chunk]",
+    chunks: Iterable[Chunk],
     answer: Answer,
     thinking: Thinking = "fold",
-    footer: "Callable[[Stats], str] | None" = None,
+    footer: Callable[[Stats], str] | None = None,
     markdown: bool = True,
 ) -> None:
     """Print chunks as they come and add them to answer, which holds what was said also when the loop is left by an exception."""
@@ -53,7 +53,7 @@ class AnswerView:
         self,
         answer: Answer,
         thinking: Thinking = "fold",
-        footer: "Callable[[Stats], str] | None" = None,
+        footer: Callable[[Stats], str] | None = None,
         markdown: bool = True,
         hint: str = "",
         draft: Callable[[], str] = str,
@@ -70,7 +70,7 @@ class AnswerView:
         self._progress = PromptProgress(lambda: draft_line(draft()))
         self._progress.start()
 
-    def feed(self, chunk: "Chunk") -> None:
+    def feed(self, chunk: Chunk) -> None:
         """Add a chunk to the answer and show it."""
         self._answer.add(chunk)
         self._progress.update(chunk)
@@ -199,7 +199,7 @@ def finish_note(answer: Answer, n_ctx: int) -> str | None:
     return f"(stopped at the limit of {counted(stats.n_generated, 'token')}{where})"
 
 
-def stats_line(stats: "Stats") -> str:
+def stats_line(stats: Stats) -> str:
     """`64 tokens, 17.9 tok/s · prompt 12 read in 0.3 s, 40 tok/s · 512 cached`."""
     read, parts = stats.n_prefilled - stats.n_cached, []
     if stats.n_generated:
@@ -219,7 +219,7 @@ def stats_line(stats: "Stats") -> str:
     return " · ".join(parts)
 
 
-def bottom_parts(model: str, used: int, n_ctx: int, stats: "Stats | None" = None) -> list[tuple[str, str]]:
+def bottom_parts(model: str, used: int, n_ctx: int, stats: Stats | None = None) -> list[tuple[str, str]]:
     """`GLM-4.7-Flash-Q4_K_M · 3.1k / 32k · 17.9 tok/s`: the model, how full the context is, how fast the last answer came.
 
     In pieces, each with its style: "", or yellow and red where the context is nearly full.

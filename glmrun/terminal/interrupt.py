@@ -10,11 +10,10 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk
-    from glmrun.chat.request import ChatModel
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.request import ChatModel
 
 
 @contextmanager
@@ -74,7 +73,7 @@ def in_foreground() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
-def interruptible(model: "ChatModel", chunks: "Iterator[Chunk]", asked: threading.Event | None = None) -> "Generator[Chunk]":
+def interruptible(model: ChatModel, chunks: Iterator[Chunk], asked: threading.Event | None = None) -> Generator[Chunk]:
     """The same chunks; Ctrl-C, or whoever sets `asked`, has the model stop, so that the last one says "cancelled".
 
     A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early ends the answer.

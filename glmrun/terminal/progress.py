@@ -4,26 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Column
 from rich.text import Text
 
+from glmrun.chat.chunk import Chunk
 from glmrun.terminal.console import error_console, note
 from glmrun.terminal.sanitize import one_line
-
-if TYPE_CHECKING:
-    from glmrun.chat.chunk import Chunk
 
 
 class _Bar:
@@ -166,7 +155,7 @@ class PromptProgress:
         """Begin to wait."""
         self._timer.start()
 
-    def update(self, chunk: "Chunk") -> None:
+    def update(self, chunk: Chunk) -> None:
         """Follow the prompt; the first chunk with a token ends it."""
         if chunk.token is not None or chunk.finish_reason is not None:
             self.stop()
