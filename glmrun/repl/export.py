@@ -37,19 +37,9 @@ def as_json(model: str, system: str | None, messages: Sequence[dict[str, Any]]) 
 
 def code_blocks(text: str) -> list[str]:
     """The contents of the fenced code blocks in a Markdown text; the last one may be open."""
-    blocks: list[list[str]] = []
-    fence = ""
-    for line in text.splitlines():
-        stripped = line.lstrip()
-        run = len(stripped) - len(stripped.lstrip("`"))
-        if not fence and run >= 3:
-            fence = "`" * run
-            blocks.append([])
-        elif fence and run >= len(fence) and not stripped.strip("` "):
-            fence = ""
-        elif fence:
-            blocks[-1].append(line)
-    return ["\n".join(block) + "\n" for block in blocks]
+    from markdown_it import MarkdownIt
+
+    return [token.content for token in MarkdownIt().parse(text) if token.type == "fence"]
 
 
 def _fenced(text: str, language: str) -> str:

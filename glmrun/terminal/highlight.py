@@ -3,9 +3,10 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 if TYPE_CHECKING:
     from rich.syntax import ANSISyntaxTheme
-    from rich.text import Text
 
 _MAX_LINE = 2_000  # characters; a longer line stays plain
 _MANY, _MOST = 10, 40  # lines looked at again for the sake of one: as few as that from a line at the margin on, as many at most
@@ -18,7 +19,7 @@ class Highlighter:
         self._lexer = _lexer(language)
         self._above: list[str] = []
 
-    def add(self, line: str) -> "Text":
+    def add(self, line: str) -> Text:
         """The next line with its colours."""
         styled, fresh, indented = self._styled(line)
         self._above.append(line)
@@ -28,14 +29,13 @@ class Highlighter:
             del self._above[slice(indented) if indented else slice(1, _MOST // 2)]  # a long string or comment began in the first
         return styled
 
-    def peek(self, line: str) -> "Text":
+    def peek(self, line: str) -> Text:
         """The next line as far as it is there."""
         return self._styled(line)[0]
 
-    def _styled(self, line: str) -> "tuple[Text, int, int]":
+    def _styled(self, line: str) -> tuple[Text, int, int]:
         """(the line, the last line above it at the margin and outside of strings and comments, the last one outside)."""
         from pygments.token import Comment, String
-        from rich.text import Text
 
         text = Text()
         if self._lexer is None or len(line) > _MAX_LINE:

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len, chop_cells
+from rich.text import Text
+
 from glmrun.terminal.highlight import Highlighter
 from glmrun.terminal.markdown import Block, siblings
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
     from rich.console import Console
-    from rich.text import Text
-
 _NARROWEST = 10  # cells that text gets, however deep it is nested
 _STYLES = {"strong": "bold", "em": "italic", "s": "strike", "a": "underline", "code": "bold cyan"}
 _HEADINGS = {"h1": "bold underline", "h2": "bold", "h3": "bold italic"}
@@ -26,7 +27,7 @@ _CELL_END = re.compile(r"(?<!\\)\|")
 _UNIT = re.compile(rf"[{_OPENING}]*(?:[{_CJK}]|[^\s{_CJK}]+)[{_CLOSING}]*\s*|\s+")
 
 
-def wrap(text: "Text", width: int) -> "list[Text]":
+def wrap(text: Text, width: int) -> list[Text]:
     """The text in lines of at most `width` cells, broken between words, or within one that is wider than a line."""
     lines = []
     for line in text.split("\n", allow_blank=True):
@@ -39,9 +40,6 @@ def wrap(text: "Text", width: int) -> "list[Text]":
 
 def folded(text: str, width: int) -> str:
     """A text for people in lines of at most `width` cells; what a line cannot hold goes on behind its label or its indent."""
-    from rich.cells import cell_len
-    from rich.text import Text
-
     lines = []
     for line in text.expandtabs(4).split("\n"):
         label = _LABEL.match(line)
@@ -56,8 +54,6 @@ def folded(text: str, width: int) -> str:
 
 
 def _breaks(line: str, width: int) -> list[int]:
-    from rich.cells import cell_len, chop_cells
-
     places, column = [], 0
     for unit in _UNIT.finditer(line):
         word, cells = unit[0], cell_len(unit[0].rstrip())
@@ -82,41 +78,41 @@ class Layout:
         self._console = console
         self._highlighter = Highlighter("")
 
-    def finished(self, block: Block, width: int) -> "list[Text]":
+    def finished(self, block: Block, width: int) -> list[Text]:
         """A block that will not change. Lines of code are as long as they are: the terminal folds them and copies them whole."""
         if block.code is None:
             return self._spaced(block, self._elements(block.tokens, block.lines, width))
         if block.language is None:
             self._highlighter = Highlighter(block.opens or "")
-            return self._spaced(block, [_text(block.code, "dim")])
+            return self._spaced(block, [Text(block.code, "dim")])
         line = self._highlighter.add(block.code)
         line.expand_tabs(4)
         return self._spaced(block, [line])
 
-    def open(self, block: Block, width: int) -> "list[Text]":
+    def open(self, block: Block, width: int) -> list[Text]:
         """A block as far as it is there."""
         if block.code is not None and block.language is not None:
             return wrap(self._highlighter.peek(block.code), width)
         if block.code is not None:
-            return self._spaced(block, wrap(_text(block.code, "dim"), width))
+            return self._spaced(block, wrap(Text(block.code, "dim"), width))
         return self._spaced(block, self._elements(block.tokens, block.lines, width))
 
     @staticmethod
-    def _spaced(block: Block, lines: "list[Text]") -> "list[Text]":
-        return [_text(""), *lines] if block.blank_before else lines
+    def _spaced(block: Block, lines: list[Text]) -> list[Text]:
+        return [Text(""), *lines] if block.blank_before else lines
 
-    def _elements(self, tokens: "Sequence[Token]", source: Sequence[str], width: int) -> "list[Text]":
+    def _elements(self, tokens: "Sequence[Token]", source: Sequence[str], width: int) -> list[Text]:
         """Elements below each other, with an empty line where there is one in the source."""
         lines: list[Text] = []
         width = max(width, _NARROWEST)
         for element in siblings(tokens):
             start = (element[0].map or [0])[0]
             if lines and start and not source[start - 1].strip(" \t>"):
-                lines.append(_text(""))
+                lines.append(Text(""))
             lines += self._element(element, source, width)
         return lines
 
-    def _element(self, element: "list[Token]", source: Sequence[str], width: int) -> "list[Text]":
+    def _element(self, element: "list[Token]", source: Sequence[str], width: int) -> list[Text]:
         first, inside = element[0], element[1:-1]
         match first.type:
             case "paragraph_open":
@@ -126,9 +122,9 @@ class Layout:
             case "fence" | "code_block":
                 return list(_code(first, width))
             case "formula":
-                return wrap(_text(first.content), width)
+                return wrap(Text(first.content), width)
             case "hr":
-                return [_text("─" * min(width, 40), "dim")]
+                return [Text("─" * min(width, 40), "dim")]
             case "blockquote_open":
                 return _indented(self._elements(inside, source, width - 2), "▌ ", "▌ ")
             case "bullet_list_open" | "ordered_list_open":
@@ -137,25 +133,23 @@ class Layout:
                     marker = "• " if first.type == "bullet_list_open" else f"{number}. "
                     start = (item[0].map or [0])[0]
                     if lines and start and not source[start - 1].strip(" \t>"):
-                        lines.append(_text(""))
-                    own = self._elements(item[1:-1], source, width - len(marker) - 1) or [_text("")]
+                        lines.append(Text(""))
+                    own = self._elements(item[1:-1], source, width - len(marker) - 1) or [Text("")]
                     lines += _indented(own, f" {marker}", " " * (len(marker) + 1))
                 return lines
             case "table_open":
                 start, end = first.map or [0, 0]
                 return self._table(inside, source[start:end], width)
             case _:
-                return wrap(_text(first.content), width)
+                return wrap(Text(first.content), width)
 
-    def _table(self, tokens: "Sequence[Token]", source: Sequence[str], width: int) -> "list[Text]":
+    def _table(self, tokens: "Sequence[Token]", source: Sequence[str], width: int) -> list[Text]:
         """Columns; if even their longest words do not fit side by side, each row as a list of `heading: value`.
 
         A row with more cells than the heading (a | that should have been \\|) would lose some: such a table stays as it is written.
         """
         from rich import box
-        from rich.cells import cell_len
         from rich.table import Table
-        from rich.text import Text
 
         rows: list[list[Text]] = []
         justify = []
@@ -168,13 +162,13 @@ class Layout:
                     justify.append(str(token.attrs.get("style", "")).removeprefix("text-align:"))
         heading, *body = rows
         if any(len(_CELL_END.findall(line.strip().strip("|"))) >= len(heading) for line in source):
-            return wrap(_text("\n".join(source)), width)
+            return wrap(Text("\n".join(source)), width)
         longest = [max(cell_len(word) for row in rows for word in ["", *row[i].plain.split()]) for i in range(len(heading))]
         room = width - 3 * (len(longest) - 1)
         if sum(longest) > room and body:
             lines: list[Text] = []
             for row in body:
-                lines += [_text("")] if lines else []
+                lines += [Text("")] if lines else []
                 for name, cell in zip(heading, row, strict=True):
                     lines += wrap(Text.assemble(name, ": ", cell), width)
             return lines
@@ -200,21 +194,21 @@ def _fitted(longest: list[int], whole: list[int], most: int) -> list[int]:
     return [max(word, min(cell, most), 1) for word, cell in zip(longest, whole, strict=True)]
 
 
-def _code(token: "Token", width: int) -> "Iterator[Text]":
+def _code(token: "Token", width: int) -> Iterator[Text]:
     """A whole code block inside of a list or a quotation: it is indented, so its lines are folded here."""
     language = token.info.strip().partition(" ")[0]
     highlighter = Highlighter(language)
     if token.markup:
-        yield _text(f"{token.markup}{token.info.strip()}", "dim")
+        yield Text(f"{token.markup}{token.info.strip()}", "dim")
     for line in token.content.removesuffix("\n").split("\n"):
         yield from wrap(highlighter.add(line), width)
     if token.markup:
-        yield _text(token.markup, "dim")
+        yield Text(token.markup, "dim")
 
 
-def _inline(token: "Token", style: str = "") -> "Text":
+def _inline(token: "Token", style: str = "") -> Text:
     """Running text with its emphasis, code and links."""
-    text, styles = _text(""), [style]
+    text, styles = Text(""), [style]
     for part in token.children or []:
         if part.nesting > 0:
             styles.append(_STYLES.get(part.tag, ""))
@@ -227,16 +221,8 @@ def _inline(token: "Token", style: str = "") -> "Text":
     return text
 
 
-def _indented(lines: "list[Text]", first: str, others: str) -> "list[Text]":
-    from rich.text import Text
-
+def _indented(lines: list[Text], first: str, others: str) -> list[Text]:
     indented = [Text.assemble((others if i else first, "dim"), line) for i, line in enumerate(lines)]
     for line in indented:
         line.rstrip()
     return indented
-
-
-def _text(text: str, style: str = "") -> "Text":
-    from rich.text import Text
-
-    return Text(text, style)

@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
 
 from glmrun.terminal.layout import Layout, wrap
 from glmrun.terminal.markdown import MAX_OPEN, MarkdownText
 from glmrun.terminal.sanitize import VisibleStream, visible
 from glmrun.terminal.tail import Tail, window
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 _PAUSE = 0.04  # seconds between two paintings at least, and
 _SHARE = 8  # times as long as one takes: painting costs at most a ninth of the time
@@ -20,8 +20,6 @@ class _Painter:
     """What all texts share: a tail, the pace of painting, lines in the terminal's own codes."""
 
     def __init__(self, stream: TextIO, footer: Callable[[], str | None] = lambda: None, grows: bool = True) -> None:
-        from rich.console import Console
-
         self.console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._stream, self._tail, self._footer = stream, Tail(stream, grows), footer
         self._next = 0.0
@@ -30,7 +28,7 @@ class _Painter:
         """Whether it is time to paint again."""
         return time.monotonic() >= self._next
 
-    def paint(self, began: float, lines: "list[Text]") -> None:
+    def paint(self, began: float, lines: list[Text]) -> None:
         """Show lines as they are now; what a very narrow terminal cannot hold is cut off until they are finished."""
         for line in lines:
             line.truncate(self.width)
@@ -40,13 +38,11 @@ class _Painter:
         now = time.monotonic()
         self._next = now + max(_PAUSE, _SHARE * (now - began))
 
-    def finish(self, lines: "list[Text]") -> None:
+    def finish(self, lines: list[Text]) -> None:
         """Leave lines on the screen for good."""
         self._tail.finish(self.codes(lines))
 
-    def codes(self, lines: "list[Text]") -> list[str]:
-        from rich.text import Text
-
+    def codes(self, lines: list[Text]) -> list[str]:
         if not lines:
             return []
         with self.console.capture() as captured:
@@ -137,16 +133,12 @@ def print_lines(stream: TextIO, text: str, style: str, first: str = "", others: 
 
 def print_error(stream: TextIO, message: str) -> None:
     """`error: message`, wrapped, on a terminal."""
-    from rich.text import Text
-
     painter = _Painter(stream)
     lines = wrap(Text.assemble(("error:", "bold red"), " ", message), painter.width)
     painter.finish(lines)
 
 
-def _styled(text: str, style: str = "dim", width: int | None = None) -> "Text":
-    from rich.text import Text
-
+def _styled(text: str, style: str = "dim", width: int | None = None) -> Text:
     styled = Text(text, style)
     if width is not None:
         styled.truncate(width, overflow="ellipsis")
