@@ -35,6 +35,12 @@ class Report:
     problems: list[tuple[str, str]] = field(default_factory=list)
     hints: list[tuple[str, str]] = field(default_factory=list)
 
+    def problem(self, found: str, cure: str) -> None:
+        self.problems.append((found, cure))
+
+    def hint(self, found: str, cure: str) -> None:
+        self.hints.append((found, cure))
+
 
 def examine(measure_again: bool = False) -> Report:
     """Look at everything; measures the memory's speed if that has not been done (about a second)."""
@@ -51,9 +57,7 @@ def examine(measure_again: bool = False) -> Report:
             report.facts[name] = examiner(report)
         except Exception as why:  # whatever is broken is the finding
             report.facts[name] = {}
-            report.problems.append(
-                (f"{name} can't be examined: {type(why).__name__}: {why}", "reinstall glmrun in a fresh environment")
-            )
+            report.problem(f"{name} can't be examined: {type(why).__name__}: {why}", "reinstall glmrun in a fresh environment")
     return report
 
 
@@ -70,7 +74,7 @@ def _versions(report: Report) -> dict[str, Any]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-            report.problems.append((f"the library {name} is not installed", f"pip install {name}"))
+            report.problem(f"the library {name} is not installed", f"pip install {name}")
     return found
 
 
@@ -79,16 +83,16 @@ def _processor(report: Report) -> dict[str, Any]:
 
     threads, quota = available_cores(), cpu_quota()
     if quota is not None and quota < threads:
-        report.problems.append(
-            (f"a control group allows {quota:.1f} processors, {threads} are visible: threads would be stopped again and again",
-             f"run with fewer threads (GLMRUN_THREADS={max(1, int(quota))})")
-        )  # fmt: skip
+        report.problem(
+            f"a control group allows {quota:.1f} processors, {threads} are visible: threads would be stopped again and again",
+            f"run with fewer threads (GLMRUN_THREADS={max(1, int(quota))})",
+        )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5 * available_cores():
-        report.hints.append((f"other programs are computing (load {load:.1f})", "speeds measured now are too low"))
+        report.hint(f"other programs are computing (load {load:.1f})", "speeds measured now are too low")
     governor = _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor == "powersave" and "pstate" not in _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver"):
-        report.hints.append(("the processor is kept at its lowest clock (governor powersave)", "choose the governor performance"))
+        report.hint("the processor is kept at its lowest clock (governor powersave)", "choose the governor performance")
     return {
         "name": cpu_name(),
         "architecture": platform.machine(),
@@ -110,29 +114,25 @@ def cpu_features() -> list[str]:
 
 def _kernels(report: Report) -> dict[str, Any]:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-        report.problems.append(("NUMBA_DISABLE_JIT is set: nothing is compiled, and nothing works", "unset NUMBA_DISABLE_JIT"))
+        report.problem("NUMBA_DISABLE_JIT is set: nothing is compiled, and nothing works", "unset NUMBA_DISABLE_JIT")
         return {}
     from glmrun.kernels.compiled import cache as kernels
     from glmrun.kernels.simd import target as simd
 
     folder = kernels.folder
     if folder is None:
-        report.problems.append(
-            (f"{cache_folder()} can't be written: every start compiles the kernels", "set GLMRUN_CACHE_DIR to a folder that can be")
+        report.problem(
+            f"{cache_folder()} can't be written: every start compiles the kernels", "set GLMRUN_CACHE_DIR to a folder that can be"
         )
     elif not kernels.are_compiled():
-        report.hints.append(("the kernels are not compiled yet: the first start takes longer", "run glmrun warmup"))
+        report.hint("the kernels are not compiled yet: the first start takes longer", "run glmrun warmup")
     if folder is not None and _text(folder / "dot") == "wrong":
-        report.problems.append(
-            (
-                "this CPU's dot product of bytes gives wrong results; slower code replaces it",
-                "update Numba and report it, with this page",
-            )
+        report.problem(
+            "this CPU's dot product of bytes gives wrong results; slower code replaces it",
+            "update Numba and report it, with this page",
         )
     elif simd.name() == "portable":
-        report.hints.append(
-            ("kernels of plain vector code: several times slower than with AVX2 or better", "nothing; it is correct")
-        )
+        report.hint("kernels of plain vector code: several times slower than with AVX2 or better", "nothing; it is correct")
     return {
         "target": simd.name(),
         "compiled": kernels.are_compiled(),
@@ -145,10 +145,10 @@ def _kernels(report: Report) -> dict[str, Any]:
 def _memory(report: Report, measure_again: bool) -> dict[str, Any]:
     found = memory()
     if found.available < LEAST_FREE:
-        report.problems.append((f"only {found.available:,} bytes of memory are available", "close other programs"))
+        report.problem(f"only {found.available:,} bytes of memory are available", "close other programs")
     speed = memory_bandwidth(again=measure_again)
     if speed.busy:
-        report.hints.append(("other programs were computing while the memory's speed was measured", "measure again later"))
+        report.hint("other programs were computing while the memory's speed was measured", "measure again later")
     return {
         "total": found.total,
         "available": found.available,
@@ -173,11 +173,9 @@ def _folders(report: Report) -> dict[str, Any]:
         there = nearest(folder)
         found[name] = {"path": str(folder), "exists": folder.is_dir(), "bytes": folder_bytes(folder), "free": _free(there)}
         if not os.access(there, os.W_OK):
-            report.problems.append((f"{there} can't be written", "correct its owner or permissions, or name another folder"))
+            report.problem(f"{there} can't be written", "correct its owner or permissions, or name another folder")
         elif name in ("cache", "hub") and found[name]["free"] < LEAST_FREE:
-            report.problems.append(
-                (f"the disk of {folder} is full: {found[name]['free']:,} bytes are free", "glmrun list; glmrun rm NAME")
-            )
+            report.problem(f"the disk of {folder} is full: {found[name]['free']:,} bytes are free", "glmrun list; glmrun rm NAME")
     return found
 
 
