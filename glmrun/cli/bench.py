@@ -293,13 +293,12 @@ def _files(names: list[str], quantizations: str | None) -> tuple[Generator[Path]
 
 def _converted(source: Path, recipes: list[str]) -> Generator[Path]:
     """The source in one quantization after another, in the cache folder; each is deleted before the next is made."""
-    from glmrun.gguf.source import GGUFSource
+    from glmrun.gguf.source import open_source
     from glmrun.machine import cache_folder
     from glmrun.terminal.progress import BytesProgress
-    from quant.checkpoint import Checkpoint
     from quant.convert import convert, plan
 
-    model = GGUFSource.open(source) if source.is_file() else Checkpoint.open(source)
+    model = open_source(source)
     writable = None  # the system's temporary folder
     with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)

@@ -121,23 +121,14 @@ def convert(
     if report and not Path(report).parent.is_dir():
         raise UserError(f"--report: the folder {Path(report).parent} does not exist", "usage")
 
-    from quant.checkpoint import Checkpoint
+    from glmrun.gguf.source import open_source, read_importance
     from quant.convert import plan
 
     source = _source(source)
-    if Path(source).is_file():
-        from glmrun.gguf.source import GGUFSource
-
-        model: Checkpoint | GGUFSource = GGUFSource.open(source)
-    else:
-        model = Checkpoint.open(source)
+    model = open_source(Path(source))
     for line in model.notes:
         note(line)
-    importance = None
-    if imatrix:
-        from glmrun.gguf.source import read_importance
-
-        importance = read_importance(imatrix)
+    importance = read_importance(imatrix) if imatrix else None
     planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize, importance)
     for line in _advice(planned):
         note(line)

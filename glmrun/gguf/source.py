@@ -12,6 +12,7 @@ from glmrun.gguf.dialects import fused, of_trunk
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.open import open_parts
 from glmrun.gguf.parts import join
+from quant.checkpoint import Checkpoint
 from quant.config import Config, tensor_shapes
 from quant.gguf_header import MetadataValue
 from quant.importance import Importance, from_tensors, is_importance
@@ -74,6 +75,11 @@ class GGUFSource:
             elif not gone and not key.startswith(_DROPPED):
                 found[key] = _value(key, value)
         return found | anew
+
+
+def open_source(path: Path) -> Checkpoint | GGUFSource:
+    """What a conversion reads: a GGUF file, or a checkpoint's folder. Raises UserError as their open() does."""
+    return GGUFSource.open(path) if path.is_file() else Checkpoint.open(path)
 
 
 def _value(key: str, value: Any) -> MetadataValue:
