@@ -22,7 +22,7 @@ from glmrun.chat.answer import Answer
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.cli import _run as main_without_exit
 from glmrun.terminal import screen
-from glmrun.terminal.answer import AnswerView, bottom_parts, show_answer, show_thinking, stats_line
+from glmrun.terminal.answer import AnswerView, bottom_parts, fitted, show_answer, show_thinking, stats_line
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import json_text, visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
@@ -179,6 +179,9 @@ def test_tool_calls_are_blocks(on_terminal: Callable[..., Terminal]) -> None:
 
 def test_the_bottom_line_is_short() -> None:
     assert bottom_line("m\x1b[2J", 3174, 32768, Stats(n_generated=10, generate_seconds=0.5)) == "m␛[2J · 3.1k / 32k · 20.0 tok/s"
+    parts = bottom_parts("GLM-4.7-Flash-Q4_K_M.gguf", 3174, 32768)
+    shown = ["".join(text for _, text in fitted(parts, width)) for width in (12, 20, 80)]
+    assert shown == ["3.1k / 32k", "GLM-4.… · 3.1k / 32k", "GLM-4.7-Flash-Q4_K_M.gguf · 3.1k / 32k"]
     assert bottom_line("nano", 820, 202_752) == "nano · 820 / 198k"
     assert bottom_line("nano", 3174, 32000) == "nano · 3.2k / 32k"
     assert bottom_line("nano", 11, 4096, Stats(n_generated=1, generate_seconds=0.001)) == "nano · 11 / 4k"

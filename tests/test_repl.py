@@ -68,7 +68,7 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
         ("/save /nosuch/x", "/nosuch/x: No such file"),
         ("/set temp hot", "takes a number"),
         ("/set top-k 1.5", "takes a whole number"),
-        ("/set top-p 2", "top_p is 2.0"),
+        ("/set top-p 2", "top-p is 2.0"),
         ("/set max-tokens 0", "at least 1"),
         ("/regen", "nothing has been asked"),
         ("/undo", "nothing has been asked"),

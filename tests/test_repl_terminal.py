@@ -268,20 +268,28 @@ def test_a_message_that_does_not_fit_is_told_and_not_kept(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("columns", [20, 30, 80, 200])
 def test_notices_are_whole_words_at_any_width(tmp_path: Path, columns: int) -> None:
-    """Help, an error and the values in force: no line is wider than the window, and none ends within a word."""
+    """Help, an error and the values in force: no line is wider than the window, and none ends within a word.
+
+    The gauge of the context is seen as well, whatever of the model's name has room beside it.
+    """
     window = open_window(
         ["env", f"PYTHONPATH={os.getcwd()}", f"XDG_STATE_HOME={tmp_path}", sys.executable, SCRIPT, "chat", "nano", "--temp", "0.5"],
         columns, 40,
     )  # fmt: skip
     try:
-        wait_for(window, "^>>> Ask")
-        for line, last in (("/help", r"the\s+keys"), ("/frob", "message"), ("/set temp", r"command\s+line")):
+        wait_for(window, r"^>>> Ask.*/help\n+(\S+ · )?0 / 200")
+        commands = (("/help", r"the\s+keys"), ("/context", "messages"), ("/frob", "message"), ("/set temp", r"command\s+line"))
+        for line, last in commands:
             window.type(f"{line}\r")
             screen = wait_for(window, rf"^>>> {line}\n(.|\n)*{last}(.|\n)*^>>>")
             shown = screen[screen.rindex(f">>> {line}") :].split("\n")
             assert max(map(len, shown)) <= columns
             words = {word for row in shown for word in row.split()}
-            whole = {"/help": {"answers", "/compact", "/sessions", "program"}, "/frob": {"error:", "command", "(a", "message)"}}
+            whole = {
+                "/context": {"░" * min(columns, 30), "tokens"},
+                "/help": {"answers", "/compact", "/sessions", "program"},
+                "/frob": {"error:", "command", "(a", "message)"},
+            }
             assert whole.get(line, {"temp", "0.5", "the", "command", "line"}) <= words
     finally:
         window.close()

@@ -99,6 +99,7 @@ TEXTS = [
     "  /set [NAME [VALUE]]  show or set temp, top-p, top-k, min-p, repeat-penalty, seed, max-tokens, context, preset",
     "there is no command /frob; /help lists them (a space in front sends the line as a message)",
     "  Enter            sends; during an answer it begins a new line",
+    "  context         66 of 1,024 tokens; this model takes 8,192",
     "日本語のテキストは単語の間に空白がないので、どこでも折り返すことができます。",
 ]
 
@@ -113,6 +114,11 @@ def test_a_notice_is_broken_between_words_at_any_width(text: str, width: int) ->
     if len(lines) > 1:
         indents = {len(line) - len(line.lstrip()) for line in lines[1:]}
         assert len(indents) == 1 and indents.pop() >= len(text) - len(text.lstrip())
+
+
+def test_a_gap_that_a_narrow_window_has_no_room_for_is_closed() -> None:
+    assert folded("  context         66 of 1,024 tokens", 20) == "  context  66 of\n  1,024 tokens"
+    assert folded("  context         66 of 1,024 tokens", 40) == "  context         66 of 1,024 tokens"
 
 
 @pytest.mark.parametrize("width", [20, 30, 80, 200])

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from glmrun.repl.tool_calls import APPROVE
 from glmrun.store import prompts
 from glmrun.terminal.answer import Thinking, counted
 from glmrun.terminal.console import say, show_error
+from glmrun.terminal.tail import window
 from quant.errors import UserError
 
 _KEYS = """\
@@ -133,8 +135,9 @@ def _tools(conversation: Conversation, rest: str) -> None:
 
 def _context(conversation: Conversation, rest: str) -> None:
     used, size = conversation.used(), conversation.model.n_ctx
-    bar = "█" * min(30, round(30 * used / size))
-    say(f"{bar:░<30} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(conversation.messages), 'message')}")
+    cells = min(30, window(sys.stderr)[0])
+    bar = "█" * min(cells, round(cells * used / size))
+    say(f"{bar:░<{cells}} {used:,} of {size:,} tokens ({used / size:.0%}), {counted(len(conversation.messages), 'message')}")
     for path in conversation.attached:
         say(f"  + {path}, with the next message")
 

@@ -1,5 +1,6 @@
 """A conversation in the terminal: its messages, how they are answered."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -16,10 +17,11 @@ from glmrun.repl.attachments import mentioned, read_text, with_files
 from glmrun.repl.disk_rate import DiskRate
 from glmrun.repl.kept import Kept, model_path
 from glmrun.repl.tool_calls import TOO_MANY_ROUNDS, ToolCalls
-from glmrun.terminal.answer import AnswerView, Thinking, bottom_parts, counted, finish_note, stats_line
+from glmrun.terminal.answer import AnswerView, Thinking, bottom_parts, counted, finish_note, fitted, stats_line
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import interruptible, quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
+from glmrun.terminal.tail import window
 from glmrun.terminal.tool_blocks import show_tool_call
 from quant.errors import UserError
 
@@ -176,7 +178,8 @@ class Conversation:
         if not places:
             raise UserError("nothing has been asked yet")
         if count > len(places):
-            raise UserError(f"there is only {counted(len(places), 'exchange')} to take back, not {count}; nothing has changed")
+            there = f"there {'is' if len(places) == 1 else 'are'} only {counted(len(places), 'exchange')}"
+            raise UserError(f"{there} to take back, not {count}; nothing has changed")
         return places[-count]
 
     def last_answer(self) -> dict[str, Any]:
@@ -211,8 +214,8 @@ class Conversation:
         return parts + ([("", f" · +{counted(len(self.attached), 'file')}")] if self.attached else [])
 
     def bottom_line(self, used: int | None = None) -> str:
-        """bottom() as a text."""
-        return "".join(text for _, text in self.bottom(used))
+        """bottom() as a text that the window has room for."""
+        return "".join(text for _, text in fitted(self.bottom(used), window(sys.stdout)[0]))
 
     @property
     def edited(self) -> int | None:

@@ -70,7 +70,7 @@ class Editor:
             bottom_toolbar=toolbar,
             style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
             reserve_space_for_menu=6,
-            placeholder=lambda: [("ansibrightblack", "Ask something, or /help")] if is_new() else "",
+            placeholder=lambda: [("ansibrightblack", _invitation())] if is_new() else "",
         )
         self.source = self._session.app.input
 
@@ -265,6 +265,12 @@ def _menu_belongs(document: Document) -> bool:
     """Whether completions open by themselves here: for a command, its argument, or a file behind @."""
     before = document.text_before_cursor
     return (before.startswith("/") and "\n" not in before) or _MENTION.search(before) is not None
+
+
+def _invitation() -> str:
+    """What stands in the first line before anything is typed; never folded."""
+    long, short = "Ask something, or /help", "Ask, or /help"
+    return long if get_app().output.get_size().columns > len(f">>> {long}") else short
 
 
 def _above(action: Callable[[], None]) -> Any:

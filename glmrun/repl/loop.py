@@ -14,9 +14,11 @@ from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.quotes import open_quotes, without_quotes
 from glmrun.repl.values import show_last_thinking
+from glmrun.terminal.answer import fitted
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
+from glmrun.terminal.tail import window
 from quant.errors import UserError
 from quant.text import decode_text
 
@@ -43,7 +45,8 @@ def chat_in_terminal(conversation: Conversation) -> int:
     actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
 
     def toolbar() -> Any:
-        return bottom if typing.edited is None else [("", "changing an earlier message, Ctrl+C leaves it · "), *bottom]
+        line = fitted(bottom, window(sys.stdout)[0])
+        return line if typing.edited is None else [("", "changing an earlier message, Ctrl+C leaves it · "), *line]
 
     editor = Editor(typing, history, toolbar, actions, lambda: not conversation.messages)
     conversation.surface.keyboard = keyboard = Keyboard(editor.source, editor.pastes.shown, editor.pastes.length_at_end)

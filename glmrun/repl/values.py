@@ -40,7 +40,10 @@ def _set_number(conversation: Conversation, name: str, text: str) -> None:
     except ValueError:
         raise UserError(f"{name} takes {'a whole number' if kind is int else 'a number'}, not {text!r}") from None
     if argument != "max_tokens":
-        Sampler(**{argument: value})  # raises UserError for a value that makes no sense
+        try:
+            Sampler(**{argument: value})
+        except UserError as why:  # with the name that it has here
+            raise UserError(str(why).replace(argument, name, 1)) from None
     elif value < 1:
         raise UserError("max-tokens is at least 1")
     conversation.settings[argument] = value

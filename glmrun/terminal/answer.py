@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
+from rich.cells import cell_len, set_cell_size
+
 from glmrun.chat.answer import Answer
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.terminal.console import is_quiet, note, shows_codes, write_answer
@@ -229,6 +231,15 @@ def bottom_parts(model: str, used: int, n_ctx: int, stats: Stats | None = None) 
     if stats is not None and stats.n_generated > 1 and stats.generate_seconds > 0:
         parts.append(("", f" · {_rate(stats.n_generated, stats.generate_seconds)}"))
     return parts
+
+
+def fitted(parts: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
+    """bottom_parts() in a window of `width` cells: the model's name, which comes first, leaves room for the gauge behind it."""
+    (style, name), *others = parts
+    room = width - sum(cell_len(text) for _, text in others)
+    if cell_len(name) <= room:
+        return parts
+    return [(style, set_cell_size(name, room - 4) + "… · "), *others] if room > 6 else others
 
 
 def counted(count: int, noun: str) -> str:

@@ -39,10 +39,16 @@ def wrap(text: Text, width: int) -> list[Text]:
 
 
 def folded(text: str, width: int) -> str:
-    """A text for people in lines of at most `width` cells; what a line cannot hold goes on behind its label or its indent."""
+    """A text for people in lines of at most `width` cells; what a line cannot hold goes on behind its label or its indent.
+
+    Behind a label that would take more than half of the width the gap is two blanks.
+    """
     lines = []
     for line in text.expandtabs(4).split("\n"):
         label = _LABEL.match(line)
+        if label and cell_len(label[0]) > width // 2 and cell_len(line) > width:
+            line = f"{label[0].rstrip()}  {line[len(label[0]) :]}"
+            label = _LABEL.match(line)
         indent = cell_len(label[0]) if label and cell_len(label[0]) <= width // 2 else len(line) - len(line.lstrip())
         indent = min(indent, width // 2)
         first, *rest = wrap(Text(line), width)
