@@ -1,5 +1,6 @@
 """A model behind a server: what is asked of it, what its streams mean, and what goes wrong."""
 
+import gzip
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from support.openai_server import Server, delta, openai_server
@@ -189,6 +191,75 @@ def test_what_goes_wrong_is_a_line(server: Server, text: str, words: str, kind: 
     with pytest.raises(UserError, match=words) as error:
         said(RemoteModel(server.url), text)
     assert error.value.kind == kind and "\n" not in str(error.value)
+
+
+def events(*said: Any, end: str = "\n\n", start: str = "data: ") -> bytes:
+    return "".join(f"{start}{each if isinstance(each, str) else json.dumps(each)}{end}" for each in said).encode()
+
+
+EVENTS, DONE = {"Content-Type": "text/event-stream"}, "[DONE]"
+HELLO = [delta(content="Hel"), delta(content="lo")]
+STREAMS = {
+    "CRLF": (EVENTS, events(*HELLO, delta("stop"), DONE, end="\r\n\r\n")),
+    "CR": (EVENTS, events(*HELLO, delta("stop"), DONE, end="\r\r")),
+    "no [DONE]": (EVENTS, events(*HELLO, delta("stop"))),
+    "[DONE] and no reason": (EVENTS, events(*HELLO, DONE)),
+    "no blank behind the colon": (EVENTS, events(*HELLO, delta("stop"), start="data:")),
+    "comments and pings": (EVENTS, b": WAIT\n\nevent: ping\ndata: \n\nretry: 5\n\n" + events(*HELLO, DONE)),
+    "an object over several lines": (EVENTS, events(*HELLO) + b'data: {"choices":\ndata: []}\n\ndata: [DONE]\n\n'),
+    "no type": ({"Content-Type": ""}, events(*HELLO, DONE)),
+    "called text": ({"Content-Type": "Text/Plain; charset=utf-8"}, events(*HELLO, DONE)),
+    "called JSON": ({"Content-Type": "application/json"}, events(*HELLO, DONE)),
+    "compressed": (EVENTS | {"Content-Encoding": "gzip"}, gzip.compress(events(*HELLO, DONE))),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_however_it_is_sent(server: Server, name: str) -> None:
+    server.raw["x"] = STREAMS[name]
+    assert said(RemoteModel(server.url), "x")[0] == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("headers", "data", "words"),
+    [
+        (EVENTS, b'event: error\ndata: {"message": "no memory"}\n\n', "the server: no memory"),
+        (EVENTS, events(*HELLO) + b"event: error\ndata: no memory\n\n", "the server: no memory"),
+        (EVENTS, events(*HELLO, {"code": 500, "message": "worker died"}), "the server: worker died"),
+        (EVENTS, events(*HELLO, {"error": [{"msg": "bad"}]}), "the server: .*bad"),
+        (EVENTS, events("[" * 100_000), "expected an object"),
+        (EVENTS | {"Content-Encoding": "gzip"}, events(*HELLO), "decompressing"),
+        ({"Content-Type": "application/json"}, b'{"detail": "no quota"}', "the server: no quota"),
+        ({"Content-Type": "application/json"}, b"", "expected an object"),
+        ({"Content-Type": "application/x-ndjson"}, b'{"message": {}}\n', "sends application/x-ndjson; expected a stream"),
+    ],
+)
+def test_an_error_inside_a_good_status_is_a_line(server: Server, headers: dict[str, str], data: bytes, words: str) -> None:
+    server.raw["x"] = (headers, data)
+    with pytest.raises(UserError, match=words) as error:
+        said(RemoteModel(server.url), "x")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("listed", [[{"id": "m"}], {"data": [{"id": "m"}, None, "n", {"id": 3}]}])
+def test_models_are_listed_in_other_shapes(server: Server, listed: Any) -> None:
+    server.listed = listed
+    assert RemoteModel(server.url).name == "m"
+
+
+@pytest.mark.parametrize("listed", [{"data": 5}, {"data": None}, {"data": ["m"]}, {"models": [{"name": "m"}]}])
+def test_a_model_is_named_where_none_is_listed(server: Server, listed: Any) -> None:
+    server.listed = listed
+    assert RemoteModel(server.url, "m").name == "m"
+    with pytest.raises(UserError, match="lists no models"):
+        RemoteModel(server.url)
+
+
+def test_a_server_that_has_moved_is_named(server: Server) -> None:
+    """The key goes to no address that nobody named."""
+    server.moved = "https://example.com/v1/models"
+    with pytest.raises(UserError, match=r"leads on to another address; name that one: https://example\.com/v1$"):
+        RemoteModel(server.url)
 
 
 def test_nobody_there() -> None:

@@ -201,6 +201,26 @@ def test_a_server_of_which_nothing_is_known_is_waited_for_a_while(monkeypatch: p
     assert [chunk.text for chunk in sure.add(event(content="At once."))] == ["At once."]
 
 
+def test_a_lone_end_of_thinking_is_told_where_nobody_waited_for_it() -> None:
+    answer = RemoteAnswer(None, None, lambda: False)
+    read(event(content="I add.</think>"), event(content="It is 4."), event("stop"), answer=answer)
+    assert answer.misled and answer.parts_thinking is None
+    marked = RemoteAnswer(None, None, lambda: False)
+    assert read(event(content="<think>I add."), event(content="</think>4"), event("stop"), answer=marked)[:2] == ("4", "I add.")
+    assert not marked.misled
+
+
+def test_characters_in_halves_are_put_together() -> None:
+    halves = [event(content="a\ud83d"), event(content="\ude42b\udc00c"), event(reasoning_content="\ud83d")]
+    assert read(*halves, event(reasoning_content="\ude42"), event("stop"))[:2] == ("a🙂b\ufffdc", "🙂")
+    call = [piece("add", '{"a": "\ud83d', index=0), piece(None, '\ude42"}', index=0)]
+    assert read(*call, event("tool_calls"))[2] == [("add", {"a": "🙂"})]
+
+
+def test_an_index_of_many_digits_is_none() -> None:
+    assert read(piece("add", "{}", index="9" * 5000), event("tool_calls"))[2] == [("add", {})]
+
+
 def test_counts_and_seconds_are_the_servers() -> None:
     answer = RemoteAnswer(None)
     progress = {"prompt_progress": {"total": 100, "cache": 40, "processed": 70, "time_ms": 1500}, "choices": [{"delta": {}}]}

@@ -27,6 +27,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _OTHER_NAMES = {"repeat_penalty": ("repeat_penalty", "repetition_penalty"), "repeat_last_n": ("repeat_last_n",)}
 _BUDGETS = ("thinking_token_budget", "thinking_budget_tokens", "reasoning_budget_tokens")  # vLLM's, llama-server's old and new
 _PROMPT = ("model", "messages", "tools", "chat_template_kwargs")  # what a prompt is made of
+_EVENTS = ("text/event-stream", "", "text/plain", "application/octet-stream")  # what servers call a stream of events
+_DONE = object()  # the server says that the answer is over
 _LEFT_OUT = ("return_progress", "stream_options")  # by a server that refuses what it does not know
 
 
@@ -144,8 +146,8 @@ class RemoteModel:
         try:
             with self._client() as client:
                 response = client.post(f"{self.url.removesuffix('/v1')}/{path}", json=body, timeout=ASIDE_SECONDS)
-            found = json.loads(response.text) if response.status_code == 200 else None
-        except (httpx2.HTTPError, ValueError, RecursionError):
+            found = _json(response.text) if response.status_code == 200 else None
+        except httpx2.HTTPError:
             found = None
         if not isinstance(found, dict):
             self._missing.add(path)
@@ -155,7 +157,7 @@ class RemoteModel:
     def _answer(self, body: dict[str, Any], answer: RemoteAnswer) -> Iterator[Chunk]:
         events = queue.SimpleQueue[Any]()
         connection = _Connection()
-        cancelled = threading.Event()
+        cancelled, done = threading.Event(), False
         self._running.add(cancelled)
         reader = threading.Thread(target=self._read, args=(body, events, connection), name="remote answer", daemon=True)
         reader.start()
@@ -168,13 +170,14 @@ class RemoteModel:
                     continue
                 if isinstance(event, BaseException):
                     raise event
-                if event is None:
+                done = event is _DONE
+                if done or event is None:
                     break
                 yield from answer.add(event)
             if cancelled.is_set():
                 yield replace(answer.rest(), finish_reason="cancelled")
                 return
-            if answer.finish_reason is None:
+            if answer.finish_reason is None and not done:
                 raise Interrupted(f"{self.url}: the server stopped in the middle of the answer")
             last = answer.last()
             if answer.misled:
@@ -219,13 +222,21 @@ class RemoteModel:
                 if response.status_code in (400, 422) and named:
                     return named[0]
                 raise self._refused(response)
-            if response.headers.get("content-type", "").startswith("application/json"):  # it does not stream
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().casefold()
+            if kind == "application/json":
                 response.read()
-                events.put(_parsed(response.text, self.url))
-                return None
+                if not response.text.startswith(("data:", "event:", ":")):  # it does not stream
+                    events.put(_parsed(response.text, self.url))
+                    return None
+            elif kind not in _EVENTS:
+                raise UserError(f"{self.url}: the server sends {kind}; expected a stream of events. Does the address end with /v1?")
+            response.headers["content-type"] = _EVENTS[0]
             for event in httpx2.EventSource(response):
                 if event.data.strip() == "[DONE]":
-                    break
+                    events.put(_DONE)
+                    return None
+                if event.event == "error":
+                    raise UserError(f"the server: {error_text(_json(event.data) or event.data)}")
                 if event.data.strip():
                     events.put(_parsed(event.data, self.url))
         return None
@@ -253,17 +264,22 @@ class RemoteModel:
             return {}
         if response.status_code != 200:
             raise self._refused(response)
-        listed = _parsed(response.text, self.url).get("data")
-        return {each["id"]: each for each in listed or [] if isinstance(each, dict) and isinstance(each.get("id"), str)}
+        found = _json(response.text)
+        listed = found.get("data") if isinstance(found, dict) else found  # some send the bare list
+        if not isinstance(found, dict | list):
+            raise _no_object(response.text, self.url)
+        listed = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        return {each["id"]: each for each in listed if isinstance(each.get("id"), str)}
 
     def _refused(self, response: "httpx2.Response") -> UserError:
         """The error that a status other than 200 means."""
-        try:
-            said = error_text(json.loads(response.text))
-        except ValueError:
-            said = ""
-        said = f": {said}" if said else ""
+        found = _json(response.text)
+        said = f": {error_text(found)}" if found else ""
         code = response.status_code
+        if response.has_redirect_location:  # the key goes nowhere that nobody named
+            place = str(response.url.join(response.headers["location"]))
+            base = place.removesuffix("/models").removesuffix("/chat/completions")
+            return UserError(f"{self.url}: the server leads on to another address; name that one: {base}", "refused")
         if code in (401, 403):
             what = "the key in" if self._key else "a key is wanted in"
             refused = " is refused" if self._key else ""
@@ -354,11 +370,20 @@ def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
     return sent | {"reasoning_content": thought, "reasoning": thought} if thought else sent
 
 
-def _parsed(text: str, url: str) -> dict[str, Any]:
+def _json(text: str) -> Any:
+    """What a text is in JSON; None if it is none."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parsed(text: str, url: str) -> dict[str, Any]:
+    value = _json(text)
     if not isinstance(value, dict):
-        raise UserError(f"{url}: the server sends {text[:60]!r}; expected an object in JSON. Does the address end with /v1?")
+        raise _no_object(text, url)
     return value
+
+
+def _no_object(text: str, url: str) -> UserError:
+    return UserError(f"{url}: the server sends {text[:60]!r}; expected an object in JSON. Does the address end with /v1?")

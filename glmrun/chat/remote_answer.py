@@ -52,7 +52,9 @@ class RemoteAnswer:
         self._unsure, self._may_think = thinking is None, may_think
         self._held: str | None = None
         self._until = 0.0  # by then held text is given out
-        self._waited, self._tail = False, ""  # text was held in vain; the end of what came since
+        self._waited, self._tail = False, ""  # text was given out that may be thinking; the end of what came since
+        self._opened = False  # thinking has its own tag
+        self._halves = ["", ""]  # of characters, at the end of text and thinking
         self._calls: list[_Call] = []
         self._written: list[dict[str, Any]] = []  # calls found in the text
         self._counts: dict[str, dict[str, Any]] = {"usage": {}, "timings": {}, "prompt_progress": {}}
@@ -63,7 +65,8 @@ class RemoteAnswer:
 
     def add(self, event: dict[str, Any]) -> Iterator[Chunk]:
         """The chunks of one object of the stream, or of a whole answer. Raises UserError for an error of the server's."""
-        if event.get("error") or event.get("object") == "error":
+        alone = "choices" not in event and (isinstance(event.get("message"), str) or event.get("detail"))
+        if event.get("error") or event.get("object") == "error" or alone:
             raise UserError(f"the server: {error_text(event) or 'an error without a text'}")
         for name in self._counts:
             self._counts[name] = found if isinstance(found := event.get(name), dict) and found else self._counts[name]
@@ -75,6 +78,8 @@ class RemoteAnswer:
         delta = self._delta(choice)
         text, thought = _texts(delta.get("content") or choice.get("text"))
         thought += next((found for key in _THOUGHTS if (found := "".join(_texts(delta.get(key))))), "")
+        text, self._halves[0] = _characters(self._halves[0] + text)
+        thought, self._halves[1] = _characters(self._halves[1] + thought)
         calls = _list(delta.get("tool_calls")) or _list(delta.get("function_call"))
         for call in calls:
             self._add_call(call)
@@ -150,10 +155,13 @@ class RemoteAnswer:
             self._unsure, may = False, self._may_think()
             self._held = None if may is False else ""
             self._until = time.monotonic() + (WAIT_SECONDS if may is None else math.inf)
+            self._waited = may is False
         if self._held is None:
             self._tail = (self._tail + text)[-len(text) - len("</think>") :]
-            if self._waited and "</think>" in self._tail:
-                self.parts_thinking, self.misled = False, True
+            self._opened = self._opened or "<think>" in self._tail
+            if self._waited and not self._opened and "</think>" in self._tail:
+                self.misled = True
+                self.parts_thinking = False if self._until < math.inf else None  # whose template nobody told may only quote it
             return self._said.feed(text) if text else Delta()
         self._held += text
         if self._held.lstrip().startswith("<think>"):
@@ -255,13 +263,20 @@ def _texts(content: Any) -> tuple[str, str]:
     return content["text"] if isinstance(content.get("text"), str) else "", ""
 
 
+def _characters(text: str) -> tuple[str, str]:
+    """(a text whose characters came in halves, as JSON escapes them; the half at its end). What has no other half is U+FFFD."""
+    half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    whole = text.removesuffix(half) if half else text
+    return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), half
+
+
 def _word(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _index(value: Any) -> int | None:
-    text = str(value)
-    return int(text) if isinstance(value, str | int) and not isinstance(value, bool) and text.isdecimal() else None
+    text = _word(value)
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _json_text(arguments: Any) -> str:
@@ -283,7 +298,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 def _as_call(call: _Call) -> dict[str, Any]:
     """A call in OpenAI's shape; what is not an object in JSON is left as it came."""
-    arguments = call.arguments if call.arguments.strip() else "{}"
+    arguments = "".join(_characters(call.arguments)) if call.arguments.strip() else "{}"
     if arguments.lstrip().startswith('"') and (value := _object(arguments)) is not None:
         arguments = json.dumps(value, ensure_ascii=False)
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

@@ -72,6 +72,9 @@ class Server:
     asked: threading.Event = field(default_factory=threading.Event)
     models: list[dict[str, Any]] | None = field(default_factory=lambda: MODELS)
     beside: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)  # path -> what it answers
+    listed: Any = None  # what it says of its models in the place of a list of `models`
+    moved: str = ""  # where its models have moved
+    raw: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)  # message -> (headers, answer) as they are sent
     unknown: set[str] = field(default_factory=set)  # fields for which it refuses
     scripts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: dict(SCRIPTS))
 
@@ -109,7 +112,11 @@ def openai_server(key: str = "") -> Iterator[Server]:
                 return
             if self._refused():
                 return
-            if self.path != "/v1/models" or state.models is None:
+            if state.moved:
+                self._send(308, b"", {"Location": state.moved})
+            elif state.listed is not None:
+                self._send(200, state.listed)
+            elif self.path != "/v1/models" or state.models is None:
                 self._send(404, {"detail": "Not Found"})
             else:
                 self._send(200, {"object": "list", "data": state.models})
@@ -129,7 +136,10 @@ def openai_server(key: str = "") -> Iterator[Server]:
                 return
             last = body["messages"][-1]
             said = "hello" if last["role"] == "tool" else last["content"]
-            if said == "gone":
+            if said in state.raw:
+                headers, data = state.raw[said]
+                self._send(200, data, headers)
+            elif said == "gone":
                 self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
             elif said == "too long":
                 self._send(400, {"error": {"message": "This model's maximum context length is 4096 tokens."}})
@@ -164,7 +174,8 @@ def openai_server(key: str = "") -> Iterator[Server]:
                     self.wfile.write(b"ff\r\ndata: {")
                     self.close_connection = True
                     return
-                self._piece("data: [DONE]\n\n")
+                if said != "cut":
+                    self._piece("data: [DONE]\n\n")
                 self._piece("")
             except OSError:
                 state.left.set()
