@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from quant.config import Config
+from quant.config import FLASH, Config
 from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue
 from quant.mapping import Card, Piece, metadata, pieces
@@ -26,6 +26,15 @@ SMALL_FILES = (  # what a model needs beside its weights, in the order in which 
 )
 _MAX_TEMPLATE = 1 << 20
 
+# What is GLM-4.7-Flash whatever config.json calls it; prunings have fewer experts and layers.
+_SHAPES = ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "moe_intermediate_size")
+_NEIGHBOURS = {
+    "glm_moe_dsa": "GLM-5",
+    "glm4_moe": "GLM-4.5, 4.6 or 4.7",
+    "glm4": "GLM-4",
+    "deepseek_v3": "DeepSeek-V3, R1 or Kimi-K2",
+    "deepseek_v2": "DeepSeek-V2",
+}
 # config.json keys that glmrun implements for one value only; absent or null means that value.
 _FIXED = {
     "hidden_act": "silu",
@@ -119,9 +128,13 @@ def _name(folder: Path) -> str:
 
 def config_from_json(source: dict[str, Any]) -> Config:
     """The Config in a config.json of transformers 4 or 5; UserError for another model or for anything glmrun does not implement."""
-    if source.get("model_type") != _MODEL_TYPE and source.get("architectures") != [_CLASS]:
-        found = source.get("model_type") or source.get("architectures") or "of no model_type"
-        raise UserError(f"the model is {brief(found)}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash)")
+    kind, ours = source.get("model_type"), all(source.get(key) == getattr(FLASH, key) for key in _SHAPES)
+    if not ours and kind != _MODEL_TYPE and source.get("architectures") != [_CLASS]:
+        found = brief(kind or source.get("architectures") or "of no model_type")
+        known = f", {_NEIGHBOURS[kind]}" if isinstance(kind, str) and kind in _NEIGHBOURS else ""
+        raise UserError(
+            f"the model is {found}{known}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash), transformers and llama.cpp run others"
+        )
     if quantized := source.get("quantization_config"):
         method = str(quantized.get("quant_method") if isinstance(quantized, dict) else quantized)[:40]
         raise UserError(f"the checkpoint is quantized already ({method}); download the original: glmrun converts BF16, F16 or F32")

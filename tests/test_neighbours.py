@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoint_folder import SMALL, config_json
+from support.comparison import errors
 from support.foreign_file import Parts
-from support.tiny_model import Tiny
+from support.tiny_model import ODD, Tiny, write_tiny
 
+import glmrun
 from glmrun.gguf.architecture import config_from_gguf, open_model_file
 from glmrun.gguf.neighbours import another_model
 from glmrun.gguf.open import open_gguf
+from quant.checkpoint import config_from_json
+from quant.config import FLASH
 from quant.errors import UserError
 
 
@@ -53,6 +58,60 @@ def test_relatives_under_our_name_are_named(tiny: Tiny, tmp_path: Path, key: str
     path = renamed(tiny, tmp_path / "other.gguf", "deepseek2", f"deepseek2.{key}")
     with pytest.raises(UserError, match=what):
         open_model_file(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "dropped", "what"),
+    [
+        ({"attention.q_lora_rank": 0}, "", "DeepSeek-V2-Lite"),
+        ({"expert_count": 0}, "", "without experts"),
+        ({"expert_group_count": 8, "expert_group_used_count": 4}, "", r"within groups \(8\)"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 40.0}, "", r"stretched \(rope.scaling.factor 40\)"),
+        ({"expert_gating_func": 1}, "exp_probs_b", "router has no bias"),
+    ],
+)
+def test_relatives_that_would_be_computed_wrong_are_named(
+    tiny: Tiny, tmp_path: Path, keys: dict[str, Any], dropped: str, what: str
+) -> None:
+    """Each is what a file of DeepSeek's or Kimi's says or lacks; without these words it would run, or miss a tensor."""
+    parts = Parts.read(tiny.path)
+    parts.metadata |= {f"deepseek2.{key}": value for key, value in keys.items()}
+    names = [name for name in parts.blocks if not dropped or dropped not in name]
+    with pytest.raises(UserError, match=what):
+        open_model_file(parts.write(tmp_path / "other.gguf", names))
+
+
+@pytest.mark.parametrize("keys", [{"type": "none", "factor": 4.0}, {"type": "linear", "factor": 1.0}, {"factor": 0.0}])
+def test_positions_that_are_not_stretched_are_ours(tiny: Tiny, tmp_path: Path, keys: dict[str, Any]) -> None:
+    parts = Parts.read(tiny.path)
+    parts.metadata |= {f"deepseek2.rope.scaling.{key}": value for key, value in keys.items()}
+    assert open_model_file(parts.write(tmp_path / "same.gguf")).config == open_model_file(tiny.path).config
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("glm4_moe", ", GLM-4.5, 4.6 or 4.7;"), ("glm_moe_dsa", ", GLM-5;"), ("mamba", "'mamba'; glmrun converts")]
+)
+def test_a_folder_of_a_neighbour_is_named(kind: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        config_from_json(config_json(SMALL) | {"model_type": kind, "architectures": ["Other"]})
+
+
+def test_a_folder_of_ours_is_known_by_its_shapes() -> None:
+    pruned = replace(FLASH, n_routed_experts=40, num_hidden_layers=30)
+    source = config_json(pruned) | {"model_type": "mine", "architectures": ["MineForCausalLM"]}
+    assert config_from_json(source) == pruned
+    with pytest.raises(UserError, match="the model is 'mine'"):
+        config_from_json(source | {"kv_lora_rank": 256})
+
+
+@pytest.mark.parametrize("n_experts", [40, 48])
+def test_a_pruning_runs(tmp_path: Path, n_experts: int) -> None:
+    """As many experts as the prunings have that people publish, four of them chosen: the logits are the naive model's."""
+    config = replace(ODD, n_routed_experts=n_experts, num_experts_per_tok=4, num_hidden_layers=2)
+    pruned = write_tiny(tmp_path / "pruned.gguf", config, "F32")
+    tokens = list(range(100, 120))
+    with glmrun.load(pruned.path, n_ctx=64, n_threads=2) as model:
+        assert errors(model.logits(tokens), pruned.naive().logits(tokens)).max() <= 1e-10
 
 
 def test_an_indexer_is_another_model_whatever_the_name(tiny: Tiny) -> None:

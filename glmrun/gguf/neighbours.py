@@ -15,6 +15,7 @@ _NEIGHBOURS = {
     "deepseek": "DeepSeek-MoE, whose attention is another one",
     "mistral4": "Mistral 4",
 }
+_TELLING = ("expert_count", "attention.q_lora_rank", "expert_group_count", "rope.scaling.factor", "rope.scaling.type")
 # What a file of ours holds whatever it calls itself; prunings have fewer experts and layers.
 _SHAPES = {
     "embedding_length": FLASH.hidden_size,
@@ -30,6 +31,24 @@ def _is(found: object, value: int) -> bool:
     return isinstance(found, int) and found == value
 
 
+def _relative(file: GGUFFile, architecture: str) -> str | None:
+    """What a file of the family lacks or has that GLM-4.7-Flash does not, and who is like that; None if there is nothing."""
+    said = {key: file.metadata.get(f"{architecture}.{key}") for key in _TELLING}
+    experts, queries, groups, factor, scaling = said.values()
+    biases, routers = (any(part in name for name in file.tensors) for part in (".exp_probs_b", ".ffn_gate_inp"))
+    if experts is None or _is(experts, 0):
+        return "a relative of DeepSeek-V2 without experts"
+    if queries is None or _is(queries, 0):
+        return "DeepSeek-V2-Lite or a relative, whose queries are not compressed (no attention.q_lora_rank)"
+    if isinstance(groups, int) and groups > 1:
+        return f"DeepSeek-V3, R1 or a relative, whose experts are chosen within groups ({groups})"
+    if routers and not biases:
+        return "DeepSeek-V2 or a relative, whose router has no bias (no exp_probs_b)"
+    if isinstance(factor, int | float) and factor not in (0, 1) and scaling != "none":
+        return f"Kimi, DeepSeek or a relative, whose positions are stretched (rope.scaling.factor {factor:g})"
+    return None
+
+
 def another_model(file: GGUFFile) -> str | None:
     """What a file holds that is not of GLM-4.7-Flash's kind, as a sentence for the user; None if it may be."""
     said = file.metadata.get("general.architecture")
@@ -40,10 +59,8 @@ def another_model(file: GGUFFile) -> str | None:
     what = None if ours else _NEIGHBOURS.get(found)
     if any(".indexer." in name for name in file.tensors):
         ours, what = False, "GLM-5 or another model whose attention has an indexer"
-    elif found == "deepseek2" and "deepseek2.expert_count" not in file.metadata:
-        ours, what = False, "a relative of DeepSeek-V2 without experts"
-    elif found == "deepseek2" and "deepseek2.attention.q_lora_rank" not in file.metadata:
-        ours, what = False, "DeepSeek-V2-Lite or a relative, whose queries are not compressed (no attention.q_lora_rank)"
+    elif ours and (relative := _relative(file, found)):
+        ours, what = False, relative
     if ours:
         return None
     name = f"architecture {brief(said)}" + (f" is {what}" if what else "")
