@@ -1,4 +1,4 @@
-"""glmrun beside llama.cpp on the same file, in one run, in turns.
+"""glmrun beside llama.cpp and ik_llama.cpp on the same file, in one run, in turns.
 
     python benchmarks/compare.py MODEL.gguf [--depths 0,4096] [--prompt 512] [--generate 32] [--rounds 3] [--out F.json]
     python benchmarks/compare.py --table        rewrite docs/measurements.md's table from results/compare-*.json
@@ -7,10 +7,12 @@ Each engine runs in a process of its own and waits, idle, while the other one me
 starts, for files of which the memory holds only one engine's. llama.cpp is measured at each of its settings (weights repacked or
 not, flash attention on or off), one setting at a time, in turns with glmrun: a ratio is the median over pairs of neighbouring
 measurements, since a shared machine changes its speed from one second to the next, and in the table each row has the setting
-at which glmrun is ahead the least. Beside them the machine's own limits. Needs llama-cpp-python (pip install -e '.[dev]').
+at which glmrun is ahead the least. ik_llama.cpp is one more setting; its wheel is built for AVX2, and it does not load files that
+hold a next-token-prediction layer. Beside them the machine's own limits. Needs both engines (pip install -e '.[dev]').
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import platform
@@ -24,7 +26,8 @@ import psutil
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs" / "measurements.md"
 BEGIN, END = "<!-- speed: made by benchmarks/compare.py --table -->\n", "<!-- end of speed -->\n"
-SETTINGS = {"repacked, flash": (1, 1), "repacked": (1, 0), "mapped, flash": (0, 1), "mapped": (0, 0)}
+IK = "ik_llama.cpp"
+SETTINGS = {"repacked, flash": (1, 1), "repacked": (1, 0), "mapped, flash": (0, 1), "mapped": (0, 0), IK: ()}
 
 
 # ---- a measuring process: reads {"depth", "pp": n, "tg": n} lines, answers {"pp", "tg"} in tokens a second, for n > 0 -------
@@ -104,6 +107,46 @@ class LlamaCpp:
         for _ in range(n):
             self._decode([77])
         return time.perf_counter() - start
+
+
+class IkLlamaCpp(LlamaCpp):
+    """ik_llama.cpp through its wheel's C interface, with latent attention's fastest way, flash attention and fused experts."""
+
+    def __init__(self, path: str, threads: int, n_ctx: int) -> None:
+        from ik_llama_cpp import _ctypes_api as api  # type: ignore[import-not-found]
+
+        self.api = api
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
+        context = api.llama_context_default_params()
+        context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512
+        context.n_threads = context.n_threads_batch = threads
+        context.flash_attn, context.mla_attn, context.fused_moe_up_gate = True, 3, True
+        self.context = api.llama_init_from_model(self.model, context)
+        if not self.context:
+            raise SystemExit("ik_llama.cpp could not open the file")
+        self.batch, self.at = api.llama_batch_init(512, 0, 1), 0
+
+    def _decode(self, tokens: list[int]) -> None:
+        for start in range(0, len(tokens), 512):
+            part, batch = tokens[start : start + 512], self.batch
+            batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, self.at + i, i == len(part) - 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            if self.api.llama_decode(self.context, batch):
+                raise SystemExit("llama_decode failed")
+            self.at += len(part)
+
+    def fill(self, depth: int) -> None:
+        """Have `depth` tokens in the cache."""
+        if depth < self.at:
+            remove = self.api._lib.llama_kv_cache_seq_rm  # not among the wheel's declarations
+            remove.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
+            remove(self.context, 0, depth, -1)
+            self.at = depth
+        if depth > self.at:
+            self._decode([i % 1000 + 100 for i in range(self.at, depth)])
 
 
 def serve(engine: Glmrun | LlamaCpp) -> None:
@@ -203,7 +246,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, 
                 close(other)
         if name not in processes:
             setting = map(str, SETTINGS.get(name, ()))
-            engine = "llama.cpp" if name in SETTINGS else name
+            engine = name if name in ("glmrun", IK) else "llama.cpp"
             processes[name] = Process(engine, options.model, str(options.threads), n_ctx, *setting)
         return processes[name]
 
@@ -216,8 +259,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, 
             for name in ("glmrun", setting):
                 for test, value in process(name).measure({"depth": depth, **order}).items():
                     row = f"{test}{lengths[test]}" + (f" @ d{depth}" if depth else "")
-                    turns = samples.setdefault(row, {}).setdefault(setting, {"glmrun": [], "llama.cpp": []})
-                    turns["glmrun" if name == "glmrun" else "llama.cpp"].append(value)
+                    turns = samples.setdefault(row, {}).setdefault(setting, {"glmrun": [], "other": []})
+                    turns["glmrun" if name == "glmrun" else "other"].append(value)
         if setting in processes:
             close(setting)
     for name in list(processes):
@@ -237,16 +280,20 @@ def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
     bandwidth, peak, weight_bytes = read_bandwidth(team), int8_peak(team), model.weights.bytes_per_token
     rows = {}
     for row, settings in samples.items():
-        medians = {
-            name: {engine: statistics.median(values) for engine, values in turns.items()} for name, turns in settings.items()
-        }
-        ratios = {
-            name: statistics.median(a / b for a, b in zip(turns["glmrun"], turns["llama.cpp"], strict=True))
+        found = {
+            name: {
+                **{engine: statistics.median(values) for engine, values in turns.items()},
+                "setting": name,
+                "ratio": statistics.median(a / b for a, b in zip(turns["glmrun"], turns["other"], strict=True)),
+            }
             for name, turns in settings.items()
         }
-        best = min(ratios, key=lambda name: ratios[name])
-        share = medians[best]["glmrun"] * weight_bytes / bandwidth if row.startswith("tg") and "@" not in row else None
-        rows[row] = {**medians[best], "setting": best, "ratio": ratios[best], "ratios": ratios, "share_of_bandwidth": share}
+        best = min(found.values(), key=lambda at: (at["setting"] == IK, at["ratio"]))  # of llama.cpp's, where there is one
+        rows[row] = {**best, "ratios": {name: at["ratio"] for name, at in found.items()}, "share_of_bandwidth": None}
+        if row.startswith("tg") and "@" not in row:
+            rows[row]["share_of_bandwidth"] = best["glmrun"] * weight_bytes / bandwidth
+        if IK in found:
+            rows[row][IK] = found[IK]
     return {
         "model": Path(options.model).stem,
         "layers": model.config.num_hidden_layers,
@@ -263,13 +310,15 @@ def summary(options: argparse.Namespace, samples: dict, starts: dict) -> dict:
 
 def table(results: list[dict]) -> list[str]:
     """Lines of Markdown, one for each test of each result."""
-    lines = ["| file | test | glmrun | llama.cpp | at its setting | ratio |", "|---|---|---|---|---|---|"]
+    lines = ["| file | test | glmrun | the other | which, at its setting | ratio |", "|---|---|---|---|---|---|"]
     for result in results:
         name = f"{result['model']}, {result['layers']} layers"
         for test, row in result["rows"].items():
             share = f" ({row['share_of_bandwidth']:.0%} of the bandwidth)" if row["share_of_bandwidth"] else ""
-            figures = f"{row['glmrun']:.1f}{share} | {row['llama.cpp']:.1f} | {row['setting']} | {row['ratio']:.2f}"
-            lines.append(f"| {name} | {test} | {figures} |")
+            for at in [row, row[IK]] if IK in row and row["setting"] != IK else [row]:
+                setting = at["setting"] if at["setting"] == IK else f"llama.cpp, {at['setting']}"
+                lines.append(f"| {name} | {test} | {at['glmrun']:.1f}{share} | {at['other']:.1f} | {setting} | {at['ratio']:.2f} |")
+                share = ""
         fastest = min(
             (name for name in result["starts"] if name != "glmrun"), key=lambda n: result["starts"][n]["seconds_to_first_token"]
         )
@@ -294,7 +343,7 @@ def write_table() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         name, path, threads, n_ctx, *setting = sys.argv[2:]
-        engine = Glmrun if name == "glmrun" else LlamaCpp
+        engine = {"glmrun": Glmrun, IK: IkLlamaCpp}.get(name, LlamaCpp)
         serve(engine(path, int(threads), int(n_ctx), *map(int, setting)))
     else:
         main()
