@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import itertools
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -149,23 +150,26 @@ class IkLlamaCpp(LlamaCpp):
             self._decode([i % 1000 + 100 for i in range(self.at, depth)])
 
 
-def serve(engine: Glmrun | LlamaCpp) -> None:
+def serve(kind: type, path: str, numbers: list[int]) -> None:
     """Answer measuring orders from standard input until it ends; before them, say when the first token could be chosen."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # ik_llama.cpp tells on standard output how it loads
+    engine = kind(path, *numbers)
     engine.read(16)
-    print("first token", flush=True)
+    print("first token", file=answers, flush=True)
     if isinstance(engine, Glmrun):
         engine.model.prefault.wait(600)  # pages come beside the first tokens; the other engine has waited for its own
     engine.fill(0)
     engine.read(64)
     engine.write(4)
-    print("ready", flush=True)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         order, speeds = json.loads(line), {}
         for test, append in (("pp", engine.read), ("tg", engine.write)):
             if order[test]:
                 engine.fill(order["depth"])
                 speeds[test] = order[test] / append(order[test])
-        print(json.dumps(speeds), flush=True)
+        print(json.dumps(speeds), file=answers, flush=True)
 
 
 class Process:
@@ -342,8 +346,7 @@ def write_table() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        name, path, threads, n_ctx, *setting = sys.argv[2:]
-        engine = {"glmrun": Glmrun, IK: IkLlamaCpp}.get(name, LlamaCpp)
-        serve(engine(path, int(threads), int(n_ctx), *map(int, setting)))
+        name, path, *numbers = sys.argv[2:]
+        serve({"glmrun": Glmrun, IK: IkLlamaCpp}.get(name, LlamaCpp), path, [int(number) for number in numbers])
     else:
         main()
