@@ -3,9 +3,10 @@
     row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) (q_j . x_j)  -  dmin D sum_j (m_j k_j) (sum of x_j)
 
 over 8 sub-blocks j of 32; D k_j is the scale of the activations' codes x_j (quantize_row). All but d D and dmin D are integers.
+The scales of some blocks are multiplied before their codes: else the long way from the one to the other holds the vector registers.
 """
 
-from numba import float32, int64, types
+from numba import int64, types
 
 from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.compiled.cache import kernel
@@ -13,85 +14,108 @@ from glmrun.kernels.formats.unpack import (
     four_f16_times,
     nibbles,
     packed_scales,
-    splat_lane,
     splat_lane_x8,
 )
 from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
-from glmrun.kernels.simd.dots import adding_scaled, dot_codes, sum_products_i16
+from glmrun.kernels.simd.dots import products_with_scales, sum_products_i16
 from glmrun.kernels.simd.memory import (
     load_f32,
     load_i16x16,
     load_u8x64,
     prefetch,
+    room_for,
+    splat_f32,
     store_f32,
+    store_f32x8,
     zero_f32x8,
     zero_f32x16,
     zero_i32x16,
 )
-from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, u8x64
+from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, i32x16
 
 BLOCK = 144  # bytes
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
-_sums = types.Tuple((f32x16, f32x8))
-# Each four products' sub-block, in the lower and the upper half of a block.
-_add_lower, _add_upper = adding_scaled(0, 1, 0, 1, 2, 3, 2, 3), adding_scaled(8, 9, 8, 9, 10, 11, 10, 11)
+SOME, SCALES, ROOM = 8, 128, 1024  # blocks whose scales are multiplied together; bytes for those of one: 64 and factors; of all
+# The sub-block of each 16 products, in the lower and the upper half of a block.
+_store_scales, _add_lower, _add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
 
 
-@kernel(_sums(int64, u8x64, u8x64, u8x64, u8x64, i16x16, int64, int64, int64, f32x16, f32x8), inline="always")
-def _add_block(block, c0, c1, c2, c3, scales, x, i, n_blocks, plus, minus):
-    """The sums of lanes, plus of the scales' part and minus of the minimums', with block i and what x holds for it added.
+@kernel(f32x8(int64, i16x16, int64, int64, int64, f32x8, int64), inline="always")
+def _minimums(block, scales, codes, i, n_blocks, minus, out):
+    """minus, the sums of lanes, with the minimums' part of block i added; the products of scales and d D are left at `out`.
 
-    c0 to c3   codes of sub-blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7
-    scales     s_j and m_j in the order of packed_scales()
+    scales   s_j and m_j in the order of packed_scales()
+    codes    where x has its codes in the order of the block's, and what belongs to them
     The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in a dot product, of an int32 4 * 7620 * 8001.
     """
-    codes = x + k_quant_codes(n_blocks * 256)
     behind = codes + n_blocks * 256
     products = scales * load_i16x16(behind + i * 32)
-    codes += i * 256
-    x0, x1 = dot_codes(c0, load_u8x64(codes)), dot_codes(c1, load_u8x64(codes + 64))
-    sums = _add_lower(zero_i32x16(), x0, x1, products)
-    x0, x1 = dot_codes(c2, load_u8x64(codes + 128)), dot_codes(c3, load_u8x64(codes + 192))
-    sums = _add_upper(sums, x0, x1, products)
-    minimums = sum_products_i16(products, load_i16x16(behind + n_blocks * 32 + i * 32))
+    _store_scales(products, out)
     factors = four_f16_times(block, load_f32(behind + n_blocks * 64 + i * 4))
-    return fma(to_f32(sums), splat_lane(factors, 0), plus), fma(to_f32(minimums), splat_lane_x8(factors, 1), minus)
+    store_f32x8(out + 64, factors)
+    minimums = sum_products_i16(products, load_i16x16(behind + n_blocks * 32 + i * 32))
+    return fma(to_f32(minimums), splat_lane_x8(factors, 1), minus)
 
 
-@kernel(float32(int64, int64, int64), inline="always")
-def dot(row, n_blocks, x):
-    """dequantize(row) . x for one Q4_K row; x as laid out by quantize_row."""
-    plus, minus = zero_f32x16(), zero_f32x8()
-    for i in range(n_blocks):
-        block = row + i * BLOCK
-        prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-        plus, minus = _add_block(
-            block, nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1),
-            packed_scales(block), x, i, n_blocks, plus, minus,
-        )  # fmt: skip
-    return total(add_halves(plus) - minus)
+@kernel(i32x16(int64, int64, int64), inline="always")
+def _lower(block, codes, scales):
+    """Sums of sub-blocks 0 to 3 times x's codes times the scales that _minimums() left."""
+    c0, c1 = nibbles(block + 16, 0), nibbles(block + 16, 1)
+    return _add_lower(zero_i32x16(), c0, load_u8x64(codes), c1, load_u8x64(codes + 64), scales)
+
+
+@kernel(i32x16(i32x16, int64, int64, int64), inline="always")
+def _and_upper(sums, block, codes, scales):
+    """The same with sub-blocks 4 to 7 added."""
+    c0, c1 = nibbles(block + 80, 0), nibbles(block + 80, 1)
+    return _add_upper(sums, c0, load_u8x64(codes + 128), c1, load_u8x64(codes + 192), scales)
+
+
+@kernel(f32x16(i32x16, int64, f32x16), inline="always")
+def add(sums, scales, plus):
+    """plus, the sums of lanes, with those of a block added."""
+    return fma(to_f32(sums), splat_f32(load_f32(scales + 64)), plus)
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64), apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
-    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x is laid out by quantize_row."""
+    codes, room = x + k_quant_codes(n_blocks * 256), room_for(ROOM)
     for r in range(n_rows):
-        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+        row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
+        for first in range(0, n_blocks, SOME):
+            after = min(first + SOME, n_blocks)
+            for i in range(first, after):
+                block, at = row + i * BLOCK, room + (i - first) * SCALES
+                minus = _minimums(block, packed_scales(block), codes, i, n_blocks, minus, at)
+            for i in range(first, after):
+                block, at, k = row + i * BLOCK, room + (i - first) * SCALES, codes + i * 256
+                prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+                plus = add(_and_upper(_lower(block, k, at), block, k, at), at, plus)
+        store_f32(out + r * 4, total(add_halves(plus) - minus))
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
 def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
     """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
+    codes0, codes1 = x0 + k_quant_codes(n_blocks * 256), x1 + k_quant_codes(n_blocks * 256)
+    room0, room1 = room_for(ROOM), room_for(ROOM)
     for r in range(n_rows):
         row = rows + r * row_bytes
         p0 = p1 = zero_f32x16()
         m0 = m1 = zero_f32x8()
-        for i in range(n_blocks):
-            block = row + i * BLOCK
-            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-            c0, c1, c2, c3 = nibbles(block + 16, 0), nibbles(block + 16, 1), nibbles(block + 80, 0), nibbles(block + 80, 1)
-            scales = packed_scales(block)
-            p0, m0 = _add_block(block, c0, c1, c2, c3, scales, x0, i, n_blocks, p0, m0)
-            p1, m1 = _add_block(block, c0, c1, c2, c3, scales, x1, i, n_blocks, p1, m1)
+        for first in range(0, n_blocks, SOME):
+            after = min(first + SOME, n_blocks)
+            for i in range(first, after):
+                block, at = row + i * BLOCK, (i - first) * SCALES
+                scales = packed_scales(block)
+                m0 = _minimums(block, scales, codes0, i, n_blocks, m0, room0 + at)
+                m1 = _minimums(block, scales, codes1, i, n_blocks, m1, room1 + at)
+            for i in range(first, after):
+                block, at, k = row + i * BLOCK, (i - first) * SCALES, i * 256
+                prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+                s0, s1 = _lower(block, codes0 + k, room0 + at), _lower(block, codes1 + k, room1 + at)
+                s0, s1 = _and_upper(s0, block, codes0 + k, room0 + at), _and_upper(s1, block, codes1 + k, room1 + at)
+                p0, p1 = add(s0, room0 + at, p0), add(s1, room1 + at, p1)
         store_f32(out0 + r * 4, total(add_halves(p0) - m0))
         store_f32(out1 + r * 4, total(add_halves(p1) - m1))

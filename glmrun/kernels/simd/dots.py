@@ -240,30 +240,75 @@ def sum_products_i16(context, x, y):
     return i32x8(i16x16, i16x16), generate
 
 
-def adding_scaled(*places):
-    """An intrinsic for byte dots times their scales: the fours of x have the scales at places 0, 2, 4, 6, those of y the others."""
+def products_with_scales(lower, upper):
+    """Intrinsics (store_scales, add_lower, add_upper) for byte dots times their scales, 16 int16 of a block.
+
+    Of what add_lower() adds the scales stand at these places: the first, third, ... for each 16 of c0, the others for those of c1.
+    """
+    # vpmaddubsw: 32 codes meet one word of two equal scales for their first and one for their second 16.
+    pairs = [[(p[0], p[2]), (p[4], p[6]), (p[1], p[3]), (p[5], p[7])] for p in (lower, upper)]
+    one_lane = all(first == second for some in pairs for first, second in some)
 
     @intrinsic
-    def add(context, sums, x, y, scales):
-        """16 int32 whose sum is that of sums and of every x and y, which fit into int16, times its scale, one of 16 int16.
-
-        Which lane holds what is the CPU's choice.
-        """
+    def store_scales(context, scales, address):
+        """Leave 16 int16 at the address as add_lower() and add_upper() read them, in up to 64 bytes."""
 
         def generate(c, b, s, a):
-            sums, x, y, scales = a
-            if has_neon():
-                return _add_scaled_words(b, sums, [(x, places[::2]), (y, places[1::2])], scales)
-            fours = shuffle(b, scales, scales, [i for i in places for _ in range(4)])
-            return emit_dot_i16(b, sums, _narrow(b, x, y), fours)
+            scales, lanes = a[0], range(16)
+            if sums_in_16_bits():
+                ordered = [sorted(some) for some in pairs]
+                lanes = [pair[i] for some in ordered for i in range(1 if one_lane else 2) for pair in some for _ in range(2)]
+            stored = shuffle(b, scales, scales, list(lanes))
+            b.store(stored, pointer(b, a[1], stored.type), align=32)
+            return c.get_dummy_value()
 
-        return i32x16(i32x16, i32x16, i32x16, i16x16), generate
+        return types.void(i16x16, types.int64), generate
 
-    return add
+    def adding(part, places):
+        def with_words(builder, sums, c0, x0, c1, x1, address):
+            """What vpmaddubsw gives meets the scale at once: no sum of pairs for itself."""
+            if one_lane:
+                words = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, part * 16)), V4I), align=16)
+                words = shuffle(builder, words, words, [*range(4), *range(4)])
+            else:
+                words = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, part * 32)), V8I), align=32)
+            words, products = opaque(builder, words), []  # opaque, or each word is loaded apart
+            for half, pair in enumerate(pairs[part]):
+                codes, x = ((c0, x0), (c1, x1))[half // 2]
+                codes, x = (_lanes(builder, value, half % 2 * 32, half % 2 * 32 + 32) for value in (codes, x))
+                word = sorted(pairs[part]).index(pair)
+                scale = builder.bitcast(shuffle(builder, words, words, [word] * 4 + [word + 4] * 4), V16H)
+                products.append(call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [emit_pairs(builder, codes, x), scale]))
+            halves = [builder.add(products[i], products[i + 2]) for i in range(2)]
+            return builder.add(sums, shuffle(builder, *halves, list(range(16))))
+
+        @intrinsic
+        def add(context, sums, c0, x0, c1, x1, stored):
+            """16 int32 whose sum is that of sums and of 128 codes up to 127 times int8 x times the scale that store_scales() left.
+
+            The sum of four products must fit into int16. Which lane holds what is the CPU's choice.
+            """
+
+            def generate(c, b, s, a):
+                if sums_in_16_bits():
+                    return with_words(b, *a)
+                sums, c0, x0, c1, x1, stored = a
+                scales = b.load(pointer(b, stored, V16H), align=32)
+                x, y = (emit_dot_codes(b, constant(V16I, 0), *pair) for pair in ((c0, x0), (c1, x1)))
+                if has_neon():
+                    return _add_scaled_words(b, sums, [(x, places[::2]), (y, places[1::2])], scales)
+                fours = shuffle(b, scales, scales, [i for i in places for _ in range(4)])
+                return emit_dot_i16(b, sums, _narrow(b, x, y), fours)
+
+            return i32x16(i32x16, u8x64, u8x64, u8x64, u8x64, types.int64), generate
+
+        return add
+
+    return store_scales, adding(0, lower), adding(1, upper)
 
 
 def _add_scaled_words(builder, sums, terms, scales):
-    """What add() of adding_scaled() does, in words: two neighbouring fours with one scale are added before they meet it."""
+    """What add() of products_with_scales() does, in words: two neighbouring fours with one scale are added before they meet it."""
     # Opaque, or LLVM widens each scale apart, where one of four is an operand of the multiplication.
     wide = [opaque(builder, builder.sext(_lanes(builder, scales, i, i + 4), V4I)) for i in range(0, 16, 4)]
     fours, k = [_lanes(builder, sums, i, i + 4) for i in range(0, 16, 4)], 0

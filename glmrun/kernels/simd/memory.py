@@ -203,3 +203,16 @@ def prefetch(context, address):
         return c.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def room_for(context, n):
+    """The address of n bytes that live as long as the call of the kernel, at the beginning of a cache line."""
+    size = n.literal_value
+
+    def generate(c, b, s, a):
+        room = cgutils.alloca_once(b, ir.ArrayType(I8, size))
+        room.align = 64
+        return b.ptrtoint(room, I64)
+
+    return types.int64(n), generate
