@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from glmrun.chat.chunk import Chunk, Stats
+from glmrun.chat.chunk import CallPiece, Chunk, Stats
 from glmrun.chat.request import ChatRequest, TooLong
 
 # What clients call a tool that runs a command or finds something out, and the argument that it takes.
@@ -77,6 +77,9 @@ class ScriptedAgent:
             stats = replace(stats, n_generated=n)
             yield Chunk(token=n, stats=stats, **{kind: piece})
         if call and (request.max_tokens is None or len(pieces) < request.max_tokens):
+            said = call["function"]["arguments"]
+            for at in range(0, len(said) - 2, 7):  # the last ones come with the whole call
+                yield Chunk(call_piece=CallPiece(call["id"], call["function"]["name"], said[at : at + 7]), stats=stats)
             yield Chunk(tool_calls=[call], stats=stats, finish_reason="tool_calls")
         else:
             yield Chunk(stats=stats, finish_reason="length" if request.max_tokens and len(pieces) > request.max_tokens else "stop")
