@@ -254,11 +254,11 @@ def products_with_scales(lower, upper):
         """Leave 16 int16 at the address as add_lower() and add_upper() read them, in up to 64 bytes."""
 
         def generate(c, b, s, a):
-            scales, lanes = a[0], range(16)
+            scales, lanes = a[0], list(range(16))
             if sums_in_16_bits():
                 ordered = [sorted(some) for some in pairs]
                 lanes = [pair[i] for some in ordered for i in range(1 if one_lane else 2) for pair in some for _ in range(2)]
-            stored = shuffle(b, scales, scales, list(lanes))
+            stored = shuffle(b, scales, scales, lanes)
             b.store(stored, pointer(b, a[1], stored.type), align=32)
             return c.get_dummy_value()
 
@@ -279,8 +279,8 @@ def products_with_scales(lower, upper):
                 word = sorted(pairs[part]).index(pair)
                 scale = builder.bitcast(shuffle(builder, words, words, [word] * 4 + [word + 4] * 4), V16H)
                 products.append(call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [emit_pairs(builder, codes, x), scale]))
-            halves = [builder.add(products[i], products[i + 2]) for i in range(2)]
-            return builder.add(sums, shuffle(builder, *halves, list(range(16))))
+            first, second = (builder.add(products[i], products[i + 2]) for i in range(2))
+            return builder.add(sums, shuffle(builder, first, second, list(range(16))))
 
         @intrinsic
         def add(context, sums, c0, x0, c1, x1, stored):
