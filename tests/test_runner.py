@@ -14,6 +14,7 @@ import glmrun
 from glmrun.engine import generate
 from glmrun.engine.pace import LEAST_PIECE, STEP_SECONDS, Pace
 from glmrun.engine.runner import Run, Size, next_batch
+from glmrun.engine.sequence import Sequence
 
 MAX_TOKENS, MAX_RUNS = 528, 16
 
@@ -138,6 +139,26 @@ def test_whoever_writes_is_in_every_step_with_a_piece_of_a_prompt(
         assert len(written) == 40 and n_pieces >= len(prompt) // LEAST_PIECE
         alone = [i for i, (pieces, singles) in enumerate(steps) if pieces and not singles and i > 0]
         assert len(alone) <= 1  # the first, if it came first
+
+
+def test_a_piece_that_waits_has_nothing_of_the_step_before_it(tiny_gguf: Callable[..., Tiny]) -> None:
+    """What share of a piece is done only grows, whatever else runs; it ends with its result."""
+    model = glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2)
+    ids, shares = np.arange(400) % 900, [list[float](), list[float](), list[float]()]
+
+    def read(i: int) -> None:
+        sequence = Sequence(*model.weights.cache_shape(512))
+        for done in model.runner.watch([Run(sequence, ids, sequence.logits[:0])], 0.0005):
+            shares[i].append(done)
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in shares:
+        assert one == sorted(one) and one[-1] is True
+    model.close()
 
 
 def test_prompts_share_a_step_up_to_their_limit_and_readers_never_wait() -> None:

@@ -149,14 +149,12 @@ def reporter(tokenizer: Tokenizer, n_top: int) -> Callable[[np.ndarray, int], Lo
 def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits: Limits, stats: Counts) -> Iterator[Chunk]:
     """Run what the sequence does not hold yet, piece by piece; chunks say how far it is. Ends early when cancelled."""
     start = time.perf_counter()
-    n_layers = runner.n_layers
     while (at := len(sequence.tokens)) < len(ids):
         part = ids[at : at + runner.piece(at)]
         is_last = at + len(part) == len(ids)
         run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0], ahead=True)
         for done in runner.watch([run], PROGRESS_SECONDS, limits.cancelled):
-            n_read = at + (len(part) * min(runner.parts, n_layers) // n_layers if done is None else len(part) * done)
-            yield Chunk(stats=replace(stats, n_prefilled=n_read, prompt_seconds=time.perf_counter() - start))
+            yield Chunk(stats=replace(stats, n_prefilled=at + int(len(part) * done), prompt_seconds=time.perf_counter() - start))
         if not done:
             return
 

@@ -27,6 +27,10 @@ class Passes:
         """How far the running step is."""
         return max(self._n_done, self._team.parts)
 
+    def begin(self) -> None:
+        """From now on no layer of a step is done."""
+        self._n_done = self._team.parts = 0
+
     def run(self, stack: Stack, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> list[int] | None:
         """forward() over x, float32 (tokens, hidden_size), in the parts' order.
 
@@ -51,7 +55,6 @@ class Passes:
         A prompt passes the last layer twice for its states: all its tokens, and then, as without states, those whose logits are
         wanted, since their numbers depend on how many pass with them.
         """
-        self._n_done = 0
         layer, rest = self.weights.next_token, [i for i, part in enumerate(parts) if part.n_logits < part.n_tokens]
         if not with_states or not rest:
             rows = self.run(self._model, parts, x, logits)

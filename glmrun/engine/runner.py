@@ -63,6 +63,7 @@ class _Request:
     work: Callable[[], bool] | None = None
     event: threading.Event = field(default_factory=threading.Event)  # there is news: it leads, or it is fulfilled
     given_up: bool = False
+    running: bool = False  # in a step
     fulfilled: bool | None = None  # False: cancelled
     error: BaseException | None = None
 
@@ -207,11 +208,6 @@ class Runner:
         wanted = int(workers["wanted"].sum())
         return wanted, wanted - int(workers["missing"].sum())
 
-    @property
-    def parts(self) -> int:
-        """How many layers of the running step are done."""
-        return self._passes.n_layers_done
-
     def step(self, runs: Sequence[Run], cancelled: Callable[[], bool] = lambda: False, importance: int = 0) -> bool:
         """Run the tokens behind those of their sequences; False, with every sequence as before, if cancelled.
 
@@ -222,8 +218,8 @@ class Runner:
         self._fulfil(request)
         return _result(request)
 
-    def watch(self, runs: Sequence[Run], seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Iterator[bool | None]:
-        """step(), yielding None every so many seconds while it lasts, then its result. To give the iterator up cancels it."""
+    def watch(self, runs: Sequence[Run], seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Iterator[float]:
+        """step(), yielding every so many seconds what share of its layers is done, then its result. To give it up cancels it."""
         request, ended = self._request(runs, cancelled, 0), threading.Event()
 
         def fulfil() -> None:
@@ -237,7 +233,7 @@ class Runner:
         try:
             thread.start()
             while not ended.wait(seconds):
-                yield None
+                yield self._share_done(request)
         except BaseException:
             request.given_up = True
             self.cancel()
@@ -263,6 +259,12 @@ class Runner:
         self._fulfil(request)
         _result(request)
         return guessed
+
+    def _share_done(self, request: _Request) -> float:
+        """What waits for a step has nothing of it, whatever runs meanwhile."""
+        if request.fulfilled or not request.running:
+            return float(bool(request.fulfilled))
+        return min(self._passes.n_layers_done, self.n_layers) / self.n_layers
 
     def _request(self, runs: Sequence[Run], cancelled: Callable[[], bool], importance: int) -> _Request:
         self.check()
@@ -315,6 +317,9 @@ class Runner:
             batch = self._batch()
             if not batch:
                 return
+            self._passes.begin()
+            for request in batch:
+                request.running = True
             self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
             try:
                 done = batch[0].work() if batch[0].work else self._step([run for request in batch for run in request.runs])
@@ -327,6 +332,8 @@ class Runner:
                 request.fulfilled = True
         finally:
             with self._lock:
+                for request in self._waiting:
+                    request.running = False
                 ended = [request for request in self._waiting if request.fulfilled is not None]
                 self._n_due = sum(bool(request.fulfilled) and not request.reads for request in ended)
                 self._waiting = [request for request in self._waiting if request.fulfilled is None]

@@ -156,6 +156,10 @@ class Team:
         """How many parts (layers) of what runs are done, as it tells."""
         return int(self._parts[0])
 
+    @parts.setter
+    def parts(self, n: int) -> None:
+        self._parts[0] = n
+
     def cancel(self) -> None:
         """Ask the running step to end at the next layer; safe from any thread and from a signal handler."""
         self._cancel[0] = 1
