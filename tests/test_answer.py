@@ -34,10 +34,10 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
 
     def open_one(columns: int = 60) -> Terminal:
         monkeypatch.setenv("TERM", "xterm-256color")
-        monkeypatch.setenv("COLUMNS", str(columns))  # Rich asks file descriptors 0 to 2, which are pytest's
         monkeypatch.setattr(screen, "_PAUSE", 0.0)
         monkeypatch.setattr(screen, "_SHARE", 0)
         made = Terminal(columns, 12)
+        monkeypatch.setattr("rich.console._STD_STREAMS", [made.stream.fileno()])  # where Rich asks for the size
         monkeypatch.setattr(sys, "stdout", made.stream)
         monkeypatch.setattr(sys, "stderr", made.stream)
         return made

@@ -88,6 +88,26 @@ def test_a_tool_call(window: Callable[..., Window], tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("columns", [20, 80])
+def test_a_slow_tool_is_seen_to_run(window: Callable[..., Window], tmp_path: Path, columns: int) -> None:
+    """The question is whole words, the seconds go on, and what is typed meanwhile stands beside them."""
+    (tmp_path / "slow.py").write_text(CLOCK.replace("    return", "    import time\n    time.sleep(600)\n    return"))
+    chat = window(*GLMRUN, "chat", "nano", "--temp", "0", "--tools", str(tmp_path / "slow.py"), columns=columns, rows=40)
+    wait_for(chat, "^>>> Ask")
+    chat.type("What time is it in Rome?\r")
+    asked = wait_for(chat, r"\[y/N/a\]")
+    assert {"run", "it?", "yes,", "no,", "always", "get_time", "[y/N/a]"} <= {*asked.split()}
+    chat.type("x")
+    told = wait_for(chat, r"\[y/N/a\]", 2)
+    assert {"press", "not", "'x'"} <= {*told.split()}
+    chat.type("y")
+    wait_for(chat, r"^\S running.* 0:00:\d\d")
+    chat.type("and then")
+    wait_for(chat, r"0:00:\d\d >>> and then$" if columns == 80 else r"^\S …and then 0:00:\d\d$")
+    chat.type("\x03")
+    wait_for(chat, r"^>>> and then\n")
+
+
 def test_a_pipe_gets_the_text_alone(window: Callable[..., Window]) -> None:
     run = window("sh", "-c", f"{sys.executable} -m glmrun run nano '{CODE}' --temp 0 | cat -v")
     screen = timeless(wait_for(run, "^exit code 0"))  # the thinking goes to the terminal, when the answer is still to come

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from support.emulator import Screen, Terminal, cells, printable
 from support.scripted_model import ESCAPES
 
-from glmrun.terminal.console import note, say, show_error
+from glmrun.terminal.console import note, question, say, show_error
 from glmrun.terminal.layout import folded
 from glmrun.terminal.progress import _Left, _Times
 from glmrun.terminal.sanitize import one_line, visible
@@ -114,6 +114,16 @@ def test_a_notice_is_broken_between_words_at_any_width(text: str, width: int) ->
     if len(lines) > 1:
         indents = {len(line) - len(line.lstrip()) for line in lines[1:]}
         assert len(indents) == 1 and indents.pop() >= len(text) - len(text.lstrip())
+
+
+def test_a_question_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "  run it? y: yes, N: no, a: always get_time [y/N/a]"
+    assert question(text) == f"{text} "
+    terminal = Terminal(20, 24)
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    asked = question(text)
+    terminal.close()
+    assert asked.split() == text.split() and max(map(len, asked.split("\n"))) <= 20 and asked.endswith("] ")
 
 
 def test_a_gap_that_a_narrow_window_has_no_room_for_is_closed() -> None:

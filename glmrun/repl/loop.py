@@ -14,7 +14,7 @@ from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.quotes import open_quotes, without_quotes
 from glmrun.repl.values import show_last_thinking
-from glmrun.terminal.answer import fitted
+from glmrun.terminal.answer import draft_line, fitted
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.keyboard import Keyboard
@@ -51,7 +51,7 @@ def chat_in_terminal(conversation: Conversation) -> int:
     editor = Editor(typing, history, toolbar, actions, lambda: not conversation.messages)
     conversation.surface.keyboard = keyboard = Keyboard(editor.source, editor.pastes.shown, editor.pastes.length_at_end)
     if conversation.tools is not None:
-        conversation.tools.ask = keyboard.ask
+        conversation.tools.ask, conversation.tools.draft = keyboard.ask, lambda: draft_line(keyboard.draft)
     interrupted = -_TWICE_SECONDS
     with quiet_keyboard():  # between the lines, too
         while True:

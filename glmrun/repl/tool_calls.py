@@ -1,13 +1,13 @@
 """Tool calls in the terminal: shown, asked for, carried out, their results on the way back to the model."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from glmrun.chat.tool_loop import MAX_ROUNDS
-from glmrun.terminal.console import note
+from glmrun.terminal.console import note, question
 from glmrun.terminal.interrupt import ask_key, quiet_keyboard
-from glmrun.terminal.sanitize import visible
 from glmrun.terminal.tool_blocks import show_tool_call, show_tool_output, show_tool_result
 from quant.errors import UserError
 
@@ -23,7 +23,8 @@ APPROVE: tuple[Approve, ...] = get_args(Approve)
 class ToolCalls:
     """Carries out the calls of answers with the functions of a file.
 
-    ask   asks a question and gives the key that answers it
+    ask     asks a question and gives the key that answers it
+    draft   what is being typed while a function runs
     Raises UserError if the file offers none, or if it is to ask where nobody can be asked.
     """
 
@@ -33,6 +34,7 @@ class ToolCalls:
         if approve == "ask" and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
             raise UserError("nobody can be asked about tool calls here; say --approve auto or --approve never", "usage")
         self.tools, self.approve, self.ask = Tools(path), approve, ask_key
+        self.draft: Callable[[], str] = str
         self._always: set[str] = set()  # functions that need no asking any more
         for why in self.tools.left_out:
             note(f"no tool: {why}")
@@ -61,7 +63,7 @@ class ToolCalls:
             return "error: the user did not allow this call"
         from glmrun.terminal.progress import waiting  # Rich, which --help does without
 
-        with quiet_keyboard(), waiting(f"running {call['function']['name']}, Ctrl+C stops it"):
+        with quiet_keyboard(), waiting(f"running {call['function']['name']}, Ctrl+C stops it", self.draft):
             result = self.tools.run(call)
         if result.printed.strip():
             show_tool_output(result.printed)
@@ -72,9 +74,9 @@ class ToolCalls:
         name = call["function"]["name"]
         if self.approve != "ask" or name in self._always or name not in self.tools.names:
             return self.approve != "never"
-        pressed = self.ask(visible(f"  run it? y: yes, N: no, a: always {name} [y/N/a] "))
+        pressed = self.ask(question(f"  run it? y: yes, N: no, a: always {name} [y/N/a]"))
         while pressed not in _ANSWERS:
-            pressed = self.ask(f"\n  press y, n or a, not {visible(pressed)!r} [y/N/a] ")
+            pressed = self.ask("\n" + question(f"  press y, n or a, not {pressed!r} [y/N/a]"))
         said = _ANSWERS[pressed]
         print(said, file=sys.stderr, flush=True)
         if said == "always":

@@ -14,6 +14,7 @@ from glmrun.terminal.console import is_quiet, note, shows_codes, write_answer
 from glmrun.terminal.interrupt import quiet_keyboard
 from glmrun.terminal.progress import PromptProgress
 from glmrun.terminal.sanitize import VisibleStream, one_line, visible
+from glmrun.terminal.tail import window
 
 if TYPE_CHECKING:
     from glmrun.terminal.screen import MarkdownScreen, ThoughtScreen
@@ -185,7 +186,8 @@ def thought_line(seconds: float, tokens: int) -> str:
 def draft_line(draft: str) -> str:
     """`>>> and then`: the end of what has been typed during an answer; line breaks as ↵."""
     line = one_line(draft.replace("\n", "↵"))
-    return f">>> {line if len(line) <= _DRAFT else '…' + line[1 - _DRAFT :]}" if draft else ""
+    room = max(2, min(_DRAFT, window(sys.stderr)[0] - len(">>> ")))
+    return f">>> {line if len(line) <= room else '…' + line[1 - room :]}" if draft else ""
 
 
 def finish_note(answer: Answer, n_ctx: int) -> str | None:

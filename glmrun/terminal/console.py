@@ -63,7 +63,8 @@ def error_console() -> "Console":
     """A Rich console on standard error; it sends escape codes only to a terminal that wants them (NO_COLOR, TERM=dumb)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=_quiet)
+    own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # perhaps another window's
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=_quiet, _environ=own)
 
 
 def shows_codes(stream: TextIO) -> bool:
@@ -101,6 +102,16 @@ def say(text: str) -> None:
 
         text = folded(visible(text), window(sys.stderr)[0])
     print(visible(text), file=sys.stderr, flush=True)
+
+
+def question(text: str) -> str:
+    """A question for standard error, with a blank behind it; for a terminal broken between words."""
+    if not sys.stderr.isatty():
+        return f"{visible(text)} "
+    from glmrun.terminal.layout import folded
+    from glmrun.terminal.tail import window
+
+    return folded(visible(text), window(sys.stderr)[0] - 1) + " "
 
 
 def show_error(message: str) -> None:

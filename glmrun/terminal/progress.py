@@ -14,6 +14,8 @@ from glmrun.chat.chunk import Chunk
 from glmrun.terminal.console import error_console, note
 from glmrun.terminal.sanitize import one_line
 
+_NARROW = 40  # columns of a window in which a line has room for one text
+
 
 class _Bar:
     """A bar that starts with its first update and can be cleared so that something else may be printed.
@@ -105,9 +107,16 @@ class BytesProgress(_Bar):
 
 
 @contextmanager
-def waiting(text: str, patience: float = 0.5) -> Iterator[None]:
-    """Say what is being waited for, once it has taken `patience` seconds: `⠋ compiling the kernels 0:00:07`."""
-    with _Bar(SpinnerColumn(), _text("{task.description}"), TimeElapsedColumn(), spoken=True) as bar:
+def waiting(text: str, draft: Callable[[], str] = str, patience: float = 0.5) -> Iterator[None]:
+    """Say what is being waited for, once it has taken `patience` seconds: `⠋ compiling the kernels 0:00:07`.
+
+    draft   what is being typed meanwhile
+    """
+    width = error_console().width
+    narrow = width < _NARROW
+    said = [_Fitting(draft, width - len("⠋  0:00:07 "))] if narrow else [_text("{task.description}")]
+    typed = [] if narrow else [_Typed(draft)]
+    with _Bar(SpinnerColumn(), *said, TimeElapsedColumn(), *typed, spoken=True) as bar:
         timer = _after(patience, bar, text)
         timer.start()
         try:
@@ -141,13 +150,30 @@ class _Typed(ProgressColumn):
         return Text(self._draft(), "dim")
 
 
+class _Fitting(ProgressColumn):
+    """The only text of a line in a narrow window: the end of what is being typed, else what is done, in `room` cells."""
+
+    def __init__(self, draft: Callable[[], str], room: int) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._draft, self._room = draft, max(room, 1)
+
+    def render(self, task: Task) -> Text:
+        draft, said = self._draft(), task.fields["counts"] or task.description
+        if draft and len(draft) > self._room:
+            draft = f"…{draft[len(draft) + 1 - self._room :]}"
+        text = Text(draft or said, "dim")
+        text.truncate(self._room, overflow="ellipsis")
+        return text
+
+
 class PromptProgress:
     """`reading the prompt ━━━━╺━━━━━ 512 / 2,048 · 87 tok/s · 18 s left`: from when it takes time until the answer."""
 
     def __init__(self, draft: Callable[[], str] = str, patience: float = 0.5) -> None:
-        self._wide = error_console().width >= 76
+        width = error_console().width
+        self._wide = width >= 76
         columns = [_text("{task.description}"), *([BarColumn(20)] if self._wide else []), _text("{task.fields[counts]}")]
-        self._bar = _Bar(*columns, _Typed(draft))
+        self._bar = _Bar(_Fitting(draft, width)) if width < _NARROW else _Bar(*columns, _Typed(draft))
         self._text = "reading the prompt" if self._wide else "prompt"
         self._timer = _after(patience, self._bar, self._text)
 
