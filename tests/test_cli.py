@@ -195,13 +195,13 @@ def test_a_prompt_that_does_not_fit_names_both_numbers() -> None:
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_interrupting_keeps_what_was_printed(form: list[str]) -> None:
+def test_interrupting_keeps_what_was_printed(form: list[str], tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "run", "nano", "slow answer", *form]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "SCRIPTED_MODEL_WRITES": str(tmp_path / "writes")}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None
-    if form:
-        time.sleep(2)
+    while form and not (tmp_path / "writes").exists() and process.poll() is None:
+        time.sleep(0.02)
     first = b"" if form else process.stdout.read(10)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)

@@ -1,9 +1,12 @@
 """A model without weights, for tests of the terminal: what it answers depends on the last message, at the speed the test needs.
 
 python tests/support/scripted_model.py run "hello"      the command line, with this model behind it
+
+SCRIPTED_MODEL_WRITES names a file that is made when a few words of an answer have been written, for tests that see none of them.
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -83,6 +86,8 @@ class ScriptedModel:
                 yield Chunk(stats=stats, finish_reason="cancelled")
                 return
             yield Chunk(stats=stats, token=n, **{kind: piece})
+            if n == 10 and (told := os.environ.get("SCRIPTED_MODEL_WRITES")):
+                Path(told).touch()
         yield Chunk(stats=stats, finish_reason="length" if max_tokens is not None and len(steps) > max_tokens else "stop")
 
 
