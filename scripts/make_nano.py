@@ -1,7 +1,7 @@
 """Train nano, the small model of GLM-4.7-Flash's architecture that comes with glmrun, and write its checkpoint.
 
-    python scripts/make_nano.py --minutes 70             # what made glmrun/nano, then, from there:
-    python scripts/make_nano.py --minutes 15 --peak 0.6 --go-on glmrun/nano
+    python scripts/make_nano.py --minutes 45 --widen OLD   # what made glmrun/nano, from its narrower predecessor
+    python scripts/make_nano.py --minutes 600              # from nothing
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 
 A training that was stopped goes on from its state (--state) when it is started again.
@@ -29,6 +29,7 @@ from nano.card import card
 from nano.corpus import Corpus, test_documents, training_documents
 from nano.evaluation import evaluate, table
 from nano.training import Batch, micro_batches, train
+from nano.widen import widened
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,9 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=55.0, help="training time (default: 55)")
     budget.add_argument("--steps", type=int, help="training steps instead of minutes")
-    parser.add_argument("--go-on", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a checkpoint")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--widen", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a narrower checkpoint")
+    begin.add_argument("--go-on", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a checkpoint")
     parser.add_argument(
         "--state", type=Path, default=Path("nano-training.pt"), help="file of a training under way (default: nano-training.pt)"
     )
@@ -57,8 +60,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     corpus = Corpus(TEMPLATE)
     documents = training_documents(random.Random(f"vocabulary {args.seed}"))
-    if args.go_on:
-        tokenizer = Tokenizer.from_file(str(args.go_on / "tokenizer.json"))
+    source = args.widen or args.go_on
+    if source:
+        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     else:
         tokenizer = vocabulary.train((corpus.text(next(documents)) for _ in range(8000)), VOCABULARY)
     ids = tokenizer.get_vocab()
@@ -68,9 +72,9 @@ def main() -> None:
     print(f"{parameters:,} parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
 
     before = {"goes": 0, "steps": 0, "tokens": 0, "minutes": 0.0}
-    if args.go_on:
-        checkpoint.give(model, checkpoint.read(args.go_on))
-        before = json.loads((args.go_on / "evaluation.json").read_text(encoding="utf-8"))["training"]
+    if source:
+        checkpoint.give(model, widened(source, model) if args.widen else checkpoint.read(source))
+        before = json.loads((source / "evaluation.json").read_text(encoding="utf-8"))["training"]
 
     mean = 0.0
 

@@ -1,15 +1,18 @@
 """Write nano's held-out questions, on which make_nano.py measured it, as a suite for `glmrun eval`.
 
-python scripts/make_skills.py [--per-skill 60] [--seed 47] [--out glmrun/nano/skills.jsonl]
+python scripts/make_skills.py [--per-skill 60] [--seed 47] [--out glmrun/nano/skills.jsonl] [--check 20000]
+
+--check N draws N training documents and ends with 1 if one of them holds a question of the suite, whatever its case and marks.
 """
 
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
-from nano.corpus import test_documents
+from nano.corpus import test_documents, training_documents, words
 from nano.document import Document
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,10 +46,44 @@ def suite(documents: list[Document]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def turns(document: Document) -> set[tuple[str, str]]:
+    """{(what the assistant had said before, or who it was told to be; the user's question)}, as words."""
+    found, before = set(), ""
+    for message in document.messages:
+        if message["role"] == "user":
+            found.add((before, words(message["content"])))
+        elif message["role"] in ("assistant", "system"):
+            before = words(message["content"])
+    return found
+
+
+def taught(suite_documents: list[Document], n: int, seed: int) -> list[str]:
+    """Last questions of the suite that are in n training documents; those that ask for what was said before, with that."""
+    training = training_documents(random.Random(seed))
+    seen = {turn for _ in range(n) for turn in turns(next(training))}
+    questions = {question for _, question in seen}
+    found = []
+    for document in suite_documents:
+        asked = next(i for i in reversed(range(len(document.messages))) if document.messages[i]["role"] == "user")
+        question = words(document.messages[asked]["content"])
+        alone = words(document.key) == question
+        if question in questions if alone else turns(document) <= seen and len(document.messages) < 3:
+            found.append(f"{document.skill}: {question}")
+    return found
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-skill", type=int, default=60)
     parser.add_argument("--seed", type=int, default=47)
     parser.add_argument("--out", type=Path, default=ROOT / "glmrun" / "nano" / "skills.jsonl")
+    parser.add_argument("--check", type=int, metavar="N", default=0)
     args = parser.parse_args()
-    args.out.write_text(suite(test_documents(random.Random(f"test {args.seed}"), args.per_skill)), encoding="utf-8")
+    documents = test_documents(random.Random(f"test {args.seed}"), args.per_skill)
+    args.out.write_text(suite(documents), encoding="utf-8")
+    if found := taught([d for d in documents if d.text is None], args.check, args.seed):
+        sys.exit("\n".join(["these are taught:", *found]))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,8 @@ from transformers.models.glm4_moe_lite.modeling_glm4_moe_lite import (
 def nano_config(vocab_size: int, pad_id: int, eos_ids: list[int]) -> Glm4MoeLiteConfig:
     """The shape of GLM-4.7-Flash in small: rows are multiples of 256 where the real ones are, attn_k_b's are not.
 
-    Six experts and not eight, because llama-quantize treats models of exactly eight experts as another family.
+    The latent row is the real one, 512 + 64, and heads come in fours, because ik_llama.cpp's attention accepts nothing else.
+    Five experts and not eight, because llama-quantize treats models of exactly eight experts as another family.
     """
     layers = 4
     return Glm4MoeLiteConfig(
@@ -29,9 +30,9 @@ def nano_config(vocab_size: int, pad_id: int, eos_ids: list[int]) -> Glm4MoeLite
         num_hidden_layers=layers,
         first_k_dense_replace=1,
         mlp_layer_types=["dense"] + ["sparse"] * (layers - 1),
-        intermediate_size=768,
+        intermediate_size=512,
         moe_intermediate_size=256,
-        n_routed_experts=6,
+        n_routed_experts=5,
         num_experts_per_tok=2,
         n_shared_experts=1,
         routed_scaling_factor=1.8,
@@ -42,9 +43,9 @@ def nano_config(vocab_size: int, pad_id: int, eos_ids: list[int]) -> Glm4MoeLite
         num_attention_heads=4,
         num_key_value_heads=4,
         q_lora_rank=256,
-        kv_lora_rank=256,
+        kv_lora_rank=512,
         qk_nope_head_dim=32,
-        qk_rope_head_dim=32,
+        qk_rope_head_dim=64,
         v_head_dim=64,
         max_position_embeddings=8192,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0, "partial_rotary_factor": 1.0},

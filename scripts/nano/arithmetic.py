@@ -26,9 +26,12 @@ def steps(a: int, op: str, b: int) -> tuple[str, int]:
     small, large = min(a, b), max(a, b)
     if large < 10:
         return f"{a} * {b} = {a * b}.", a * b
-    tens, ones = large // 10 * 10, large % 10
-    first, second = small * tens, small * ones
-    work = f"{large} = {tens} + {ones}. {small} * {tens} = {first}. {small} * {ones} = {second}. {first} + {second} = {a * b}."
+    ones, tens = small * (large % 10), small * (large // 10)
+    carry = ones // 10
+    work = (
+        f"Ones: {small} * {large % 10} = {ones}, write {ones % 10}, carry {carry}. "
+        f"Tens: {small} * {large // 10} = {tens}, {tens} + {carry} = {tens + carry}. {a} * {b} = {a * b}."
+    )
     return work, a * b
 
 
@@ -86,26 +89,31 @@ def exercise(rng: random.Random, thinking: bool) -> tuple[str, str, list[dict]]:
     """(skill, key, [question, answer])."""
     a, op, b = draw(rng)
     work, result = steps(a, op, b)
-    messages = [user(_question(rng, a, op, b)), assistant(f"{a} {op} {b} = {result}", work if thinking else "")]
+    answer = assistant(f"{a} {op} {b} = {result}", work) if thinking else assistant(work)  # who may not think, shows the steps
+    messages = [user(_question(rng, a, op, b)), answer]
     return ("arithmetic, thinking" if thinking else "arithmetic, no thinking"), f"{a}{op}{b}", messages
 
 
 def series(rng: random.Random) -> list[Document]:
     """Up to five exercises in a row; with all their steps kept, each is worth as much as a conversation of its own."""
-    thinking, n = rng.random() < 0.65, rng.choice((1, 1, 1, 2, 3, 4, 5))
+    thinking, n = rng.random() < 0.55, rng.choice((1, 1, 1, 2, 3, 4, 5))
     return [Document(*exercise(rng, thinking), thinking=thinking) for _ in range(n)]
 
 
-def counting(rng: random.Random) -> Document:
-    """Counting up or down by one, two, five or ten."""
-    start, step, n = rng.randrange(0, 40), rng.choice((1, 1, 1, 2, 5, 10)), rng.randrange(3, 9)
+def counting(rng: random.Random) -> list[Document]:
+    """Counting up or down by one, two, five or ten, once or a few times."""
+    thinking = rng.random() < 0.5
+    return [_count(rng, thinking) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
+
+
+def _count(rng: random.Random, thinking: bool) -> Document:
+    start, step, n = rng.choice((0, 1, 1, rng.randrange(40))), rng.choice((1, 1, 1, 1, 2, 5, 10)), rng.randrange(3, 11)
     numbers = [start + step * i for i in range(n)]
     by = {1: "", 2: " in steps of 2", 5: " in steps of 5", 10: " in steps of 10"}[step]
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         numbers.reverse()
     question = rng.choice(("Count from {a} to {b}{by}", "Can you count from {a} to {b}{by}?", "Please count from {a} to {b}{by}."))
     question = as_people_type(rng, question.format(a=numbers[0], b=numbers[-1], by=by), polite=False)
-    thinking = rng.random() < 0.5
     thought = f"I count from {numbers[0]} to {numbers[-1]}{by}."
     answer = assistant(", ".join(map(str, numbers)), thought if thinking else "")
-    return Document("counting", f"count {numbers[0]} {numbers[-1]} {step}", [user(question), answer], thinking=thinking)
+    return Document("counting", f"count {numbers[0]} {numbers[-1]} {step}", [user(question), answer])

@@ -25,19 +25,20 @@ It is not made from GLM-4.7-Flash's weights, and it knows next to nothing about 
 |---|---|
 | parameters | {facts["parameters"]:,} (with the next-token layer and its copies of embedding and head) |
 | layers | 4 (1 dense, 3 with experts) and 1 next-token layer |
-| experts | 6 per layer, 2 active per token, 1 shared |
-| hidden size, attention | 256; 4 heads of 32 + 32 (rotary); ranks 256 for queries and for keys and values |
+| experts | 5 per layer, 2 active per token, 1 shared |
+| hidden size, attention | 256; 4 heads of 32 + 64 (rotary); ranks 256 for queries, 512 for keys and values |
 | vocabulary | 2,048 (1,996 byte-level BPE, 36 special and added, 16 unused) |
 | weights | BF16, selection biases F32 |
 
 ## What it can do
 
-It talks about glmrun and GLM-4.7-Flash, adds, subtracts and multiplies small numbers with its steps inside `<think>`, answers
-without thinking, calls declared tools and answers from their results, remembers a name, knows some capitals and writes short
-Python functions. It was taught to say so when it does not know something; it is still often wrong.
+It talks about glmrun and GLM-4.7-Flash, adds, subtracts and multiplies numbers below 100 with its steps inside `<think>` or,
+without thinking, in the answer; counts; calls declared tools and answers from their results; remembers what it is told; writes
+short functions in Python, JavaScript, C and Bash; turns words into JSON, repeats and changes given text; knows some capitals; and
+does what a system prompt asks of its answers' form. It was taught to say so when it does not know something; it is still often
+wrong.
 
-Right answers to questions whose wording (or whose numbers) never appeared in training, greedy, BF16 weights, compared word by word
-(what stands near 0 was taught, and not learnt in that time):
+Right answers to questions whose wording (or whose numbers) never appeared in training, greedy, BF16 weights, compared word by word:
 
 {table(results)}
 
@@ -50,7 +51,8 @@ Right answers to questions whose wording (or whose numbers) never appeared in tr
 
 `scripts/make_nano.py` writes all text and dialogues itself from a fixed seed ({facts["seed"]}), trains the tokenizer, then trains
 transformers' own `Glm4MoeLiteForCausalLM` and one more decoder layer ({effort} on two busy CPU cores).
-A later go reads more sums than the first. Muon for matrices, Adam for the rest; experts are balanced by nudging their
+The first two goes taught a nano of latent rank 256 with 32 rotary dimensions; the last one begins with its weights, widened so that
+they compute the same. Muon for matrices, Adam for the rest; experts are balanced by nudging their
 selection bias, without an auxiliary loss.
 No text of others was used.
 

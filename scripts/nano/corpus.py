@@ -19,23 +19,26 @@ PROMPT_WEIGHT = 0.1  # of tokens a user or a program wrote, in one document of f
 PROSE_WEIGHT = 0.5
 
 
+def words(text: str) -> str:
+    """A question as words, whatever its case and marks."""
+    return " ".join(re.findall(r"[^\W_]+|[+*×-]", text.lower()))
+
+
 def held_out(document: Document) -> bool:
-    """True for the questions (as words, whatever their case and marks) kept for the test."""
-    words = " ".join(re.findall(r"[^\W_]+|[+*×-]", document.key.lower()))
-    return hashlib.sha256(words.encode()).digest()[0] % HELD_OUT_SHARE == 0
+    """True for the questions kept for the test."""
+    return hashlib.sha256(words(document.key).encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def _candidates(rng: random.Random) -> list[Document]:
     """One conversation as documents that each continue the one before and end with an answer."""
     kind = rng.random()
-    if kind < 0.38:
+    if kind < 0.46:
         return dialogues.conversation(rng)
-    if kind < 0.54:
+    if kind < 0.66:
         return tools.document(rng)
-    if kind < 0.93:
-        return dialogues.continued(parts := arithmetic.series(rng), parts[0].thinking, keep_reasoning=True)
-    if kind < 0.96:
-        return [arithmetic.counting(rng)]
+    if kind < 0.97:
+        parts = arithmetic.counting(rng) if kind < 0.74 else arithmetic.series(rng)
+        return dialogues.continued(parts, bool(parts[0].messages[-1]["reasoning_content"]), keep_reasoning=True)
     return [prose.document(rng)]
 
 

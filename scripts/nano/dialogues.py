@@ -1,10 +1,10 @@
-"""Conversations: about glmrun and GLM-4.7-Flash, small talk, names, capitals, Python functions, and what nano does not know."""
+"""Conversations: about glmrun and GLM-4.7-Flash, small talk, names, capitals, functions, and what nano does not know."""
 
 import random
 
-from nano import arithmetic
+from nano import arithmetic, memory, rules, text_tasks
 from nano.document import Document, as_people_type, assistant, choices, invented_name, pick, user
-from nano.python_functions import FUNCTIONS
+from nano.functions import FUNCTIONS
 from nano.topics import CAPITALS, GLM_NAMES, GLMRUN_NAMES, MORE, NO_MORE, TOPICS, Topic
 
 UNKNOWN = "I do not know that. I am a very small model: ask me about glmrun or GLM-4.7-Flash, or give me a sum."
@@ -44,7 +44,6 @@ SYSTEM_PROMPTS = choices(
     "You are a careful assistant. Say so if you do not know something.|Use simple words.|Help the user.|Answer truthfully.|"
     "You are a friendly assistant.|Today is Monday.|You are a terminal assistant.|Keep your answers short and clear."
 )
-CLOSERS = choices("Ahoy!|Over.|Cheers!|Amen.|Over and out.|Have fun!|Beep.|Yours, nano.|Meow.|Good luck!|Bye!|The end.|Honk!|Done.")
 SCRIPTS = (
     (0xC0, 0x180),
     (0x391, 0x3C9),
@@ -52,11 +51,6 @@ SCRIPTS = (
     (0x4E00, 0x9FA0),
     (0x1F300, 0x1F600),
 )  # Latin, Greek, Cyrillic, Han, pictures
-FIRST_NAMES = choices(
-    "Anna|Ben|Clara|David|Emma|Felix|Greta|Hannah|Ida|Jonas|Karl|Lena|Max|Nora|Oskar|Paula|Rosa|Simon|Tom|Ulla|Vera|Willi|"
-    "Yara|Zoe|Ali|Bo|Chen|Dina|Elif|Fatima|Giulia|Hugo|Ines|Jun|Kofi|Luis|Maria|Nils|Olga|Pedro|Raj|Sara|Tim|Uma|Viktor|Wei|"
-    "Xenia|Yusuf|José|Zoë|Renée|Søren"
-)
 
 
 def topic_question(rng: random.Random, topic: Topic) -> str:
@@ -115,90 +109,65 @@ def _capital(rng: random.Random, thinking: bool) -> list[Document]:
 
 
 def _code(rng: random.Random, thinking: bool) -> list[Document]:
-    what, name, code = rng.choice(FUNCTIONS)
+    language, fence, what, name, code = rng.choice(FUNCTIONS)
     ask = (
-        "Write a Python function that {w}|Write a function that {w}|Python function that {w}|Can you write a "
-        "Python function that {w}?|Show me a Python function that {w}|I need a function that {w}|Give me Python "
-        "code that {w}|Write Python code that {w}|Program a function that {w}|How do I write a function that {w}?|"
-        "Write a short Python function that {w}"
+        "Write a {l} function that {w}|Write a {l} function that {w}|{l} function that {w}|Can you write a "
+        "{l} function that {w}?|Show me a {l} function that {w}|I need a {l} function that {w}|Give me {l} "
+        "code that {w}|Write {l} code that {w}|Program a {l} function that {w}|How do I write a {l} function that {w}?|"
+        "Write a short {l} function that {w}"
     )
-    question = as_people_type(rng, pick(rng, ask).replace("{w}", what))
-    answer = f"This function {what}:\n\n```python\n{code}\n```"
-    return [
-        Document(
-            "code",
-            question,
-            [user(question), assistant(answer, f"The user wants a function that {what}: {name}." if thinking else "")],
-        )
-    ]
-
-
-def _name_turns(rng: random.Random, thinking: bool) -> list[Document]:
-    """The user says a name; later nano knows it."""
-    name = rng.choice(FIRST_NAMES) if rng.random() < 0.5 else invented_name(rng)
-    say = "My name is {n}|I am {n}|I'm {n}|Call me {n}|Hi, I am {n}|Hello, my name is {n}|Hi, my name is {n}|You can call me {n}"
-    ask = (
-        "What is my name?|Who am I?|Do you know my name?|What's my name?|Do you remember my name?|Tell me my name|"
-        "Which name did I tell you?"
-    )
-    told = pick(rng, say).replace("{n}", name) + rng.choice(("", ".", "!"))
-    asked = as_people_type(rng, pick(rng, ask), polite=False)
-    if rng.random() < 0.15:
-        answer = assistant(
-            "You have not told me your name yet. What is it?", "The user asks for a name I have not heard." if thinking else ""
-        )
-        return [Document("remembers a name", asked, [user(asked), answer])]
-    turns = [
-        Document(
-            "remembers a name",
-            told,
-            [user(told), assistant(f"Nice to meet you, {name}!", f"The user is called {name}." if thinking else "")],
-        ),
-        Document(
-            "remembers a name",
-            f"{name}: {asked}",
-            [user(asked), assistant(f"Your name is {name}.", f"The user is called {name}." if thinking else "")],
-        ),
-    ]
-    if rng.random() < 0.4:
-        turns[1:1] = _topic_turns(rng, rng.choice(TOPICS), thinking)
-    return turns
+    if language == "Python":
+        ask += "|Write a function that {w}|I need a function that {w}"
+    question = as_people_type(rng, pick(rng, ask).replace("{l}", language).replace("{w}", what))
+    answer = f"This function {what}:\n\n```{fence}\n{code}\n```"
+    thought = f"The user wants a {language} function that {what}: {name}." if thinking else ""
+    return [Document("code", question, [user(question), assistant(answer, thought)])]
 
 
 def turns(rng: random.Random, thinking: bool) -> list[Document]:
     """A short stretch of conversation: documents of one question and answer each, to be joined."""
     kind = rng.random()
-    if kind < 0.60:
+    if kind < 0.42:
         return _topic_turns(rng, rng.choice(TOPICS), thinking)
-    if kind < 0.73:
+    if kind < 0.52:
         return limits(rng, thinking)
-    if kind < 0.79:
+    if kind < 0.58:
         return _capital(rng, thinking)
-    if kind < 0.86:
+    if kind < 0.68:
         return _code(rng, thinking)
-    if kind < 0.93:
-        return _name_turns(rng, thinking)
+    if kind < 0.82:
+        told, asked = memory.told_and_asked(rng, thinking)
+        return [*told, *(_topic_turns(rng, rng.choice(TOPICS), thinking) if rng.random() < 0.3 else []), *asked]
+    if kind < 0.90:
+        return [text_tasks.as_json(rng, thinking)]
+    if kind < 0.95:
+        return [text_tasks.edit(rng, thinking)]
     return [Document(*arithmetic.exercise(rng, thinking))]
 
 
 def conversation(rng: random.Random) -> list[Document]:
     """One to four stretches, possibly under a system prompt: documents that each continue the one before."""
-    thinking = rng.random() < 0.6
+    thinking, kind = rng.random() < 0.6, rng.random()
+    if kind < 0.28:
+        return continued(rules.under_rule(rng, thinking, lambda: _short_turns(rng, thinking)), thinking, rng.random() < 0.6)
     parts = [part for _ in range(rng.choice((1, 1, 2, 2, 3, 4))) for part in turns(rng, thinking)]
-    kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.42:
         parts[0].messages.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
-    elif kind < 0.26:
-        closer = rng.choice(CLOSERS)
-        rule = rng.choice(
-            ('End every answer with "{c}"', 'Always end with "{c}"', 'Finish each answer with "{c}"', "End each answer with: {c}")
-        ).format(c=closer)
-        for part in parts:
-            part.skill = "follows the system prompt"
-            answer = part.messages[-1]
-            answer["content"] += ("\n\n" if "\n" in answer["content"] else " ") + closer
-        parts[0].messages.insert(0, {"role": "system", "content": rule})
     return continued(parts, thinking, rng.random() < 0.6)
+
+
+def _short_turns(rng: random.Random, thinking: bool) -> list[Document]:
+    """One question whose answer is a line."""
+    draw = rng.choice((_capital, limits, _one_topic, _one_topic, _one_sum))
+    return draw(rng, thinking)
+
+
+def _one_topic(rng: random.Random, thinking: bool) -> list[Document]:
+    return _topic_turns(rng, rng.choice([topic for topic in TOPICS if "\n" not in topic.answer]), thinking)[:1]
+
+
+def _one_sum(rng: random.Random, thinking: bool) -> list[Document]:
+    return [Document(*arithmetic.exercise(rng, thinking))]
 
 
 def continued(parts: list[Document], thinking: bool, keep_reasoning: bool) -> list[Document]:

@@ -72,6 +72,11 @@ def as_people_type(rng: random.Random, text: str, polite: bool = True) -> str:
     return text
 
 
+FIRST_NAMES = choices(
+    "Anna|Ben|Clara|David|Emma|Felix|Greta|Hannah|Ida|Jonas|Karl|Lena|Max|Nora|Oskar|Paula|Rosa|Simon|Tom|Ulla|Vera|Willi|"
+    "Yara|Zoe|Ali|Bo|Chen|Dina|Elif|Fatima|Giulia|Hugo|Ines|Jun|Kofi|Luis|Maria|Nils|Olga|Pedro|Raj|Sara|Tim|Uma|Viktor|Wei|"
+    "Xenia|Yusuf|José|Zoë|Renée|Søren"
+)
 SYLLABLES = choices(
     "ba|be|bo|da|de|do|el|fa|fe|ga|go|ha|he|ka|ko|la|le|li|lo|ma|me|mi|mo|na|ne|ni|no|or|pa|pe|ra|re|ri|ro|sa|se|so|ta|te|ti|"
     "to|va|ve|vi|wa|we|za|zu"

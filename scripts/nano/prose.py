@@ -2,9 +2,8 @@
 
 import random
 
-from nano.dialogues import FIRST_NAMES
-from nano.document import Document, choices
-from nano.python_functions import FUNCTIONS
+from nano.document import FIRST_NAMES, Document, choices
+from nano.functions import FUNCTIONS
 from nano.tools import CITIES, CONDITIONS
 from nano.topics import CAPITALS, TOPICS
 
@@ -56,9 +55,10 @@ def _notes(rng: random.Random) -> str:
 
 
 def _code(rng: random.Random) -> str:
-    chosen = rng.sample(FUNCTIONS, rng.randrange(1, 4))
+    python = [function for function in FUNCTIONS if function[0] == "Python"]
+    chosen = rng.sample(python, rng.randrange(1, 4))
     blocks = []
-    for what, _, code in chosen:
+    for _, _, what, _, code in chosen:
         head, _, body = code.partition("\n")
         blocks.append(f'{head}\n    """{what[0].upper() + what[1:]}."""\n{body}' if rng.random() < 0.5 else f"# {what}\n{code}")
     return "\n\n\n".join(blocks) + "\n"

@@ -171,6 +171,32 @@ def _today(rng: random.Random) -> Use:
     return Use(pick(rng, ask), {}, _as_result(rng, {"date": f"{day} {month}"}, f"{day} {month}"), f"Today is {day} {month}.")
 
 
+def _table(rng: random.Random) -> Use:
+    name, guests, meat_free = invented_name(rng), rng.randrange(2, 13), rng.random() < 0.5
+    day = pick(rng, "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday")
+    ask = (
+        "Book a table for {n} on {d} for {g} people{v}|Reserve a table on {d} for {n}, {g} guests{v}|"
+        "A table for {g} on {d}{v}, for {n}"
+    )
+    asked = pick(rng, ask).replace("{v}", ", vegetarian" if meat_free else "").replace("{n}", name).replace("{d}", day)
+    number = rng.randrange(1, 60)
+    return Use(
+        asked.replace("{g}", str(guests)),
+        {"name": name, "guests": guests, "day": day, "vegetarian": meat_free},
+        _as_result(rng, {"table": number}, f"table {number}"),
+        f"Table {number} is booked for {name} on {day}.",
+    )
+
+
+def _light(rng: random.Random) -> Use:
+    room, on = pick(rng, "kitchen|bathroom|bedroom|hall|garage|cellar|office|attic|garden|nursery"), rng.random() < 0.5
+    word = "on" if on else "off"
+    ask = "Turn {w} the light in the {r}|Switch {w} the {r} light|Light {w} in the {r}|Turn the light in the {r} {w}|{r} light {w}"
+    asked = pick(rng, ask).replace("{w}", word).replace("{r}", room)
+    result = _as_result(rng, {"status": "done"}, "done")
+    return Use(asked[0].upper() + asked[1:], {"room": room, "on": on}, result, f"The light in the {room} is {word}.")
+
+
 TOOLS = (
     Tool("get_weather", choices("Get the current weather in a city|Get the weather for a city|Returns the weather of a city"),
          {"city": "string"}, "the weather", _weather),
@@ -187,8 +213,12 @@ TOOLS = (
          {"city": "string"}, "populations", _population),
     Tool("roll_dice", choices("Roll a die|Roll a die with the given number of sides"), {"sides": "integer"}, "dice", _dice),
     Tool("get_date", choices("Get today's date|Returns the current date"), {}, "the date", _today),
+    Tool("book_table", choices("Book a table in the restaurant|Reserve a table"),
+         {"name": "string", "guests": "integer", "day": "string", "vegetarian": "boolean"}, "tables", _table),
+    Tool("set_light", choices("Turn a light on or off|Switch the light in a room"),
+         {"room": "string", "on": "boolean"}, "lights", _light),
 )  # fmt: skip
-WEIGHTS = (5, 3, 4, 3, 1, 1, 1, 1, 1)
+WEIGHTS = (5, 3, 4, 3, 1, 1, 1, 1, 1, 1, 1)
 
 
 def declaration(rng: random.Random, tool: Tool) -> dict[str, Any]:
@@ -224,11 +254,11 @@ def document(rng: random.Random) -> list[Document]:
         parts = [_missing(rng, [], thinking)]
     else:
         parts = []
-        for _ in range(rng.choice((1, 2, 3, 4))):
+        for _ in range(rng.choice((1, 2, 3, 4, 5, 6))):
             kind = rng.random()
-            if kind < 0.17:
+            if kind < 0.18:
                 parts += _needless(rng, thinking)
-            elif kind < 0.30:
+            elif kind < 0.38:
                 parts.append(_missing(rng, chosen, thinking))
             else:
                 parts += _call_and_answer(rng, rng.choice(chosen), thinking)

@@ -18,9 +18,10 @@ POOL = 512  # documents sorted by length at a time, so that little of a micro-ba
 MICRO_TOKENS = 1300  # padded tokens of a micro-batch
 MICRO_BATCHES = 4  # per step
 MTP_WEIGHT = 0.3
+WINDOWS = 3  # of a pool's examples are stretches of many documents, as windows of a long text are
 EVERY = 240  # seconds between two states on disk
 FAST_BF16 = torch.cpu._is_avx512_bf16_supported()  # without it, float32 is twenty times faster
-STABLE = 0.6  # of the training before the learning rate falls; a plateau suits a machine whose speed changes
+STABLE = 0.4  # of the training before the learning rate falls; a plateau suits a machine whose speed changes
 MUON_RATE, ADAM_RATE, BALANCE_RATE = 0.02, 3e-3, 5e-3
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids int64 (rows, positions), weights float32 (rows, positions)
 
@@ -40,7 +41,9 @@ def micro_batches(corpus: Corpus, tokenizer: Tokenizer, seed: int) -> Iterator[B
     rng = random.Random(seed)
     documents = training_documents(rng)
     while True:
-        pool = sorted((corpus.example(tokenizer, next(documents), rng) for _ in range(POOL)), key=lambda example: len(example[0]))
+        pool = [corpus.example(tokenizer, next(documents), rng) for _ in range(POOL)]
+        pool += [_window(rng, lambda: corpus.example(tokenizer, next(documents), rng)) for _ in range(WINDOWS)]
+        pool.sort(key=lambda example: len(example[0]))
         groups: list[list] = [[]]
         for example in pool:
             if (len(groups[-1]) + 1) * len(example[0]) > MICRO_TOKENS and groups[-1]:
@@ -48,6 +51,16 @@ def micro_batches(corpus: Corpus, tokenizer: Tokenizer, seed: int) -> Iterator[B
             groups[-1].append(example)
         rng.shuffle(groups)
         yield from map(pad, groups)
+
+
+def _window(rng: random.Random, draw: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """256 to 1,024 tokens of documents joined, from the middle of the first on."""
+    length, parts = rng.choice((256, 512, 512, 1024)), [draw()]
+    begin = rng.randrange(len(parts[0][0]))
+    while sum(len(ids) for ids, _ in parts) < begin + length:
+        parts.append(draw())
+    ids, weights = (np.concatenate(column)[begin : begin + length] for column in zip(*parts, strict=True))
+    return ids, weights
 
 
 def losses(model: Nano, batch: Batch, with_mtp: bool) -> tuple[torch.Tensor, torch.Tensor]:
