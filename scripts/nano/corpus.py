@@ -11,7 +11,7 @@ import jinja2.sandbox
 import numpy as np
 from tokenizers import Tokenizer
 
-from nano import arithmetic, dialogues, prose, tools
+from nano import arithmetic, dialogues, prose, text_tasks, tools
 from nano.document import Document
 
 HELD_OUT_SHARE = 16  # one key in so many never appears in training
@@ -32,12 +32,13 @@ def held_out(document: Document) -> bool:
 def _candidates(rng: random.Random) -> list[Document]:
     """One conversation as documents that each continue the one before and end with an answer."""
     kind = rng.random()
-    if kind < 0.46:
+    if kind < 0.40:
         return dialogues.conversation(rng)
-    if kind < 0.66:
+    if kind < 0.60:
         return tools.document(rng)
     if kind < 0.97:
-        parts = arithmetic.counting(rng) if kind < 0.74 else arithmetic.series(rng)
+        draw = text_tasks.series if kind < 0.70 else arithmetic.counting if kind < 0.77 else arithmetic.series
+        parts = draw(rng)
         return dialogues.continued(parts, bool(parts[0].messages[-1]["reasoning_content"]), keep_reasoning=True)
     return [prose.document(rng)]
 

@@ -56,6 +56,31 @@ def _sentence(rng: random.Random) -> str:
     )
 
 
+def _many_words(rng: random.Random) -> str:
+    """Words, names and numbers in no order: what follows a word is known from the text alone."""
+    draws = (
+        lambda: rng.choice(WORDS),
+        lambda: invented_name(rng),
+        lambda: str(rng.randrange(1000)),
+        lambda: rng.choice(FIRST_NAMES),
+    )
+    return " ".join(rng.choice(draws)() for _ in range(rng.randrange(4, 30)))
+
+
+def series(rng: random.Random) -> list[Document]:
+    """Up to five tasks in a row, mostly long copies: reading from the text before is learnt here, and used everywhere."""
+    thinking = rng.random() < 0.4
+    tasks = (as_json, as_json, edit, _copy, _copy)
+    return [rng.choice(tasks)(rng, thinking) for _ in range(rng.choice((1, 2, 3, 4, 5)))]
+
+
+def _copy(rng: random.Random, thinking: bool) -> Document:
+    text = _many_words(rng)
+    question = pick(rng, "Repeat: {x}|Repeat after me: {x}|Say: {x}|Copy this: {x}|Echo: {x}").replace("{x}", text)
+    thought = "I work on the text the user gave." if thinking else ""
+    return Document("copies and edits", question, [user(question), assistant(text, thought)])
+
+
 def edit(rng: random.Random, thinking: bool) -> Document:
     """Text repeated, a list turned round, or one word replaced."""
     kind = rng.random()
