@@ -284,4 +284,4 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
         found, told = json.loads(process.stdout.read()), process.stderr.read()
     n_lines = out.read_bytes().count(b"\n")
     assert process.returncode == 130 and 2 <= found["skills"]["all"]["of"] == n_lines - 1
-    assert f"interrupted after {n_lines - 1} of 687 questions".encode() in told
+    assert f"interrupted after {n_lines - 1} of 818 questions".encode() in told

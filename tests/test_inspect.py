@@ -28,7 +28,7 @@ def test_nano_is_told_as_what_it_is() -> None:
     assert facts["capabilities"] == ["chat", "thinking", "tools", "next-token prediction"] and facts["warnings"] == []
     template = file.metadata["tokenizer.chat_template"]
     assert facts["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest() and facts["chat_template_is_glmruns"]
-    assert facts["parameters"] == 10_178_584 and facts["parameters_active"] < facts["parameters"]
+    assert facts["parameters"] == 10_219_796 and facts["parameters_active"] < facts["parameters"]
     shown = run("inspect", "nano").stdout.decode()
     assert "glmrun's own" in shown and "chat, thinking, tools" in shown and "warning" not in shown
 

@@ -114,7 +114,7 @@ def test_a_persona_stands_between_the_config_file_and_what_is_typed(home: Path, 
     ],
 )  # fmt: skip
 def test_words_without_quotes_are_one_question(words: list[str], prompt: str | None, meant: tuple[str | None, str | None]) -> None:
-    assert model_and_question(words, prompt, None, False) == meant
+    assert model_and_question(words, None, prompt, None, False) == meant
 
 
 def test_a_question_before_its_model_is_told() -> None:

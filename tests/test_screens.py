@@ -48,7 +48,7 @@ def ask(window: Window, text: str, seen: str) -> str:
 def test_an_answer_with_thinking_and_code(window: Callable[..., Window]) -> None:
     screen = wait_for(window(*GLMRUN, "run", "nano", CODE, "--temp", "0", "--stats"), "^exit code 0")
     assert timeless(screen) == (
-        f"▸ thought for # s · 12 tokens\n{ANSWER}36 tokens, # tok/s · prompt 13 read in # s, # tok/s · loaded in # s\nexit code 0"
+        f"▸ thought for # s · 13 tokens\n{ANSWER}37 tokens, # tok/s · prompt 13 read in # s, # tok/s · loaded in # s\nexit code 0"
     )
 
 
@@ -57,7 +57,7 @@ def test_a_narrow_window(window: Callable[..., Window]) -> None:
     assert re.match(r"▸ thought for [\d.]+ s\s·\s12\stokens\nI can do four", screen)
     assert screen[screen.index("I can") :].split("\n") == [
         "I can do four things:", "", " • answer questions", "   about glmrun and", "   GLM-4.7-Flash", " • calculate with small",
-        "   numbers", " • call tools, if some", "   are declared", " • write a short Python", "   function", "exit code 0",
+        "   numbers", " • call tools, if some", "   are declared", " • write a short", "   function", "exit code 0",
     ]  # fmt: skip
 
 
@@ -111,19 +111,19 @@ def test_a_slow_tool_is_seen_to_run(window: Callable[..., Window], tmp_path: Pat
 def test_a_pipe_gets_the_text_alone(window: Callable[..., Window]) -> None:
     run = window("sh", "-c", f"{sys.executable} -m glmrun run nano '{CODE}' --temp 0 | cat -v")
     screen = timeless(wait_for(run, "^exit code 0"))  # the thinking goes to the terminal, when the answer is still to come
-    assert screen == f"▸ thought for # s · 12 tokens\n{ANSWER}exit code 0"
+    assert screen == f"▸ thought for # s · 13 tokens\n{ANSWER}exit code 0"
 
 
 def test_a_conversation_in_a_window_that_changes(window: Callable[..., Window]) -> None:
     chat = window(*GLMRUN, "chat", "nano", "--temp", "0")
     wait_for(chat, PROMPT)
-    screen = timeless(ask(chat, CODE, "36 tokens, "))
+    screen = timeless(ask(chat, CODE, "37 tokens, "))
     assert (
-        f">>> {CODE}\n▸ thought for # s · 12 tokens\n{ANSWER}36 tokens, # tok/s · prompt 13 read in # s, # tok/s\n\n>>>\n"
+        f">>> {CODE}\n▸ thought for # s · 13 tokens\n{ANSWER}37 tokens, # tok/s · prompt 13 read in # s, # tok/s\n\n>>>\n"
     ) in screen
-    assert re.search(r"\nnano\S* · 48 / 8k · # tok/s\Z", screen)
+    assert re.search(r"\nnano\S* · 49 / 8k · # tok/s\Z", screen)
     chat.type("\x0f")  # Ctrl+O
-    wait_for(chat, "▾ thought for .*\nThe user wants a function that adds two numbers: add.\n>>>")
+    wait_for(chat, "▾ thought for .*\nThe user wants a Python function that adds two numbers: add.\n>>>")
     chat.resize(40, 20)
     wait_for(chat, PROMPT)
     screen = ask(chat, "Write a long story", "cached")

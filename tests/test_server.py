@@ -134,7 +134,8 @@ def test_lengths_are_clamped_and_any_model_name_is_served(server: Served) -> Non
 
 
 def test_several_answers_have_their_own_indexes_and_seeds(server: Served) -> None:
-    body = {"messages": HELLO, "n": 3, "seed": 4, "temperature": 1.5, "max_tokens": 12, "reasoning_effort": "none"}
+    unsure = {"messages": [{"role": "user", "content": "Tell me about Rome"}], "temperature": 2, "top_p": 1}
+    body = {**unsure, "n": 3, "seed": 4, "max_tokens": 12, "reasoning_effort": "none"}
     whole = server.post(CHAT, body).json()
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
     texts = [choice["message"]["content"] for choice in whole["choices"]]

@@ -73,7 +73,7 @@ def test_switches_for_numba_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> 
         api.load()
     env = {**os.environ, "PYTHONPATH": os.getcwd(), "NUMBA_DUMP_BYTECODE": "1", "COLUMNS": "abc", "OMP_NUM_THREADS": "x"}
     done = glmrun("run", "nano", "What is 1 + 1?", "--no-think", "--temp", "0", "-n", "9", timeout=600, env=env)
-    assert (done.returncode, done.stdout) == (0, b"1 + 1 = 1\n")
+    assert (done.returncode, done.stdout) == (0, b"1 + 1 = 2.\n")
 
 
 @pytest.mark.parametrize("alone", [{"NUMBA_CPU_NAME": "znver5"}, {"NUMBA_CPU_FEATURES": "+amx-int8,+avx512fp16"}])
