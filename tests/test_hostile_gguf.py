@@ -167,7 +167,7 @@ METADATA: list[tuple[str, dict[str, Any], str]] = [
     ("G29", {D + "block_count": 0}, "num_hidden_layers is 0"),
     ("G29", {D + "block_count": 513}, "num_hidden_layers is 513"),
     ("G29", {D + "expert_used_count": 13}, "num_experts_per_tok is 13"),
-    ("G29", {D + "expert_count": 0}, "n_routed_experts is 0"),
+    ("G29", {D + "expert_count": 0}, "without experts"),
     ("G29", {D + "rope.dimension_count": 31}, "must be even"),
     ("G29", {D + "rope.dimension_count": 256}, "qk_nope_head_dim is"),
     ("G29", {D + "context_length": 0}, "max_position_embeddings is 0"),

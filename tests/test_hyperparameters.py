@@ -65,7 +65,7 @@ def test_a_trunk_that_still_counts_its_prediction_layer(file: GGUFFile) -> None:
         ({"attention__layer_norm_rms_epsilon": float("nan")}, "rms_norm_eps"),
         ({"rope__freq_base": -1.0}, "rope_theta"),
         ({"expert_gating_func": 7}, "expert_gating_func"),
-        ({"expert_group_count": 4}, "n_group"),
+        ({"expert_group_count": 4}, "within groups"),
         ({"attention__head_count": 7}, "shape"),
         ({"leading_dense_block_count": 99}, "first_k_dense_replace"),
     ],
