@@ -207,8 +207,6 @@ def _check_line(why: Exception) -> None:
 
 def check_addresses(model: "Model") -> None:
     """Every address in the kernels' tables, with the bytes that follow from its record, lies in one array that the model owns."""
-    from quant.formats import by_ggml_type
-
     weights, c = model.weights, model.config
     owned = [tensor.data for tensor in weights.tensors.values()] + weights._arrays
     extents = {array.ctypes.data: array.nbytes for array in owned}
@@ -216,8 +214,7 @@ def check_addresses(model: "Model") -> None:
     copies |= dict.fromkeys(("ffn_up_exps", "ffn_down_exps"), c.n_routed_experts)
     widths = {"attn_norm": c.hidden_size, "ffn_norm": c.hidden_size, "output_norm": c.hidden_size, "attn_q_a_norm": c.q_lora_rank}
     widths |= {"attn_kv_a_norm": c.kv_lora_rank, "exp_probs_b": c.n_routed_experts}
-    ahead = weights.next_token
-    for record in (weights.model, *weights.layers, *(ahead.layer.layers if ahead else ())):
+    for record in (weights.model, *weights.layers):
         for name in record.dtype.names:
             field = record[name]
             if field.dtype.names:
@@ -228,14 +225,6 @@ def check_addresses(model: "Model") -> None:
                 continue
             if address and extents.get(address, -1) != n_bytes:
                 raise Broken(f"{name}: {n_bytes} bytes at an address that has {extents.get(address)}")
-    for stack in (ahead.embedding, ahead.state, ahead.layer) if ahead else ():  # halves of columns, the first rows of a head
-        matrix = stack.model["output"]
-        first, stride = int(matrix["address"]), int(matrix["row_bytes"])
-        form = by_ggml_type(int(matrix["format"]))
-        columns = form.row_bytes(int(matrix["columns"])) if form else stride + 1
-        last = first + (int(matrix["rows"]) - 1) * stride + columns
-        if not any(start <= first and last <= start + n_bytes and columns <= stride for start, n_bytes in extents.items()):
-            raise Broken(f"the prediction layer's matrix at {first} to {last} lies in no array")
     for tensor in weights.tensors.values():
         start, end = tensor.data.ctypes.data, tensor.data.ctypes.data + tensor.n_bytes
         in_file = any(m.ctypes.data <= start and end <= m.ctypes.data + m.nbytes for m in model.file.mappings)

@@ -24,7 +24,7 @@ from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, splat_f3
 from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, piece_size, wait
 
 ROWS = 32  # at a time
-PIECE = 1 << 17  # bytes of a matrix, at most, that a thread draws at a time
+PIECE = 1 << 20  # bytes of a matrix, at most, that a thread draws at a time: at its beginning nothing was asked from memory ahead
 NEAR = 128  # rows of a matrix that stay in the second-level cache
 STORE, ADD = 0, 1
 
