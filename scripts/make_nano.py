@@ -1,6 +1,6 @@
 """Train nano, the small model of GLM-4.7-Flash's architecture that comes with glmrun, and write its checkpoint.
 
-    python scripts/make_nano.py --minutes 45 --widen OLD   # what made glmrun/nano, from its narrower predecessor
+    python scripts/make_nano.py --minutes 143 --widen OLD  # what made glmrun/nano, from its narrower predecessor
     python scripts/make_nano.py --minutes 600              # from nothing
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 

@@ -254,10 +254,14 @@ def test_a_server_that_is_killed_finds_its_conversations_again(tmp_path: Path) -
                 assert address, "the server has ended"
             usage = httpx2.post(f"{found[1]}/v1/chat/completions", json=body, timeout=60).json()["usage"]
             cached.append((usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]))
-            sizes = [-1, 0]
-            while sizes[-1] == 0 or sizes[-1] != sizes[-2]:  # written, and nothing more comes
+            sizes = [0]
+
+            def is_written(sizes: list[int] = sizes) -> bool:  # something, and nothing more comes
                 time.sleep(0.5)
                 sizes.append(sum(path.stat().st_size for path in (tmp_path / "kept").iterdir()))
+                return 0 < sizes[-1] == sizes[-2]
+
+            wait_for(is_written)
             server.kill()
     (before, n_prompt), (after, _) = cached
     assert before == 0 and n_prompt > 100 and after >= n_prompt - 2  # the prediction layer reads one again

@@ -1,7 +1,7 @@
 """The one place that knows every block format: which kernel reads its rows.
 
 Every choice names all formats that a file may hold; tensors/weights.py lets no other into a record. A number that is none of them
-computes nothing, or NaN.
+computes nothing.
 """
 
 from numba import int64, types

@@ -3,7 +3,8 @@
     row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) (q_j . x_j)  -  dmin D sum_j (m_j k_j) (sum of x_j)
 
 over 8 sub-blocks j of 32; D k_j is the scale of the activations' codes x_j (quantize_row). All but d D and dmin D are integers.
-The scales of some blocks are multiplied before their codes: else the long way from the one to the other holds the vector registers.
+Where a block's products of bytes take many instructions, the scales of several blocks are multiplied before their codes: else the
+long way from the one to the other holds the vector registers.
 """
 
 from numba import int64, types
@@ -31,11 +32,14 @@ from glmrun.kernels.simd.memory import (
     zero_f32x16,
     zero_i32x16,
 )
+from glmrun.kernels.simd.target import sums_in_16_bits
 from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, i32x16
 
 BLOCK = 144  # bytes
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
-SOME, SCALES, ROOM = 8, 128, 1024  # blocks whose scales are multiplied together; bytes for those of one: 64 and factors; of all
+SOME = 8 if sums_in_16_bits() else 1  # blocks whose scales are multiplied together; one: LLVM shall see no loop
+SCALES = 128  # bytes for those of a block: up to 64, and its factors
+ROOM = SOME * SCALES
 # The sub-block of each 16 products, in the lower and the upper half of a block.
 _store_scales, _add_lower, _add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
 
@@ -84,7 +88,7 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     for r in range(n_rows):
         row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
         for first in range(0, n_blocks, SOME):
-            after = min(first + SOME, n_blocks)
+            after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
                 block, at = row + i * BLOCK, room + (i - first) * SCALES
                 minus = _minimums(block, packed_scales(block), codes, i, n_blocks, minus, at)
@@ -105,7 +109,7 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
         p0 = p1 = zero_f32x16()
         m0 = m1 = zero_f32x8()
         for first in range(0, n_blocks, SOME):
-            after = min(first + SOME, n_blocks)
+            after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
                 block, at = row + i * BLOCK, (i - first) * SCALES
                 scales = packed_scales(block)

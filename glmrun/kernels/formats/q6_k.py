@@ -78,7 +78,7 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     for r in range(n_rows):
         row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
         for first in range(0, n_blocks, SOME):
-            after = min(first + SOME, n_blocks)
+            after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
                 block, at = row + i * BLOCK, room + (i - first) * SCALES
                 minus = _offsets(block, load_i8x16_as_i16(block + 192), x, i, n_blocks, minus, at)
@@ -98,7 +98,7 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
         p0 = p1 = zero_f32x16()
         m0 = m1 = zero_f32x8()
         for first in range(0, n_blocks, SOME):
-            after = min(first + SOME, n_blocks)
+            after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
                 block, at = row + i * BLOCK, (i - first) * SCALES
                 scales = load_i8x16_as_i16(block + 192)

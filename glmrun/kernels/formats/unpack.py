@@ -124,12 +124,6 @@ def spaced_f16(context, address, count, stride):
 
 
 @intrinsic(prefer_literal=True)
-def splat_lane(context, x, lane):
-    """x[lane] in 16 lanes, of 8 float32."""
-    return f32x16(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 16)
-
-
-@intrinsic(prefer_literal=True)
 def splat_lane_x8(context, x, lane):
     """x[lane] in 8 lanes, of 8 float32."""
     return f32x8(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 8)

@@ -13,7 +13,6 @@ from glmrun.kernels.simd.types import (
     I32,
     I64,
     V8F,
-    V8I,
     V16B,
     V16F,
     V16H,
@@ -24,7 +23,6 @@ from glmrun.kernels.simd.types import (
     f32x8,
     f32x16,
     i16x16,
-    i32x8,
     i32x16,
     pointer,
     shuffle,
@@ -90,12 +88,6 @@ def store_f16x16(context, address, value):
         return c.get_dummy_value()
 
     return types.void(types.int64, f32x16), generate
-
-
-@intrinsic
-def load_i32x16(context, address):
-    """16 int32 at the address."""
-    return i32x16(types.int64), lambda c, b, s, a: b.load(pointer(b, a[0], V16I), align=4)
 
 
 @intrinsic
@@ -177,12 +169,6 @@ def zero_f32x16(context):
 def zero_i32x16(context):
     """16 zeros."""
     return i32x16(), lambda c, b, s, a: constant(V16I, 0)
-
-
-@intrinsic
-def zero_i32x8(context):
-    """8 zeros."""
-    return i32x8(), lambda c, b, s, a: constant(V8I, 0)
 
 
 @intrinsic(prefer_literal=True)
