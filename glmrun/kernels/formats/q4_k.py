@@ -32,12 +32,12 @@ from glmrun.kernels.simd.memory import (
     zero_f32x16,
     zero_i32x16,
 )
-from glmrun.kernels.simd.target import sums_in_16_bits
+from glmrun.kernels.simd.target import dot_bits
 from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, i32x16
 
 BLOCK = 144  # bytes
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
-SOME = 8 if sums_in_16_bits() else 1  # blocks whose scales are multiplied together; one: LLVM shall see no loop
+SOME = 1 if dot_bits() else 8  # blocks whose scales are multiplied together; one: LLVM shall see no loop
 SCALES = 128  # bytes for those of a block: up to 64, and its factors
 ROOM = SOME * SCALES
 # The sub-block of each 16 products, in the lower and the upper half of a block.
