@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mutants import Pieces, damage_bytes, gguf_mutant, json_mutant, text_of
 
+from quant.formats import by_ggml_type
+
 if TYPE_CHECKING:
     from glmrun.engine.model import Model
     from quant.plan import Plan
@@ -66,7 +68,7 @@ def _small_model() -> Pieces:
     config = replace(
         ODD, hidden_size=256, num_hidden_layers=2, intermediate_size=64, moe_intermediate_size=32, n_routed_experts=4,
         num_experts_per_tok=2, num_attention_heads=2, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16,
-        v_head_dim=32, vocab_size=320,
+        v_head_dim=32, vocab_size=320, num_nextn_predict_layers=1,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         parts = Parts.read(write_tiny(Path(folder) / "model.gguf", config, "everything").path)
@@ -131,9 +133,11 @@ def try_gguf(raw: bytes, folder: Path, index: int) -> str:
     finally:
         path.unlink()  # a file that is rewritten would be another hazard: tests/test_watch.py
     check_addresses(model)
-    sequence = model.latest
-    model.runner.step([Run(sequence, np.array([len(raw) % model.config.vocab_size], np.int64), sequence.logits)])  # NaN, too
+    sequence, token = model.latest, len(raw) % model.config.vocab_size
+    model.runner.step([Run(sequence, np.array([token], np.int64), sequence.logits, ahead=True)])  # NaN, too
     check_experts(model)
+    if not all(0 <= guessed < model.config.vocab_size for guessed in model.runner.guess(sequence, token, 2)):
+        raise Broken("the prediction layer guesses what is no token")
     sequence.truncate(0)
     try:
         tokens = [chunk.token for chunk in model.generate("a b", max_tokens=1, seed=1) if chunk.token is not None]
@@ -207,24 +211,25 @@ def _check_line(why: Exception) -> None:
 
 def check_addresses(model: "Model") -> None:
     """Every address in the kernels' tables, with the bytes that follow from its record, lies in one array that the model owns."""
-    weights, c = model.weights, model.config
-    owned = [tensor.data for tensor in weights.tensors.values()] + weights._arrays
-    extents = {array.ctypes.data: array.nbytes for array in owned}
+    weights, c, ahead = model.weights, model.config, model.weights.next_token
+    owned = [(a.ctypes.data, a.nbytes) for a in [*(t.data for t in weights.tensors.values()), *weights._arrays]]
     copies = {"ffn_gate_exps": c.n_routed_experts, "attn_k_b": c.num_attention_heads, "attn_v_b": c.num_attention_heads}
     copies |= dict.fromkeys(("ffn_up_exps", "ffn_down_exps"), c.n_routed_experts)
     widths = {"attn_norm": c.hidden_size, "ffn_norm": c.hidden_size, "output_norm": c.hidden_size, "attn_q_a_norm": c.q_lora_rank}
     widths |= {"attn_kv_a_norm": c.kv_lora_rank, "exp_probs_b": c.n_routed_experts}
-    for record in (weights.model, *weights.layers):
+    stacks = [] if ahead is None else [ahead.lower, ahead.embedding, ahead.state, ahead.layer]
+    for record in (weights.model, *weights.layers, *(r for s in stacks for r in (s.model, *s.layers))):
         for name in record.dtype.names:
             field = record[name]
-            if field.dtype.names:
-                address, n_bytes = int(field["address"]), int(field["rows"]) * int(field["row_bytes"]) * copies.get(name, 1)
+            if field.dtype.names and int(field["address"]):
+                address, last = int(field["address"]), by_ggml_type(int(field["format"])).row_bytes(int(field["columns"]))  # type: ignore[union-attr]
+                n_bytes = (int(field["rows"]) * copies.get(name, 1) - 1) * int(field["row_bytes"]) + last
             elif name in widths:
                 address, n_bytes = int(field), 4 * widths[name]
             else:
                 continue
-            if address and extents.get(address, -1) != n_bytes:
-                raise Broken(f"{name}: {n_bytes} bytes at an address that has {extents.get(address)}")
+            if address and not any(at <= address and address + n_bytes <= at + size for at, size in owned):
+                raise Broken(f"{name}: {n_bytes} bytes at {address:#x} that no array holds")
     for tensor in weights.tensors.values():
         start, end = tensor.data.ctypes.data, tensor.data.ctypes.data + tensor.n_bytes
         in_file = any(m.ctypes.data <= start and end <= m.ctypes.data + m.nbytes for m in model.file.mappings)
@@ -235,10 +240,9 @@ def check_addresses(model: "Model") -> None:
 def check_experts(model: "Model") -> None:
     """The last step chose different experts that exist."""
     c, step = model.config, model.runner.workspace.step
-    if c.num_hidden_layers <= c.first_k_dense_replace:
-        return
     chosen = list((ctypes.c_int64 * c.num_experts_per_tok).from_address(int(step["expert"])))
-    if len(set(chosen)) != len(chosen) or not all(0 <= e < c.n_routed_experts for e in chosen):
+    differ = len(set(chosen)) == len(chosen) and all(0 <= e < c.n_routed_experts for e in chosen)
+    if c.num_hidden_layers > c.first_k_dense_replace and not differ:
         raise Broken(f"experts {chosen} of {c.n_routed_experts}")
 
 

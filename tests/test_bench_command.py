@@ -22,6 +22,7 @@ from glmrun.cli.bench import _note_machine
 from glmrun.kernels.compiled import cache as kernels
 from glmrun.machine import available_cores
 from glmrun.measure.bench import Choices
+from glmrun.measure.doctor import kernel_target
 from glmrun.measure.server_bench import LONG_ANSWER, measure_server
 from glmrun.store.nano import CHECKPOINT
 from glmrun.terminal.plot import write
@@ -39,7 +40,8 @@ def test_the_command_measures_what_was_asked_for(tmp_path: Path) -> None:
     told = done.stderr.decode()
     table = [line for line in told.splitlines() if line.startswith("| deepseek2")]
     assert [line.split("|")[9].strip() for line in table] == ["pp8", "pp16", "pp4+tg2", "pp8 @ d4", "pp16 @ d4", "pp4+tg2 @ d4"]
-    assert "tokens a second by depth" in told and "kernels ready after" in told and "numba" in told
+    assert f"kernels for {kernel_target()}" in told and "kernels ready after" in told and "numba" in told
+    assert "tokens a second by depth" in told
     narrow = run("bench", "-m", "nano", "-p", "0", "-n", "1", "-r", "1", "--no-warmup", "--delay", "0.1")
     assert len(narrow.stdout.splitlines()) == 3 and narrow.returncode == 0
 

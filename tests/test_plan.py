@@ -130,6 +130,9 @@ def test_a_file_asks_for_what_its_tensors_are(tiny_gguf: Callable[..., Tiny]) ->
     prediction = sum(t.n_bytes for t in file.tensors.values() if t.name.startswith(f"blk.{ODD.num_hidden_layers}."))
     assert prediction > 0 and demand.weights == sum(t.n_bytes for t in file.tensors.values()) - prediction
     assert demand.file_bytes == file.size and demand.cache == "f16"
+    assert 0 < demand.ahead <= prediction  # its embeddings and head may be the trunk's
+    assert demand.needed_ahead(30) == demand.ahead + 30 * demand.per_position // ODD.num_hidden_layers
+    assert demand_of_file(open_gguf(tiny_gguf("Q8_0").path), ODD).needed_ahead(30) == 0
 
 
 def test_the_file_and_the_recipe_agree(tiny_gguf: Callable[..., Tiny]) -> None:

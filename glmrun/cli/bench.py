@@ -320,14 +320,14 @@ def _note_machine(threads: Sequence[int | None], compile_seconds: float) -> None
 
     from glmrun import __version__
     from glmrun.machine import available_cores, cpu_name, memory
-    from glmrun.measure.doctor import cpu_features
+    from glmrun.measure.doctor import cpu_features, kernel_target
 
     found = memory()
     for n in threads:
         if n is not None and n > available_cores():
             note(f"-t {n}: this machine has {available_cores()} cores for glmrun, so {available_cores()} threads are measured")
     counts = ", ".join(str(min(n or available_cores(), available_cores())) for n in threads)
-    note(f"{cpu_name()}: {' '.join(cpu_features())}")
+    note(f"{cpu_name()}: {' '.join(cpu_features())}; kernels for {kernel_target()}")
     note(f"threads: {counts} of {available_cores()}; memory: {bytes_text(found.total)}, {bytes_text(found.available)} available")
     versions = ", ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite", "numpy"))
     note(f"glmrun {__version__}, Python {platform.python_version()}, {versions}")

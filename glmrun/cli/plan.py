@@ -206,6 +206,11 @@ def _print_plan(
         ("cache", bytes_text(n_ctx * demand.cache_per_position), positions),
         ("working memory", bytes_text(WORKING_BYTES), "interpreter, kernels, buffers"),
         ("needed", bytes_text(demand.needed(n_ctx)), ""),
+        *[
+            ("drafts", bytes_text(n), "more: the prediction layer, where there is memory for it")
+            for n in [demand.needed_ahead(n_ctx)]
+            if n
+        ],
         ("available", bytes_text(found.available), f"of {bytes_text(found.total)}, {why}"),
     ]
     if disk is not None:

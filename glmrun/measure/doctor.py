@@ -112,12 +112,18 @@ def cpu_features() -> list[str]:
     return [name for name in FEATURES if name in features()]
 
 
+def kernel_target() -> str:
+    """Which of the kernels' targets runs here: avx2, neon-dotprod, ..."""
+    from glmrun.kernels.simd import target
+
+    return target.name()
+
+
 def _kernels(report: Report) -> dict[str, Any]:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         report.problem("NUMBA_DISABLE_JIT is set: nothing is compiled, and nothing works", "unset NUMBA_DISABLE_JIT")
         return {}
     from glmrun.kernels.compiled import cache as kernels
-    from glmrun.kernels.simd import target as simd
 
     folder = kernels.folder
     if folder is None:
@@ -131,10 +137,10 @@ def _kernels(report: Report) -> dict[str, Any]:
             "this CPU's dot product of bytes gives wrong results; slower code replaces it",
             "update Numba and report it, with this page",
         )
-    elif simd.name() == "portable":
+    elif kernel_target() == "portable":
         report.hint("kernels of plain vector code: several times slower than with AVX2 or better", "nothing; it is correct")
     return {
-        "target": simd.name(),
+        "target": kernel_target(),
         "compiled": kernels.are_compiled(),
         "folder": str(folder) if folder else None,
         "bytes": folder_bytes(folder) if folder else 0,

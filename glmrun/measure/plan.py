@@ -42,6 +42,7 @@ class Demand:
     columns: int  # of what attention reads beside each row: the same in int8, where it computes in int8
     experts: int = 0  # of the weights, those of which a token reads some
     experts_per_token: int = 0
+    ahead: int = 0  # what the next-token-prediction layer needs beside all that where it runs, without its cache
 
     @property
     def cache_per_position(self) -> int:
@@ -51,6 +52,10 @@ class Demand:
     def needed(self, n_ctx: int) -> int:
         """Bytes of memory for a context of n_ctx positions."""
         return self.weights + n_ctx * self.cache_per_position + WORKING_BYTES
+
+    def needed_ahead(self, n_ctx: int) -> int:
+        """Bytes of memory that the prediction layer needs more, with its rows of n_ctx positions; 0 where the file has none."""
+        return self.ahead and self.ahead + n_ctx * self.cache_per_position // self.config.num_hidden_layers
 
     def largest_context(self, available: int) -> int:
         """Positions for which `available` bytes are enough, at most what the model takes; 0 if not even the weights fit."""
@@ -125,7 +130,8 @@ def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = 
     """The demand of a file that is there; what has to be converted counts as what it becomes."""
     demand = demand_of_tensors(file.path.name, config, forms_to_run(file, config), wanted_cache)
     experts, of_token = _experts(config, {t.name: t.n_bytes for t in tensors_in_place(file, config)})
-    return replace(demand, file_bytes=file.size, experts=experts, experts_per_token=of_token)
+    ahead = sum(n for _, _, n in forms_to_run(file, config, ahead=True).values()) - demand.weights
+    return replace(demand, file_bytes=file.size, experts=experts, experts_per_token=of_token, ahead=ahead)
 
 
 def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:
