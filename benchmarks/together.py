@@ -32,7 +32,7 @@ def ours(path: str, threads: int, most: int, depth: int) -> Callable[[int, int],
             model.runner.step([Run(sequence, prompt + i, sequence.logits)])
         start = time.perf_counter()
         for step in range(n_tokens):
-            runs = [Run(s, np.array([500 + 37 * i + step]), s.logits) for i, s in enumerate(sequences[:count])]
+            runs = [Run(s, np.array([500 + 37 * i + step]), s.logits, likeliest=True) for i, s in enumerate(sequences[:count])]
             model.runner.step(runs)
         return count * n_tokens / (time.perf_counter() - start)
 

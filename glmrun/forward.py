@@ -18,6 +18,7 @@ from glmrun.kernels.disk import ask_likely
 from glmrun.kernels.experts import experts_down, experts_gated, gated, route
 from glmrun.kernels.importance import layer_done, logits_done
 from glmrun.kernels.layout import layer_array, layer_record, model_record, step_record, worker_array, worker_record
+from glmrun.kernels.likely import sharpen_likeliest
 from glmrun.kernels.matmul import add_linear, linear, linear_exact, linear_heads
 from glmrun.kernels.rows import keep_wanted, norm, place_queries, ready, store_latents
 from glmrun.kernels.team import wait
@@ -31,7 +32,7 @@ def latents(m, layer, s, w):
     norm(m, s, s.x, s.x_stride, layer.attn_norm, s.normed, layer.reads_normed, w)
     wait(w)
     few, many = s.n_few, s.n_tokens - s.n_few
-    linear_exact(layer.attn_kv_a_mqa, s.normed, 0, (few, many), (s.kv_a, s.kv_a_stride, 0), w)
+    linear_exact(layer.attn_kv_a_mqa, s.normed, 0, (few, many), 0, (s.kv_a, s.kv_a_stride, 0), w)
     wait(w)
     store_latents(m, layer, s, w)
 
@@ -41,7 +42,7 @@ def attention(m, layer, s, w):
     """x += attn_output(v_b(attend(k_b(q), cache))): multi-head latent attention, absorbed (DeepSeek-V2, section 2.1)."""
     heads, v_bytes, row_bytes = m.num_attention_heads, m.v_head_dim * 4, m.row * 4
     latents(m, layer, s, w)
-    linear_exact(layer.attn_q_a, s.normed, 0, (s.n_few, s.n_tokens - s.n_few), (s.q_a, s.q_a_stride, 0), w)
+    linear_exact(layer.attn_q_a, s.normed, 0, (s.n_few, s.n_tokens - s.n_few), 0, (s.q_a, s.q_a_stride, 0), w)
     wait(w)
     norm(m, s, s.q_a, s.q_a_stride, layer.attn_q_a_norm, s.q_normed, layer.reads_q_normed, w)
     wait(w)
@@ -82,12 +83,12 @@ def moe_ffn(m, layer, s, w):
 
 @kernel(void(model_record, step_record, worker_record))
 def logits(m, s, w):
-    """logits (n_logits, vocab_size) = output(RMSNorm(x)): no later layer averages out what is rounded here, so two int8 terms."""
+    """logits (n_logits, vocab_size) = output(RMSNorm(x)), x in two int8 terms: no later layer averages out what is rounded here."""
     norm(m, s, s.x, s.x_stride, m.output_norm, s.normed, m.reads_output, w)
     wait(w)
     counts, first = (s.logits_few, s.n_logits - s.logits_few), s.n_tokens - s.n_logits
-    linear_exact(m.output, s.normed, first, counts, (s.logits, s.logits_stride, 0), w)
-    wait(w)
+    linear_exact(m.output, s.normed, first, counts, s.exact, (s.logits, s.logits_stride, 0), w)
+    sharpen_likeliest(m, s, first, w)
     logits_done(m, s, w)
 
 

@@ -55,9 +55,10 @@ def generate(
     The sequence holds some of the ids already, from the first on. Chunks carry a token, progress, or a finish_reason.
     """
     sequence.give_up_rest()
+    likeliest = limits.likely is None and not sampler.reads_all
     stats = Counts(n_prompt=len(ids), n_cached=len(sequence.tokens), n_prefilled=len(sequence.tokens))
     yield Chunk(stats=stats)
-    for chunk in _read_prompt(runner, sequence, ids, limits, stats):
+    for chunk in _read_prompt(runner, sequence, ids, limits, stats, likeliest):
         yield chunk
         stats = chunk.stats
     if len(sequence.tokens) < len(ids):
@@ -65,7 +66,7 @@ def generate(
         return
     while not limits.looked_at(0.1) and not limits.cancelled():
         pass  # no token is shown before the weights have been looked at
-    history, ahead, start = ids.tolist(), _Ahead(runner, sequence, limits, drafter), time.perf_counter()
+    history, ahead, start = ids.tolist(), _Ahead(runner, sequence, limits, drafter, likeliest), time.perf_counter()
     try:
         while not (cancelled := limits.cancelled()) and not limits.reached(stats.n_generated, len(history)):
             token = sampler.sample(ahead.logits, history)
@@ -90,8 +91,8 @@ class _Ahead:
     logits   float32 (n_vocab,): from which the next token is drawn
     """
 
-    def __init__(self, runner: Runner, sequence: Conversation, limits: Limits, drafter: Drafter | None) -> None:
-        self._runner, self._sequence, self.limits, self._drafter = runner, sequence, limits, drafter
+    def __init__(self, runner: Runner, sequence: Conversation, limits: Limits, drafter: Drafter | None, likeliest: bool) -> None:
+        self._runner, self._sequence, self.limits, self._drafter, self._likeliest = runner, sequence, limits, drafter, likeliest
         self._rows = sequence.logits  # float32 (1 + len(draft), n_vocab)
         self._draft: list[int] = []
         self._at = 0  # tokens of the draft that were drawn
@@ -121,7 +122,8 @@ class _Ahead:
         if len(self._rows) <= len(draft):
             self._rows = np.empty((1 + max(LENGTHS), self._rows.shape[1]), np.float32)  # float32 (n, n_vocab)
         tokens = np.array([token, *draft], np.int64)  # int64 (1 + len(draft),)
-        run = Run(self._sequence, tokens, self._rows[: len(tokens)], exact=len(draft) <= EXACT, ahead=True)
+        rows = self._rows[: len(tokens)]  # float32 (1 + len(draft), n_vocab)
+        run = Run(self._sequence, tokens, rows, exact=len(draft) <= EXACT, ahead=True, likeliest=self._likeliest)
         self._runner.step([run], self.limits.cancelled)
         self._guessed = self._drafter is not None and self._drafter.guessed
         stats = replace(stats, n_guessed=stats.n_guessed + len(draft) * self._guessed)
@@ -146,13 +148,15 @@ def reporter(tokenizer: Tokenizer, n_top: int) -> Callable[[np.ndarray, int], Lo
     return likely
 
 
-def _read_prompt(runner: Runner, sequence: Conversation, ids: np.ndarray, limits: Limits, stats: Counts) -> Iterator[Chunk]:
+def _read_prompt(
+    runner: Runner, sequence: Conversation, ids: np.ndarray, limits: Limits, stats: Counts, likeliest: bool
+) -> Iterator[Chunk]:
     """Run what the sequence does not hold yet, piece by piece; chunks say how far it is. Ends early when cancelled."""
     start = time.perf_counter()
     while (at := len(sequence.tokens)) < len(ids):
         part = ids[at : at + runner.piece(at)]
         is_last = at + len(part) == len(ids)
-        run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0], ahead=True)
+        run = Run(sequence, part, sequence.logits if is_last else sequence.logits[:0], ahead=True, likeliest=likeliest)
         for done in runner.watch([run], PROGRESS_SECONDS, limits.cancelled):
             yield Chunk(stats=replace(stats, n_prefilled=at + int(len(part) * done), prompt_seconds=time.perf_counter() - start))
         if not done:

@@ -38,7 +38,7 @@ def guess(passes: Passes, sequence: Sequence, token: int, n: int) -> list[int] |
         return guessed
     at, tokens = sequence.n_ahead, [*sequence.tokens[sequence.n_ahead + 1 :], token]
     while True:
-        found = read(passes, Part(sequence.cache, at, len(tokens), 1), tokens, states)
+        found = read(passes, Part(sequence.cache, at, len(tokens), 1, likeliest=True), tokens, states)
         if found is None:
             return None
         if not guessed:
@@ -63,7 +63,7 @@ def read(passes: Passes, part: Part, tokens: list[int], states: np.ndarray) -> t
     x = [np.empty((n, weights.config.hidden_size), np.float32) for _ in range(2)]  # float32 (n, hidden_size) each
     halves = (layer.embedding, embeddings, x[0]), (layer.state, states, x[1])
     for half, read, out in halves:
-        if passes.run(half, [part._replace(n_logits=n)], read, out) is None:
+        if passes.run(half, [part._replace(n_logits=n, likeliest=False)], read, out) is None:
             return None
     logits = np.empty((part.n_logits, int(layer.layer.model["output"]["rows"])), np.float32)  # float32 (n_logits, rows)
     rows = passes.run(layer.layer, [part], x[0] + x[1], logits)

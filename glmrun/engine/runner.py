@@ -37,6 +37,7 @@ class Run:
 
     exact   each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
     ahead   the prediction layer, where it runs, reads the tokens, too
+    likeliest  of a token's logits only the largest need be exact (kernels/likely.py)
     """
 
     sequence: Conversation
@@ -44,13 +45,14 @@ class Run:
     logits: np.ndarray
     exact: bool = False
     ahead: bool = False
+    likeliest: bool = False
 
     def parts(self) -> list[Part]:
         """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
         cache, position = self.sequence.cache, len(self.sequence.tokens)
         if self.exact:
-            return [Part(cache, position + i, 1, 1) for i in range(len(self.tokens))]
-        return [Part(cache, position, len(self.tokens), len(self.logits))]
+            return [Part(cache, position + i, 1, 1, self.likeliest) for i in range(len(self.tokens))]
+        return [Part(cache, position, len(self.tokens), len(self.logits), self.likeliest)]
 
 
 @dataclass(eq=False)

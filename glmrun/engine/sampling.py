@@ -118,6 +118,12 @@ class Sampler:
             self.forbidden = None
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether it may draw what is far below the largest logit: then all of them must be exact, not only the largest."""
+        penalizes = self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return penalizes or bool(self.logit_bias) or self.constraint is not None or self.temperature > 2.0
+
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> int:
         """One token id from float32 logits (n_vocab,), given the ids that came before (for the repeat penalty).
 
@@ -197,6 +203,11 @@ class ThinkBudget:
     def __post_init__(self) -> None:
         if type(self.budget) is not int or self.budget < 0:
             raise UserError(f"the thinking budget is {self.budget!r}; expected a whole number of at least 0 tokens", "usage")
+
+    @property
+    def reads_all(self) -> bool:
+        """As Sampler's."""
+        return self.sampler.reads_all
 
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> int:
         """One token id, as Sampler.sample()."""

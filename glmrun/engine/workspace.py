@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glmrun.engine.sequence import Cache, reserve
+from glmrun.kernels import likely
 from glmrun.kernels.activations import FEW, row_bytes
 from glmrun.kernels.attention.attend import SEGMENTS, result_bytes
 from glmrun.kernels.attention.attend import scratch_bytes as attention_scratch_bytes
@@ -31,6 +32,7 @@ class Part(NamedTuple):
     position: int  # of the first token
     n_tokens: int
     n_logits: int  # of how many of the last tokens somebody wants logits
+    likeliest: bool = False  # only the largest of them need be exact
 
 
 class Workspace:
@@ -57,6 +59,9 @@ class Workspace:
         self._fill_step(weights)
         self.uses = np.zeros((c.num_hidden_layers + 1, c.n_routed_experts), np.int64)  # of the layers and the prediction layer
         s["uses"] = self.uses.ctypes.data
+        self._exact = np.ones(max_tokens, np.int64)  # int64 (max_tokens,): by rows of logits
+        s["exact"] = self._exact.ctypes.data
+        s["maxima"], s["maxima_stride"] = self._plain(n_threads, -(-c.vocab_size // likely.BLOCK))
         self.workers = np.zeros(n_threads, WORKER)  # WORKER (n_threads,)
         widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.num_attention_heads * c.v_head_dim,
                      c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
@@ -116,8 +121,9 @@ class Workspace:
         wanted = [part.n_tokens if everything else part.n_logits for part in parts]
         skipped = [part.n_tokens - n for part, n in zip(parts, wanted, strict=True)]
         n_wanted, wanted_few, rows = self._place(1, wanted, parts, skipped)
-        for place, row, n, skip in zip(places, rows, wanted, skipped, strict=True):
+        for part, place, row, n, skip in zip(parts, places, rows, wanted, skipped, strict=True):
             self._tokens[1, row : row + n] = np.arange(place + skip, place + skip + n)
+            self._exact[row : row + n] = everything or not part.likeliest
         s["n_tokens"], s["n_few"], s["n_runs"], s["runs"] = n_tokens, n_few, len(parts), self._runs[0].ctypes.data
         s["run"] = self._tokens[0].ctypes.data
         s["n_wanted"], s["wanted_few"], s["wanted_runs"] = n_wanted, wanted_few, self._runs[1].ctypes.data

@@ -163,6 +163,9 @@ STEP = np.dtype(
         ("dense_up", np.int64),  # for both
         ("logits", np.int64),  # float32 (n_logits, vocab_size)
         ("logits_stride", np.int64),
+        ("exact", np.int64),  # int64 (n_logits,): 0 where only the largest logits of a row need be exact
+        ("maxima", np.int64),  # float32 (threads, blocks of likely.py)
+        ("maxima_stride", np.int64),
         ("from_disk", np.int64),  # 0: the model is in memory, else how disk.py has its experts read
         ("populates", np.int64),  # whether the system maps pages in one call, and so reports what a disk fails to read
         ("uses", np.int64),  # int64 (num_hidden_layers + 1, n_routed_experts): in how many steps from the disk an expert was used

@@ -204,8 +204,26 @@ def add_linear(s, m, x, w):
     wait(w)
 
 
-@kernel(types.void(weight_record, int64, int64, _x, _counts, _out, int64), apart=True)
-def _exact_rows(m, first, end, x, n, out, scratch):
+@kernel(types.void(weight_record, int64, int64, _x, int64, int64, _out))
+def _first_terms(m, first, end, x, few, exact, out):
+    """Rows first to end - 1 of M times the first terms of those of `few` x whose entry in `exact` is 0, two at a time."""
+    rows, n_rows, waiting = m.address + first * m.row_bytes, end - first, -1
+    for i in range(few):
+        if load_i64(exact + i * 8):
+            continue
+        if waiting < 0:
+            waiting = i
+            continue
+        x0, x1, at0, at1 = x[0] + waiting * x[1], x[0] + i * x[1], out[0] + waiting * out[1], out[0] + i * out[1]
+        dot_rows_two(m.format, rows, m.row_bytes, n_rows, m.columns, x0, x1, at0 + first * 4, at1 + first * 4)
+        waiting = -1
+    if waiting >= 0:
+        x0, at0 = x[0] + waiting * x[1], out[0] + waiting * out[1]
+        dot_rows(m.format, rows, m.row_bytes, n_rows, m.columns, x0, at0 + first * 4)
+
+
+@kernel(types.void(weight_record, int64, int64, _x, _counts, int64, _out, int64), apart=True)
+def _exact_rows(m, first, end, x, n, exact, out, scratch):
     """linear_exact() for rows first to end - 1 of M; x is (first terms, bytes between rows, second terms)."""
     few, many = n
     if not reads_codes(m.format):
@@ -213,21 +231,26 @@ def _exact_rows(m, first, end, x, n, out, scratch):
         return
     rows = m.address + first * m.row_bytes
     for i in range(few):
+        if exact and load_i64(exact + i * 8) == 0:
+            continue
         at = i * x[1]
         target = out[0] + i * out[1] + first * 4
         dot_rows_two(m.format, rows, m.row_bytes, end - first, m.columns, x[0] + at, x[2] + at, target, scratch)
         _write_run(scratch, end - first, target, ADD, 0)
+    if exact:
+        _first_terms(m, first, end, x, few, exact, out)
     if many:
         at, target = few * x[1], _behind(out, few)
         _multiply_tiles(m, 0, first, end, (x[0] + at, x[1], 0), many, target, 0, STORE, scratch)
         _multiply_tiles(m, 0, first, end, (x[2] + at, x[1], 0), many, target, 0, ADD, scratch)
 
 
-@kernel(types.void(weight_record, activation_record, int64, _counts, _out, worker_record))
-def linear_exact(m, x, first_x, n, out, w):
+@kernel(types.void(weight_record, activation_record, int64, _counts, int64, _out, worker_record))
+def linear_exact(m, x, first_x, n, exact, out, w):
     """out (sum(n), rows) = x[first_x:] M^T; where M is quantized, x in two int8 terms.
 
-    n   (few, many), as multiply() takes it; rows of M are still in the cache when they meet the second term
+    n       (few, many), as multiply() takes it; rows of M are still in the cache when they meet the second term
+    exact   address of int64 (few,): where it is 0 only the first term is read; or 0, all are exact
     """
     size = rows_of_piece(m.rows, m.row_bytes, w)
     address, stride, _ = form_of(x, m.format, 0)
@@ -236,7 +259,7 @@ def linear_exact(m, x, first_x, n, out, w):
     while piece * size < m.rows:
         after = min(m.rows, (piece + 1) * size)
         for first in range(piece * size, after, NEAR):
-            _exact_rows(m, first, min(after, first + NEAR), (address, stride, rest), n, out, w.scratch)
+            _exact_rows(m, first, min(after, first + NEAR), (address, stride, rest), n, exact, out, w.scratch)
         piece = next_piece(w)
     leave(w, (m.rows + size - 1) // size)
 

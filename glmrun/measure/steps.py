@@ -35,7 +35,7 @@ class Steps:
         start = time.perf_counter()
         for at in range(0, len(ids), n_step):
             logits = self._sequence.logits[: int(at + n_step >= len(ids))]
-            self._runner.step([Run(self._sequence, ids[at : at + n_step], logits, ahead=True)])
+            self._runner.step([Run(self._sequence, ids[at : at + n_step], logits, ahead=True, likeliest=True)])
         return time.perf_counter() - start
 
     def decode(self, n: int, token: int = 0) -> float:
@@ -50,7 +50,7 @@ class Steps:
         ids: np.ndarray = self._model.checked([token] * n, room=self._model.n_ctx - self.n_cached)  # int64 (n,)
         start = time.perf_counter()
         for i in range(n):
-            self._runner.step([Run(self._sequence, ids[i : i + 1], self._sequence.logits)])
+            self._runner.step([Run(self._sequence, ids[i : i + 1], self._sequence.logits, likeliest=True)])
         return time.perf_counter() - start
 
     def _write(self, n: int, token: int) -> float:
