@@ -250,6 +250,19 @@ def test_a_server_is_asked_several_questions_at_a_time(tmp_path: Path) -> None:
         assert "the server decides about threads" in refused(*arguments, "-t", "2", code=2)
 
 
+def test_answers_that_hold_any_character_are_read_again(tmp_path: Path) -> None:
+    """Also those at which Python cuts lines, and calls whose arguments are no JSON."""
+    call = delta(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{broken"}}])
+    asked = [{"prompt": "lines", "answer": "a b"}, {"prompt": "call", "check": "tool_call", "answer": {"name": "f"}}]
+    file, out = str(_suite(tmp_path / "q.jsonl", *asked)), tmp_path / "answers.jsonl"
+    with openai_server() as server:
+        server.scripts |= {"lines": [delta(content="a\u2028\x85\x0cb"), delta("stop")], "call": [call, delta("tool_calls")]}
+        arguments = ["eval", file, "--url", server.url, "-o", str(out), "--json"]
+        first = run(*arguments)
+        assert first.returncode == 0 and json.loads(first.stdout)["skills"]["all"]["right"] == 1
+        assert run(*arguments).stdout == first.stdout and len(server.requests) == 2
+
+
 def test_another_runs_answers_are_not_mixed_in(tmp_path: Path) -> None:
     file, out = str(_suite(tmp_path / "q.jsonl", _ASKED[1])), tmp_path / "answers.jsonl"
     arguments = ["eval", file, "-t", "1", "-o", str(out)]

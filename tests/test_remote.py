@@ -211,6 +211,12 @@ STREAMS = {
     "called text": ({"Content-Type": "Text/Plain; charset=utf-8"}, events(*HELLO, DONE)),
     "called JSON": ({"Content-Type": "application/json"}, events(*HELLO, DONE)),
     "compressed": (EVENTS | {"Content-Encoding": "gzip"}, gzip.compress(events(*HELLO, DONE))),
+    "a mark in front": (EVENTS, b"\xef\xbb\xbf" + events(*HELLO, DONE)),
+    "a mark in front, called JSON": ({"Content-Type": "application/json"}, b"\xef\xbb\xbf" + events(*HELLO, DONE)),
+    "whole, a mark in front": (
+        {"Content-Type": "application/json"},
+        b"\xef\xbb\xbf" + json.dumps({"choices": [{"message": {"content": "Hello"}}]}).encode(),
+    ),
 }
 
 
@@ -218,6 +224,12 @@ STREAMS = {
 def test_a_stream_however_it_is_sent(server: Server, name: str) -> None:
     server.raw["x"] = STREAMS[name]
     assert said(RemoteModel(server.url), "x")[0] == "Hello"
+
+
+def test_events_are_utf_8_whatever_is_said_of_them(server: Server) -> None:
+    data = f"data: {json.dumps(delta(content='Grüße'), ensure_ascii=False)}\n\ndata: [DONE]\n\n".encode()
+    server.raw["x"] = ({"Content-Type": "text/event-stream; charset=iso-8859-1"}, data)
+    assert said(RemoteModel(server.url), "x")[0] == "Grüße"
 
 
 @pytest.mark.parametrize(

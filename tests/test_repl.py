@@ -189,6 +189,31 @@ def test_files_that_wait_are_seen_and_can_be_taken_back(tmp_path: Path, capsys: 
     assert conversation.messages[0]["content"].count("```py\n") == 3 and capsys.readouterr().err.count("3 lines") == 3
 
 
+def test_names_of_files_are_read_as_a_shell_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal adds quotes or backslashes to a file that is dragged into it."""
+    for name in ("two words.txt", "a.txt", "it's"):
+        (tmp_path / name).write_text(name)
+    conversation = Conversation(ScriptedModel())  # type: ignore[arg-type]
+    dragged = (f"{tmp_path}/two words.txt", f"'{tmp_path}/two words.txt'", f"{tmp_path}/two\\ words.txt {tmp_path}/a.txt")
+    for words, count in zip((*dragged, f"{tmp_path}/it's"), (1, 1, 2, 1), strict=True):
+        assert run_command(conversation, f"/read {words}") and len(conversation.attached) == count, words
+        conversation.attached.clear()
+    assert not run_command(conversation, f"/read {tmp_path}/a.txt {tmp_path}/b.txt") and conversation.attached == []
+    assert run_command(conversation, f"/save '{tmp_path}/my copy'") and (tmp_path / "my copy").exists()
+    assert "/load" in capsys.readouterr().err and run_command(conversation, f"/load {tmp_path}/my\\ copy")
+
+
+def test_a_file_is_replaced_when_that_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = _pipe("one")
+    for command, name in (("/export", "a.md"), ("/export", "a.JSON"), ("/save", "copy.jsonl")):
+        path = tmp_path / name
+        path.write_text("mine")
+        assert not run_command(conversation, f"{command} {path}") and path.read_text() == "mine"
+        assert f"{name} exists; choose another name (or add --force to replace it)" in capsys.readouterr().err
+        assert run_command(conversation, f"{command} {path} --force") and "You said: one" in path.read_text()
+        assert run_command(conversation, f"{command} --force {path}")
+
+
 def test_thinking_that_was_shown_is_not_printed_again(capsys: pytest.CaptureFixture[str]) -> None:
     conversation = _pipe("one")
     capsys.readouterr()

@@ -24,6 +24,8 @@ def test_files_and_standard_input_are_added_to_the_question(tmp_path: Path) -> N
     )
     files = "`a.txt`:\n```txt\nfirst ☃\n```\n\n`b.txt`:\n```txt\nsecond\n```"
     assert done.stdout.decode() == f"You said: Compare\n\n{files}\n\nthird\n"
+    done = glmrun("run", "nano", "-f", "-", "-f", "a.txt", "--no-think", stdin=b"third\n", scripted=True, cwd=tmp_path)
+    assert done.stdout.decode() == "You said: first ☃\n\nthird\n"
     shell = f"{sys.executable} {SCRIPT} run 'Sum up' --no-think -f <(echo piped) < /dev/null"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, env={**os.environ, "PYTHONPATH": "."}, check=True)
     assert "```\npiped\n```" in done.stdout.decode()

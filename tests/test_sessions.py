@@ -1,5 +1,6 @@
 """Journals of conversations: what was written is read, damage costs the damaged end, and one process at a time writes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -188,6 +189,22 @@ def test_a_copy_takes_no_other_files_place(tmp_path: Path) -> None:
     path = tmp_path / "copy.jsonl"
     sessions.write_copy(path, "m.gguf", None, MESSAGES)
     assert sessions.read(path).messages == MESSAGES
+    with pytest.raises(UserError, match="exists"):
+        sessions.write_copy(path, "m.gguf", None, MESSAGES[:1])
+    assert sessions.read(path).messages == MESSAGES and list(tmp_path.glob(".*")) == []
+    path.chmod(0o600)
+    sessions.write_copy(path, "m.gguf", None, MESSAGES[:1], replace=True)
+    assert sessions.read(path).messages == MESSAGES[:1] and path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_disk_without_hard_links_takes_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(sessions.os, "link", refuse)
+    path = tmp_path / "copy.jsonl"
+    sessions.write_copy(path, "m.gguf", None, MESSAGES)
     with pytest.raises(UserError, match="exists"):
         sessions.write_copy(path, "m.gguf", None, MESSAGES[:1])
     assert sessions.read(path).messages == MESSAGES and list(tmp_path.glob(".*")) == []

@@ -76,6 +76,12 @@ def test_switches_for_numba_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> 
     assert (done.returncode, done.stdout) == (0, b"1 + 1 = 2.\n")
 
 
+def test_no_bar_moves_in_a_pipe_whatever_the_variables_say(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}
+    done = glmrun("ppl", "nano", "--chunks", "1", "-c", "64", env=env)
+    assert done.returncode == 0 and b"\x1b" not in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize("alone", [{"NUMBA_CPU_NAME": "znver5"}, {"NUMBA_CPU_FEATURES": "+amx-int8,+avx512fp16"}])
 def test_half_a_target_for_numba_is_left_behind(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It would compile what the processor does not run, which ends the process without a word. Both together are meant."""

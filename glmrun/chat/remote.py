@@ -216,6 +216,7 @@ class RemoteModel:
         with client.stream(
             "POST", f"{self.url}/chat/completions", json=body, extensions={"trace": connection.trace}
         ) as response:  # fmt: skip
+            response.encoding = "utf-8-sig"  # events are UTF-8 whatever the header says, and a byte order mark is none of them
             if response.status_code != 200:
                 response.read()
                 named = [name for name in _LEFT_OUT if name in body and name in response.text]
@@ -373,7 +374,7 @@ def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
 def _json(text: str) -> Any:
     """What a text is in JSON; None if it is none."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return None
 

@@ -157,9 +157,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _leave_behind(started: list[str] | None) -> None:
-    """What the environment still holds of other uses: switches for Numba, a locale in which arguments and names are not UTF-8."""
+    """What the environment still holds of other uses: switches for Numba, another window's size, a locale that is not UTF-8."""
     chosen = _OF_NUMBA if all(map(os.environ.get, _OF_NUMBA)) else ()
-    for name in [name for name in os.environ if name.startswith("NUMBA_") and name not in chosen]:
+    sizes = ("COLUMNS", "LINES") if sys.stderr is not None and sys.stderr.isatty() else ()  # the terminal knows its own
+    for name in [name for name in os.environ if (name.startswith("NUMBA_") and name not in chosen) or name in sizes]:
         del os.environ[name]
     if started and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})

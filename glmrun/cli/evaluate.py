@@ -151,10 +151,10 @@ def _read_answers(kept: Path, about: dict[str, Any]) -> "list[Answered]":
     try:
         if not whole and not _line(about).startswith(data.decode()):
             raise ValueError
-        first, *others = [json.loads(line) for line in whole.decode().splitlines()] or [about]
+        first, *others = [json.loads(line) for line in whole.decode().split("\n")[:-1]] or [about]
         found = [Answered(**line) for line in others]
         differing = [key for key in about if first[key] != about[key]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{kept} is there and holds no answers of glmrun eval; name another output with -o") from None
     if differing:
         raise UserError(f"{kept} holds another run's answers (other {', '.join(differing)}); remove it or name another output: -o")

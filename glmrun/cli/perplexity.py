@@ -23,7 +23,10 @@ def perplexity(
     model: Annotated[str | None, loading.MODEL] = None,
     named: loading.Named = None,
     file: Annotated[
-        str | None, typer.Option("-f", "--file", metavar="TEXT", help="A text file in UTF-8. Left out: nano's held-out dialogues.")
+        str | None,
+        typer.Option(
+            "-f", "--file", metavar="TEXT", help="A text file in UTF-8, - for standard input. Left out: nano's held-out dialogues."
+        ),
     ] = None,
     window: Annotated[
         int | None,
@@ -101,7 +104,7 @@ def _text(file: str | None, special: bool) -> tuple[str, bool]:
         from glmrun.store.nano import CHECKPOINT
 
         return (CHECKPOINT / "heldout.txt").read_text(encoding="utf-8"), True
-    return decode_text(Path(file).read_bytes(), file), special
+    return options.read_stdin() if file == "-" else decode_text(Path(file).read_bytes(), file), special
 
 
 def _watched(

@@ -46,13 +46,14 @@ def model_and_question(
 def with_texts(question: str | None, files: list[str]) -> str:
     """The question, the files under their names, and the text on standard input, when that is not a keyboard.
 
-    A single file without a question is the question; a folder or a pattern means all its files.
+    A single file without a question is the question; a folder or a pattern means all its files, - standard input.
     """
     from glmrun.repl.attachments import found_by, read_text, with_files
 
     text = options.text_argument(question or "", "the prompt")
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else options.read_stdin().rstrip("\r\n")
-    contents = {path: read_text(path) for name in files for path in found_by(name)}
+    silent = sys.stdin is None or (sys.stdin.isatty() and "-" not in files)
+    piped = "" if silent else options.read_stdin().rstrip("\r\n")
+    contents = {path: read_text(path) for name in files if name != "-" for path in found_by(name)}
     if not text and len(contents) == 1:
         text = next(iter(contents.values())).rstrip("\n")
     elif contents:

@@ -23,7 +23,7 @@ def read_rows(path: str) -> list[Row]:
     text = decode_text(Path(path).read_bytes(), path)
     try:
         rows = (
-            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
         for row in rows:
             samples = row["samples_ts"]

@@ -128,8 +128,12 @@ def is_right(question: Question, text: str, tool_calls: Sequence[dict[str, Any]]
 
 
 def _call(call: dict[str, Any]) -> tuple[str, Any]:
-    """(name, arguments) of OpenAI's shape, where arguments travel as JSON text."""
-    return call["function"]["name"], json.loads(call["function"]["arguments"])
+    """(name, arguments) of OpenAI's shape, where arguments travel as JSON text; a server may send what is none."""
+    text = call["function"]["arguments"]
+    try:
+        return call["function"]["name"], json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return call["function"]["name"], text
 
 
 def ask(answer: "Answerer", question: Question, seed: int, max_tokens: int | None = None, **sampling: Any) -> Answered:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from glob import glob, iglob
 from pathlib import Path
 
+from glmrun.repl.quotes import in_shell
 from glmrun.terminal.console import note
 from quant.errors import UserError
 from quant.text import decode_text
@@ -37,6 +38,12 @@ def found_by(name: str) -> list[Path]:
     if len(found) > MAX_FILES:
         raise UserError(f"{name} means {len(found):,} files; at most {MAX_FILES} go with a message", "usage")
     return found
+
+
+def names(text: str) -> list[str]:
+    """The names of one or several files behind a command: all of it if such a file is there, else as a shell would read it."""
+    whole = Path(text).expanduser()
+    return [text] if text and (_is_there(whole) or _matches(whole)) else in_shell(text)
 
 
 def _matches(path: Path) -> bool:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import get_args
 
 from glmrun.repl import saving, values
-from glmrun.repl.attachments import found_by, read_text
+from glmrun.repl.attachments import found_by, names, read_text
 from glmrun.repl.compact import compact
 from glmrun.repl.conversation import SETTINGS, Conversation
 from glmrun.repl.flags import in_words
@@ -148,10 +148,10 @@ def _read(conversation: Conversation, rest: str) -> None:
         say(f"{counted(len(attached), 'file')} taken back")
         attached.clear()
         return
-    for path in found_by(rest) if rest else ():
+    found = dict.fromkeys(path for name in names(rest) for path in found_by(name))
+    for path in found:
         read_text(path)
-        if path not in attached:
-            attached.append(path)
+    attached += [path for path in found if path not in attached]
     if not attached:
         say("no file waits; /read FILE puts one into the next message, a folder or *.py several")
         return
@@ -246,8 +246,8 @@ COMMANDS = {
     ),
     "rename": Command(saving.rename, "/rename [TITLE]", "give the conversation a title; without one the model finds it"),
     "load": Command(saving.load, "/load ID|FILE", "go on with a saved conversation", "session"),
-    "save": Command(saving.save, "/save FILE", "write a copy of the conversation that /load reads", "file"),
-    "export": Command(saving.export_to, "/export FILE", "write it as Markdown (.md) or JSON (.json)", "file"),
+    "save": Command(saving.save, "/save FILE [--force]", "write a copy that /load reads; --force replaces a file", "file"),
+    "export": Command(saving.export_to, "/export FILE [--force]", "write it as Markdown (.md) or JSON (.json)", "file"),
     "copy": Command(saving.copy, "/copy [code]", "the last answer, or its last code block, to the clipboard", ("code",)),
     "model": Command(_model, "/model [NAME]", "show or change the model", "model"),
     "prompt": Command(

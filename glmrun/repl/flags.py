@@ -5,6 +5,7 @@ from quant.errors import UserError
 _FLAGS = {
     "n_ctx": "-c",
     "force": "--force",
+    "replace": "or add --force to replace it",
     "requantize": "--allow-requantize",
     "reference": "--kl-divergence-base without --kl-divergence",
     "plot": "--plot",

@@ -1,4 +1,6 @@
-"""Messages of several lines between triple quotes."""
+"""Messages of several lines between triple quotes, and names of files as a shell would read them."""
+
+import shlex
 
 _QUOTES = '"""'
 
@@ -13,3 +15,17 @@ def without_quotes(text: str) -> str:
     """The text between triple quotes; any other text as it is."""
     text = text.strip()
     return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n") if text.startswith(_QUOTES) else text
+
+
+def one_name(text: str) -> str:
+    """A file's name, without the quotes and backslashes that a terminal adds to a file dragged into it."""
+    words = in_shell(text)
+    return words[0] if len(words) == 1 else text
+
+
+def in_shell(text: str) -> list[str]:
+    """The words that a shell would read in a text; the text itself where a quote is open."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return [text]

@@ -1,12 +1,14 @@
 """The slash commands that write conversations down and fetch them back: save, load, sessions, export, copy."""
 
 import base64
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
 
 from glmrun.repl import export, sessions
 from glmrun.repl.conversation import Conversation
+from glmrun.repl.quotes import one_name
 from glmrun.terminal.answer import counted
 from glmrun.terminal.console import note, say
 from glmrun.terminal.sanitize import one_line, visible
@@ -22,15 +24,21 @@ def save(conversation: Conversation, rest: str) -> None:
         session = conversation.kept.session
         where = f"the conversation itself is kept as {session.id}" if session else "nothing is saved yet"
         raise UserError(f"/save FILE writes a copy that /load reads; {where}")
-    path = Path(rest).expanduser()
-    sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages)
+    path, replace = _file(rest)
+    sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages, replace)
     say(f"{path}: {counted(len(conversation.messages), 'message')}; /load {path} reads it")
+
+
+def _file(rest: str) -> tuple[Path, bool]:
+    """(a file, whether it may take another one's place) of what follows a command."""
+    name = re.sub(r"^--force\s+|\s+--force$", "", rest)
+    return Path(one_name(name)).expanduser(), name != rest
 
 
 def load(conversation: Conversation, rest: str) -> None:
     if not rest:
         raise UserError("/load takes the ID of a session (/sessions lists them) or a file that /save wrote")
-    conversation.resume(sessions.find(rest))
+    conversation.resume(sessions.find(one_name(rest)))
     show_resumed(conversation)
 
 
@@ -73,17 +81,18 @@ def rename(conversation: Conversation, rest: str) -> None:
 
 
 def export_to(conversation: Conversation, rest: str) -> None:
-    path = Path(rest).expanduser()
-    if path.suffix not in (".md", ".json"):
+    path, replace = _file(rest)
+    kind = path.suffix.casefold()
+    if kind not in (".md", ".json"):
         raise UserError("/export takes the name of a file that ends in .md or .json")
     c = conversation
     title = brief(next((m.get("typed", m["content"]) for m in c.messages if m["role"] == "user"), ""))
     text = (
         export.as_json(c.model_name, c.system, c.messages)
-        if path.suffix == ".json"
+        if kind == ".json"
         else export.as_markdown(title, c.model_name, c.system, c.messages)
     )
-    sessions.write_new(path, text.encode("utf-8", "replace"))
+    sessions.write_new(path, text.encode("utf-8", "replace"), replace)
     say(f"{path}: {counted(len(c.messages), 'message')}")
 
 

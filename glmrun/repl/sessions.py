@@ -9,9 +9,11 @@ first `keep` messages stay).
 
 import codecs
 import contextlib
+import errno
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -213,25 +215,26 @@ def remove(path: Path) -> None:
         session.close()
 
 
-def write_copy(path: Path, model: str, system: str | None, messages: list[dict[str, Any]]) -> None:
-    """Write a conversation as a journal under a name of the user's choice; nothing half-written appears there."""
+def write_copy(path: Path, model: str, system: str | None, messages: list[dict[str, Any]], replace: bool = False) -> None:
+    """Write a conversation as a journal under a name of the user's choice, as write_new() does."""
     records: list[dict[str, Any]] = [
         {"type": "session", "version": 1, "created": datetime.now().astimezone().isoformat(timespec="seconds"), "model": model}
     ]
     if system is not None:
         records.append({"type": "system", "text": system})
     records += [{"type": "message", "message": message} for message in messages]
-    write_new(path, b"".join(map(_line, records)))
+    write_new(path, b"".join(map(_line, records)), replace)
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """A file that did not exist, whole or not at all. Raises UserError if it does exist, OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_new(path: Path, data: bytes, replace: bool = False) -> None:
+    """A file, whole or not at all, in the place of another one only with `replace`. Raises UserError if there is one, OSError."""
+    part = path.with_name(f".{os.getpid()}.part")
+    mode = stat.S_IMODE(path.stat().st_mode) if replace and path.exists() else 0o666
     try:
-        _write_part(part, data)
-        os.link(part, path)  # unlike a rename, it takes no other file's place
+        _write_part(part, data, mode)
+        (os.replace if replace else _link)(part, path)
     except FileExistsError:
-        raise UserError(f"{path} exists; choose another name", "refused") from None
+        raise UserError(f"{path} exists; choose another name", "refused", "replace") from None
     except OSError as why:
         raise OSError(why.errno, why.strerror, str(path)) from None  # the name that the user wrote
     finally:
@@ -240,8 +243,19 @@ def write_new(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _write_part(part: Path, data: bytes) -> None:
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _link(part: Path, path: Path) -> None:
+    """Give a file its name; unlike a rename that takes no other file's place."""
+    try:
+        os.link(part, path)
+    except OSError as why:
+        if why.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))  # a disk without hard links
+        os.replace(part, path)
+
+
+def _write_part(part: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         _write_all(descriptor, data)
         os.fsync(descriptor)

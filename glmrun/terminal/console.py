@@ -63,8 +63,10 @@ def error_console() -> "Console":
     """A Rich console on standard error; it sends escape codes only to a terminal that wants them (NO_COLOR, TERM=dumb)."""
     from rich.console import Console
 
-    own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # perhaps another window's
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=_quiet, _environ=own)
+    # FORCE_COLOR and the like mean colours: no bar moves in a file.
+    return Console(
+        stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, markup=False, emoji=False, quiet=_quiet
+    )  # fmt: skip
 
 
 def shows_codes(stream: TextIO) -> bool:
