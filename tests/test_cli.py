@@ -88,7 +88,7 @@ def test_without_a_command_the_help_is_printed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["frobnicate"], 2, "No such command"),
+        (["frobnicate"], 2, "there is no command 'frobnicate'"),
         (["run", "--frob"], 2, "No such option"),
         (["run", "nosuch.gguf", "hi"], 3, "nosuch.gguf: no such file"),
         (["run", ".", "hi"], 3, "is a folder"),

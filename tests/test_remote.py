@@ -159,6 +159,16 @@ def test_the_model_and_the_address(server: Server) -> None:
             RemoteModel(url)
 
 
+def test_a_password_in_the_address_is_used_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMRUN_API_KEY", "")
+    with openai_server() as server:
+        server.key, server.scheme = "dXNlcjpwYXNz", "Basic"  # user:pass
+        with pytest.raises(UserError, match="a key is wanted"):
+            RemoteModel(server.url)
+        model = RemoteModel(server.url.replace("//", "//user:pass@"))
+        assert model.url == server.url and "pass" not in model.path and said(model, "hello")[0].startswith("Hello")
+
+
 def test_a_key_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with openai_server(key="secret") as server:
         monkeypatch.delenv("GLMRUN_API_KEY", raising=False)

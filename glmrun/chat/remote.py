@@ -41,7 +41,7 @@ class RemoteModel:
     """
 
     def __init__(self, url: str, name: str | None = None) -> None:
-        self.url = _checked_url(url)
+        self.url, self._password = _checked_url(url)
         self._key = os.environ.get(KEY, "")
         if not self._key.isascii() or not self._key.isprintable():
             raise UserError(f"{KEY} holds characters that no key has", "usage")
@@ -248,6 +248,7 @@ class RemoteModel:
         host = httpx2.URL(self.url).host
         return httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            auth=self._password,
             timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             trust_env=host not in _LOOPBACK,  # no proxy leads to this machine
         )
@@ -327,7 +328,8 @@ class _Connection:
                 self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
-def _checked_url(url: str) -> str:
+def _checked_url(url: str) -> "tuple[str, tuple[str, str] | None]":
+    """(the address, which people are shown; the user and password that stood in it, which nobody is)."""
     import httpx2
 
     try:
@@ -338,7 +340,8 @@ def _checked_url(url: str) -> str:
     if not usable or parsed.query or parsed.fragment:
         raise UserError(f"{url!r} is no address of a server; write it like http://host:8000/v1", "usage")
     path = parsed.path.rstrip("/").removesuffix("/chat/completions")
-    return str(parsed.copy_with(path=path or "/v1")).rstrip("/")
+    shown = str(parsed.copy_with(path=path or "/v1", userinfo=b"")).rstrip("/")
+    return shown, (parsed.username, parsed.password) if parsed.userinfo else None
 
 
 def _chosen(name: str | None, listed: list[str], url: str) -> str:

@@ -6,6 +6,7 @@ Nothing heavy is imported here or at the top of a command's page, so `glmrun --h
 import errno
 import os
 import re
+import shlex
 import sys
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -54,6 +55,13 @@ _EXIT_CODES = {"usage": 2, "missing": 3}  # of a UserError's kind; 1 of another
 _ONE_TOO_MANY = {  # what a command takes, for who writes an argument more
     "chat": 'chat takes a MODEL; glmrun run MODEL "question" asks one question',
     "eval": "eval takes a MODEL and a file of questions",
+}
+_SAID = {  # by the library that reads numbers and choices
+    "Value error, ": "",
+    r"Input should be a valid number\b.*": "a number is expected",
+    r"Input should be a valid integer\b.*": "a whole number is expected",
+    "Input should be greater than or equal to ": "expected at least ",
+    "Input should be less than or equal to ": "expected at most ",
 }
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of Typer keeps it
 
@@ -198,7 +206,7 @@ def _run(arguments: list[str] | None) -> int:
         if not place and _output_fails():
             place = "the output can't be written: "
         show_error(f"{place}{why.strerror}")
-        return 3 if why.errno == errno.ENOENT else 1
+        return 3 if why.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR) else 1
     except _USAGE_ERROR as why:
         show_error(_usage_text(why, sys.argv[1:] if arguments is None else arguments))
         return 2
@@ -227,11 +235,15 @@ def _usage_text(why: Any, arguments: list[str]) -> str:
     parameter, source = getattr(why, "param", None), None
     if parameter is not None and why.ctx is not None:
         source = why.ctx.get_parameter_source(parameter.name)
-    text = re.sub(r"Input should be a valid (number|integer), [\w ]+", r"a \1 is expected", why.format_message())
+    text = why.format_message()
+    for said, ours in _SAID.items():
+        text = re.sub(said, ours, text)
     if parameter is not None and source is not None and source.name in ("ENVIRONMENT", "DEFAULT_MAP"):
         place = parameter.envvar if source.name == "ENVIRONMENT" else f"{settings.config_path()}: {parameter.name}"
         text = f"{place}: {re.sub(r'^Invalid value[^:]*: ', '', text)}"
     option, options = getattr(why, "option_name", ""), getattr(why, "possibilities", None) or ()
+    if why.ctx is not None and why.ctx.parent is None:
+        return _first_word(text, option, arguments)
     if near := get_close_matches(option, options):
         text = f"there is no option {option}; do you mean {near[0]}?"
     if (name := why.ctx.info_name if why.ctx else None) in _ONE_TOO_MANY and "unexpected extra argument" in text:
@@ -239,6 +251,20 @@ def _usage_text(why: Any, arguments: list[str]) -> str:
     commands = [word for word in arguments[:1] if any(word == command.name for command in app.registered_commands)]
     path = why.ctx.command_path if why.ctx else " ".join(["glmrun", *commands])
     return f"{text} ({path} --help tells more)"
+
+
+def _first_word(text: str, option: str, arguments: list[str]) -> str:
+    """What is wrong with a command line that names no command: an option in front, a question, a model, another word."""
+    word = next((word for word in arguments if not word.startswith("-")), "")
+    near = re.search(r"Did you mean '(\w+)'", text)
+    what, meant = f"there is no command {word!r}", near[1] if near else "--help"
+    if option:
+        what, meant = f"{option} stands behind a command", "run --help"
+    elif " " in word:
+        meant = f"run {shlex.quote(word)}"
+    elif word == "nano" or word.endswith(".gguf"):
+        meant = f"chat {shlex.quote(word)}"
+    return f"{what}; do you mean glmrun {meant}?"
 
 
 def _discard_output() -> None:

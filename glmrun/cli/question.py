@@ -58,7 +58,7 @@ def with_texts(question: str | None, files: list[str]) -> str:
         text = next(iter(contents.values())).rstrip("\n")
     elif contents:
         text = with_files(text, contents)
-    parts = [part for part in (text, piped) if part]
+    parts = [part for part in (text, piped) if part.strip()]
     if not parts:
         raise UserError('nothing to ask; write glmrun run [MODEL] "question", or pipe text into it', "usage")
     return "\n\n".join(parts)

@@ -220,7 +220,7 @@ def _schema(answer_format: str, text: str | None) -> dict[str, Any] | None:
     if text is None:
         return {"type": "object"} if answer_format == "json" else None
     where = "--json-schema"
-    if not text.lstrip().startswith("{"):
+    if text.strip() and not text.lstrip().startswith("{"):
         from glmrun.repl.attachments import read_text
 
         where, text = text, read_text(Path(text))

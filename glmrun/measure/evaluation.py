@@ -78,6 +78,8 @@ def read_suite(path: Path) -> list[Question]:
             question = _question(json.loads(line), number)
             if question.id in questions:
                 raise ValueError(f"another question has the id {question.id!r}, too")
+        except json.JSONDecodeError as why:
+            raise UserError(f"{path}, line {number}: not valid JSON: {why.msg}, character {why.colno}") from None
         except (ValueError, RecursionError) as why:
             raise UserError(f"{path}, line {number}: {why}") from None
         questions[question.id] = question

@@ -67,6 +67,7 @@ class Server:
 
     url: str = ""
     key: str = ""
+    scheme: str = "Bearer"
     requests: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     asked: threading.Event = field(default_factory=threading.Event)
@@ -101,7 +102,7 @@ def openai_server(key: str = "") -> Iterator[Server]:
             self.wfile.write(data)
 
         def _refused(self) -> bool:
-            if state.key and self.headers.get("Authorization") != f"Bearer {state.key}":
+            if state.key and self.headers.get("Authorization") != f"{state.scheme} {state.key}":
                 self._send(401, {"error": {"message": "Invalid API key", "type": "authentication_error"}})
                 return True
             return False
