@@ -1,6 +1,7 @@
 """What clients ask about the model: its names and sizes, its tokens, what it is doing."""
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from glmrun import __version__
@@ -15,7 +16,8 @@ from glmrun.server.service import Service
 
 def models(service: Service, _: dict[str, Any]) -> dict[str, Any]:
     """/v1/models: one, with its context under the names of all clients."""
-    return {"object": "list", "data": [one_model(service, {})]}
+    model = one_model(service, {})
+    return {"object": "list", "data": [model], "has_more": False, "first_id": model["id"], "last_id": model["id"]}
 
 
 def one_model(service: Service, _: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def one_model(service: Service, _: dict[str, Any]) -> dict[str, Any]:
     model = service.opened()
     return {
         "id": service.name, "object": "model", "created": int(service.came), "owned_by": "glmrun",
+        "type": "model", "display_name": service.name, "created_at": datetime.fromtimestamp(int(service.came), UTC).isoformat(),
         "context_length": model.n_ctx, "max_model_len": model.n_ctx, "context_window": model.n_ctx,
         "capabilities": {"tools": True, "reasoning": True, "vision": False},
         "meta": {"n_ctx": model.n_ctx, "n_ctx_train": model.n_ctx_train, "n_vocab": model.tokenizer.n_vocab},

@@ -19,6 +19,7 @@ from quant.errors import UserError
 _BILLING = "x-anthropic-billing-header:"
 _SIGNATURE = "Z2xtcnVu"  # clients drop a thinking block without one; nobody reads it
 _NO_THINKING = ("redacted_thinking",)
+_SERVERS_OWN = ("server_tool_use", "mcp_tool_use")  # calls in a history that was begun elsewhere, and their ..._tool_result
 _MEDIA = ("image", "document", "audio", "video", "file", "container_upload")
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "cancelled": "max_tokens"}
 _BY_STATUS = {
@@ -103,7 +104,7 @@ class Body(BaseModel):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
-    max_tokens: int | None = None
+    max_tokens: int | None = Field(default=None, ge=0)
     stop_sequences: list[Stop] | None = Field(default=None, max_length=MAX_STOPS)
     stream: bool | None = None
     temperature: float | None = Field(default=None, ge=0)
@@ -214,7 +215,8 @@ def _assistant(blocks: list[Block], i: int, where: str) -> dict[str, Any]:
         for block in blocks
         if block.type == "tool_use"
     ]
-    texts = [block for block in blocks if block.type not in ("tool_use", "thinking", *_NO_THINKING)]
+    silent = ("tool_use", "thinking", *_NO_THINKING, *_SERVERS_OWN)
+    texts = [block for block in blocks if block.type not in silent and not block.type.endswith("_tool_result")]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": _text(texts, i, where),
@@ -254,6 +256,8 @@ def _text_of(block: Block, message: int, where: str) -> str:
     source = block.source if isinstance(block.source, dict) else {}
     if block.type == "document" and source.get("type") == "text" and isinstance(source.get("data"), str):
         return source["data"]
+    if block.type == "document" and source.get("type") == "content":
+        return _text(held_to(Message, {"role": "user", "content": source.get("content")}).content, message, where)
     if block.type in _MEDIA:
         refuse_media(block.type, message, where)
     raise BadRequest(f"message {message} has a block of the type {block.type[:80]!r}, which is not known here", where)

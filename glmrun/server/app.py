@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.request import TooLong
 from glmrun.server import about, anthropic, ollama, ollama_models, responses
-from glmrun.server.body import TooLarge, read_json
+from glmrun.server.body import Compressed, TooLarge, read_json
 from glmrun.server.completions import Completions
 from glmrun.server.desk import Busy
 from glmrun.server.guard import Guard
@@ -31,6 +31,8 @@ from glmrun.server.refusal import refusal
 from glmrun.server.reply import Record, Reply
 from glmrun.server.service import Options, Service
 from quant.errors import UserError
+
+_BODY_STATUS: dict[type[UserError], int] = {TooLarge: 413, Compressed: 415}
 
 
 def interfaces(options: Options) -> dict[str, Interface]:
@@ -142,7 +144,7 @@ def on_the_wire(error: UserError) -> tuple[UserError, int, dict[str, str] | None
         error = ContextOverflow(error.n_tokens, error.n_ctx)
     if isinstance(error, Busy):
         return error, 503 if error.retry_seconds < 5 else 429, {"Retry-After": str(error.retry_seconds)}
-    return error, 413 if isinstance(error, TooLarge) else status_of(error), None
+    return error, _BODY_STATUS.get(type(error)) or status_of(error), None
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 from typing import Any
 
@@ -20,8 +21,14 @@ class TooLarge(BadRequest):
     """A body of more bytes than anybody may send."""
 
 
+class Compressed(BadRequest):
+    """A body that is not sent as it is."""
+
+
 async def read_json(request: Request) -> dict[str, Any]:
-    """The body of a request. Raises BadRequest, TooLarge before more than the limit is kept."""
+    """The body of a request. Raises BadRequest, Compressed, TooLarge before more than the limit is kept."""
+    if (coding := request.headers.get("content-encoding", "").lower()) not in ("", "identity"):
+        raise Compressed(f"the body is compressed ({coding[:40]!r}); send it as it is, without Content-Encoding")
     if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > MAX_BYTES:
         raise TooLarge(f"the body has {int(length):,} bytes; at most {MAX_BYTES:,} are taken")
     pieces, n_bytes = [], 0
@@ -42,7 +49,7 @@ def parsed(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise BadRequest("the body is empty; a JSON object is expected")
     try:
-        value = json.loads(raw.decode(), parse_constant=_no_number)
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
         if _HALF_PAIR.search(raw):
             text = json.dumps(value, ensure_ascii=False)
             value = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
@@ -51,15 +58,24 @@ def parsed(raw: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadRequest(f"the body is nested more than {MAX_DEPTH} deep") from None
     except ValueError as why:
-        raise BadRequest(f"the body is not valid JSON: {str(why).splitlines()[0]}") from None
+        what = str(why).splitlines()[0].partition(";")[0]  # behind it Python's advice to programmers
+        raise BadRequest(f"the body is not valid JSON: {what}") from None
     if not isinstance(value, dict):
-        raise BadRequest(f"the body is a JSON {type(value).__name__}; an object is expected")
+        kind = "text (encoded twice?)" if isinstance(value, str) else type(value).__name__
+        raise BadRequest(f"the body is a JSON {kind}; an object is expected")
     _check_size(value)
     return value
 
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    """A number as Python reads it, but for those that it makes infinite: no JSON could say them again."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:40]} is larger than a number can be")
+    return number
 
 
 def _check_size(value: Any) -> None:

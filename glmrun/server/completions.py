@@ -29,6 +29,8 @@ class CompletionBody(SamplingBody):
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: bool | None = None
     logprobs: int | bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Completions:
     def asked(self, body: dict[str, Any], model: str) -> AskedToContinue:
         """As Interface.asked()."""
         form = held_to(CompletionBody, body)
+        if form.suffix:
+            raise BadRequest("suffix: this model writes behind a text, not into it; leave it out", "suffix")
+        if form.best_of is not None and form.best_of > (form.n or 1):
+            raise BadRequest("best_of: no answers are made to be left out; ask for n", "best_of")
         n_top = int(form.logprobs) if form.logprobs is not None and form.logprobs is not False else None
         if n_top is not None and not 0 <= n_top <= MAX_LOGPROBS:
             raise BadRequest(f"logprobs: a number from 0 to {MAX_LOGPROBS} is expected, found {n_top}", "logprobs")

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from glmrun.server.refusal import refusal
 from quant.errors import UserError
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_V1_TOO_MUCH = re.compile(r"^(/v1)+(?=/(v1|api)/)")
+_V1_MISSING = re.compile(r"^(?=/(chat|completions|messages|models|responses)(/|$))")
 _OPEN = ("/health", "/v1/health", "/")  # the page asks for the key itself
 
 
@@ -37,7 +40,7 @@ class Access:
 
     def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         """Status and reason why a request is not heard, or None."""
-        host = hostname(headers.get("host", ""))
+        host = hostname(headers.get("host", "localhost"))  # HTTP/1.0 may leave it out; browsers, of which we are afraid, do not
         if self.hosts is not None and not (is_local(host) or host in self.hosts):
             return 403, f"the Host header names {host[:80]!r}; this server listens to this machine only"
         origin = headers.get("origin")
@@ -69,8 +72,14 @@ def hostname(host: str) -> str:
         return ""
 
 
+def meant(path: str) -> str:
+    """A path without what base URLs have too much or too little: slashes, /v1."""
+    path = re.sub("/{2,}", "/", path).rstrip("/") or "/"
+    return _V1_MISSING.sub("/v1", _V1_TOO_MUCH.sub("", path))
+
+
 class Guard:
-    """Lets through what Access allows; a base URL that already ends in /v1 is forgiven."""
+    """Lets through what Access allows."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -80,8 +89,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"].startswith("/v1/v1/"):
-            scope = {**scope, "path": scope["path"][3:]}
+        scope = {**scope, "path": meant(scope["path"])}
         refused = self._access.refusal(scope["path"], Headers(scope=scope))
         if refused is None:
             await self._app(scope, receive, send)

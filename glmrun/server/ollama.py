@@ -13,6 +13,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import MAX_STOPS, Stop, arguments, effort, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
+from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import status_of
 from quant.errors import UserError
 
@@ -57,7 +58,7 @@ class Options(BaseModel):
     """Sampling under Ollama's names. The size of the context is the server's: num_ctx is left out like everything else."""
 
     temperature: float | None = Field(default=None, ge=0)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = None
     top_p: float | None = Field(default=None, ge=0, le=1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
@@ -75,6 +76,8 @@ class Body(BaseModel):
     stream: bool | None = None
     think: bool | str | None = None
     format: str | dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     options: Options | None = None
 
 
@@ -148,15 +151,18 @@ def _asked(said: Body, messages: list[dict[str, Any]], tools: list[dict[str, Any
         json_schema=None if tools else schema,
         stop=[text for text in options.stop if text],
         sampling=_sampling(options),
+        logprobs=(said.top_logprobs or 0) if said.logprobs or said.top_logprobs else None,
     )
     return Asked([request] if messages else [], said.stream is not False, writer)
 
 
 def _sampling(options: Options) -> dict[str, Any]:
-    """ChatRequest.sampling of what was given; negative numbers mean a new seed each time, and the whole context."""
+    """ChatRequest.sampling of what was given; negative numbers mean a new seed each time, all tokens, and the whole context."""
     given = options.model_dump(exclude={"num_predict", "stop"}, exclude_none=True)
     if given.get("seed", 0) < 0:
         del given["seed"]
+    if given.get("top_k", 0) < 0:
+        given["top_k"] = 0
     if given.get("repeat_last_n", 0) < 0:
         given["repeat_last_n"] = 1 << 31
     return given
@@ -201,7 +207,7 @@ class LineWriter:
 
     def push(self, answer: int, chunk: Chunk) -> Iterable[bytes]:
         said = self._said(chunk)
-        return [self._line(said)] if chunk.text or chunk.reasoning or chunk.tool_calls else []
+        return [self._line(said)] if chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs else []
 
     def waiting(self) -> Iterable[bytes]:
         return [self._line({})]
@@ -215,16 +221,20 @@ class LineWriter:
     def whole(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
         text = reasoning = ""
         calls: list[dict[str, Any]] = []
+        likely: list[dict[str, Any]] = []
         for chunk in (chunk for chunks in answers for chunk in chunks):
             said = self._said(chunk)
-            text, reasoning, calls = text + chunk.text, reasoning + chunk.reasoning, calls + said.get("tool_calls", [])
-        return self._object({"content": text, "thinking": reasoning, "tool_calls": calls}) | self._last()
+            text, reasoning, calls = text + chunk.text, reasoning + chunk.reasoning, calls + said["tool_calls"]
+            likely += said["logprobs"]
+        said = {"content": text, "thinking": reasoning, "tool_calls": calls, "logprobs": likely}
+        return self._object(said) | self._last()
 
     def _said(self, chunk: Chunk) -> dict[str, Any]:
         self.stats = chunk.stats
         self.done_reason = _DONE_REASONS.get(chunk.finish_reason or "", self.done_reason)
         calls = [self._call(call) for call in chunk.tool_calls or ()]
-        return {"content": chunk.text, "thinking": chunk.reasoning, "tool_calls": calls}
+        likely = logprobs_of(chunk.logprobs or ())
+        return {"content": chunk.text, "thinking": chunk.reasoning, "tool_calls": calls, "logprobs": likely}
 
     def _call(self, call: dict[str, Any]) -> dict[str, Any]:
         self.n_calls += 1
@@ -238,7 +248,8 @@ class LineWriter:
         content = said.get("content", "")
         more = {key: said[key] for key in ("thinking", "tool_calls") if said.get(key)}
         answer = {"message": {"role": "assistant", "content": content} | more} if self.is_chat else {"response": content} | more
-        return {"model": self.model, "created_at": timestamp(time.time()), **answer, "done": False}
+        likely = {"logprobs": said["logprobs"]} if said.get("logprobs") else {}
+        return {"model": self.model, "created_at": timestamp(time.time()), **answer, **likely, "done": False}
 
     def _last(self) -> dict[str, Any]:
         """What the last line adds: counts, and durations in nanoseconds."""

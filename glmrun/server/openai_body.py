@@ -101,7 +101,8 @@ class ChatBody(SamplingBody):
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=-1)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["auto", "none", "required", "any"] | dict[str, Any] | None = None
+    functions: Any = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
@@ -120,6 +121,6 @@ class ChatBody(SamplingBody):
 
 
 def _token(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise BadRequest(f"logit_bias: {text[:40]!r} is no token's id", "logit_bias")
     return int(text)

@@ -13,7 +13,7 @@ from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking
 from glmrun.server.openai_error import openai_error, status_of
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 _MEDIA = (
     *("image", "image_url", "input_image", "audio", "audio_url", "input_audio"),
@@ -35,7 +35,9 @@ class OpenAIChat:
         """As Interface.asked()."""
         form = held_to(ChatBody, body)
         messages = [_message(message, i) for i, message in enumerate(form.messages)]
-        tools = _functions(form.tools or [])
+        if form.functions:
+            raise BadRequest("functions: this older form is not read here; send tools and tool_choice", "functions")
+        choice, tools = _offered(form.tool_choice, _functions(form.tools or []))
         thinking, budget = _thinking(form)
         schema = _schema(form.response_format)
         if schema is not None and tools:
@@ -44,7 +46,7 @@ class OpenAIChat:
             ChatRequest(
                 messages, tools or None, thinking, _clears(form, bool(tools)), budget,
                 form.limit("max_completion_tokens", "max_tokens"), schema, form.stops(), form.sampling(i),
-                tool_choice=_tool_choice(form.tool_choice, tools), parallel_tool_calls=form.parallel_tool_calls is not False,
+                tool_choice=_tool_choice(choice, tools), parallel_tool_calls=form.parallel_tool_calls is not False,
                 logprobs=(form.top_logprobs or 0) if form.logprobs or form.top_logprobs else None,
             )
             for i in range(form.n or 1)
@@ -64,12 +66,53 @@ def _message(message: dict[str, Any], i: int) -> dict[str, Any]:
         if isinstance(part, dict) and isinstance(kind := part.get("type"), str) and kind in _MEDIA:
             refuse_media(kind, i, f"messages.{i}.content.{j}")
     message = {key: value for key, value in message.items() if key != "token_ids" or message.get("role") == "assistant"}
+    if isinstance(content, list):
+        message |= _parts(content, message)
     calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        calls = [_as_function(call) for call in calls]
     if isinstance(calls, list) and all(isinstance(call, dict) and isinstance(call.get("function"), dict) for call in calls):
         message["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": arguments(call["function"].get("arguments"))}} for call in calls
         ]
     return message
+
+
+def _parts(content: list[Any], message: dict[str, Any]) -> dict[str, Any]:
+    """A message's `content` in parts that chat formats know, and `reasoning_content` where parts of it are an earlier thinking."""
+    texts, thought = [], ""
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning") and message.get("role") == "assistant":
+            thought += next((said for name in (kind, "text") if isinstance(said := part.get(name), str)), "")
+        elif kind in ("input_text", "output_text"):
+            texts.append({**part, "type": "text"})
+        else:
+            texts.append({"type": "text", "text": part.get("refusal")} if kind == "refusal" else part)
+    given = next((name for name in ("reasoning_content", "reasoning") if message.get(name)), None)
+    return {"content": texts} | ({"reasoning_content": thought} if thought and not given else {})
+
+
+def _as_function(call: Any) -> Any:
+    """A call of a custom tool, which takes a text, as the call of a function."""
+    custom = call.get("custom") if isinstance(call, dict) else None
+    if not isinstance(custom, dict):
+        return call
+    return {**call, "function": {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}}
+
+
+def _offered(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
+    """(tool_choice, the tools that may be called): words may stand in an object, and some tools only may be allowed."""
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind == "allowed_tools" and isinstance(choice, dict):
+        given = choice.get("allowed_tools", choice)
+        if not isinstance(given, dict) or not isinstance(given.get("tools"), list):
+            raise BadRequest("tool_choice.allowed_tools: expected {'mode': ..., 'tools': [...]}", "tool_choice.allowed_tools")
+        allowed = [tool["function"]["name"] for tool in _functions([tool for tool in given["tools"] if isinstance(tool, dict)])]
+        return given.get("mode", "auto"), [tool for tool in tools if tool["function"]["name"] in allowed]
+    if kind in ("auto", "none", "required", "any"):
+        return {"any": "required"}.get(kind, kind), tools
+    return choice, tools
 
 
 def _functions(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,14 +129,16 @@ def _functions(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _tool_choice(choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]) -> str:
+def _tool_choice(choice: Any, tools: list[dict[str, Any]]) -> str:
     """ChatRequest.tool_choice. Raises BadRequest for a function that is not among the tools."""
     if choice is None or (not tools and choice in ("auto", "none")):
         return "auto"
-    if isinstance(choice, str):
-        if choice == "required" and not tools:
-            raise BadRequest("tool_choice: required needs tools", "tool_choice")
-        return choice
+    if choice == "required" and not tools:
+        raise BadRequest("tool_choice: required needs tools", "tool_choice")
+    if not isinstance(choice, dict):
+        if choice not in ("auto", "none", "required"):
+            raise BadRequest(f"tool_choice: expected auto, none or required, found {brief(choice)}", "tool_choice")
+        return str(choice)
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
     return declared(name, tools, "tool_choice")
@@ -104,6 +149,8 @@ def _schema(form: ResponseFormat | None) -> dict[str, Any] | None:
         return None
     if form.type == "json_object":
         return form.schema_ or {"type": "object"}
+    if form.json_schema is None and form.schema_ is not None:
+        return form.schema_  # as some servers have it, without a name around it
     if form.json_schema is None:
         raise BadRequest("response_format.json_schema: a schema is expected", "response_format.json_schema")
     return form.json_schema.schema_

@@ -1,8 +1,8 @@
-"""OpenAI's Responses: what Codex speaks. Nothing is kept between two requests: the whole history is in each."""
+"""OpenAI's Responses: what Codex speaks. Most clients send the whole history each time; others name what is kept (kept.py)."""
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest, ContextOverflow
+from glmrun.server.kept import Items, Kept, forget
 from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import openai_error
@@ -44,17 +45,19 @@ class Responses:
 
     media_type: str = "text/event-stream"
 
+    def __init__(self) -> None:
+        self._kept = Kept()
+
     def asked(self, body: dict[str, Any], model: str) -> Asked:
-        said = held_to(Body, body)
-        for name in ("previous_response_id", "conversation", "prompt", "background"):
+        history = self._kept.resolved(body)
+        said = held_to(Body, {**body, "input": history})
+        for name in ("conversation", "prompt", "background"):
             if getattr(said, name):
-                raise BadRequest(f"{name}: nothing is kept here between requests; send the whole history in input", name)
+                raise BadRequest(f"{name}: nothing of the kind is kept here; send the whole history in input", name)
         request = _request(said)
-        return Asked(
-            [request],
-            bool(said.stream),
-            ResponseWriter(model, _echo(said, request), bool(said.reasoning and said.reasoning.summary)),
-        )
+        summarized = bool(said.reasoning and said.reasoning.summary)
+        keep = forget if said.store is False else self._kept.keeper(history)
+        return Asked([request], bool(said.stream), ResponseWriter(model, _echo(said, request), summarized, keep))
 
     def error(self, status: int, error: UserError) -> dict[str, Any]:
         return openai_error(status, error)
@@ -166,7 +169,8 @@ def _echo(said: Body, request: ChatRequest) -> dict[str, Any]:
     named = request.tool_choice not in ("auto", "none", "required")
     return {
         "instructions": said.instructions, "max_output_tokens": said.max_output_tokens, "metadata": {}, "tools": tools,
-        "parallel_tool_calls": request.parallel_tool_calls, "previous_response_id": None, "store": False,
+        "parallel_tool_calls": request.parallel_tool_calls, "previous_response_id": said.previous_response_id,
+        "store": said.store is not False,
         "reasoning": {"effort": said.reasoning and said.reasoning.effort, "summary": said.reasoning and said.reasoning.summary},
         "temperature": said.temperature, "top_p": said.top_p, "truncation": "disabled",
         "text": {"format": {"type": said.text.format.type if said.text and said.text.format else "text"}},
@@ -180,11 +184,13 @@ class ResponseWriter:
 
     echo         what is repeated of the request
     summarized   thinking goes out as the summary that was asked for, which is where such clients look; else as its own text
+    keep         is called with the response's id and items when it is whole
     """
 
     model: str
     echo: dict[str, Any]
     summarized: bool
+    keep: Callable[[str, Items], None] = forget
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     output: list[dict[str, Any]] = field(default_factory=list)
@@ -207,7 +213,9 @@ class ResponseWriter:
 
     def end(self) -> Iterable[bytes]:
         last = {"type": f"response.{self._status}", "response": self._response(self._status)}
-        return [self._event(data) for data in [*self._close(self._status), last]]
+        events = [self._event(data) for data in [*self._close(self._status), last]]
+        self.keep(self.id, self.output)
+        return events
 
     def fail(self, error: UserError) -> Iterable[bytes]:
         response = self._response("failed") | {"error": {"code": _code(error), "message": str(error)}}
@@ -217,6 +225,7 @@ class ResponseWriter:
         for chunk in answers[0]:
             list(self._events(replace(chunk, call_piece=None)))
         list(self._close(self._status))
+        self.keep(self.id, self.output)
         return self._response(self._status)
 
     @property

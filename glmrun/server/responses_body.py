@@ -15,10 +15,8 @@ def _as_parts(content: Any) -> Any:
 
 
 def _as_items(given: Any) -> Any:
-    """A text stands for a user's message. Of items that we never make (references to what a server kept, calls that a server
-    carries out) only the type stays: whatever else they hold is not looked at."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+    """Of items that we never make (references to what is not kept, calls that a server carries out) only the type stays: whatever
+    else they hold is not looked at."""
     if not isinstance(given, list):
         return given or []
     return [{"type": item["type"]} if isinstance(item, dict) and _is_foreign(item.get("type")) else item for item in given]
@@ -91,13 +89,14 @@ class Body(BaseModel):
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: Text | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = Field(default=None, ge=0)
     stream: bool | None = None
     include: list[str] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, ge=0, le=1)
     previous_response_id: str | None = None
+    store: bool | None = None
     conversation: Any = None
     prompt: Any = None
     background: bool | None = None

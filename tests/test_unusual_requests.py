@@ -1,0 +1,181 @@
+"""Requests as programs send them that nobody thought of: paths, encodings of bodies, forms of fields."""
+
+import gzip
+import json
+import socket
+from typing import Any
+
+import pytest
+from support.served import Served
+
+from glmrun.chat.chunk import Chunk, Logprob, Stats
+from glmrun.server import ollama
+from glmrun.server.anthropic import Messages
+from glmrun.server.guard import meant
+from glmrun.server.interface import BadRequest
+from glmrun.server.openai_chat import OpenAIChat
+
+CHAT = "/v1/chat/completions"
+QUESTION = [{"role": "user", "content": "q"}]
+SHORT = {"messages": QUESTION, "max_tokens": 1, "enable_thinking": False}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/", "/"), ("//", "/"), ("/v1/models/a//b/", "/v1/models/a/b"), ("/v1//chat/completions", CHAT), (CHAT + "/", CHAT),
+        ("/v1/v1/v1/messages", "/v1/messages"), ("/v1/api/chat", "/api/chat"), ("//api/tags", "/api/tags"), ("/v1", "/v1"),
+        ("/chat/completions", CHAT), ("/responses/x", "/v1/responses/x"), ("/models", "/v1/models"), ("/messages", "/v1/messages"),
+        ("/modelsx", "/modelsx"), ("/v1/v1x", "/v1/v1x"), ("/health/", "/health"), ("/v1/metrics", "/v1/metrics"),
+    ],
+)  # fmt: skip
+def test_base_urls_with_too_much_or_too_little(path: str, expected: str) -> None:
+    assert meant(path) == expected
+
+
+def test_a_path_that_is_forgiven_is_guarded_all_the_same(server: Served) -> None:
+    assert server.post("/v1//v1/chat/completions/", SHORT).status_code == 200
+    assert server.post("//chat/completions", SHORT, Origin="http://evil.example").status_code == 403
+
+
+@pytest.mark.parametrize(("head", "status"), [("HTTP/1.0\r\n", 200), ("HTTP/1.1\r\n", 400), ("HTTP/1.0\r\nHost: evil\r\n", 403)])
+def test_the_oldest_http_has_no_host(server: Served, head: str, status: int) -> None:
+    body = json.dumps({**SHORT, "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.settimeout(30)
+        client.sendall(f"POST {CHAT} {head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    assert int(answer.split()[1]) == status
+    if status == 200:  # the end of the connection is the end of the answer
+        assert b"chunked" not in answer and answer.endswith(b"data: [DONE]\n\n")
+
+
+def test_bodies_in_other_dress(server: Served) -> None:
+    plain = json.dumps(SHORT).encode()
+    assert server.post(CHAT, b"\xef\xbb\xbf" + plain).status_code == 200
+    assert server.post(CHAT, plain, **{"Content-Encoding": "identity"}).status_code == 200
+    packed = server.post(CHAT, gzip.compress(plain), **{"Content-Encoding": "gzip"})
+    assert packed.status_code == 415 and "without Content-Encoding" in packed.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (json.dumps(json.dumps(SHORT)), "encoded twice"),
+        ('{"messages": [], "temperature": 1e999}', "1e999 is larger"),
+        ('{"messages": [{"content": -1e400}]}', "larger"),
+    ],
+)
+def test_bodies_that_no_json_could_repeat(server: Served, raw: str, words: str) -> None:
+    answer = server.post(CHAT, raw.encode())
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"]
+
+
+def test_an_advice_to_programmers_is_none_for_clients(server: Served) -> None:
+    message = server.post(CHAT, b'{"seed": ' + b"1" * 5000 + b"}").json()["error"]["message"]
+    assert "5000 digits" in message and "sys." not in message
+
+
+def chat(**body: Any) -> Any:
+    return OpenAIChat().asked({"messages": QUESTION, **body}, "glm").requests[0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected", "names"),
+    [
+        ("any", "required", "fg"), ({"type": "auto"}, "auto", "fg"), ({"type": "required"}, "required", "fg"),
+        ({"type": "none"}, "none", "fg"), ({"type": "tool", "name": "g"}, "g", "fg"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": TOOLS[1:]}}, "required", "g"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}, "auto", "f"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_choice_of_tools_in_all_its_forms(choice: Any, expected: str, names: str) -> None:
+    asked = chat(tools=TOOLS, tool_choice=choice)
+    assert (asked.tool_choice, "".join(tool["function"]["name"] for tool in asked.tools)) == (expected, names)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": 5, "tools": TOOLS}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {}}, "tool_choice"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"functions": [TOOLS[0]["function"]]}, "functions"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_form_that_means_nothing_is_named(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        chat(**body)
+    assert refused.value.param == param
+
+
+def test_parts_that_other_interfaces_call_otherwise_are_read() -> None:
+    parts = [
+        {"type": "thinking", "thinking": "hm "}, {"type": "reasoning", "text": "so"}, {"type": "output_text", "text": "a"},
+        {"type": "refusal", "refusal": "b"}, {"type": "text", "text": "c"},
+    ]  # fmt: skip
+    custom = {"id": "1", "type": "custom", "custom": {"name": "patch", "input": "x"}}
+    history = [{"role": "user", "content": [{"type": "input_text", "text": "q"}]}]
+    history.append({"role": "assistant", "content": parts, "tool_calls": [custom]})
+    user, assistant = chat(messages=history).messages
+    assert user["content"] == [{"type": "text", "text": "q"}]
+    assert "".join(part["text"] for part in assistant["content"]) == "abc" and assistant["reasoning_content"] == "hm so"
+    assert assistant["tool_calls"][0]["function"] == {"name": "patch", "arguments": {"input": "x"}}
+    kept = chat(messages=[{"role": "assistant", "content": parts, "reasoning_content": "own"}]).messages[0]
+    assert kept["reasoning_content"] == "own"
+
+
+def test_a_schema_without_a_name_around_it() -> None:
+    schema = {"type": "object", "required": ["n"]}
+    assert chat(response_format={"type": "json_schema", "schema": schema}).json_schema == schema
+
+
+@pytest.mark.parametrize(("body", "param"), [({"suffix": "x"}, "suffix"), ({"best_of": 3, "n": 2}, "best_of")], ids=str)
+def test_completions_say_what_they_do_not_do(server: Served, body: dict[str, Any], param: str) -> None:
+    asks = {"prompt": "The", "max_tokens": 1}
+    assert server.post("/v1/completions", {**asks, **body}).json()["error"]["param"] == param
+    assert server.post("/v1/completions", {**asks, "suffix": None, "best_of": 1}).status_code == 200
+
+
+def test_a_conversation_that_was_begun_with_a_servers_tools() -> None:
+    blocks: list[Any] = [
+        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
+        {"type": "text", "text": "found", "citations": []},
+    ]
+    said = {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "doc"}]}}
+    history = [{"role": "user", "content": [said]}, {"role": "assistant", "content": blocks}, *QUESTION]
+    messages = Messages().asked({"messages": history}, "glm").requests[0].messages
+    assert [message["content"] for message in messages] == ["doc", "found", "q"]
+
+
+def test_a_negative_limit_is_refused() -> None:
+    with pytest.raises(BadRequest, match=r"^max_tokens: ") as refused:
+        Messages().asked({"messages": QUESTION, "max_tokens": -3}, "glm")
+    assert refused.value.param == "max_tokens"
+
+
+def test_ollama_tells_probabilities() -> None:
+    asked = ollama.OllamaChat().asked({"messages": QUESTION, "logprobs": True, "top_logprobs": 1, "options": {"top_k": -1}}, "glm")
+    request = asked.requests[0]
+    assert request.logprobs == 1 and request.sampling == {"top_k": 0}
+    assert ollama.OllamaGenerate().asked({"prompt": "q"}, "glm").requests[0].logprobs is None
+    chunk = Chunk(text="A", stats=Stats(), logprobs=[Logprob(5, b"A", -0.5, [(5, b"A", -0.5)])])
+    [line] = asked.writer.push(0, chunk)
+    entry = {"token": "A", "logprob": -0.5, "bytes": [65]}
+    assert json.loads(line)["logprobs"] == [entry | {"top_logprobs": [entry]}]
+    assert asked.writer.whole([[chunk, Chunk(finish_reason="stop", stats=Stats())]])["logprobs"] == json.loads(line)["logprobs"]
+
+
+def test_anthropics_clients_list_the_model(server: Served) -> None:
+    listed = server.get("/v1/models").json()
+    model = listed["data"][0]
+    assert model["type"] == "model" and model["display_name"] == model["id"] == listed["first_id"] == listed["last_id"]
+    assert model["created_at"].startswith("20") and listed["has_more"] is False
