@@ -105,6 +105,8 @@ def test_the_context_is_counted_and_nothing_is_cut_off_silently(capsys: pytest.C
     with pytest.raises(UserError, match=r"^the prompt has 500 tokens, the context 40: /set context 80 makes room$"):
         fresh.say("long")
     assert capsys.readouterr().err == "" and fresh.messages == []
+    fresh.attached = [Path(__file__)]
+    assert fresh._ways().startswith("/read none takes 1 file back, /set context")
 
 
 def opened(name: str, ctx: int | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -221,6 +222,16 @@ def test_a_conversation_goes_on_with_its_model(state: Path) -> None:
     held_with(str(cache_folder() / "nano" / "of-an-earlier-version" / "nano-Q8_0.gguf"))
     done = glmrun("chat", "--continue", stdin=b"hello\n", scripted=True)
     assert (done.returncode, done.stdout) == (0, b"You said: hello\n") and len(sessions.listed()[0][1].messages) == 4
+
+
+def test_a_copy_goes_on_with_its_model(tmp_path: Path) -> None:
+    """The file that /save wrote is found by its name alone, and the model by the copy; --resume needs no MODEL."""
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    (tmp_path / "scripted.gguf").touch()
+    assert glmrun("chat", "nano", stdin=b"hello\n/save conv\n", scripted=True, cwd=tmp_path, env=env).returncode == 0
+    assert sessions.read(tmp_path / "conv").model == str(tmp_path / "scripted.gguf")
+    done = glmrun("chat", "--resume", "conv", stdin=b"messages\n", scripted=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0 and b'"content": "You said: hello"' in done.stdout
 
 
 def test_a_killed_process_leaves_all_that_it_had_written(state: Path) -> None:

@@ -334,7 +334,8 @@ class Conversation:
         """What can be done about a context that is nearly full, or too small for what is wanted."""
         size, most = self.model.n_ctx, self.model.n_ctx_train
         answered = any(message["role"] == "assistant" for message in self.messages)
-        ways = ["/compact shortens the conversation"] if answered else []
+        ways = [f"/read none takes {counted(len(self.attached), 'file')} back"] if self.attached else []
+        ways += ["/compact shortens the conversation"] if answered else []
         if size < most and self.surface.open_model is not None:
             ways.append(f"/set context {min(2 * max(size, self.used()), most)} makes room")
         ways += ["/undo takes the last exchange back", "/clear starts over"] if answered else []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmrun.repl import export, sessions
 from glmrun.repl.conversation import Conversation
+from glmrun.repl.kept import model_path
 from glmrun.repl.quotes import one_name
 from glmrun.terminal.answer import counted
 from glmrun.terminal.console import note, say
@@ -25,7 +26,7 @@ def save(conversation: Conversation, rest: str) -> None:
         where = f"the conversation itself is kept as {session.id}" if session else "nothing is saved yet"
         raise UserError(f"/save FILE writes a copy that /load reads; {where}")
     path, replace = _file(rest)
-    sessions.write_copy(path, conversation.model_name, conversation.system, conversation.messages, replace)
+    sessions.write_copy(path, model_path(conversation.model), conversation.system, conversation.messages, replace)
     say(f"{path}: {counted(len(conversation.messages), 'message')}; /load {path} reads it")
 
 
