@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.errors import UserError
 from quant.system import arm_features, cpu_name
 from quant.system import cores as available_cores
 
@@ -23,6 +24,7 @@ __all__ = [
     "group_memory",
     "memory",
     "nearest",
+    "network_error",
     "peak_memory",
     "state_folder",
 ]
@@ -32,7 +34,17 @@ def cache_folder() -> Path:
     """GLMRUN_CACHE_DIR, or the system's place for a user's caches."""
     import platformdirs
 
-    return Path(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun"))
+    return Path(os.path.expanduser(os.environ.get("GLMRUN_CACHE_DIR") or platformdirs.user_cache_dir("glmrun")))
+
+
+def network_error(why: Exception) -> UserError | None:
+    """The error for a connection that can't even be begun: variables that are set lead nowhere; None if none is set."""
+    names = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"}
+    given = sorted(name for name, value in os.environ.items() if name.casefold() in names and value)
+    if not given:
+        return None
+    text = (why.strerror if isinstance(why, OSError) else None) or str(why).split(". ")[0]
+    return UserError(f"{text}; set to something that can't be used: {' or '.join(given)}")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def config_path() -> Path:
     """The config file: GLMRUN_CONFIG, or config.toml in the system's place for a user's settings."""
     import platformdirs
 
-    return Path(os.environ.get("GLMRUN_CONFIG") or Path(platformdirs.user_config_dir("glmrun")) / "config.toml").expanduser()
+    return Path(os.path.expanduser(os.environ.get("GLMRUN_CONFIG") or f"{platformdirs.user_config_dir('glmrun')}/config.toml"))
 
 
 @dataclass(frozen=True)

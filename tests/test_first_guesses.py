@@ -48,6 +48,7 @@ def test_quiet_leaves_answers_and_errors(tmp_path: Path) -> None:
         (["run", "--approve", "maybe"], {}, "'--approve': 'maybe' is not one of 'auto', 'ask', 'never'"),
         (["run", "nano", " \n"], {}, "nothing to ask"),
         (["run", "hi"], {"GLMRUN_CONTEXT": "foo"}, "GLMRUN_CONTEXT is 'foo', which is not a size"),
+        (["run", "hi"], {"GLMRUN_THINK": "maybe"}, "GLMRUN_THINK: true or false is expected"),
         (["run", "hi"], {"GLMRUN_PRESET": "x"}, "GLMRUN_PRESET: 'x' is not one of"),
         (["chat", "nano", "hello"], {}, "glmrun run MODEL"),
         (["eval", "nano", "a.jsonl", "b"], {}, "eval takes a MODEL and a file of questions (glmrun eval --help"),

@@ -15,9 +15,13 @@ from test_cli import SCRIPT, glmrun, refused
 import glmrun as api
 from glmrun import settings
 from glmrun.cli import _leave_behind
+from glmrun.machine import cache_folder
+from glmrun.repl.commands import run_command
 from glmrun.repl.conversation import Conversation
 from glmrun.repl.kept import Kept
 from glmrun.server.listen import bound
+from glmrun.store import hub
+from glmrun.store.local import models_folder
 from quant.errors import UserError
 from quant.system import arm_features
 from quant.text import decode_text
@@ -128,6 +132,36 @@ def test_a_home_of_somebody_else_has_no_settings(home: str, tmp_path: Path, monk
     if home == "closed":
         with pytest.raises(UserError, match="Permission denied; GLMRUN_CONFIG names another file"):
             settings.read_config()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs another user")
+def test_a_user_whom_the_system_does_not_know_has_no_home() -> None:
+    """As in a container that runs under a number: nobody's home is /."""
+    env = {name: value for name, value in os.environ.items() if name != "HOME" and not name.startswith("XDG_")}
+    for arguments in (("list",), ("sessions",), ("config", "path"), ("prompts",)):
+        done = glmrun(*arguments, env=env | {"PYTHONPATH": os.getcwd()}, user=4_711, group=4_711, extra_groups=[], cwd="/")
+        assert (done.returncode, b"Traceback" in done.stderr, b"~" in done.stdout) == (0, False, False), done
+
+
+def test_a_home_that_nobody_has_is_a_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = Conversation(ScriptedModel())  # type: ignore[arg-type]
+    assert conversation.say("@~nobody-here what?").text == "You said: @~nobody-here what?"
+    for command in ("/read", "/load", "/save", "/export"):
+        assert not run_command(conversation, f"{command} ~nobody-here/a.md")
+    assert capsys.readouterr().err.count("~nobody-here/a.md") == 4
+    monkeypatch.setenv("HOME", "/a home")
+    for name, place in (("GLMRUN_CACHE_DIR", cache_folder), ("GLMRUN_MODELS", models_folder), ("HF_HUB_CACHE", hub.cache_folder)):
+        monkeypatch.setenv(name, "~/there")
+        assert place() == Path("/a home/there")
+
+
+@pytest.mark.parametrize("variables", [{"ALL_PROXY": "socks5://127.0.0.1:1"}, {"HTTP_PROXY": "foo://x"}, {"SSL_CERT_FILE": "/"}])
+def test_a_way_out_that_can_not_be_used_is_named(variables: dict[str, str]) -> None:
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), **variables}
+    line = refused("run", "hi", "--url", "http://model.invalid/v1", code=1, env=env)
+    assert all(name in line for name in variables), line
+    if "ALL_PROXY" in variables:
+        assert "ALL_PROXY" in refused("pull", "user/model", code=1, env=env)
 
 
 def test_a_call_that_can_not_be_kept_names_the_variable(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.remote_answer import RemoteAnswer, count, error_text
 from glmrun.chat.request import ChatRequest
+from glmrun.machine import network_error
 from quant.config import FLASH
 from quant.errors import Interrupted, UserError
 
@@ -245,13 +246,14 @@ class RemoteModel:
     def _client(self) -> "httpx2.Client":
         import httpx2
 
-        host = httpx2.URL(self.url).host
-        return httpx2.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            auth=self._password,
-            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            trust_env=host not in _LOOPBACK,  # no proxy leads to this machine
-        )
+        try:
+            return httpx2.Client(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {}, auth=self._password,
+                timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+                trust_env=httpx2.URL(self.url).host not in _LOOPBACK,  # no proxy leads to this machine
+            )  # fmt: skip
+        except (ImportError, ValueError, OSError) as why:  # SOCKS without its library, certificates that are not there
+            raise network_error(why) or why from None
 
     def _models(self) -> dict[str, dict[str, Any]]:
         """{name: what the server says about it}; empty where it does not list them."""

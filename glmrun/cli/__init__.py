@@ -60,6 +60,7 @@ _SAID = {  # by the library that reads numbers and choices
     "Value error, ": "",
     r"Input should be a valid number\b.*": "a number is expected",
     r"Input should be a valid integer\b.*": "a whole number is expected",
+    r"Input should be a valid boolean\b.*": "true or false is expected",
     "Input should be greater than or equal to ": "expected at least ",
     "Input should be less than or equal to ": "expected at most ",
 }
@@ -167,6 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _leave_behind(started: list[str] | None) -> None:
     """What the environment still holds of other uses: switches for Numba, another window's size, a locale that is not UTF-8."""
     chosen = _OF_NUMBA if all(map(os.environ.get, _OF_NUMBA)) else ()
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"  # as container runtimes have it for a user whom the system does not know
     sizes = ("COLUMNS", "LINES") if sys.stderr is not None and sys.stderr.isatty() else ()  # the terminal knows its own
     for name in [name for name in os.environ if (name.startswith("NUMBA_") and name not in chosen) or name in sizes]:
         del os.environ[name]

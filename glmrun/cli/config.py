@@ -1,5 +1,6 @@
 """`glmrun config`: which settings hold, and where each comes from."""
 
+import contextlib
 import json
 import os
 from typing import Annotated
@@ -66,5 +67,6 @@ def path() -> None:
       $EDITOR "$(glmrun config path)"
     """
     found = config_path()
-    found.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # whoever writes there is told why he can't
+        found.parent.mkdir(parents=True, exist_ok=True)
     print(found)

@@ -1,5 +1,7 @@
 """`glmrun serve`: the model for other programs, over HTTP."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -76,7 +78,7 @@ def serve(
         model.measure()
         model.keep(cache_ram if cache_ram is not None else available_memory() // 4)
         if cache_disk is not None:
-            model.keep_on_disk(DiskCache(cache_disk.expanduser(), cache_disk_size or 8 << 30, model, note))
+            model.keep_on_disk(DiskCache(Path(os.path.expanduser(cache_disk)), cache_disk_size or 8 << 30, model, note))
         service.model = model
         shown = "localhost" if is_local(host) else host
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{where.getsockname()[1]}"

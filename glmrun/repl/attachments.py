@@ -5,6 +5,7 @@ or in double quotes (@"two words.txt"); full stops, commas and the like behind i
 was typed, with the text of each file behind it.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from glob import glob, iglob
@@ -26,7 +27,7 @@ MAX_FILES = 100  # of a folder or a pattern
 
 def found_by(name: str) -> list[Path]:
     """The files that a name means: itself, those a pattern matches (*.py, **/*.md), a folder's text files. Raises UserError."""
-    path = Path(name).expanduser()
+    path = _home(name)
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)) and _is_text(file))
     elif _PATTERN.search(name) and not _is_there(path):
@@ -42,7 +43,7 @@ def found_by(name: str) -> list[Path]:
 
 def names(text: str) -> list[str]:
     """The names of one or several files behind a command: all of it if such a file is there, else as a shell would read it."""
-    whole = Path(text).expanduser()
+    whole = _home(text)
     return [text] if text and (_is_there(whole) or _matches(whole)) else in_shell(text)
 
 
@@ -67,7 +68,7 @@ def mentioned(text: str) -> list[Path]:
     found: list[Path] = []
     for match in _MENTION.finditer(text):
         name = match[1] or match[2]
-        paths = [Path(name).expanduser(), *([Path(name.rstrip(".,;:!?)]}'")).expanduser()] if match[2] else [])]
+        paths = [_home(name), *([_home(name.rstrip(".,;:!?)]}'"))] if match[2] else [])]
         path = next((path for path in paths if _is_there(path) or _matches(path)), None)
         if path is None:
             if "/" in name or "." in name.strip("."):
@@ -105,6 +106,11 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise UserError(f"{path} is no text: it holds zero bytes", "usage")
     return text.replace("\r\n", "\n")
+
+
+def _home(name: str) -> Path:
+    """A path with the home folder that ~ means; ~nobody, whom there is not, stays as it is."""
+    return Path(os.path.expanduser(name))
 
 
 def _is_there(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """The slash commands that write conversations down and fetch them back: save, load, sessions, export, copy."""
 
 import base64
+import os
 import re
 import sys
 from datetime import datetime
@@ -33,7 +34,7 @@ def save(conversation: Conversation, rest: str) -> None:
 def _file(rest: str) -> tuple[Path, bool]:
     """(a file, whether it may take another one's place) of what follows a command."""
     name = re.sub(r"^--force\s+|\s+--force$", "", rest)
-    return Path(one_name(name)).expanduser(), name != rest
+    return Path(os.path.expanduser(one_name(name))), name != rest
 
 
 def load(conversation: Conversation, rest: str) -> None:

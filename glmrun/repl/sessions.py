@@ -187,7 +187,7 @@ def find(name: str | None, kind: str = CHATS) -> Path:
         if not newest:
             raise UserError("there is no earlier session to go on with", "missing")
         return newest[0][0]
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if os.sep in name or name.endswith(".jsonl") or path.is_file():
         return path
     paths = sorted(folder(kind).glob("*.jsonl"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from glmrun.machine import free_disk
+from glmrun.machine import free_disk, network_error
 from quant.errors import UserError
 from quant.system import lock
 
@@ -59,8 +59,8 @@ class RemoteFile:
 
 def cache_folder() -> Path:
     """Where huggingface_hub keeps what it downloads: HF_HUB_CACHE, or else under HF_HOME or the user's cache folder."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub").expanduser()
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"))
 
 
 def quantization_of(file_name: str) -> str | None:
@@ -275,6 +275,8 @@ def _hub_errors(reference: Reference, file: str = "") -> Iterator[None]:
     except errors.HfHubHTTPError as why:
         status = why.response.status_code if why.response is not None else "no status"
         raise UserError(f"the hub refuses {repo} {file}: HTTP {status}{again}") from None
+    except (ImportError, ValueError) as why:
+        raise network_error(why) or why from None
     except OSError as why:
         if why.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk of {cache_folder()} is full{again}") from None

@@ -36,7 +36,7 @@ def models_folder() -> Path:
     """Where converted models are put: GLMRUN_MODELS, or the system's place for a user's data."""
     import platformdirs
 
-    return Path(os.environ.get("GLMRUN_MODELS") or Path(platformdirs.user_data_dir("glmrun")) / "models").expanduser()
+    return Path(os.path.expanduser(os.environ.get("GLMRUN_MODELS") or f"{platformdirs.user_data_dir('glmrun')}/models"))
 
 
 def local_models() -> list[LocalModel]:
