@@ -2,6 +2,7 @@
 
     python scripts/make_nano.py --minutes 143 --widen OLD  # what made glmrun/nano, from its narrower predecessor
     python scripts/make_nano.py --minutes 600              # from nothing
+    python scripts/make_nano.py --go-on FOLDER --peak 0.6 --practice 0.45 --average  # on from it, more of what it found hard
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 
 A training that was stopped goes on from its state (--state) when it is started again.
@@ -48,15 +49,21 @@ def main() -> None:
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--widen", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a narrower checkpoint")
     begin.add_argument("--go-on", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a checkpoint")
+    parser.add_argument("--average", action="store_true", help="with --go-on: write the mean of the weights before and after")
     parser.add_argument(
         "--state", type=Path, default=Path("nano-training.pt"), help="file of a training under way (default: nano-training.pt)"
     )
     parser.add_argument("--peak", type=float, default=1.0, help="learning rate, as a factor (default: 1)")
+    parser.add_argument(
+        "--practice", type=float, default=0.0, metavar="SHARE", help="of the documents: of kinds that nano found hard (default: 0)"
+    )
     parser.add_argument("--seed", type=int, default=47)
     parser.add_argument("--per-skill", type=int, default=100, help="held-out questions per skill (default: 100)")
     parser.add_argument("--show", type=int, default=2, help="wrong answers shown per skill (default: 2)")
     args = parser.parse_args()
 
+    if args.average and not args.go_on:
+        parser.error("--average needs --go-on: the weights before, to take the mean with")
     torch.manual_seed(args.seed)
     corpus = Corpus(TEMPLATE)
     documents = training_documents(random.Random(f"vocabulary {args.seed}"))
@@ -88,9 +95,12 @@ def main() -> None:
         return step / args.steps if args.steps else seconds / (60 * args.minutes)
 
     def batches_from(step: int) -> Iterator[Batch]:
-        return micro_batches(corpus, tokenizer, args.seed + before["steps"] + step)
+        return micro_batches(corpus, tokenizer, args.seed + before["steps"] + step, args.practice)
 
     steps, tokens, seconds_used = train(model, batches_from, progress_at, on_progress, args.state, args.peak)
+    if args.average:
+        after = checkpoint.tensors(model)
+        checkpoint.give(model, {name: (old.float() + after[name].float()) / 2 for name, old in checkpoint.read(source).items()})
     checkpoint.round_weights(model)
     checkpoint.write(model, tokenizer, TEMPLATE, args.out)
     args.state.unlink(missing_ok=True)

@@ -2,13 +2,15 @@
 
 python scripts/make_skills.py [--per-skill 60] [--seed 47] [--out glmrun/nano/skills.jsonl] [--check 20000]
 
---check N draws N training documents and ends with 1 if one of them holds a question of the suite, whatever its case and marks.
+--check N draws N training documents and N of practice, and ends with 1 if one of them holds a question of the suite, whatever its
+case and marks.
 """
 
 import argparse
 import json
 import random
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,9 @@ def turns(document: Document) -> set[tuple[str, str]]:
 
 
 def taught(suite_documents: list[Document], n: int, seed: int) -> list[str]:
-    """Last questions of the suite that are in n training documents; those that ask for what was said before, with that."""
-    training = training_documents(random.Random(seed))
-    seen = {turn for _ in range(n) for turn in turns(next(training))}
+    """Last questions of the suite that are in n training documents or n of practice; what asks for something said, with that."""
+    both = (training_documents(random.Random(seed), share) for share in (0.0, 1.0))
+    seen = {turn for documents in both for document in islice(documents, n) for turn in turns(document)}
     questions = {question for _, question in seen}
     found = []
     for document in suite_documents:

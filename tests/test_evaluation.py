@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import make_skills
 import pytest
+from nano.tools import TOOLS
 from support.openai_server import delta, openai_server
 from test_cli import glmrun as run
 from test_cli import refused
@@ -195,6 +197,23 @@ def test_nanos_skills_are_the_questions_that_it_was_measured_on() -> None:
     assert counts == {skill: row["of"] for skill, row in skills.items()}
     written = make_skills.suite(make_skills.test_documents(random.Random("test 47"), 60))
     assert written == (CHECKPOINT / "skills.jsonl").read_text(encoding="utf-8")
+
+
+def test_practice_holds_no_question_of_the_suite_and_tells_what_is_declared() -> None:
+    asked = [d for d in make_skills.test_documents(random.Random("test 47"), 60) if d.text is None]
+    assert make_skills.taught(asked, 1500, 47) == []
+    documents = list(islice(make_skills.training_documents(random.Random(3), 1.0), 600))
+    known = [d for d in documents if d.skill == "chat"]
+    assert len(make_skills.taught(known, 1500, 3)) > 0.9 * len(known) > 20
+    called = left = 0
+    for document in documents:
+        names = {tool["function"]["name"] for tool in document.tools or ()}
+        for message in document.messages:
+            calls = {call["function"]["name"] for call in message.get("tool_calls", ())}
+            missing = {tool.name for tool in TOOLS if message["content"] == f"I have no tool for {tool.purpose}, so I cannot tell."}
+            assert calls <= names and not missing & names
+            called, left = called + bool(calls), left + bool(missing)
+    assert 0.8 < called / left < 1.25
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -85,9 +85,9 @@ def _question(rng: random.Random, a: int, op: str, b: int) -> str:
     return as_people_type(rng, ask.format(e=expression), polite=rng.random() < 0.3)
 
 
-def exercise(rng: random.Random, thinking: bool) -> tuple[str, str, list[dict]]:
-    """(skill, key, [question, answer])."""
-    a, op, b = draw(rng)
+def exercise(rng: random.Random, thinking: bool, numbers: tuple[int, str, int] | None = None) -> tuple[str, str, list[dict]]:
+    """(skill, key, [question, answer]) about the numbers, or drawn ones."""
+    a, op, b = numbers or draw(rng)
     work, result = steps(a, op, b)
     answer = assistant(f"{a} {op} {b} = {result}", work) if thinking else assistant(work)  # who may not think, shows the steps
     messages = [user(_question(rng, a, op, b)), answer]
@@ -100,17 +100,37 @@ def series(rng: random.Random) -> list[Document]:
     return [Document(*exercise(rng, thinking), thinking=thinking) for _ in range(n)]
 
 
+def practice(rng: random.Random) -> list[Document]:
+    """Series of what draw() draws rarely: one number of one digit, differences below zero."""
+    thinking, drawn = rng.random() < 0.55, []
+    for _ in range(rng.randrange(2, 7)):
+        pair = [rng.randrange(10, 100), rng.randrange(10) if rng.random() < 0.6 else rng.randrange(100)]
+        if rng.random() < 0.3:
+            pair.reverse()
+        drawn.append((pair[0], rng.choice("++-"), pair[1]))
+    return [Document(*exercise(rng, thinking, numbers), thinking=thinking) for numbers in drawn]
+
+
 def counting(rng: random.Random) -> list[Document]:
     """Counting up or down by one, two, five or ten, once or a few times."""
     thinking = rng.random() < 0.5
     return [_count(rng, thinking) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
 
 
-def _count(rng: random.Random, thinking: bool) -> Document:
-    start, step, n = rng.choice((0, 1, 1, rng.randrange(40))), rng.choice((1, 1, 1, 1, 2, 5, 10)), rng.randrange(3, 11)
+def counting_practice(rng: random.Random) -> list[Document]:
+    """Several counts, up as often as down, from everywhere: where to stop and how to carry is the hard part."""
+    thinking = rng.random() < 0.5
+    starts = [rng.choice((0, 1, rng.randrange(60), rng.randrange(60), rng.randrange(110))) for _ in range(rng.randrange(3, 8))]
+    return [_count(rng, thinking, start, down=0.4) for start in starts]
+
+
+def _count(rng: random.Random, thinking: bool, start: int | None = None, down: float = 0.25) -> Document:
+    if start is None:
+        start = rng.choice((0, 1, 1, rng.randrange(40)))
+    step, n = rng.choice((1, 1, 1, 1, 2, 5, 10)), rng.randrange(3, 11)
     numbers = [start + step * i for i in range(n)]
     by = {1: "", 2: " in steps of 2", 5: " in steps of 5", 10: " in steps of 10"}[step]
-    if rng.random() < 0.25:
+    if rng.random() < down:
         numbers.reverse()
     question = rng.choice(("Count from {a} to {b}{by}", "Can you count from {a} to {b}{by}?", "Please count from {a} to {b}{by}."))
     question = as_people_type(rng, question.format(a=numbers[0], b=numbers[-1], by=by), polite=False)

@@ -43,10 +43,22 @@ def _candidates(rng: random.Random) -> list[Document]:
     return [prose.document(rng)]
 
 
-def training_documents(rng: random.Random) -> Iterator[Document]:
-    """Endless documents without a single held-out question."""
+def _practice(rng: random.Random) -> list[Document]:
+    """A conversation of a kind that nano found hard. The held-out questions are drawn without these."""
+    kind = rng.random()
+    if kind < 0.34:
+        return tools.practice(rng)
+    if kind < 0.61:
+        return dialogues.practice(rng)
+    draw = arithmetic.counting_practice if kind < 0.73 else text_tasks.practice if kind < 0.86 else arithmetic.practice
+    parts = draw(rng)
+    return dialogues.continued(parts, bool(parts[0].messages[-1]["reasoning_content"]), keep_reasoning=True)
+
+
+def training_documents(rng: random.Random, practice: float = 0.0) -> Iterator[Document]:
+    """Endless documents without a single held-out question; `practice` is the share drawn of what nano found hard."""
     while True:
-        parts = _candidates(rng)
+        parts = _practice(rng) if practice and rng.random() < practice else _candidates(rng)
         if not any(held_out(part) for part in parts):
             yield parts[-1]
 

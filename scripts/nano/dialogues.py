@@ -53,14 +53,18 @@ SCRIPTS = (
 )  # Latin, Greek, Cyrillic, Han, pictures
 
 
-def topic_question(rng: random.Random, topic: Topic) -> str:
+def topic_question(rng: random.Random, topic: Topic, practice: bool = False) -> str:
     """One of the topic's questions, as people type it."""
-    question = rng.choice(topic.questions).replace("{g}", rng.choice(GLM_NAMES)).replace("{r}", rng.choice(GLMRUN_NAMES))
+    question = (
+        rng.choice(topic.questions + topic.also if practice else topic.questions)
+        .replace("{g}", rng.choice(GLM_NAMES))
+        .replace("{r}", rng.choice(GLMRUN_NAMES))
+    )
     return as_people_type(rng, question[0].upper() + question[1:] if question[0].isalpha() else question)
 
 
-def _topic_turns(rng: random.Random, topic: Topic, thinking: bool) -> list[Document]:
-    question = topic_question(rng, topic)
+def _topic_turns(rng: random.Random, topic: Topic, thinking: bool, practice: bool = False) -> list[Document]:
+    question = topic_question(rng, topic, practice)
     turns = [Document("chat", question, [user(question), assistant(topic.answer, topic.thought if thinking else "")])]
     if rng.random() < (0.25 if topic.more else 0.04):
         again = as_people_type(rng, rng.choice(MORE), polite=False)
@@ -154,6 +158,20 @@ def conversation(rng: random.Random) -> list[Document]:
     if kind < 0.42:
         parts[0].messages.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     return continued(parts, thinking, rng.random() < 0.6)
+
+
+def practice(rng: random.Random) -> list[Document]:
+    """Topics asked for in every way there is, among what nano does not know; under a rule half the time."""
+    thinking = rng.random() < 0.6
+
+    def draw() -> list[Document]:
+        if rng.random() < 0.15:
+            return limits(rng, thinking)
+        return _topic_turns(rng, rng.choice(TOPICS), thinking, practice=True)
+
+    if rng.random() < 0.35:
+        return continued(rules.under_rule(rng, thinking, lambda: draw()[:1]), thinking, rng.random() < 0.6)
+    return continued([part for _ in range(rng.randrange(1, 6)) for part in draw()], thinking, rng.random() < 0.6)
 
 
 def _short_turns(rng: random.Random, thinking: bool) -> list[Document]:

@@ -81,6 +81,28 @@ def _copy(rng: random.Random, thinking: bool) -> Document:
     return Document("copies and edits", question, [user(question), assistant(text, thought)])
 
 
+def _reversal(rng: random.Random, items: list[str]) -> tuple[str, str]:
+    """(the wish, the list from its end to its beginning)."""
+    ask = pick(rng, "Reverse this list: {x}|Turn this list round: {x}|Write this list backwards: {x}")
+    return ask.replace("{x}", ", ".join(items)), ", ".join(reversed(items))
+
+
+def practice(rng: random.Random) -> list[Document]:
+    """Lists turned round, of words mostly, some of names or numbers, among other edits and JSON."""
+    thinking, parts = rng.random() < 0.5, []
+    for _ in range(rng.randrange(2, 8)):
+        if rng.random() < 0.5:
+            parts.append(rng.choice((as_json, edit))(rng, thinking))  # or lists are turned round where they should not be
+            continue
+        items = rng.sample(WORDS, rng.randrange(2, 7))
+        if rng.random() < 0.2:
+            items = [rng.choice((invented_name(rng), str(rng.randrange(1000)))) for _ in items]
+        question, answer = _reversal(rng, items)
+        thought = "I work on the text the user gave." if thinking else ""
+        parts.append(Document("copies and edits", question, [user(question), assistant(answer, thought)]))
+    return parts
+
+
 def edit(rng: random.Random, thinking: bool) -> Document:
     """Text repeated, a list turned round, or one word replaced."""
     kind = rng.random()
@@ -91,9 +113,7 @@ def edit(rng: random.Random, thinking: bool) -> Document:
             text,
         )
     elif kind < 0.7:
-        items = rng.sample(WORDS, rng.randrange(3, 6))
-        ask = pick(rng, "Reverse this list: {x}|Turn this list round: {x}|Write this list backwards: {x}")
-        question, answer = ask.replace("{x}", ", ".join(items)), ", ".join(reversed(items))
+        question, answer = _reversal(rng, rng.sample(WORDS, rng.randrange(3, 6)))
     else:
         text, new = _sentence(rng), invented_name(rng)
         old = text.split(" ")[0]

@@ -268,6 +268,25 @@ def document(rng: random.Random) -> list[Document]:
     return dialogues.continued(parts, thinking, keep)
 
 
+def practice(rng: random.Random) -> list[Document]:
+    """As many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which."""
+    thinking = rng.random() < 0.5
+    chosen = rng.sample(TOOLS, rng.choice((1, 1, 2, 2, 3, 4)))
+    declared = [declaration(rng, tool) for tool in chosen]
+    parts: list[Document] = []
+    for _ in range(rng.randrange(3, 8)):
+        kind = rng.random()
+        if kind < 0.14:
+            parts += _needless(rng, thinking)
+        elif kind < 0.57:
+            parts.append(_missing(rng, chosen, thinking))
+        else:
+            parts += _call_and_answer(rng, rng.choice(chosen), thinking)
+    for part in parts:
+        part.tools = declared
+    return dialogues.continued(parts, thinking, rng.random() < 0.6)
+
+
 def _needless(rng: random.Random, thinking: bool) -> list[Document]:
     """A question that needs no tool."""
     parts = [part for part in dialogues.turns(rng, thinking) if not part.skill.startswith("arithmetic")][:1]

@@ -8,13 +8,14 @@ from nano.document import choices
 
 @dataclass(frozen=True)
 class Topic:
-    """A thing to ask about; `more` answers "tell me more" right after it."""
+    """A thing to ask about; `more` answers "tell me more" right after it, `also` are questions for training alone."""
 
     name: str
     questions: tuple[str, ...]
     thought: str
     answer: str
     more: str = ""
+    also: tuple[str, ...] = ()
 
 
 def _read(path: Path) -> tuple[Topic, ...]:
@@ -24,7 +25,8 @@ def _read(path: Path) -> tuple[Topic, ...]:
         name, _, questions = head.partition("\n")
         section = dict(part.split("\n", 1) for part in sections)
         asked = choices(" ".join(questions.split("\n")))
-        topics.append(Topic(name, asked, section["thinks"], section["says"], section.get("more", "")))
+        also = choices(" ".join(section["also"].split("\n")))
+        topics.append(Topic(name, asked, section["thinks"], section["says"], section.get("more", ""), also))
     return tuple(topics)
 
 

@@ -36,10 +36,10 @@ def pad(examples: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
     return torch.from_numpy(ids), torch.from_numpy(weights)
 
 
-def micro_batches(corpus: Corpus, tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
-    """Endless micro-batches of documents of similar length, in random order."""
+def micro_batches(corpus: Corpus, tokenizer: Tokenizer, seed: int, practice: float = 0.0) -> Iterator[Batch]:
+    """Endless micro-batches of documents of similar length, in random order; `practice` as training_documents() takes it."""
     rng = random.Random(seed)
-    documents = training_documents(rng)
+    documents = training_documents(rng, practice)
     while True:
         pool = [corpus.example(tokenizer, next(documents), rng) for _ in range(POOL)]
         pool += [_window(rng, lambda: corpus.example(tokenizer, next(documents), rng)) for _ in range(WINDOWS)]
