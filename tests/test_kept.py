@@ -138,6 +138,11 @@ def test_a_schema_is_closed_unless_it_says_otherwise() -> None:
         assert closed(same) == same
 
 
+def test_a_pipe_may_hold_more_than_is_read() -> None:
+    done = glmrun("chat", "nano", "--no-think", stdin=b"hello\n/bye\nnever\n", scripted=True)
+    assert (done.returncode, done.stdout) == (0, b"You said: hello\n") and b"Traceback" not in done.stderr
+
+
 def test_a_wrong_command_in_a_pipe_is_wrong_usage() -> None:
     done = glmrun("chat", "nano", stdin=b"/frob\nhello\n", scripted=True, env={**os.environ})
     assert (done.returncode, done.stdout) == (2, b"You said: hello\n")

@@ -73,6 +73,7 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
         ("/regen", "nothing has been asked"),
         ("/undo", "nothing has been asked"),
         ("/edit", "needs a terminal"),
+        ("/persona", "takes"),
     ],
 )
 def test_a_command_that_cannot_be_says_so_and_changes_nothing(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

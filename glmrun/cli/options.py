@@ -284,7 +284,9 @@ def read_stdin() -> str:
 def stdin_lines() -> Iterator[bytes]:
     """The lines of standard input, none where the shell closed it. Raises UserError if it can't be read."""
     try:
-        yield from sys.stdin.buffer if sys.stdin else ()
+        # Not `yield from`, which would close the stream for whoever stops early.
+        for line in sys.stdin.buffer if sys.stdin else ():  # noqa: UP028
+            yield line
     except OSError as why:
         raise UserError(f"standard input can't be read: {why.strerror}") from None
 

@@ -192,6 +192,8 @@ def _split(text: str) -> list[str]:
 def _persona(conversation: Conversation, rest: str) -> None:
     if conversation.surface.persona is None:
         raise UserError("this conversation takes no persona")
+    if not rest:
+        raise UserError("/persona takes the name of a persona; glmrun prompts lists those that you keep")
     found = dict(conversation.surface.persona(rest))
     for name, (argument, kind) in SETTINGS.items():
         given = found.get(name if name == "temp" else argument)
