@@ -74,6 +74,7 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
         ("/undo", "nothing has been asked"),
         ("/edit", "needs a terminal"),
         ("/persona", "takes"),
+        ("/save /tmp", "/tmp is a folder; name a file"),
     ],
 )
 def test_a_command_that_cannot_be_says_so_and_changes_nothing(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

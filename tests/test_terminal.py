@@ -15,7 +15,7 @@ from support.scripted_model import ESCAPES
 
 from glmrun.terminal.console import note, question, say, show_error
 from glmrun.terminal.layout import folded
-from glmrun.terminal.progress import _Left, _Times
+from glmrun.terminal.progress import BytesProgress, _Left, _Times, work_bar
 from glmrun.terminal.sanitize import one_line, visible
 from glmrun.terminal.tables import bytes_text, columns, params_text
 
@@ -165,3 +165,19 @@ def test_a_bar_says_how_long_it_took_and_how_long_is_left() -> None:
         said.append((_Times().render(progress.tasks[0]).plain, _Left().render(progress.tasks[0]).plain))
         now[0] += 2
     assert said == [("0 s", ""), ("2 s", ""), ("4 s, 16 s left", "500 MB/s, 16 s left"), ("6 s, 14 s left", "500 MB/s, 14 s left")]
+
+
+@pytest.mark.parametrize("width", [20, 30, 80])
+def test_a_bar_moves_in_any_window(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a narrow one there is no room for what is done, how far it is and a bar: how far it is comes first."""
+    terminal = Terminal(width, 24)
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with BytesProgress() as bytes_read, work_bar() as work:
+        bytes_read.update("reading synth8.gguf into memory", 1_700_000_000, 3_200_000_000)
+        bytes_read.clear()
+        work.update("nano-Q8_0.gguf pp512", 3, 18)
+    terminal.close()
+    shown = printable(terminal.raw)
+    assert "1.7/3.2 GB" in shown and "3/18" in shown

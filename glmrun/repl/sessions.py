@@ -228,6 +228,8 @@ def write_copy(path: Path, model: str, system: str | None, messages: list[dict[s
 
 def write_new(path: Path, data: bytes, replace: bool = False) -> None:
     """A file, whole or not at all, in the place of another one only with `replace`. Raises UserError if there is one, OSError."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it", "usage")
     part = path.with_name(f".{os.getpid()}.part")
     mode = stat.S_IMODE(path.stat().st_mode) if replace and path.exists() else 0o666
     try:

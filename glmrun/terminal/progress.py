@@ -75,6 +75,8 @@ class _Left(ProgressColumn):
 
 def work_bar(spoken: bool = False) -> _Bar:
     """`nano-Q6_K.gguf pp512 ━━━━━ 3/18 12 s, 60 s left`: steps of some work."""
+    if (width := error_console().width) < _NARROW:
+        return _Bar(_Measured(width, lambda task: f"{task.completed:.0f}/{task.total}"), spoken=spoken)
     count = _text("{task.completed}/{task.total}")
     return _Bar(_text("{task.description}"), BarColumn(30), count, _Times(), spoken=spoken)
 
@@ -84,7 +86,9 @@ class BytesProgress(_Bar):
 
     def __init__(self, interval: float = 10.0, spoken: bool = False) -> None:
         name = _text("{task.description}", ratio=1, overflow="ellipsis")
-        super().__init__(name, BarColumn(30), DownloadColumn(), _Left(), spoken=spoken)
+        width = error_console().width
+        columns = [_Measured(width, _gigabytes)] if width < _NARROW else [name, BarColumn(30), DownloadColumn(), _Left()]
+        super().__init__(*columns, spoken=spoken)
         self._interval = interval
         self.restart()
 
@@ -164,6 +168,23 @@ class _Fitting(ProgressColumn):
         text = Text(draft or said, "dim")
         text.truncate(self._room, overflow="ellipsis")
         return text
+
+
+class _Measured(ProgressColumn):
+    """The only text of a line in a narrow window: how far it is, and as much of what it is as `room` cells hold."""
+
+    def __init__(self, room: int, measure: Callable[[Task], str]) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._room, self._measure = max(room, 1), measure
+
+    def render(self, task: Task) -> Text:
+        text = Text(f"{self._measure(task)} {task.description}", "dim")
+        text.truncate(self._room, overflow="ellipsis")
+        return text
+
+
+def _gigabytes(task: Task) -> str:
+    return f"{task.completed / 1e9:.1f}/{(task.total or 0) / 1e9:.1f} GB"
 
 
 class PromptProgress:
