@@ -71,7 +71,7 @@ def test_a_right_call_is_the_one_call_with_these_arguments(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2: "),
+        ("{", "line 2: not valid JSON: Expecting property name"),
         ('["prompt"]', "expected an object with keys among id, skill"),
         ('{"prompt": "?", "answer": "x", "anwser": "y"}', "expected an object with keys among"),
         ('{"answer": "x"}', "either messages, a list, or prompt, a text"),
@@ -87,6 +87,7 @@ def test_a_right_call_is_the_one_call_with_these_arguments(tmp_path: Path) -> No
         ('{"prompt": "?", "answer": "x", "thinking": "no"}', "thinking and clear_thinking are true or false"),
         ('{"prompt": "?", "answer": "x", "max_tokens": 0}', "a whole number above 0"),
         ('{"prompt": "?", "answer": "x", "id": "first"}', "another question has the id 'first', too"),
+        ('{"prompt": "?", "answer": "x", "id": "\\ud800"}', "id and skill are whole characters"),
         ("[" * 100_000, "line 2: "),
     ],
 )

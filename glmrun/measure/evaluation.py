@@ -111,8 +111,11 @@ def _question(line: Any, number: int) -> Question:
         raise ValueError("thinking and clear_thinking are true or false")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"max_tokens is {limit!r}; expected a whole number above 0")
+    name, skill = str(line.get("id", number)), str(line.get("skill", "all"))
+    if any("\ud800" <= character <= "\udfff" for character in name + skill):
+        raise ValueError(f"id and skill are whole characters, not {name!r} and {skill!r}")
     return Question(
-        str(line.get("id", number)), str(line.get("skill", "all")), messages, tools, thinking is not False, clear is not False,
+        name, skill, messages, tools, thinking is not False, clear is not False,
         limit, check, answer,
     )  # fmt: skip
 
