@@ -9,6 +9,7 @@ import pytest
 from support.served import Served
 
 from glmrun.chat.chunk import Chunk, Logprob, Stats
+from glmrun.engine.model import Model
 from glmrun.server import ollama
 from glmrun.server.anthropic import Messages
 from glmrun.server.guard import meant
@@ -179,3 +180,38 @@ def test_anthropics_clients_list_the_model(server: Served) -> None:
     model = listed["data"][0]
     assert model["type"] == "model" and model["display_name"] == model["id"] == listed["first_id"] == listed["last_id"]
     assert model["created_at"].startswith("20") and listed["has_more"] is False
+
+
+BEGUN = [{"role": "user", "content": "What is 17 + 25?"}, {"role": "assistant", "content": "Here it is:"}]
+
+
+def test_an_answer_that_the_client_began_goes_on(server: Served, nano: Model) -> None:
+    ids = nano.chat_format.encode(BEGUN, add_generation_prompt=False)
+    expected = "".join(chunk.text for chunk in nano.generate(ids, max_tokens=8, temperature=0))
+    assert expected and not expected.startswith("Here")
+    message = server.post("/v1/messages", {"messages": BEGUN, "max_tokens": 8, "temperature": 0}).json()
+    assert message["content"] == [{"type": "text", "text": expected}] and message["usage"]["output_tokens"] == 8
+    line = server.post("/api/chat", {"messages": BEGUN, "stream": False, "options": {"num_predict": 8, "temperature": 0}}).json()
+    assert line["message"] == {"role": "assistant", "content": expected}
+    asks = {"messages": BEGUN, "max_tokens": 8, "temperature": 0}
+    for flag in ({"continue_final_message": True}, {"messages": [BEGUN[0], BEGUN[1] | {"prefix": True}]}):
+        choice = server.post(CHAT, {**asks, **flag}).json()["choices"][0]
+        assert choice["message"] == {"role": "assistant", "content": expected}
+    prompts = [server.post("/apply-template", asks | flag).json()["prompt"] for flag in ({}, {"continue_final_message": True})]
+    assert prompts[0] == prompts[1] + "<|assistant|><think>"  # OpenAI's interface answers once more unless it is asked to go on
+
+
+def test_what_is_no_beginning_is_not_continued(server: Served) -> None:
+    for body in ({"messages": QUESTION}, {"messages": BEGUN, "response_format": {"type": "json_object"}}):
+        refused = server.post(CHAT, {**body, "continue_final_message": True}).json()["error"]
+        assert refused["param"] == "continue_final_message"
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 5}, "max_tokens": 3}
+    assert server.post("/v1/messages", {"messages": BEGUN, **thinking}).json()["content"][0]["type"] == "thinking"
+
+
+def test_a_schema_that_allows_nothing_is_the_clients_fault(server: Served) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    refused = server.post(CHAT, {**SHORT, "response_format": form})
+    assert refused.status_code == 400 and "leaves nothing" in refused.json()["error"]["message"]
+    form["json_schema"] = {"name": "x", "schema": {"type": "string", "pattern": "(("}}
+    assert "unclosed group" in server.post(CHAT, {**SHORT, "response_format": form}).json()["error"]["message"]

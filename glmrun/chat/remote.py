@@ -70,7 +70,7 @@ class RemoteModel:
         Raises UserError while it is iterated: a server that is gone, refuses, or stops in the middle.
         """
         body = self._body(request)
-        may_think = request.thinking and self._parts_thinking is not True
+        may_think = request.thinks and self._parts_thinking is not True
         answer = RemoteAnswer(
             request.tools, (True if self._parts_thinking is False else None) if may_think else False,
             lambda: self._opens_thinking(request),
@@ -112,6 +112,8 @@ class RemoteModel:
         template |= {} if request.clear_thinking else {"clear_thinking": False}
         if template:
             body["chat_template_kwargs"] = template
+        if request.continues:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         for setting, value in request.sampling.items():
             body |= dict.fromkeys(_OTHER_NAMES.get(setting, (setting,)), value) if value is not None else {}
         return body

@@ -35,6 +35,7 @@ class ChatRequest:
                      logit_bias, seed; None or absent: as the model advises
     tool_choice      auto; none: no tool is called; required: at least one is; or the name of the declared function to call
     parallel_tool_calls  False ends the answer behind its first call
+    continues        the last message is the assistant's own beginning of this answer, which goes on behind it without thinking
     logprobs         each token of the answer comes with its probability and so many likeliest ones; None: without
     """
 
@@ -50,6 +51,12 @@ class ChatRequest:
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
     logprobs: int | None = None
+    continues: bool = False
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the prompt ends with an open thinking."""
+        return self.thinking and not self.continues
 
     @classmethod
     def of(cls, messages: list[dict[str, Any]], **options: Any) -> Self:

@@ -41,6 +41,7 @@ class ChatStream:
     tokenizer  of the tokens to be pushed; None where text is fed
     thinking   whether the prompt ended with <think>
     tools      the declarations that stood in the prompt; without any, tool-call tags are ordinary text
+    continues  the prompt ended inside the answer: blank lines that come first belong to it
 
     Blank lines around the parts belong to the format and are left out; white space inside a part is kept. A call is given out when
     it is closed, and before that in pieces (growing_call.py). Where one is damaged, all that follows waits for the end of
@@ -48,12 +49,15 @@ class ChatStream:
     closing tag is missing; if pieces of it were given out, they stay without an end.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, thinking: bool, tools: Sequence[Mapping] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, thinking: bool, tools: Sequence[Mapping] | None = None, continues: bool = False
+    ) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream() if tokenizer else None
         self._declared = schemas(tools)
         self._state = "thinking" if thinking else "answer"  # or "call", or "between"
         self._held = ""  # the beginning of what may become a tag
         self._texts = {"thinking": _Part(), "answer": _Part()}
+        self._texts["answer"].begun = continues
         self._calls: list[dict] = []
         self._body = CallBody()  # of the open call
         self._growing = GrowingCall(self._declared)  # it, as far as it can be given out

@@ -35,7 +35,7 @@ class Grammar:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
         except (TypeError, ValueError) as why:
-            raise UserError(f"the JSON schema is not usable: {_first_line(why)}", "usage") from None
+            raise UserError(f"the JSON schema is not usable: {_one_line(why)}", "usage") from None
         return Constraint(self._matcher(grammar, "the JSON schema"), self._tokenizer, begins)
 
     def calls(self, tools: Sequence[Mapping[str, Any]], name: str | None, one: bool, begins: Callable[[], bool]) -> "Constraint":
@@ -55,7 +55,7 @@ class Grammar:
 
         matcher = LLMatcher(self._ll, grammar, log_level=0)
         if matcher.is_error():
-            raise UserError(f"{what} is not usable: {_first_line(matcher.get_error())}", "usage")
+            raise UserError(f"{what} is not usable: {_one_line(matcher.get_error())}", "usage")
         return matcher
 
 
@@ -82,12 +82,14 @@ class Constraint:
             mask = np.ones(self._n_vocab, bool)
             mask[self._not_before] = False
         mask[self._eog_ids] = self._begun and self._matcher.is_accepting()
+        if not mask.any():
+            raise UserError("the JSON schema or the tool leaves nothing that may come next; change it", "usage")
         return mask
 
     def accept(self, token: int) -> None:
         """The token that was drawn."""
         if self._begun and token not in self._eog_ids and not self._matcher.consume_token(token):
-            raise UserError(f"the answer cannot follow its grammar any further: {_first_line(self._matcher.get_error())}")
+            raise UserError(f"the answer cannot follow its grammar any further: {_one_line(self._matcher.get_error())}")
 
 
 class _Vocabulary:
@@ -105,5 +107,5 @@ class _Vocabulary:
         return self._tokenizer.encode(text)
 
 
-def _first_line(why: object) -> str:
-    return next(iter(str(why).splitlines()), type(why).__name__)
+def _one_line(why: object) -> str:
+    return " ".join(str(why).split())[:300] or type(why).__name__

@@ -258,9 +258,11 @@ class Model:
         tools, json_schema = request.tools, request.json_schema
         if json_schema is not None and tools:
             raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", "usage")
-        ids = self.checked(self.chat_format.encode(request.messages, tools, request.thinking, request.clear_thinking))
+        shape = (request.thinking, request.clear_thinking, not request.continues)
+        ids = self.checked(self.chat_format.encode(request.messages, tools, *shape))
         read_as_calls = None if request.tool_choice == "none" else tools
-        stream, chosen = ChatStream(self.tokenizer, request.thinking, read_as_calls), self.sampler(**request.sampling)
+        stream = ChatStream(self.tokenizer, request.thinks, read_as_calls, request.continues)
+        chosen = self.sampler(**request.sampling)
         sampler: Sampler | ThinkBudget = chosen
         self._choose_tool(request, chosen, lambda: stream.state == "answer")
         if json_schema is not None:
@@ -288,7 +290,8 @@ class Model:
 
     def prompt_text(self, request: ChatRequest) -> str:
         """The prompt of the next answer, as text."""
-        return self.chat_format.render(request.messages, request.tools, request.thinking, request.clear_thinking)
+        shape = (request.thinking, request.clear_thinking, not request.continues)
+        return self.chat_format.render(request.messages, request.tools, *shape)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of a conversation as the next prompt will repeat it."""

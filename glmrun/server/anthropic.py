@@ -9,7 +9,19 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
-from glmrun.server.form import MAX_STOPS, Stop, arguments, declared, effort, event, function, held_to, refuse_media, told
+from glmrun.server.form import (
+    MAX_STOPS,
+    Stop,
+    arguments,
+    begins_answer,
+    declared,
+    effort,
+    event,
+    function,
+    held_to,
+    refuse_media,
+    told,
+)
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_error import status_of
@@ -153,6 +165,7 @@ def _request(said: Body) -> ChatRequest:
         think_budget=budget,
         max_tokens=None if said.max_tokens is None else max(1, said.max_tokens),
         json_schema=None if tools else schema,
+        continues=begins_answer(messages) and schema is None and not thinking,
         stop=[text for text in said.stop_sequences or () if text],
         sampling={"temperature": said.temperature, "top_p": said.top_p, "top_k": said.top_k},
     )

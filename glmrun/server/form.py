@@ -74,6 +74,11 @@ def told(schema: dict[str, Any], messages: list[dict[str, Any]]) -> list[dict[st
     return [{"role": "system", "content": text}, *messages]
 
 
+def begins_answer(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last message is the beginning of an answer that a client wrote for the model: text, and no call behind it."""
+    return bool(messages) and messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
+
+
 def arguments(given: Any) -> dict[str, Any]:
     """A call's arguments as an object. Histories hold calls that fitted no schema; those are rendered all the same."""
     if isinstance(given, str):

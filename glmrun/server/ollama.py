@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
-from glmrun.server.form import MAX_STOPS, Stop, arguments, effort, function, held_to, refuse_media, told
+from glmrun.server.form import MAX_STOPS, Stop, arguments, begins_answer, effort, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import status_of
@@ -149,6 +149,7 @@ def _asked(said: Body, messages: list[dict[str, Any]], tools: list[dict[str, Any
         # 0 and the negative numbers mean no limit there
         max_tokens=options.num_predict if options.num_predict is not None and options.num_predict > 0 else None,
         json_schema=None if tools else schema,
+        continues=begins_answer(messages) and schema is None,
         stop=[text for text in options.stop if text],
         sampling=_sampling(options),
         logprobs=(said.top_logprobs or 0) if said.logprobs or said.top_logprobs else None,

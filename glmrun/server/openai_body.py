@@ -118,6 +118,7 @@ class ChatBody(SamplingBody):
     clear_thinking: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     return_progress: bool | None = None
+    continue_final_message: bool | None = None
 
 
 def _token(text: str) -> int:

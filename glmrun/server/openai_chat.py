@@ -8,7 +8,7 @@ from typing import Any
 
 from glmrun.chat.chunk import Chunk, Logprob, Stats
 from glmrun.chat.request import ChatRequest
-from glmrun.server.form import arguments, declared, effort, held_to, refuse_media, told
+from glmrun.server.form import arguments, begins_answer, declared, effort, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking
@@ -42,12 +42,16 @@ class OpenAIChat:
         schema = _schema(form.response_format)
         if schema is not None and tools:
             messages, schema = told(schema, messages), None
+        continues = form.continue_final_message or messages[-1].get("prefix") is True
+        if continues and (not begins_answer(messages) or schema is not None):
+            name = "continue_final_message"
+            raise BadRequest(f"{name}: expected a text of the assistant as the last message, and no schema", name)
         requests = [
             ChatRequest(
                 messages, tools or None, thinking, _clears(form, bool(tools)), budget,
                 form.limit("max_completion_tokens", "max_tokens"), schema, form.stops(), form.sampling(i),
                 tool_choice=_tool_choice(choice, tools), parallel_tool_calls=form.parallel_tool_calls is not False,
-                logprobs=(form.top_logprobs or 0) if form.logprobs or form.top_logprobs else None,
+                logprobs=(form.top_logprobs or 0) if form.logprobs or form.top_logprobs else None, continues=bool(continues),
             )
             for i in range(form.n or 1)
         ]  # fmt: skip
