@@ -130,7 +130,8 @@ def config_from_json(source: dict[str, Any]) -> Config:
     """The Config in a config.json of transformers 4 or 5; UserError for another model or for anything glmrun does not implement."""
     kind, ours = source.get("model_type"), all(source.get(key) == getattr(FLASH, key) for key in _SHAPES)
     if not ours and kind != _MODEL_TYPE and source.get("architectures") != [_CLASS]:
-        found = brief(kind or source.get("architectures") or "of no model_type")
+        said = kind or source.get("architectures")
+        found = brief(said) if said else "of no model_type"
         known = f", {_NEIGHBOURS[kind]}" if isinstance(kind, str) and kind in _NEIGHBOURS else ""
         raise UserError(
             f"the model is {found}{known}; glmrun converts {_MODEL_TYPE!r} (GLM-4.7-Flash), transformers and llama.cpp run others"

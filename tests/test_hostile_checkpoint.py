@@ -192,6 +192,7 @@ FOLDERS: list[tuple[str, Callable[[Path], object], str]] = [
     ("S14", put("config.json", b"{"), "config.json is not valid JSON"),
     ("S14", config(model_type="llama", architectures=["LlamaForCausalLM"]), "the model is 'llama'"),
     ("S14", config(model_type=["x" * 500] * 9, architectures=None), "the model is a list of 9 elements"),
+    ("S14", config(model_type=None, architectures=None), "the model is of no model_type; glmrun converts"),
     ("S14", config(hidden_size=...), "hidden_size is missing"),
     ("S14", config(hidden_size="256"), "hidden_size is '256'"),
     ("S14", config(hidden_size=512), "has the shape"),
