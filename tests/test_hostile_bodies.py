@@ -1,4 +1,4 @@
-"""Bodies of Anthropic's, OpenAI's Responses' and Ollama's clients, damaged at random: a request that can be used, or one line."""
+"""Bodies of Anthropic's, OpenAI's and Ollama's clients, damaged at random: a request that can be used, or one line."""
 
 import copy
 import random
@@ -13,6 +13,7 @@ from test_tokenizer import tokenizer
 from glmrun.chat.template import ChatFormat
 from glmrun.engine.sampling import Sampler
 from glmrun.server import anthropic, ollama, responses
+from glmrun.server.openai_chat import OpenAIChat
 from quant.errors import UserError
 
 OLLAMA = {
@@ -20,6 +21,19 @@ OLLAMA = {
     "options": {"temperature": 0.5, "stop": ["a"], "num_predict": 5},
 }  # fmt: skip
 GENERATE = {"prompt": "q", "system": "s", "raw": False, "think": "low", "format": {"type": "object"}, "options": None}
+CUSTOM = {"id": "c2", "type": "custom", "custom": {"name": "patch", "input": "x"}}
+COMPLETION = {
+    "messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "rules"}]}, {"role": "user", "content": "q", "name": "n"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "refusal", "refusal": "no"}],
+         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}, CUSTOM]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "20"}]},
+        {"role": "assistant", "content": "It is", "prefix": True},
+    ],
+    "tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [WEATHER]}},
+    "response_format": {"type": "text"}, "stop": ["a"], "logit_bias": {"5": 1.5}, "seed": 3, "stream_options": {},
+    "reasoning": {"effort": "low"}, "thinking": {"type": "enabled"}, "chat_template_kwargs": {}, "max_tokens": 5, "n": 2,
+}  # fmt: skip
 WEIRD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1 << 70, 1.5, float("1e400"), "", "x", "x" * 5000, "\ud83d", "user", "tool", "image", [], [[]],
     [None], {}, {"type": "text"}, {"type": "image", "source": {}}, {"type": []}, {"role": "assistant", "content": None},
@@ -28,6 +42,7 @@ WEIRD: tuple[Any, ...] = (
 BODIES = {
     "messages": (anthropic.Messages(), claude_code(second_turn=True)),
     "responses": (responses.Responses(), codex(second_turn=True)),
+    "completion": (OpenAIChat(), COMPLETION),
     "chat": (ollama.OllamaChat(), OLLAMA),
     "generate": (ollama.OllamaGenerate(), GENERATE),
 }
