@@ -93,7 +93,13 @@ def apply_template(service: Service, body: dict[str, Any]) -> dict[str, str]:
 def count_tokens(service: Service, body: dict[str, Any]) -> dict[str, int]:
     """/v1/messages/count_tokens: what the prompt of Anthropic's body takes of the context."""
     asked, chat_format = request_of(body), service.opened().chat_format
-    ids = chat_format.encode(asked.messages, asked.tools, asked.thinking, asked.clear_thinking, not asked.continues)
+    ids = chat_format.encode(
+        asked.messages,
+        tools=asked.tools,
+        thinking=asked.thinking,
+        clear_thinking=asked.clear_thinking,
+        add_generation_prompt=not asked.continues,
+    )
     return {"input_tokens": len(ids)}
 
 
