@@ -206,13 +206,10 @@ def _print_plan(
         ("cache", bytes_text(n_ctx * demand.cache_per_position), positions),
         ("working memory", bytes_text(WORKING_BYTES), "interpreter, kernels, buffers"),
         ("needed", bytes_text(demand.needed(n_ctx)), ""),
-        *[
-            ("drafts", bytes_text(n), "more: the prediction layer, where there is memory for it")
-            for n in [demand.needed_ahead(n_ctx)]
-            if n
-        ],
-        ("available", bytes_text(found.available), f"of {bytes_text(found.total)}, {why}"),
     ]
+    if more := demand.needed_ahead(n_ctx):
+        rows.append(("drafts", bytes_text(more), "more: the prediction layer, where there is memory for it"))
+    rows.append(("available", bytes_text(found.available), f"of {bytes_text(found.total)}, {why}"))
     if disk is not None:
         folder, free = disk
         rows.append(("disk", bytes_text(demand.file_bytes), f"for the file; {bytes_text(free)} are free in {folder}"))

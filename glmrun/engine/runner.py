@@ -35,8 +35,8 @@ PATIENCE = 0.1  # seconds that a piece of a prompt waits for those who have just
 class Run:
     """New tokens of one sequence, int64 (n,), checked; logits, float32 (n_logits, n_vocab), takes those after the last of them.
 
-    exact   each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
-    ahead   the prediction layer, where it runs, reads the tokens, too
+    exact      each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
+    ahead      the prediction layer, where it runs, reads the tokens, too
     likeliest  of a token's logits only the largest need be exact (kernels/likely.py)
     """
 

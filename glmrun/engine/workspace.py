@@ -60,6 +60,7 @@ class Workspace:
         self.uses = np.zeros((c.num_hidden_layers + 1, c.n_routed_experts), np.int64)  # of the layers and the prediction layer
         s["uses"] = self.uses.ctypes.data
         self._exact = np.ones(max_tokens, np.int64)  # int64 (max_tokens,): by rows of logits
+        self._all_are_looked_at = c.vocab_size <= likely.BLOCK * likely.BLOCKS  # then both terms at once are less work
         s["exact"] = self._exact.ctypes.data
         s["maxima"], s["maxima_stride"] = self._plain(n_threads, -(-c.vocab_size // likely.BLOCK))
         self.workers = np.zeros(n_threads, WORKER)  # WORKER (n_threads,)
@@ -123,7 +124,7 @@ class Workspace:
         n_wanted, wanted_few, rows = self._place(1, wanted, parts, skipped)
         for part, place, row, n, skip in zip(parts, places, rows, wanted, skipped, strict=True):
             self._tokens[1, row : row + n] = np.arange(place + skip, place + skip + n)
-            self._exact[row : row + n] = everything or not part.likeliest
+            self._exact[row : row + n] = everything or self._all_are_looked_at or not part.likeliest
         s["n_tokens"], s["n_few"], s["n_runs"], s["runs"] = n_tokens, n_few, len(parts), self._runs[0].ctypes.data
         s["run"] = self._tokens[0].ctypes.data
         s["n_wanted"], s["wanted_few"], s["wanted_runs"] = n_wanted, wanted_few, self._runs[1].ctypes.data

@@ -74,7 +74,10 @@ def _sharpen(m, s, i, x, w):
 
 @kernel(types.void(model_record, step_record, int64, worker_record))
 def sharpen_likeliest(m, s, first_x, w):
-    """Wait for the logits; make the largest of those exact that have read first terms only. normed[first_x:] is what they read."""
+    """Wait for the logits; make the largest of those exact that have read first terms only. normed[first_x:] is what they read.
+
+    Who reads the logits has to wait.
+    """
     wait(w)
     if not reads_codes(m.output.format):
         return
@@ -84,4 +87,3 @@ def sharpen_likeliest(m, s, first_x, w):
             _sharpen(m, s, i, s.normed.rest + (first_x + i) * s.normed.codes_stride, w)
         i = next_piece(w)
     leave(w, s.logits_few)
-    wait(w)
