@@ -37,6 +37,7 @@ class Chosen:
 
     tokens: Sequence[int]
     n_prompt: int
+    reads_all: bool = False  # as Sampler's
 
     def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
         return self.tokens[len(history) - self.n_prompt]
