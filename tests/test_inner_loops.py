@@ -43,8 +43,11 @@ def loops_for(cpu: str, features: str, folder: Path, *arguments: str) -> dict:
 def test_inner_loops_stay_in_registers(cpu: str, tmp_path: Path) -> None:
     features, target, most, wide = CPUS[cpu]
     found = loops_for(cpu, features, tmp_path)
-    assert found["target"] == target and len(found["loops"]) == 8
+    assert found["target"] == target and len(found["loops"]) == 16
     for name, loop in found["loops"].items():
+        assert not loop["waits"], (name, loop)  # a row of Q4_K took three times as long for one such load
+        if ".dot_rows" in name:
+            continue
         assert loop["stack"] <= most * loop["instructions"], (name, loop)
         assert loop["products"] >= 0.15 * loop["instructions"] and loop["zmm"] == wide, (name, loop)
 

@@ -24,6 +24,7 @@ import glmrun.kernels.compiled.cache as kernels  # noqa: E402
 from glmrun.kernels.simd import target  # noqa: E402
 
 PRODUCTS = ("vpmaddubsw", "vpmaddwd", "vpdpbusd", "vpdpwssd", "sdot", "usdot", "smmla", "smlal", "smlal2")
+ROWS = ("dot_rows",) if TRIPLE else ("dot_rows", "dot_rows_two")
 WANTED = ("q4_k", "q6_k", "q8_0", "scores", "gather")
 
 
@@ -31,6 +32,26 @@ def inner_loop(assembly: str) -> list[str]:
     """The instructions of the basic block with most products."""
     blocks = [re.findall(r"^\t(?:\{vex\}\s+)?([a-z].*)$", block, re.MULTILINE) for block in re.split(r"\n\.?LBB\w+:", assembly)]
     return max(blocks, key=lambda block: sum(line.split()[0].split(".")[0] in PRODUCTS for line in block))
+
+
+def waiting_loads(assembly: str) -> list[str]:
+    """Loads of vectors from the stack that hold more than what one store of the same block left there: such a load waits until
+    the store is in the cache, as long as the loop's other instructions take together."""
+    found = []
+    for block in re.split(r"\n\.?LBB\w+:", assembly):
+        stored: list[tuple[str, int, int]] = []  # base register, first byte and the one after the last
+        for line in re.findall(r"^\t(?:\{vex\}\s+)?(vp?[a-z].*)$", block, re.MULTILINE):
+            place, registers = re.search(r"(-?\d*)\((%r[sb]p)\)", line), re.findall(r"%[xyz]mm", line)
+            if not place or not registers or re.match(r"v\w*(broadcast|insert|extract|cvt|pmov|movh|movl|movs[sd])|.*\{1to", line):
+                continue
+            first, width = int(place[1] or 0), {"%xmm": 16, "%ymm": 32, "%zmm": 64}[registers[0]]
+            if line.startswith("vmov") and line.endswith(place[0]):
+                stored.append((place[2], first, first + width))
+                continue
+            spans = [(low, high) for base, low, high in stored if base == place[2] and low < first + width and first < high]
+            if spans and not any(low <= first and first + width <= high for low, high in spans):
+                found.append(line)
+    return found
 
 
 def main() -> None:
@@ -42,7 +63,7 @@ def main() -> None:
     for place, kernel in enumerate(kernels.registered):
         function = kernel.jitted.py_func
         room = function.__module__.removeprefix("glmrun.kernels.")
-        is_row = bool(TRIPLE) and room.startswith("formats.q") and function.__name__ == "dot_rows"
+        is_row = room.startswith("formats.q") and function.__name__ in ROWS
         if not is_row and (".tile_" not in room or function.__name__ not in WANTED):
             continue
         for i in [*kernels.needed(place), place]:
@@ -55,6 +76,7 @@ def main() -> None:
                 "dots": sum(line.split()[0].split(".")[0] in ("sdot", "usdot", "smmla") for line in loop),
                 "by lane": sum(re.search(r"dot.*\[\d\]$", line) is not None for line in loop),
                 "stack": sum(re.search(r"\(%r[sb]p|\[sp|\[x29", line) is not None for line in loop),
+                "waits": [] if TRIPLE else waiting_loads(assembly),
                 "zmm": any("zmm" in line for line in loop),
                 "x86": "x86" in assembly,
             }

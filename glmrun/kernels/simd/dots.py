@@ -293,7 +293,8 @@ def products_with_scales(lower, upper):
                 if sums_in_16_bits():
                     return with_words(b, *a)
                 sums, c0, x0, c1, x1, stored = a
-                scales = b.load(pointer(b, stored, V16H), align=32)
+                # Opaque, or LLVM loads 64 bytes where 32 were just stored, and the load waits until these are in the cache.
+                scales = opaque(b, b.load(pointer(b, stored, V16H), align=32))
                 x, y = (emit_dot_codes(b, constant(V16I, 0), *pair) for pair in ((c0, x0), (c1, x1)))
                 if has_neon():
                     return _add_scaled_words(b, sums, [(x, places[::2]), (y, places[1::2])], scales)
