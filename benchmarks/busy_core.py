@@ -1,6 +1,6 @@
 """Writing while another process takes a part of one core: its speed as a share of the quiet speed and of one thread alone.
 
-python benchmarks/busy_core.py FILE [--threads 2] [--tokens 32] [--rounds 5]
+python benchmarks/busy_core.py FILE [--threads 2] [--tokens 96] [--rounds 5]
 
 In each round, in turns: quiet, one thread alone, beside a process that is busy for 3 of every 10 ms, beside one that is always busy
 (both bound to the first core). Medians of the rounds.
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     engines = {n: Steps(glmrun.load(options.model, n_ctx=512, n_threads=n)) for n in (options.threads, 1)}

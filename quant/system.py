@@ -16,6 +16,7 @@
     give written pages back     madvise(MADV_DONTNEED)        madvise(MADV_FREE): MADV_DONTNEED would keep them
     limit a process's memory    setrlimit, /proc/self/statm   nothing: a template is limited in time alone (glmrun/chat/sandbox.py)
     read past the page cache    open(O_DIRECT)                nothing: the disk's speed is not measured
+    whether a core was taken    getrusage(RUSAGE_THREAD)      nothing: a step never has fewer threads (glmrun/engine/crew.py)
     memory used, bytes read     /proc/self/status and io      nothing: both are left out
 
 A call that is missing is looked for when it is needed, never when a module is imported.
@@ -39,6 +40,14 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def times_displaced() -> int:
+    """How often the system has given the core of the calling thread to another one; 0 where it does not tell."""
+    import resource
+
+    thread = getattr(resource, "RUSAGE_THREAD", None)
+    return 0 if thread is None else resource.getrusage(thread).ru_nivcsw
 
 
 def cpu_name() -> str:

@@ -1,9 +1,11 @@
 """Calls of forward() inside a step: the model's, and those that give the prediction layer what it reads."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from glmrun.engine.crew import Crew
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.forward import CANCELLED, FAILED, forward
 from glmrun.kernels.team import Team
@@ -20,6 +22,7 @@ class Passes:
     def __init__(self, weights: Weights, workspace: Workspace, team: Team) -> None:
         self.weights, self.workspace, self._team = weights, workspace, team
         self._model = Stack(weights.model, weights.layers)
+        self._crew = Crew(team.n_threads)
         self._n_done = 0
 
     @property
@@ -42,7 +45,11 @@ class Passes:
         for part, (place, _) in zip(parts, places, strict=True):
             space.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
             first += part.n_tokens
+        writes = stack is self._model and len(x) == len(parts)
+        self._team.n_active, start = self._crew.n if writes else self._team.n_threads, time.perf_counter()
         result = self._team.run(forward, stack.model, stack.layers, space.step, space.workers)
+        if writes:
+            self._crew.add(len(x), time.perf_counter() - start, self._team.displaced)
         if result == FAILED:
             raise DiskFailed
         return None if result == CANCELLED else [row for _, row in places]

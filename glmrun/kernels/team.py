@@ -17,6 +17,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import worker_record
 from glmrun.kernels.simd.atomic import atomic_add, atomic_load, atomic_store, pause
 from glmrun.machine import available_cores
+from quant.system import times_displaced
 
 # Offsets in bytes: each counter has its own pair of cache lines.
 ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, NEXT, SIZE = 0, 128, 256, 384, 512, 640, 768
@@ -85,10 +86,15 @@ def piece_size(n, w, most):
 
 
 class Team:
-    """n_threads daemon threads, at most one for each available core: a spinning thread without a core stalls all others."""
+    """n_threads daemon threads, at most one for each available core: a spinning thread without a core stalls all others.
+
+    n_active    how many of them the next runs have
+    displaced   how often the system has taken the core from one of them in the last run
+    """
 
     def __init__(self, n_threads: int | None = None) -> None:
-        self.n_threads = max(1, min(n_threads or available_cores(), available_cores()))
+        self.n_threads = self.n_active = max(1, min(n_threads or available_cores(), available_cores()))
+        self.displaced = 0
         self._flags = np.zeros(SIZE + 128, np.uint8)  # uint8 (SIZE and room to align)
         self.flags = -(-self._flags.ctypes.data // 128) * 128
         aligned = self._flags[self.flags - self._flags.ctypes.data :].view(np.int64)[: SIZE // 8]  # int64 (SIZE / 8,)
@@ -97,7 +103,7 @@ class Team:
         self._threads: list[threading.Thread] = []
         self._runs = 0
         for thread, work in enumerate(self._work):
-            arguments = (work, self._flags, (self.flags, thread, self.n_threads))
+            arguments = (work, self._flags, self.flags, thread)
             self._threads.append(threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}"))
             self._threads[-1].start()
         weakref.finalize(self, _dismiss, self._work)
@@ -109,7 +115,7 @@ class Team:
             thread.join()
 
     def run(self, function: Callable[..., int], *arguments: Any) -> int:
-        """function(*arguments, flags, thread, n_threads) on every thread; returns the largest result when all have returned."""
+        """function(*arguments, flags, thread, n_active) on every active thread; the largest result when all have returned."""
         return max(result for result in self.watch(None, function, *arguments) if result is not None)
 
     def watch(self, seconds: float | None, function: Callable[..., int], *arguments: Any) -> Iterator[int | None]:
@@ -121,14 +127,16 @@ class Team:
         self._parts[0] = 0
         self._runs += 1
         done: queue.SimpleQueue = queue.SimpleQueue()
-        results: list[Any] = []  # the threads fill it: an exception that a signal raises here can lose a wake-up, but no result
-        job = (self._runs, function, arguments, results, done)
+        # The threads fill it: an exception that a signal raises here can lose a wake-up, but no result.
+        results: list[tuple[Any, int]] = []
+        working = self._work[: self.n_active]
+        job = (self._runs, function, arguments, len(working), results, done)
         interrupted: BaseException | None = None
         handed_out = False
-        while len(results) < self.n_threads:
+        while len(results) < len(working):
             try:
                 if not handed_out:
-                    for work in self._work:  # again after an exception: a job that only some threads get would hold them for ever
+                    for work in working:  # again after an exception: a job that only some threads get would hold them for ever
                         work.put(job)
                     handed_out = True
                 done.get(timeout=0.1 if interrupted else seconds)
@@ -143,13 +151,14 @@ class Team:
             except BaseException as error:
                 self.cancel()
                 interrupted = error
-        for result in results:
+        self.displaced = sum(displaced for _, displaced in results)
+        for result, _ in results:
             if isinstance(result, BaseException):
                 raise result
         if interrupted is not None:
             self.resume()
             raise interrupted
-        yield max(results)
+        yield max(result for result, _ in results)
 
     @property
     def parts(self) -> int:
@@ -169,20 +178,21 @@ class Team:
         self._cancel[0] = 0
 
 
-def _serve(work: queue.SimpleQueue, flags: np.ndarray, place: tuple[int, int, int]) -> None:
+def _serve(work: queue.SimpleQueue, memory: np.ndarray, flags: int, thread: int) -> None:
     """A thread's life; it holds on to the flags' memory, not to the Team, so that a forgotten Team ends."""
     last = 0
     while (job := work.get()) is not None:
-        run, function, arguments, results, done = job
+        run, function, arguments, n_active, results, done = job
         if run == last:
             continue  # handed out twice
-        last = run
+        last, before, result = run, times_displaced(), None
         try:
-            results.append(function(*arguments, *place))
+            result = function(*arguments, flags, thread, n_active)
         except BaseException as error:
-            results.append(error)
+            result = error
+        results.append((result, times_displaced() - before))
         done.put(None)
-        del job, function, arguments, results, done  # what it worked on may be freed while it waits
+        del job, function, arguments, results, result, done  # what it worked on may be freed while it waits
 
 
 def _dismiss(works: list[queue.SimpleQueue]) -> None:
