@@ -128,7 +128,7 @@ def test_whoever_writes_is_in_every_step_with_a_piece_of_a_prompt(
         monkeypatch.setattr(model.runner, "_step", seen)
         monkeypatch.setattr(model.runner.pace, "piece", lambda first, most: LEAST_PIECE)
         biases = dict.fromkeys(model.tokenizer.eog_ids, -100.0)
-        writer = model.generate([1, 2, 3], max_tokens=40, temperature=0, logit_bias=biases)
+        writer = model.generate([1, 2, 3], max_tokens=400, temperature=0, logit_bias=biases)
         written = [next(chunk for chunk in writer if chunk.token is not None)]
         with model.runner.answering():  # as the server's thread does before it reads
             reader = threading.Thread(target=lambda: list(model.generate(prompt, max_tokens=1, temperature=0)))
@@ -136,7 +136,7 @@ def test_whoever_writes_is_in_every_step_with_a_piece_of_a_prompt(
             written += [chunk for chunk in writer if chunk.token is not None]
             reader.join()
         n_pieces = sum(pieces for pieces, _ in steps[1:])
-        assert len(written) == 40 and n_pieces >= len(prompt) // LEAST_PIECE
+        assert len(written) == 400 and n_pieces >= len(prompt) // LEAST_PIECE
         alone = [i for i, (pieces, singles) in enumerate(steps) if pieces and not singles and i > 0]
         assert len(alone) <= 1  # the first, if it came first
 
@@ -212,3 +212,27 @@ def test_a_real_fork_is_told_and_hangs_nowhere(tiny_gguf: Callable[..., Tiny]) -
     arguments = [sys.executable, "-c", FORK, str(tiny_gguf("Q4_K_M", ODD).path)]
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_only_pieces_of_prompts_wait_for_those_who_write(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft is verified by whoever has just got a token: it would wait for itself."""
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2) as model:
+        sequence, ids, waits = Sequence(*model.weights.cache_shape(512)), np.arange(100) % 900, list[str]()
+        logits = np.zeros((17, model.config.vocab_size), np.float32)  # float32 (17, n_vocab)
+
+        def run(n: int, n_logits: int, exact: bool = False) -> None:
+            assert model.runner.step([Run(sequence, ids[:n], logits[:n_logits], exact=exact)])
+
+        wait_for = model.runner._lock.wait_for
+        monkeypatch.setattr(
+            model.runner._lock, "wait_for", lambda predicate, seconds: (waits.append("waits"), wait_for(predicate, 0.001))
+        )
+        run(20, 1)
+        assert waits == ["waits"]
+        for n in (1, 2, 4, 17):
+            run(n, n)
+        run(3, 3, exact=True)
+        assert waits == ["waits"]
+        run(20, 1)
+        run(5, 0)
+        assert waits == ["waits"] * 3

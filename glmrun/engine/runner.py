@@ -19,7 +19,7 @@ from glmrun.engine.next_token import fill, guess
 from glmrun.engine.pace import Pace
 from glmrun.engine.passes import DiskFailed, Passes
 from glmrun.engine.sequence import Sequence as Conversation
-from glmrun.engine.speculative import PassCosts
+from glmrun.engine.speculative import LENGTHS, PassCosts
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.gguf.watch import Watched
 from glmrun.kernels.disk import LOOKS
@@ -79,8 +79,8 @@ class _Request:
 
     @property
     def reads(self) -> bool:
-        """Whether it is a piece of a prompt."""
-        return self.n_tokens > self.n_parts
+        """Whether it is a piece of a prompt: a draft is verified with the logits of all of its tokens."""
+        return any(len(run.tokens) > (len(run.logits) if len(run.tokens) <= 1 + max(LENGTHS) else 1) for run in self.runs)
 
     @property
     def size(self) -> "Size":

@@ -4,7 +4,9 @@ A draft changes no choice: the sampler draws every token from the model's logits
 from the draft sooner or later; what was computed behind that place is thrown away.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from glmrun.engine.draft_kinds import chain_of
 from glmrun.kernels.activations import FEW
@@ -16,7 +18,8 @@ _LONGEST = 32  # tokens of a match that are looked at
 _CANDIDATES = 8  # earlier places that are compared
 _PAYS = 1.05  # tokens for the price of one pass of a single token, from which on a draft is made
 _MEMORY = 32  # tokens over which it is counted how often a copy is right
-_FADING = 256  # passes of one token after which a measured cost is all but forgotten
+_FADING = 256  # passes of one token after which a measured cost is forgotten
+_MEASURED = 5  # passes whose median counts
 _GUESS = 0.15  # passes of one token that the prediction layer takes for a guess until it is measured: a layer and a head for drafts
 _TRUST = 4.0, 3.0  # guesses that are taken for seen, and for right, before any was made
 
@@ -24,39 +27,41 @@ _TRUST = 4.0, 3.0  # guesses that are taken for seen, and for right, before any 
 class PassCosts:
     """What a pass of n tokens of one sequence costs on this machine, n logits included, in passes of one token.
 
-    Until it is measured a further token is taken for 0.4 passes: the bytes of 64 experts of which each token reads four.
+    The median of the last few that were measured: one that took long for reasons of its own must not end the drafts. Until there
+    are some a further token is taken for 0.4 passes: the bytes of 64 experts of which each token reads four. What was measured is
+    forgotten in time, so that what did not pay is tried again.
     """
 
     def __init__(self) -> None:
-        self._one, self._guess = 0.0, _GUESS  # seconds; passes of one token
-        self._ratios = {1 + n: self._prior(1 + n) for n in LENGTHS}
+        self._one: deque[float] = deque(maxlen=_MEASURED)  # seconds
+        self._n = 0  # passes of one token
+        self._ratios = {1 + n: deque([1 + 0.4 * n] * 2, maxlen=_MEASURED) for n in LENGTHS}  # in passes of one token
+        self._guess = deque([_GUESS], maxlen=_MEASURED)
 
     def guess(self, n: int) -> float:
         """The cost of n guesses of the prediction layer, one after the other."""
-        return n * self._guess
+        return n * median(self._guess)
 
     def add_guess(self, n: int, seconds: float) -> None:
         """n guesses were measured."""
         if self._one:
-            self._guess += (min(seconds / self._one / n, 2 * self._guess) - self._guess) / 4
-
-    @staticmethod
-    def _prior(n_tokens: int) -> float:
-        return 1 + 0.4 * (n_tokens - 1)
+            self._guess.append(seconds / median(self._one) / n)
 
     def ratio(self, n_tokens: int) -> float:
         """The cost of a pass of 1 + one of LENGTHS tokens."""
-        return self._ratios[n_tokens]
+        return median(self._ratios[n_tokens])
 
     def add(self, n_tokens: int, seconds: float) -> None:
-        """A pass was measured. One that took long for reasons of its own counts for little, and is forgotten in time."""
+        """A pass was measured."""
         if n_tokens == 1:
-            self._one += (min(seconds, 2 * self._one) - self._one) / 4 if self._one else seconds
-            for n in self._ratios:
-                self._ratios[n] += (self._prior(n) - self._ratios[n]) / _FADING
+            self._one.append(seconds)
+            self._n += 1
+            if self._n % (_FADING // _MEASURED) == 0:
+                self._guess.append(_GUESS)
+                for n in LENGTHS:
+                    self._ratios[1 + n].append(1 + 0.4 * n)
         elif self._one and n_tokens in self._ratios:
-            known = self._ratios[n_tokens]
-            self._ratios[n_tokens] += (min(seconds / self._one, 2 * known) - known) / 2
+            self._ratios[n_tokens].append(seconds / median(self._one))
 
 
 class Copies:
