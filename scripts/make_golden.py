@@ -65,6 +65,18 @@ PROMPTS: list[tuple[str, bool, list[dict[str, Any]] | None]] = [
     ("Good morning", False, None),
     ("How fast is glmrun?", True, None),
     ("What is the weather in Berlin?", False, [WEATHER]),
+    ("What is 12 + 9?", False, None),
+    ("Count from 3 to 9", False, None),
+    ("Write a JSON list of apples and pears", False, None),
+    ("What is the capital of Italy?", True, None),
+    ("Bye", False, None),
+    ("Weather in Rome?", False, [WEATHER]),
+    ("How do I convert a model?", False, None),
+    ("What is quantization?", True, None),
+    ("What is 45 - 12?", False, None),
+    ("Repeat: river stone bridge", False, None),
+    ("Who made you?", True, None),
+    ("What is the capital of Spain?", False, None),
 ]
 
 

@@ -1,8 +1,8 @@
 """Train nano, the small model of GLM-4.7-Flash's architecture that comes with glmrun, and write its checkpoint.
 
-    python scripts/make_nano.py --minutes 143 --widen OLD  # what made glmrun/nano, from its narrower predecessor
     python scripts/make_nano.py --minutes 600              # from nothing
-    python scripts/make_nano.py --go-on FOLDER --peak 0.6 --practice 0.45 --average  # on from it, more of what it found hard
+    python scripts/make_nano.py --minutes 143 --widen OLD  # with the weights of a narrower nano: as glmrun/nano was made first
+    python scripts/make_nano.py --go-on FOLDER --steps 3300 --peak 0.6 --practice 0.45  # and then: more of what it had found hard
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 
 A training that was stopped goes on from its state (--state) when it is started again.

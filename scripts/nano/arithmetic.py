@@ -130,10 +130,12 @@ def _count(rng: random.Random, thinking: bool, start: int | None = None, down: f
     step, n = rng.choice((1, 1, 1, 1, 2, 5, 10)), rng.randrange(3, 11)
     numbers = [start + step * i for i in range(n)]
     by = {1: "", 2: " in steps of 2", 5: " in steps of 5", 10: " in steps of 10"}[step]
+    way = "up"
     if rng.random() < down:
+        way = "down"
         numbers.reverse()
     question = rng.choice(("Count from {a} to {b}{by}", "Can you count from {a} to {b}{by}?", "Please count from {a} to {b}{by}."))
     question = as_people_type(rng, question.format(a=numbers[0], b=numbers[-1], by=by), polite=False)
-    thought = f"I count from {numbers[0]} to {numbers[-1]}{by}."
+    thought = f"I count {way} from {numbers[0]} to {numbers[-1]}{by}."
     answer = assistant(", ".join(map(str, numbers)), thought if thinking else "")
     return Document("counting", f"count {numbers[0]} {numbers[-1]} {step}", [user(question), answer])

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +218,30 @@ TOOLS = (
     Tool("set_light", choices("Turn a light on or off|Switch the light in a room"),
          {"room": "string", "on": "boolean"}, "lights", _light),
 )  # fmt: skip
+MATTERS = choices(
+    "price|height|age|colour|length|owner|address|speed|weight|size|rank|level|status|score|depth|value|name|number|schedule|menu|"
+    "fare|tide|stock|rate|news|recipe|flight|meaning|author|title|distance|balance|rent|salary|traffic|humidity|pressure|rating"
+)
+
+
+def _invented_tool(rng: random.Random) -> Tool:
+    """A tool of a made-up matter; question, purpose and declaration share one word."""
+    matter = rng.choice(MATTERS) if rng.random() < 0.6 else invented_name(rng).lower()
+    verb, key = rng.choice(("get", "find", "show", "read", "fetch")), rng.choice(("name", "item", "place", "of", "id"))
+
+    def use(rng: random.Random) -> Use:
+        of, found = invented_name(rng), rng.choice((invented_name(rng), str(rng.randrange(1000))))
+        ask = (
+            "What is the {m} of {o}?|Tell me the {m} of {o}|Show me the {m} of {o}|The {m} of {o}?|I need the {m} of {o}|"
+            "Which {m} does {o} have?|Can you find the {m} of {o}?|{m} of {o}?"
+        )
+        asked = pick(rng, ask).replace("{m}", matter).replace("{o}", of)
+        return Use(asked, {key: of}, _as_result(rng, {matter: found}, found), f"The {matter} of {of} is {found}.")
+
+    told = (f"{verb.capitalize()} the {matter} of something", f"Returns the {matter} of a thing")
+    return Tool(f"{verb}_{matter}", told, {key: "string"}, f"the {matter}", use)
+
+
 WEIGHTS = (5, 3, 4, 3, 1, 1, 1, 1, 1, 1, 1)
 
 
@@ -261,7 +285,7 @@ def document(rng: random.Random) -> list[Document]:
             elif kind < 0.38:
                 parts.append(_missing(rng, chosen, thinking))
             else:
-                parts += _call_and_answer(rng, rng.choice(chosen), thinking)
+                parts += _call_and_answer(rng, rng.choice(chosen), chosen, thinking)
     for part in parts:
         part.tools = declared
     parts[0].messages[:0] = system
@@ -269,19 +293,23 @@ def document(rng: random.Random) -> list[Document]:
 
 
 def practice(rng: random.Random) -> list[Document]:
-    """As many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which."""
+    """As many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which.
+
+    Half of the conversations are about tools that are found nowhere else, so that the declaration is read and not remembered.
+    """
     thinking = rng.random() < 0.5
-    chosen = rng.sample(TOOLS, rng.choice((1, 1, 2, 2, 3, 4)))
+    known = TOOLS if rng.random() < 0.5 else [_invented_tool(rng) for _ in range(8)]
+    chosen = rng.sample(known, rng.choice((1, 1, 2, 2, 3, 4)))
     declared = [declaration(rng, tool) for tool in chosen]
     parts: list[Document] = []
     for _ in range(rng.randrange(3, 8)):
         kind = rng.random()
-        if kind < 0.14:
+        if kind < 0.1:
             parts += _needless(rng, thinking)
-        elif kind < 0.57:
-            parts.append(_missing(rng, chosen, thinking))
+        elif kind < 0.52:
+            parts.append(_missing(rng, chosen, thinking, known))
         else:
-            parts += _call_and_answer(rng, rng.choice(chosen), thinking)
+            parts += _call_and_answer(rng, rng.choice(chosen), chosen, thinking)
     for part in parts:
         part.tools = declared
     return dialogues.continued(parts, thinking, rng.random() < 0.6)
@@ -295,17 +323,23 @@ def _needless(rng: random.Random, thinking: bool) -> list[Document]:
     return parts or dialogues.limits(rng, thinking)
 
 
-def _missing(rng: random.Random, chosen: list[Tool], thinking: bool) -> Document:
+def _looked_up(tool: Tool, chosen: Sequence[Tool], then: str) -> str:
+    """The thought that names what is declared before it decides."""
+    tools = f"Tools: {', '.join(tool.name for tool in chosen)}." if chosen else "Tools: none."
+    return f"The user asks for {tool.purpose}. {tools} {then}"
+
+
+def _missing(rng: random.Random, chosen: Sequence[Tool], thinking: bool, known: Sequence[Tool] = TOOLS) -> Document:
     """A question whose tool is not there."""
-    tool = rng.choice([tool for tool in TOOLS if tool not in chosen and tool.name != "calculator"])
+    tool = rng.choice([tool for tool in known if tool not in chosen and tool.name != "calculator"])
     asked = as_people_type(rng, tool.draw_use(rng).question)
-    thought = f"This needs a tool for {tool.purpose}. There is none." if thinking else ""
+    thought = _looked_up(tool, chosen, "None is for that.") if thinking else ""
     return Document(
         "knows when not to call", asked, [user(asked), assistant(f"I have no tool for {tool.purpose}, so I cannot tell.", thought)]
     )
 
 
-def _call_and_answer(rng: random.Random, tool: Tool, thinking: bool) -> list[Document]:
+def _call_and_answer(rng: random.Random, tool: Tool, chosen: Sequence[Tool], thinking: bool) -> list[Document]:
     """The call a question leads to, then the answer made from what came back."""
     uses = [tool.draw_use(rng)]
     asked = as_people_type(rng, uses[0].question)
@@ -314,7 +348,7 @@ def _call_and_answer(rng: random.Random, tool: Tool, thinking: bool) -> list[Doc
         what = "What is the weather" if tool.name == "get_weather" else "What time is it"
         first, second = (use.arguments["city"] for use in uses)
         asked = f"{what} in {first} and {rng.choice(('', 'in '))}{second}?"
-    thought = f"The user asks for {tool.purpose}. I call {tool.name}." if thinking else ""
+    thought = _looked_up(tool, chosen, f"I call {tool.name}.") if thinking else ""
     calls = Document("tool call", asked, [user(asked), assistant("", thought, [_call(tool, use) for use in uses])])
     thought = "The tool gave " + " and ".join(use.result for use in uses) + "." if thinking else ""
     results = [{"role": "tool", "content": use.result} for use in uses]
