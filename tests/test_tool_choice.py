@@ -45,7 +45,7 @@ def calls_of(chunks: list[Chunk]) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_named_function_is_called_with_arguments_of_its_schema(nano: Model, thinking: bool, seed: int) -> None:
     options = {"tools": TOOLS, "tool_choice": "get_weather", "parallel_tool_calls": False, "thinking": thinking, "think_budget": 30}
-    chunks = list(nano.chat(HELLO, **options, seed=seed, temperature=1.2, max_tokens=400, logit_bias={}))
+    chunks = list(nano.chat(HELLO, **options, seed=seed, temperature=0.8, max_tokens=400, logit_bias={}))
     assert chunks[-1].finish_reason == "tool_calls" and not "".join(chunk.text for chunk in chunks)
     [(name, arguments)] = calls_of(chunks)
     assert name == "get_weather" and isinstance(arguments["city"], str) and 1 <= arguments["days"] <= 9

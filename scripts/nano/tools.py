@@ -224,9 +224,14 @@ MATTERS = choices(
 )
 
 
-def _invented_tool(rng: random.Random) -> Tool:
-    """A tool of a made-up matter; question, purpose and declaration share one word."""
-    matter = rng.choice(MATTERS) if rng.random() < 0.6 else invented_name(rng).lower()
+def _invented_tools(rng: random.Random, n: int) -> list[Tool]:
+    """n tools for matters of their own, half of them words that mean nothing."""
+    made_up = {invented_name(rng).lower() for _ in range(n)}
+    return [_tool_for(rng, matter) for matter in rng.sample([*sorted(made_up), *rng.sample(MATTERS, n)], n)]
+
+
+def _tool_for(rng: random.Random, matter: str) -> Tool:
+    """A tool whose question, purpose and declaration share one word."""
     verb, key = rng.choice(("get", "find", "show", "read", "fetch")), rng.choice(("name", "item", "place", "of", "id"))
 
     def use(rng: random.Random) -> Use:
@@ -298,7 +303,7 @@ def practice(rng: random.Random) -> list[Document]:
     Half of the conversations are about tools that are found nowhere else, so that the declaration is read and not remembered.
     """
     thinking = rng.random() < 0.5
-    known = TOOLS if rng.random() < 0.5 else [_invented_tool(rng) for _ in range(8)]
+    known = TOOLS if rng.random() < 0.5 else _invented_tools(rng, 8)
     chosen = rng.sample(known, rng.choice((1, 1, 2, 2, 3, 4)))
     declared = [declaration(rng, tool) for tool in chosen]
     parts: list[Document] = []
