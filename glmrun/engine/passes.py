@@ -48,11 +48,13 @@ class Passes:
         writes = stack is self._model and len(x) == len(parts)
         self._team.n_active, start = self._crew.n if writes else self._team.n_threads, time.perf_counter()
         result = self._team.run(forward, stack.model, stack.layers, space.step, space.workers)
-        if writes:
-            self._crew.add(len(x), time.perf_counter() - start, self._team.displaced)
         if result == FAILED:
             raise DiskFailed
-        return None if result == CANCELLED else [row for _, row in places]
+        if result == CANCELLED:
+            return None
+        if writes:  # whole steps alone: one that was cancelled looks fast
+            self._crew.add(len(x), time.perf_counter() - start, self._team.displaced)
+        return [row for _, row in places]
 
     def step(
         self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray, with_states: bool

@@ -35,8 +35,13 @@ class PassCosts:
     def __init__(self) -> None:
         self._one: deque[float] = deque(maxlen=_MEASURED)  # seconds
         self._n = 0  # passes of one token
-        self._ratios = {1 + n: deque([1 + 0.4 * n] * 2, maxlen=_MEASURED) for n in LENGTHS}  # in passes of one token
+        # In passes of one token, as the next one is.
+        self._ratios = {1 + n: deque([self._prior(1 + n)] * 2, maxlen=_MEASURED) for n in LENGTHS}
         self._guess = deque([_GUESS], maxlen=_MEASURED)
+
+    @staticmethod
+    def _prior(n_tokens: int) -> float:
+        return 1 + 0.4 * (n_tokens - 1)
 
     def guess(self, n: int) -> float:
         """The cost of n guesses of the prediction layer, one after the other."""
@@ -58,8 +63,8 @@ class PassCosts:
             self._n += 1
             if self._n % (_FADING // _MEASURED) == 0:
                 self._guess.append(_GUESS)
-                for n in LENGTHS:
-                    self._ratios[1 + n].append(1 + 0.4 * n)
+                for n, ratios in self._ratios.items():
+                    ratios.append(self._prior(n))
         elif self._one and n_tokens in self._ratios:
             self._ratios[n_tokens].append(seconds / median(self._one))
 
