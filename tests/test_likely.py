@@ -10,7 +10,7 @@ from support.tiny_model import ODD, write_tiny
 import glmrun
 from glmrun.engine.model import Model
 from glmrun.engine.runner import Run
-from glmrun.engine.sampling import Sampler
+from glmrun.engine.sampling import FEW, Sampler
 from glmrun.engine.sequence import Sequence
 from glmrun.kernels import likely
 
@@ -86,21 +86,39 @@ def test_what_is_drawn_from_the_likeliest_stays_the_same(model: Model, monkeypat
     def answers() -> list[list[int]]:
         return [
             [chunk.token for chunk in model.generate(TOKENS[:9].tolist(), max_tokens=12, **options) if chunk.token is not None]
-            for options in ({"temperature": 0}, {"temperature": 1, "top_k": 5, "seed": 1})
+            for options in (
+                {"temperature": 0},
+                {"temperature": 1, "top_k": 5, "seed": 1},
+                {"temperature": 0, "logit_bias": dict.fromkeys(range(0, N_VOCAB, N_VOCAB // 100), -100.0)},
+                {"temperature": 0, "repeat_penalty": 1.3},
+            )
         ]
 
+    assert not Sampler(logit_bias=dict.fromkeys(range(101), -100.0), repeat_penalty=1.0).reads_all
     now = answers()
     monkeypatch.setattr(Sampler, "reads_all", True)
     assert answers() == now
 
 
+@pytest.mark.parametrize("far", [0.0, 20.0, 3000.0])
+def test_so_many_blocks_are_exact_however_far_one_stands_above_them(far: float) -> None:
+    """A token that is forbidden may have the largest logit by far."""
+    maxima = np.random.default_rng(7).normal(0, 3, 2420).astype(np.float32)  # (n_blocks,)
+    maxima[1234] += far
+    threshold = likely._threshold(maxima.ctypes.data, len(maxima))
+    assert np.count_nonzero(maxima >= threshold) in range(likely.BLOCKS, likely.BLOCKS + 4)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"repeat_penalty": 1.1},
+        {"repeat_penalty": 0.9},
+        {"repeat_penalty": 1.1, "repeat_last_n": 129},
         {"presence_penalty": 0.1},
         {"frequency_penalty": -1.0},
         {"logit_bias": {5: 3.0}},
+        {"logit_bias": dict.fromkeys(range(129), -1.0)},
+        {"logit_bias": dict.fromkeys(range(65), -1.0), "repeat_penalty": 1.1},
         {"temperature": 3.0},
     ],
 )
@@ -110,6 +128,8 @@ def test_unlikely_tokens_may_be_drawn(options: dict) -> None:
 
 def test_otherwise_the_likely_ones_are_enough() -> None:
     assert not Sampler().reads_all and not Sampler(temperature=0).reads_all
+    assert not Sampler(repeat_penalty=1.1, logit_bias={5: -100.0}, forbidden=np.arange(63)).reads_all
+    assert FEW <= likely.BLOCKS // 2
 
 
 def test_probabilities_are_those_of_all_logits(model: Model) -> None:

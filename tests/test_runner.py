@@ -12,15 +12,16 @@ from support.tiny_model import ODD, Tiny
 
 import glmrun
 from glmrun.engine import generate
+from glmrun.engine.batch import Size, next_batch
 from glmrun.engine.pace import LEAST_PIECE, STEP_SECONDS, Pace
-from glmrun.engine.runner import Run, Size, next_batch
+from glmrun.engine.runner import PATIENCE, Run
 from glmrun.engine.sequence import Sequence
 
 MAX_TOKENS, MAX_RUNS = 528, 16
 
 
 def test_all_who_write_go_beside_one_piece_of_the_oldest_prompt() -> None:
-    waiting = [Size(1), Size(512), Size(1), Size(512), Size(1)]
+    waiting = [Size(1), Size(512, n_read=512), Size(1), Size(512, n_read=512), Size(1)]
     assert sorted(next_batch(waiting, MAX_TOKENS, MAX_RUNS)) == [0, 1, 2, 4]
     assert next_batch([], MAX_TOKENS, MAX_RUNS) == []
 
@@ -34,7 +35,9 @@ def test_one_that_must_be_alone_is_alone() -> None:
 def test_every_step_fits_and_everybody_has_a_turn(seed: int) -> None:
     rng = random.Random(seed)
     row = [
-        (i, Size(rng.choice([1, 1, 1, 2, 40, 512]), rng.choice([1, 1, 2]), rng.random() < 0.05)) for i in range(rng.randint(1, 60))
+        (i, Size(n, rng.choice([1, 1, 2]), n if n > 1 and rng.random() < 0.8 else 0, rng.random() < 0.05))
+        for i in range(rng.randint(1, 60))
+        for n in [rng.choice([1, 1, 1, 2, 40, 512])]
     ]
     turns = {i: 0 for i, _ in row}
     steps_without = dict.fromkeys(turns, 0)
@@ -141,6 +144,37 @@ def test_whoever_writes_is_in_every_step_with_a_piece_of_a_prompt(
         assert len(alone) <= 1  # the first, if it came first
 
 
+def test_those_who_write_together_are_in_every_step_together(
+    tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each matrix is read once for all: whoever asks first waits a moment for the others."""
+    monkeypatch.setattr("glmrun.engine.runner.COMPANY", 1e6)
+    monkeypatch.setattr("glmrun.engine.runner.PATIENCE", 20.0)
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2, draft="off") as model:
+        model.measure()
+        steps: list[int] = []
+        step, began = model.runner._step, threading.Barrier(4)
+
+        def seen(runs: list[Run]) -> bool:
+            steps.append(len(runs))
+            return step(runs)
+
+        monkeypatch.setattr(model.runner, "_step", seen)
+        biases = dict.fromkeys(model.tokenizer.eog_ids, -100.0)
+
+        def write(i: int) -> None:
+            with model.runner.answering():
+                began.wait()
+                list(model.generate([i, 2, 3], max_tokens=100, temperature=0, logit_bias=biases))
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert steps.count(4) >= 90
+
+
 def test_a_piece_that_waits_has_nothing_of_the_step_before_it(tiny_gguf: Callable[..., Tiny]) -> None:
     """What share of a piece is done only grows, whatever else runs; it ends with its result."""
     model = glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2)
@@ -162,9 +196,10 @@ def test_a_piece_that_waits_has_nothing_of_the_step_before_it(tiny_gguf: Callabl
 
 
 def test_prompts_share_a_step_up_to_their_limit_and_readers_never_wait() -> None:
-    row = [Size(70), Size(1), Size(70), Size(30), Size(1)]
+    row = [Size(70, n_read=70), Size(1), Size(70, n_read=70), Size(30, n_read=30), Size(17)]  # the last one is a draft
     assert sorted(next_batch(row, 528, 16, 100)) == [0, 1, 3, 4]
-    assert sorted(next_batch([Size(512), *row], 528, 16, 100)) == [0, 2, 5]  # the oldest, though it is longer
+    assert sorted(next_batch([Size(511, n_read=511), *row], 528, 16, 100)) == [0, 2]  # the oldest, though it is longer
+    assert sorted(next_batch([Size(500, n_read=500), *row], 528, 16, 100)) == [0, 2, 5]
 
 
 def test_a_pace_is_learned_from_steps_with_prompts_and_used_in_company(tiny_gguf: Callable[..., Tiny]) -> None:
@@ -217,22 +252,19 @@ def test_a_real_fork_is_told_and_hangs_nowhere(tiny_gguf: Callable[..., Tiny]) -
 def test_only_pieces_of_prompts_wait_for_those_who_write(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft is verified by whoever has just got a token: it would wait for itself."""
     with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2) as model:
-        sequence, ids, waits = Sequence(*model.weights.cache_shape(512)), np.arange(100) % 900, list[str]()
+        sequence, ids, waits = Sequence(*model.weights.cache_shape(512)), np.arange(100) % 900, list[float]()
         logits = np.zeros((17, model.config.vocab_size), np.float32)  # float32 (17, n_vocab)
 
-        def run(n: int, n_logits: int, exact: bool = False) -> None:
-            assert model.runner.step([Run(sequence, ids[:n], logits[:n_logits], exact=exact)])
+        def run(n: int, n_logits: int, exact: bool = False, draft: bool = False) -> None:
+            assert model.runner.step([Run(sequence, ids[:n], logits[:n_logits], exact=exact, draft=draft)])
 
         wait_for = model.runner._lock.wait_for
-        monkeypatch.setattr(
-            model.runner._lock, "wait_for", lambda predicate, seconds: (waits.append("waits"), wait_for(predicate, 0.001))
-        )
+        monkeypatch.setattr("glmrun.engine.runner.COMPANY", 0.0)  # how long who writes waits for those who write
+        monkeypatch.setattr(model.runner._lock, "wait_for", lambda done, seconds: (waits.append(seconds), wait_for(done, 0.001)))
         run(20, 1)
-        assert waits == ["waits"]
         for n in (1, 2, 4, 17):
-            run(n, n)
-        run(3, 3, exact=True)
-        assert waits == ["waits"]
+            run(n, n, draft=True)
+        run(3, 3, exact=True, draft=True)
         run(20, 1)
         run(5, 0)
-        assert waits == ["waits"] * 3
+        assert waits == [PATIENCE, *[0.0] * 5, PATIENCE, PATIENCE]

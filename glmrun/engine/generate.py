@@ -123,7 +123,7 @@ class _Ahead:
             self._rows = np.empty((1 + max(LENGTHS), self._rows.shape[1]), np.float32)  # float32 (n, n_vocab)
         tokens = np.array([token, *draft], np.int64)  # int64 (1 + len(draft),)
         rows = self._rows[: len(tokens)]  # float32 (1 + len(draft), n_vocab)
-        run = Run(self._sequence, tokens, rows, exact=len(draft) <= EXACT, ahead=True, likeliest=self._likeliest)
+        run = Run(self._sequence, tokens, rows, exact=len(draft) <= EXACT, ahead=True, likeliest=self._likeliest, draft=True)
         self._runner.step([run], self.limits.cancelled)
         self._guessed = self._drafter is not None and self._drafter.guessed
         stats = replace(stats, n_guessed=stats.n_guessed + len(draft) * self._guessed)

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
+from glmrun.engine.batch import Size, next_batch
 from glmrun.engine.next_token import fill, guess
 from glmrun.engine.pace import Pace
 from glmrun.engine.passes import DiskFailed, Passes
 from glmrun.engine.sequence import Sequence as Conversation
-from glmrun.engine.speculative import LENGTHS, PassCosts
+from glmrun.engine.speculative import PassCosts
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.gguf.watch import Watched
 from glmrun.kernels.disk import LOOKS
@@ -29,6 +29,7 @@ from quant.errors import UserError
 
 MAX_TOKENS = 512  # of one step
 PATIENCE = 0.1  # seconds that a piece of a prompt waits for those who have just drawn a token
+COMPANY = 0.15  # of the last step's time that a token waits for them: in one step they all take hardly longer than one
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Run:
     exact      each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
     ahead      the prediction layer, where it runs, reads the tokens, too
     likeliest  of a token's logits only the largest need be exact (kernels/likely.py)
+    draft      the tokens behind the first are guesses, and somebody waits for them; else several tokens are a piece of a prompt
     """
 
     sequence: Conversation
@@ -46,6 +48,12 @@ class Run:
     exact: bool = False
     ahead: bool = False
     likeliest: bool = False
+    draft: bool = False
+
+    @property
+    def n_read(self) -> int:
+        """How many of the tokens are of a prompt."""
+        return len(self.tokens) if len(self.tokens) > 1 and not self.draft else 0
 
     def parts(self) -> list[Part]:
         """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
@@ -78,48 +86,15 @@ class _Request:
         return sum(len(run.tokens) if run.exact else 1 for run in self.runs)
 
     @property
-    def reads(self) -> bool:
-        """Whether it is a piece of a prompt: a draft is verified with the logits of all of its tokens."""
-        return any(len(run.tokens) > (len(run.logits) if len(run.tokens) <= 1 + max(LENGTHS) else 1) for run in self.runs)
+    def n_read(self) -> int:
+        return sum(run.n_read for run in self.runs)
 
     @property
-    def size(self) -> "Size":
-        return Size(self.n_tokens, self.n_parts, bool(self.importance) or self.work is not None)
+    def size(self) -> Size:
+        return Size(self.n_tokens, self.n_parts, self.n_read, bool(self.importance) or self.work is not None)
 
     def cancelled(self) -> bool:
         return self.given_up or self.stopped()
-
-
-class Size(NamedTuple):
-    """What a request takes of a step."""
-
-    n_tokens: int
-    n_runs: int = 1
-    alone: bool = False  # nothing else may be in its step
-
-
-def next_batch(waiting: Sequence[Size], max_tokens: int, max_runs: int, of_prompts: int | None = None) -> list[int]:
-    """Which of the requests that wait, in the order in which they came, are run in one step of so many tokens and runs.
-
-    The oldest one always, so that each has its turn; then all of one token, since somebody reads along; then what still fits.
-    of_prompts   at most so many tokens are of requests with several each, if the oldest alone has not more
-    """
-    order = sorted(range(len(waiting)), key=lambda i: (i > 0, waiting[i].n_tokens > waiting[i].n_runs))
-    batch: list[int] = []
-    n_tokens = n_runs = n_read = 0
-    for i in order:
-        size = waiting[i]
-        if batch and (size.alone or waiting[batch[0]].alone):
-            continue
-        if batch and (n_tokens + size.n_tokens > max_tokens or n_runs + size.n_runs > max_runs):
-            continue
-        reads = size.n_tokens if size.n_tokens > size.n_runs else 0
-        if batch and reads and of_prompts is not None and n_read + reads > of_prompts:
-            continue
-        batch.append(i)
-        n_read += reads
-        n_tokens, n_runs = n_tokens + size.n_tokens, n_runs + size.n_runs
-    return batch
 
 
 class Runner:
@@ -159,6 +134,7 @@ class Runner:
         self._leader: _Request | None = None
         self._n_answers = 0
         self._n_due = 0  # answers that got a token in the last step, and have not asked for the next one yet
+        self._seconds = 0.0  # of the last step
         self.pace = Pace()
 
     @contextmanager
@@ -279,7 +255,7 @@ class Runner:
         try:
             with self._lock:
                 self._waiting.append(request)
-                self._n_due -= not request.reads
+                self._n_due -= not request.n_read
                 self._lock.notify_all()
             self._attend(request)
         except BaseException:
@@ -337,7 +313,7 @@ class Runner:
                 for request in self._waiting:
                     request.running = False
                 ended = [request for request in self._waiting if request.fulfilled is not None]
-                self._n_due = sum(bool(request.fulfilled) and not request.reads for request in ended)
+                self._n_due = sum(bool(request.fulfilled) and not request.n_read for request in ended)
                 self._waiting = [request for request in self._waiting if request.fulfilled is None]
                 self._leader = next((request for request in self._waiting if request is not own), None)
                 for request in ended:
@@ -348,9 +324,9 @@ class Runner:
     def _batch(self) -> list[_Request]:
         """Those that wait and are run next; cancelled ones are answered. They stay in the row until they are fulfilled."""
         with self._lock:
-            # Else a piece would begin moments before those who write ask for their next token, which would wait for it.
-            if any(request.reads for request in self._waiting):
-                self._lock.wait_for(lambda: self._n_due <= 0, PATIENCE)
+            # Else a step would begin moments before those who write ask for their next token, which would wait for it.
+            reads = any(request.n_read for request in self._waiting)
+            self._lock.wait_for(lambda: self._n_due <= 0, PATIENCE if reads else min(PATIENCE, COMPANY * self._seconds))
             self._n_due = 0
             for request in self._waiting:
                 if request.cancelled():
@@ -373,7 +349,7 @@ class Runner:
         if found is None:
             return False
         rows, states = found
-        seconds = time.perf_counter() - start
+        self._seconds = seconds = time.perf_counter() - start
         self.alone = len(runs) == 1
         if self.alone and len(logits) == len(tokens):
             self.costs.add(len(logits), seconds)

@@ -31,6 +31,7 @@ _LIMITS: dict[str, tuple[type, float, float, str]] = {
 }
 
 MAX_BIASES, MAX_BIAS = 1024, 100.0
+FEW = 128  # tokens that may be lowered while only the largest logits are exact: half of those (kernels/likely.py)
 
 # The settings of the makers' evaluations: of most, of terminal and coding benchmarks, of long work with tools.
 PRESETS: dict[str, dict[str, float]] = {
@@ -120,9 +121,15 @@ class Sampler:
 
     @property
     def reads_all(self) -> bool:
-        """Whether it may draw what is far below the largest logit: then all of them must be exact, not only the largest."""
-        penalizes = self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-        return penalizes or bool(self.logit_bias) or self.constraint is not None or self.temperature > 2.0
+        """Whether it may draw what is far below the largest logits: then all of them must be exact, not only the largest.
+
+        To forbid or lower a few tokens does not: those that come next are exact, too.
+        """
+        n_lowered = len(self.logit_bias) + (0 if self.forbidden is None else len(self.forbidden))
+        n_lowered += self.repeat_last_n if self.repeat_penalty != 1.0 else 0
+        raises = self.repeat_penalty < 1.0 or any(bias > 0.0 for bias in self.logit_bias.values())
+        counts = self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return raises or counts or n_lowered > FEW or self.constraint is not None or self.temperature > 2.0
 
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> int:
         """One token id from float32 logits (n_vocab,), given the ids that came before (for the repeat penalty).

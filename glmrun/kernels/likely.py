@@ -15,9 +15,8 @@ from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, store_f3
 from glmrun.kernels.team import first_piece, leave, next_piece, wait
 
 BLOCK = 64  # tokens whose largest logit is looked at first
-BLOCKS = 256  # so many blocks have an exact logit at least, where there are as many that are near enough
-NEAR = 16.0  # below the largest logit: what is farther is a ten-millionth as likely
-HALVINGS = 24  # of that distance, until the threshold is known well enough
+BLOCKS = 256  # so many blocks have an exact logit at least, however far below the largest: a sampler may forbid some of them
+HALVINGS = 24  # of the distance between two blocks, until the threshold is known well enough
 
 
 @kernel(types.void(int64, int64, int64))
@@ -38,11 +37,12 @@ def _block_maxima(logits, n, out):
 
 @kernel(float32(int64, int64))
 def _threshold(maxima, n):
-    """The largest number, so far as HALVINGS tell, that at least BLOCKS of n maxima reach; not farther than NEAR below the top."""
-    top = load_f32(maxima)
+    """The largest number, so far as HALVINGS tell, that at least BLOCKS of n maxima reach; the smallest of them if n is less."""
+    low = top = load_f32(maxima)
     for b in range(1, n):
+        low = min(low, load_f32(maxima + b * 4))
         top = max(top, load_f32(maxima + b * 4))
-    low, distance = top - float32(NEAR), float32(NEAR)
+    distance = top - low
     for _ in range(HALVINGS):
         distance *= float32(0.5)
         reached = 0
