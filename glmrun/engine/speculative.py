@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from glmrun.engine.draft_kinds import chain_of
-from glmrun.kernels.activations import FEW
 
 LENGTHS = (1, 2, 3, 7, 16)  # of a draft
-EXACT = FEW - 2  # up to here a pass meets the matrices row by row in any case: each token in a run of its own costs no more
+EXACT = 3  # up to here each token in a run of its own costs no more: fewer than FEW meet the matrices row by row in any case
 _KEY = 3  # tokens that must have come before
 _LONGEST = 32  # tokens of a match that are looked at
 _CANDIDATES = 8  # earlier places that are compared

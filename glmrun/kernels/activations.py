@@ -23,7 +23,7 @@ from glmrun.kernels.simd.memory import (
 )
 from glmrun.kernels.simd.types import f32x16, i32x16
 
-FEW = 5  # from this many activations on, rows are unpacked into panels; fewer meet them row by row
+FEW = 7  # from this many activations on, rows are unpacked into panels; fewer meet them row by row
 SMALLEST = 1e-30  # 256 neighbours that are all nearer to zero are zeros: the inverse of their scale may not be a float32
 
 
