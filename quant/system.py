@@ -16,7 +16,7 @@
     give written pages back     madvise(MADV_DONTNEED)        madvise(MADV_FREE): MADV_DONTNEED would keep them
     limit a process's memory    setrlimit, /proc/self/statm   nothing: a template is limited in time alone (glmrun/chat/sandbox.py)
     read past the page cache    open(O_DIRECT)                nothing: the disk's speed is not measured
-    whether a core was taken    getrusage(RUSAGE_THREAD)      nothing: a step never has fewer threads (glmrun/engine/crew.py)
+    wait for a core             /proc/thread-self/schedstat   nothing: a step never has fewer threads (glmrun/engine/crew.py)
     memory used, bytes read     /proc/self/status and io      nothing: both are left out
 
 A call that is missing is looked for when it is needed, never when a module is imported.
@@ -26,6 +26,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 
 POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14; Python's mmap has no name for it
 WILL_NEED = 3  # MADV_WILLNEED, on every POSIX system
@@ -42,12 +43,21 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def times_displaced() -> int:
-    """How often the system has given the core of the calling thread to another one; 0 where it does not tell."""
-    import resource
+@contextlib.contextmanager
+def core_wait() -> Iterator[Callable[[], float]]:
+    """Gives a function: the seconds that the calling thread has been ready to run so far while other threads had the cores.
 
-    thread = getattr(resource, "RUSAGE_THREAD", None)
-    return 0 if thread is None else resource.getrusage(thread).ru_nivcsw
+    0 where the system does not tell. It counts the thread that entered here.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+            opened.callback(os.close, file)
+            int(os.pread(file, 64, 0).split()[1])
+        except (OSError, ValueError, IndexError):
+            yield lambda: 0.0
+        else:
+            yield lambda: int(os.pread(file, 64, 0).split()[1]) / 1e9
 
 
 def cpu_name() -> str:

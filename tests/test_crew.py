@@ -12,56 +12,53 @@ from glmrun.engine.runner import Run
 from glmrun.engine.sequence import Sequence
 
 
-def steps(crew: Crew, n: int, seconds: dict[int, float], displaced: dict[int, int], n_tokens: int = 1) -> list[int]:
-    """The number of threads of n steps that take what `seconds` says for it."""
+def steps(crew: Crew, n: int, seconds: dict[int, float], waited: dict[int, float]) -> list[int]:
+    """The number of threads of n steps that take what `seconds` says for it, and share `waited` of it without a core."""
     used = []
     for _ in range(n):
         used.append(crew.n)
-        crew.add(n_tokens, seconds[crew.n], displaced[crew.n])
+        crew.add(seconds[crew.n], waited[crew.n] * seconds[crew.n])
     return used
 
 
-NEVER, TAKEN = {1: 0, 2: 0, 3: 0, 4: 0}, {1: 0, 2: 1, 3: 1, 4: 1}
+SELDOM, OFTEN = {n: 0.03 * n for n in range(1, 5)}, {1: 0.0, 2: 0.3, 3: 0.4, 4: 0.5}
 QUIET, BUSY = {1: 0.86, 2: 0.5, 3: 0.4, 4: 0.3}, {1: 0.86, 2: 1.2, 3: 1.1, 4: 1.0}
 
 
 def test_all_threads_where_no_core_is_taken() -> None:
-    assert steps(Crew(2), 1000, BUSY, NEVER) == [2] * 1000
+    assert steps(Crew(2), 1000, BUSY, SELDOM) == [2] * 1000
 
 
 def test_fewer_where_a_core_is_taken_and_that_is_faster() -> None:
     crew = Crew(2)
-    assert steps(crew, 2 * STEPS, BUSY, TAKEN) == [2] * STEPS + [1] * STEPS
-    assert steps(crew, STAYS, BUSY, TAKEN) == [1] * STAYS
-    used = steps(crew, 10 * (STAYS + STEPS), BUSY, TAKEN)  # all threads are tried from time to time
+    assert steps(crew, 2 * STEPS, BUSY, OFTEN) == [2] * STEPS + [1] * STEPS
+    assert steps(crew, STAYS, BUSY, OFTEN) == [1] * STAYS
+    used = steps(crew, 10 * (STAYS + STEPS), BUSY, OFTEN)  # all threads are tried from time to time
     assert used.count(2) == 10 * STEPS and used[-1] == 1
 
 
 def test_all_threads_again_when_they_are_faster() -> None:
     crew = Crew(2)
-    steps(crew, 2 * STEPS, BUSY, TAKEN)
-    used = steps(crew, 1000, QUIET, NEVER)
+    steps(crew, 2 * STEPS, BUSY, OFTEN)
+    used = steps(crew, 1000, QUIET, SELDOM)
     assert used == [1] * STAYS + [2] * (1000 - STAYS)
 
 
 def test_fewer_are_tried_and_left_where_they_are_slower() -> None:
-    used = steps(Crew(2), 1000, {1: 0.86, 2: 0.85}, TAKEN)
+    used = steps(Crew(2), 1000, {1: 0.86, 2: 0.85}, OFTEN)
     assert used[-1] == 2 and used.count(1) <= 1000 * STEPS / STAYS
 
 
 @pytest.mark.parametrize("n_threads", [3, 4])
 def test_as_many_fewer_as_pay(n_threads: int) -> None:
     crew = Crew(n_threads)
-    used = steps(crew, 1000, {1: 0.9, 2: 0.6, 3: 1.2, 4: 1.5}, TAKEN)
+    used = steps(crew, 1000, {1: 0.9, 2: 0.6, 3: 1.2, 4: 1.5}, OFTEN)
     assert used[-1] == 2 and min(used) == 1
 
 
-def test_a_trial_ends_with_steps_of_another_kind() -> None:
-    crew = Crew(2)
-    steps(crew, STEPS + 1, BUSY, TAKEN)
-    assert crew.n == 1
-    crew.add(4, 1.0, 0)
-    assert crew.n == 2
+def test_a_hopeless_trial_ends_early() -> None:
+    used = steps(Crew(2), 1000, {1: 1.2, 2: 0.85}, OFTEN)
+    assert used[-1] == 2 and 0 < used.count(1) <= 2 * (1 + 1000 // STAYS)
 
 
 def test_the_numbers_do_not_depend_on_how_many_threads_compute(tmp_path: Path) -> None:
@@ -71,7 +68,7 @@ def test_the_numbers_do_not_depend_on_how_many_threads_compute(tmp_path: Path) -
         def logits(threads: list[int]) -> np.ndarray:
             sequence, rows = Sequence(*model.weights.cache_shape(64)), []
             for token, n in zip(tokens, threads, strict=True):
-                model.runner._passes._crew.n = n
+                model.runner._passes._crews[1].n = n
                 assert model.runner.step([Run(sequence, np.array([token]), sequence.logits)])
                 rows.append(sequence.logits.copy())
             return np.concatenate(rows)  # float32 (tokens, n_vocab)

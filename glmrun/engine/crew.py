@@ -9,47 +9,48 @@ from collections import deque
 STEPS = 6  # that are measured before a decision
 STAYS = 96  # steps until another number is tried again
 GAIN = 0.95  # of the time: what fewer threads must reach to be chosen
+TAKEN = 0.04  # of its threads' time spent without a core: then cores were taken in a step; what a server does beside takes 0.01
+HOPELESS = 1.15  # of the time before: a trial of fewer threads that takes so much longer ends after two steps
 
 
 class Crew:
-    """n   how many threads the next step that writes has, from 1 to n_threads; what they compute is the same with any number."""
+    """n   how many threads the next step of this kind has, from 1 to n_threads; what they compute is the same with any number."""
 
     def __init__(self, n_threads: int) -> None:
         self.n = self._n_threads = n_threads
-        self._tokens = 0  # of a step; steps of another number of tokens are not compared with these
         self._before = 0  # the number of threads that this one is tried instead of; 0: nothing is tried
         self._stays = 0  # steps until something may be tried
-        self._reference = 0.0  # seconds of STEPS steps before the trial
+        self._reference = 0.0  # seconds of a step before the trial
         self._seconds: deque[float] = deque(maxlen=STEPS)
-        self._displaced: deque[bool] = deque(maxlen=STEPS)
+        self._taken: deque[bool] = deque(maxlen=STEPS)
 
-    def add(self, n_tokens: int, seconds: float, displaced: int) -> None:
-        """A step of so many tokens, one of each sequence, has taken so long, and threads were displaced so often."""
-        if n_tokens != self._tokens:
-            self._end(self._before or self.n, 0)
-            self._tokens = n_tokens
+    def add(self, seconds: float, waited: float) -> None:
+        """A step has taken so long; its threads had no core for `waited` seconds, in all."""
         self._seconds.append(seconds)
-        self._displaced.append(displaced > 0)
+        self._taken.append(waited > TAKEN * self.n * seconds)
         self._stays -= 1
-        if len(self._seconds) < STEPS:
+        n = len(self._seconds)
+        if 1 < n < STEPS and self.n < self._before and sum(self._seconds) > HOPELESS * n * self._reference:
+            self._end(self._before)
+        elif n < STEPS:
             return
-        if self._before:
-            limit = self._reference * (GAIN if self.n < self._before else 1.0)
-            self._end(self.n if sum(self._seconds) < limit else self._before, STAYS)
-        elif self._stays <= 0 and self.n > 1 and sum(self._displaced) >= STEPS // 2:
+        elif self._before:
+            limit = self._reference * n * (GAIN if self.n < self._before else 1.0)
+            self._end(self.n if sum(self._seconds) < limit else self._before)
+        elif self._stays <= 0 and self.n > 1 and sum(self._taken) >= STEPS // 2:
             self._try(self.n - 1)
         elif self._stays <= 0 and self.n < self._n_threads:
             self._try(self.n + 1)
 
     def _try(self, n: int) -> None:
-        self._before, self._reference = self.n, sum(self._seconds)
+        self._before, self._reference = self.n, sum(self._seconds) / len(self._seconds)
         self._begin(n)
 
-    def _end(self, n: int, stays: int) -> None:
-        self._before, self._stays = 0, stays
+    def _end(self, n: int) -> None:
+        self._before, self._stays = 0, STAYS
         self._begin(n)
 
     def _begin(self, n: int) -> None:
         self.n = n
         self._seconds.clear()
-        self._displaced.clear()
+        self._taken.clear()

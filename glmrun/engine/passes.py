@@ -1,6 +1,7 @@
 """Calls of forward() inside a step: the model's, and those that give the prediction layer what it reads."""
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ class Passes:
     def __init__(self, weights: Weights, workspace: Workspace, team: Team) -> None:
         self.weights, self.workspace, self._team = weights, workspace, team
         self._model = Stack(weights.model, weights.layers)
-        self._crew = Crew(team.n_threads)
+        self._crews = defaultdict[int, Crew](lambda: Crew(team.n_threads))  # by the number of sequences that each get a token
         self._n_done = 0
 
     @property
@@ -46,14 +47,14 @@ class Passes:
             space.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
             first += part.n_tokens
         writes = stack is self._model and len(x) == len(parts)
-        self._team.n_active, start = self._crew.n if writes else self._team.n_threads, time.perf_counter()
+        self._team.n_active, start = self._crews[len(x)].n if writes else self._team.n_threads, time.perf_counter()
         result = self._team.run(forward, stack.model, stack.layers, space.step, space.workers)
         if result == FAILED:
             raise DiskFailed
         if result == CANCELLED:
             return None
         if writes:  # whole steps alone: one that was cancelled looks fast
-            self._crew.add(len(x), time.perf_counter() - start, self._team.displaced)
+            self._crews[len(x)].add(time.perf_counter() - start, self._team.waited)
         return [row for _, row in places]
 
     def step(

@@ -17,7 +17,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import worker_record
 from glmrun.kernels.simd.atomic import atomic_add, atomic_load, atomic_store, pause
 from glmrun.machine import available_cores
-from quant.system import times_displaced
+from quant.system import core_wait
 
 # Offsets in bytes: each counter has its own pair of cache lines.
 ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, NEXT, SIZE = 0, 128, 256, 384, 512, 640, 768
@@ -89,12 +89,12 @@ class Team:
     """n_threads daemon threads, at most one for each available core: a spinning thread without a core stalls all others.
 
     n_active    how many of them the next runs have
-    displaced   how often the system has taken the core from one of them in the last run
+    waited      seconds that they had no core for in the last run, in all
     """
 
     def __init__(self, n_threads: int | None = None) -> None:
         self.n_threads = self.n_active = max(1, min(n_threads or available_cores(), available_cores()))
-        self.displaced = 0
+        self.waited = 0.0
         self._flags = np.zeros(SIZE + 128, np.uint8)  # uint8 (SIZE and room to align)
         self.flags = -(-self._flags.ctypes.data // 128) * 128
         aligned = self._flags[self.flags - self._flags.ctypes.data :].view(np.int64)[: SIZE // 8]  # int64 (SIZE / 8,)
@@ -128,7 +128,7 @@ class Team:
         self._runs += 1
         done: queue.SimpleQueue = queue.SimpleQueue()
         # The threads fill it: an exception that a signal raises here can lose a wake-up, but no result.
-        results: list[tuple[Any, int]] = []
+        results: list[tuple[Any, float]] = []
         working = self._work[: self.n_active]
         job = (self._runs, function, arguments, len(working), results, done)
         interrupted: BaseException | None = None
@@ -151,7 +151,7 @@ class Team:
             except BaseException as error:
                 self.cancel()
                 interrupted = error
-        self.displaced = sum(displaced for _, displaced in results)
+        self.waited = sum(waited for _, waited in results)
         for result, _ in results:
             if isinstance(result, BaseException):
                 raise result
@@ -181,18 +181,19 @@ class Team:
 def _serve(work: queue.SimpleQueue, memory: np.ndarray, flags: int, thread: int) -> None:
     """A thread's life; it holds on to the flags' memory, not to the Team, so that a forgotten Team ends."""
     last = 0
-    while (job := work.get()) is not None:
-        run, function, arguments, n_active, results, done = job
-        if run == last:
-            continue  # handed out twice
-        last, before, result = run, times_displaced(), None
-        try:
-            result = function(*arguments, flags, thread, n_active)
-        except BaseException as error:
-            result = error
-        results.append((result, times_displaced() - before))
-        done.put(None)
-        del job, function, arguments, results, result, done  # what it worked on may be freed while it waits
+    with core_wait() as waited:
+        while (job := work.get()) is not None:
+            run, function, arguments, n_active, results, done = job
+            if run == last:
+                continue  # handed out twice
+            last, before, result = run, waited(), None
+            try:
+                result = function(*arguments, flags, thread, n_active)
+            except BaseException as error:
+                result = error
+            results.append((result, waited() - before))
+            done.put(None)
+            del job, function, arguments, results, result, done  # what it worked on may be freed while it waits
 
 
 def _dismiss(works: list[queue.SimpleQueue]) -> None:
