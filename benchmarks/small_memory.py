@@ -6,6 +6,7 @@
 --make writes a synthetic file of so many layers and deletes it afterwards. Its experts are chosen nearly evenly, which is the worst
 case; with --skew half of them get 77 % of the choices, as nano's do (3 of 6, 4,000 tokens of text).
 
+--engines glmrun,llama.cpp,faults: the last one is glmrun whose steps ask for no experts, so that they come by page faults.
 Needs root and control groups, version 1 or 2. The file's pages are dropped before each measurement, so no other program may have
 the file mapped. Printed for each: seconds to open it (glmrun: until what all tokens read is there), of the prompt, tokens a second
 of writing, GB that the process read from the disk in each part, glmrun's hit rate while it writes (1 where the system does not
@@ -64,8 +65,12 @@ def measure(engine: str, path: str, threads: int, n_prompt: int, n_write: int) -
     def read() -> int:
         return disk_bytes() or 0
 
+    if engine == "faults":
+        from glmrun.tensors.prefault import Prefault
+
+        Prefault.way = lambda self: 0  # type: ignore[method-assign]  # steps ask for nothing: the system finds out page by page
     found, began, at = {}, time.perf_counter(), read()
-    model = Glmrun(path, threads, 1024) if engine == "glmrun" else LlamaCpp(path, threads, 1024, 0, 1)
+    model = Glmrun(path, threads, 1024) if engine != "llama.cpp" else LlamaCpp(path, threads, 1024, 0, 1)
     if isinstance(model, Glmrun):
         model.model.prefault.wait(600)
     found["open"], found["open_gb"] = time.perf_counter() - began, (read() - at) / 1e9
