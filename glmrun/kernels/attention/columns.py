@@ -31,6 +31,7 @@ from glmrun.kernels.simd.memory import (
     bytes_of,
     load_f16x16,
     load_i64,
+    prefetch,
     splat_f32,
     store_f32,
     store_f32x16,
@@ -73,6 +74,14 @@ def block_at(m, layer, run, p):
     if p + BLOCK > run.position + run.n_tokens:
         return run.tail
     return run.columns + layer.index * run.columns_bytes + p // BLOCK * block_bytes(m)
+
+
+@kernel(types.void(int64, int64, int64, int64))
+def ask_for(first, n_bytes, part, parts):
+    """Ask memory for one of the parts of n_bytes; all of them at once would stand in the way of what is needed now."""
+    size = (n_bytes + parts * 64 - 1) // (parts * 64) * 64
+    for at in range(part * size, (part + 1) * size, 64):
+        prefetch(first + at)
 
 
 @kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, block_bytes, key_stride
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, ask_for, block_bytes, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs, emit_word
@@ -116,11 +116,15 @@ def scores(m, panel, columns, whole, tail, n, few, out):
     columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
     """
     keys, scales = key_stride(m), 2 * m.row - m.latent
+    values = block_bytes(m) // BLOCK - keys  # bytes of a position's
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
     for p in range(0, n, COLUMNS):
         block = columns + p // BLOCK * block_bytes(m) if p // BLOCK < whole else tail
         column, row = block + p % BLOCK * keys, out + p * _ROW
+        # A position's share of what follows: its block's values, then the next block's keys.
+        asked = COLUMNS * values if p // BLOCK < whole else 0
+        then = COLUMNS * keys if p // BLOCK + 1 < whole else 0
         _scale_rows(row, FEW if few else QUERIES, 0)
         for half in range(0, 128, _STEP):
             if _STEP == 32 and few and half >= FEW * 4:
@@ -128,6 +132,9 @@ def scores(m, panel, columns, whole, tail, n, few, out):
             cells = row + half
             for k in range(0, m.latent, BLOCK):
                 b = k // BLOCK * 128 + half
+                if few and half == 0:
+                    ask_for(block + BLOCK * keys + p % BLOCK * values, asked, k // BLOCK, m.latent // BLOCK)
+                    ask_for(column + block_bytes(m), then, k // BLOCK, m.latent // BLOCK)
                 codes, scale = panel + k * QUERIES + half, column + scales + k // BLOCK * 4
                 if _STEP == 32 or (few and half):
                     _latent_8(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)

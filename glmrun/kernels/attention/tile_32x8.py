@@ -12,11 +12,10 @@ from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, block_bytes, key_stride
+from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, TILE, ask_for, block_bytes, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16
-from glmrun.kernels.simd.memory import prefetch
 from glmrun.kernels.simd.types import F32, I8, I16, I32, I64, V16F, call, constant, f32x8, f32x16, pointer, splat
 
 COLUMNS = 8
@@ -147,14 +146,6 @@ def store(context, tile, address):
     return types.void(tile, int64), generate
 
 
-@kernel(types.void(int64, int64, int64, int64))
-def _ask_for(first, n_bytes, part, parts):
-    """Ask memory for one of the parts of n_bytes: all of them at once would stand in the way of what is needed now."""
-    size = (n_bytes + parts * 64 - 1) // (parts * 64) * 64
-    for at in range(part * size, (part + 1) * size, 64):
-        prefetch(first + at)
-
-
 @kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64), apart=True)
 def scores(m, panel, columns, whole, tail, n, few, scores):
     """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count.
@@ -174,8 +165,8 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
             half_tile = zeros_few()
             for k in range(0, m.latent, BLOCK):
                 b = k // BLOCK
-                _ask_for(block + BLOCK * keys + p % BLOCK * values, asked, b, m.latent // BLOCK)
-                _ask_for(column + block_bytes(m), then, b, m.latent // BLOCK)
+                ask_for(block + BLOCK * keys + p % BLOCK * values, asked, b, m.latent // BLOCK)
+                ask_for(column + block_bytes(m), then, b, m.latent // BLOCK)
                 codes, scale = panel + k * QUERIES, column + scales + b * 4
                 half_tile = add_latent_scores_few(
                     half_tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys
