@@ -75,13 +75,28 @@ def test_what_is_not_kept_is_passed_over_or_refused() -> None:
 def test_the_oldest_make_room() -> None:
     kept, sent = Kept(room=400), [{"role": "user", "content": "x" * 80}]
     for i in range(9):
-        kept.keeper(sent)(f"resp_{i}", [{"id": f"msg_{i}", "role": "assistant", "content": "y"}])
+        kept.keeper(sent)({"id": f"resp_{i}", "output": [{"id": f"msg_{i}", "role": "assistant", "content": "y"}]})
     found = []
     for i in range(9):
         [item] = kept.resolved({"input": [{"id": f"msg_{i}"}]})
         found.append(item.get("content") == "y")
     assert found == [False] * 7 + [True] * 2
-    kept.keeper([{"role": "user", "content": "x" * 500}])("resp_9", [])
+    kept.keeper([{"role": "user", "content": "x" * 500}])({"id": "resp_9", "output": []})
     assert kept.resolved({"input": "q", "previous_response_id": "resp_8"})[1]["id"] == "msg_8"  # one too large puts out no other
     with pytest.raises(BadRequest):
         kept.resolved({"input": "q", "previous_response_id": "resp_9"})
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_response_can_be_read_again_and_forgotten(streamed: bool) -> None:
+    kept = Kept()
+    interface = Responses(kept)
+    asked, said = answered(interface, "one", streamed, input="1?")
+    name: str = asked.writer.id  # type: ignore[attr-defined]
+    found = kept.response(name)
+    assert found is not None and found["output"] == said and found["status"] == "completed" and found["usage"]["output_tokens"] == 0
+    assert {item["status"] for item in found["output"]} == {"completed"}
+    assert kept.forget(name) and not kept.forget(name) and kept.response(name) is None
+    assert messages_of(answered(interface, "", input=[{"id": said[1]["id"]}, {"role": "user", "content": "2?"}])[0]) == [
+        ("user", "2?")
+    ]

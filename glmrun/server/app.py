@@ -23,6 +23,7 @@ from glmrun.server.completions import Completions
 from glmrun.server.desk import Busy
 from glmrun.server.guard import Guard
 from glmrun.server.interface import ContextOverflow, Interface
+from glmrun.server.kept import Kept
 from glmrun.server.meters import CONTENT_TYPE_LATEST
 from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.openai_error import openai_error, status_of
@@ -35,12 +36,12 @@ from quant.errors import UserError
 _BODY_STATUS: dict[type[UserError], int] = {TooLarge: 413, Compressed: 415}
 
 
-def interfaces(options: Options) -> dict[str, Interface]:
-    """{path: who reads the bodies that are sent there}."""
+def interfaces(options: Options, kept: Kept) -> dict[str, Interface]:
+    """{path: who reads the bodies that are sent there}; `kept` is for responses."""
     return {
         "/v1/chat/completions": OpenAIChat(options.reasoning_field),
         "/v1/messages": anthropic.Messages(),
-        "/v1/responses": responses.Responses(),
+        "/v1/responses": responses.Responses(kept),
         "/api/chat": ollama.OllamaChat(),
         "/api/generate": ollama.OllamaGenerate(),
     }
@@ -54,9 +55,10 @@ class Paths:
 
     def app(self) -> ASGIApp:
         """The ASGI application."""
+        kept = Kept()
         routes = [
             Route(path, self._answering(interface), methods=["POST"])
-            for path, interface in interfaces(self._service.options).items()
+            for path, interface in interfaces(self._service.options, kept).items()
         ]
         routes += [
             Route("/", self._page), Route("/health", self._health), Route("/v1/health", self._health),
@@ -64,6 +66,7 @@ class Paths:
             Route("/apply-template", self._told(about.apply_template), methods=["POST"]),
             Route("/props", self._told(about.props)), Route("/slots", self._told(about.slots)),
             Route("/metrics", self._metrics),
+            Route("/v1/responses/{name}", _kept(kept), methods=["GET", "DELETE"]),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/messages/count_tokens", self._told(about.count_tokens), methods=["POST"]),
             Route("/api/version", self._told(ollama_models.version)), Route("/api/tags", self._told(ollama_models.tags)),
@@ -145,6 +148,21 @@ def on_the_wire(error: UserError) -> tuple[UserError, int, dict[str, str] | None
     if isinstance(error, Busy):
         return error, 503 if error.retry_seconds < 5 else 429, {"Retry-After": str(error.retry_seconds)}
     return error, _BODY_STATUS.get(type(error)) or status_of(error), None
+
+
+def _kept(kept: Kept) -> Callable[[Request], Awaitable[Response]]:
+    """/v1/responses/NAME: a response that is kept, to be read again or to be forgotten."""
+
+    async def answer(request: Request) -> Response:
+        name = request.path_params["name"]
+        found = kept.response(name) if request.method != "DELETE" else kept.forget(name)
+        if not found:
+            return JSONResponse(
+                openai_error(404, UserError(f"{name[:80]!r} is not kept here (any more)", "missing", "response_id")), 404
+            )
+        return JSONResponse({"id": name, "object": "response", "deleted": True} if found is True else found)
+
+    return answer
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
@@ -22,7 +22,7 @@ class Kept:
 
     def __init__(self, room: int = ROOM) -> None:
         self._room, self._lock = room, Lock()
-        self._responses: OrderedDict[str, tuple[Items, Items, int]] = OrderedDict()  # its history, its own items, size
+        self._responses: OrderedDict[str, tuple[Items, dict[str, Any], int]] = OrderedDict()  # its history, itself, size
         self._items: dict[str, dict[str, Any]] = {}  # those of all responses
         self._size = 0
 
@@ -46,26 +46,41 @@ class Kept:
                     "previous_response_id",
                 )
             self._responses.move_to_end(previous)
-            history, said, _ = self._responses[previous]
-            return [*history, *said, *items]
+            history, response, _ = self._responses[previous]
+            return [*history, *response["output"], *items]
 
-    def keeper(self, history: Items) -> Callable[[str, Items], None]:
-        """What keeps a response to this history once it is there: keep(its id, its items)."""
+    def keeper(self, history: Items) -> Callable[[dict[str, Any]], None]:
+        """What keeps a response to this history once it is there."""
         size = len(json.dumps(history))  # here, on the thread of the request
-        return lambda name, said: self._keep(name, history, said, size + len(json.dumps(said)))
+        return lambda response: self._keep(history, response, size + len(json.dumps(response)))
 
-    def _keep(self, name: str, history: Items, said: Items, size: int) -> None:
+    def _keep(self, history: Items, response: dict[str, Any], size: int) -> None:
         if size > self._room:
             return
         with self._lock:
-            self._responses[name] = history, said, size
-            self._items |= {item["id"]: item for item in said}
+            self._responses[response["id"]] = history, response, size
+            self._items |= {item["id"]: item for item in response["output"]}
             self._size += size
             while self._size > self._room:
-                _, (_, gone, freed) = self._responses.popitem(last=False)
-                self._size -= freed
-                for item in gone:
-                    del self._items[item["id"]]
+                self._drop(next(iter(self._responses)))
+
+    def _drop(self, name: str) -> None:
+        _, response, size = self._responses.pop(name)
+        self._size -= size
+        for item in response["output"]:
+            del self._items[item["id"]]
+
+    def response(self, name: str) -> dict[str, Any] | None:
+        """The response of that name, as its client got it; None if it is not kept."""
+        with self._lock:
+            return self._responses[name][1] if name in self._responses else None
+
+    def forget(self, name: str) -> bool:
+        """Keep the response no longer; whether it was."""
+        with self._lock:
+            if known := name in self._responses:
+                self._drop(name)
+            return known
 
 
 def _is_reference(item: Any) -> bool:
@@ -75,5 +90,5 @@ def _is_reference(item: Any) -> bool:
     return item.get("type") == "item_reference" or not item.keys() - {"id", "type"}
 
 
-def forget(_: str, __: Sequence[dict[str, Any]]) -> None:
+def forget(_: dict[str, Any]) -> None:
     """What keeps nothing, where the client wants it so."""

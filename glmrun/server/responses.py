@@ -10,7 +10,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import arguments, declared, effort, event, function, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest, ContextOverflow
-from glmrun.server.kept import Items, Kept, forget
+from glmrun.server.kept import Kept, forget
 from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import openai_error
@@ -45,8 +45,8 @@ class Responses:
 
     media_type: str = "text/event-stream"
 
-    def __init__(self) -> None:
-        self._kept = Kept()
+    def __init__(self, kept: Kept | None = None) -> None:
+        self._kept = kept or Kept()
 
     def asked(self, body: dict[str, Any], model: str) -> Asked:
         history = self._kept.resolved(body)
@@ -184,13 +184,13 @@ class ResponseWriter:
 
     echo         what is repeated of the request
     summarized   thinking goes out as the summary that was asked for, which is where such clients look; else as its own text
-    keep         is called with the response's id and items when it is whole
+    keep         is called with the response when it is whole
     """
 
     model: str
     echo: dict[str, Any]
     summarized: bool
-    keep: Callable[[str, Items], None] = forget
+    keep: Callable[[dict[str, Any]], None] = forget
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     output: list[dict[str, Any]] = field(default_factory=list)
@@ -212,9 +212,10 @@ class ResponseWriter:
         return [self._event({"type": "response.in_progress", "response": self._response("in_progress")})]
 
     def end(self) -> Iterable[bytes]:
-        last = {"type": f"response.{self._status}", "response": self._response(self._status)}
+        response = self._response(self._status)
+        last = {"type": f"response.{self._status}", "response": response}
         events = [self._event(data) for data in [*self._close(self._status), last]]
-        self.keep(self.id, self.output)
+        self.keep(response)
         return events
 
     def fail(self, error: UserError) -> Iterable[bytes]:
@@ -225,8 +226,9 @@ class ResponseWriter:
         for chunk in answers[0]:
             list(self._events(replace(chunk, call_piece=None)))
         list(self._close(self._status))
-        self.keep(self.id, self.output)
-        return self._response(self._status)
+        response = self._response(self._status)
+        self.keep(response)
+        return response
 
     @property
     def _status(self) -> str:

@@ -114,6 +114,15 @@ def test_openai_parses_and_sees_what_was_cut(responses: Any) -> None:
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
+def test_openai_reads_a_response_again_and_forgets_it(responses: Any) -> None:
+    made = responses.create(model="m", input="x")
+    assert responses.retrieve(made.id).model_dump() == made.model_dump()
+    responses.delete(made.id)
+    for ask in (responses.retrieve, responses.delete):
+        with pytest.raises(openai.NotFoundError, match="is not kept here"):
+            ask(made.id)
+
+
 def test_openai_reads_our_errors(responses: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         responses.create(model="m", input="x", previous_response_id="resp_1")
