@@ -3,6 +3,7 @@
     python scripts/make_nano.py --minutes 600              # from nothing
     python scripts/make_nano.py --minutes 143 --widen OLD  # with the weights of a narrower nano: as glmrun/nano was made first
     python scripts/make_nano.py --go-on FOLDER --steps 2700 --peak 0.6 --practice 0.45  # and then: more of what it had found hard
+    python scripts/make_nano.py --go-on FOLDER --minutes 110 --peak 0.6 --practice 0.45  # and again: its last 3,931 steps
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 
 A training that was stopped goes on from its state (--state) when it is started again.

@@ -24,7 +24,7 @@ def question(document: Document, number: int) -> dict[str, Any]:
     """One line: everything before the last answer, and that answer."""
     answer = document.messages[-1]
     calls = answer.get("tool_calls")
-    checked = {"check": "tool_call", "answer": _call(calls[0])} if calls else {"check": "exact", "answer": answer["content"]}
+    checked = {"check": "tool_call", "answer": _expected(calls)} if calls else {"check": "exact", "answer": answer["content"]}
     line: dict[str, Any] = {"id": f"{document.skill} {number}", "skill": document.skill, "messages": document.messages[:-1]}
     if document.tools:
         line["tools"] = document.tools
@@ -33,9 +33,11 @@ def question(document: Document, number: int) -> dict[str, Any]:
     return line | {"thinking": document.thinking, "max_tokens": 200, **checked}
 
 
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
-    return {"name": function["name"], "arguments": function["arguments"]}
+def _expected(calls: list[dict[str, Any]]) -> Any:
+    """The call, or the calls if there are several."""
+    functions = [call.get("function", call) for call in calls]
+    found = [{"name": function["name"], "arguments": function["arguments"]} for function in functions]
+    return found[0] if len(found) == 1 else found
 
 
 def suite(documents: list[Document]) -> str:

@@ -66,6 +66,12 @@ def test_a_right_call_is_the_one_call_with_these_arguments(tmp_path: Path) -> No
     wrong = [[], [_call("add", a=1)], [_call("add", a="1", b="x")], [_call("sub", a=1, b="x")], 2 * [_call("add", a=1, b="x")]]
     assert not any(is_right(question, "", calls) for calls in wrong)
     assert is_right(_question(tmp_path, check="tool_call", answer={"name": "now"}), "", [_call("now")])
+    two = _question(
+        tmp_path, check="tool_call", answer=[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 2}}]
+    )
+    one, other = _call("f", a=1), _call("f", a=2)
+    assert is_right(two, "", [one, other]) and is_right(two, "", [other, one])
+    assert not any(is_right(two, "", calls) for calls in ([one], [one, one], [one, other, other], [one, other, _call("now")]))
     assert not is_right(_question(tmp_path, answer="Yes"), "Yes", [_call("now")])
 
 
@@ -83,6 +89,8 @@ def test_a_right_call_is_the_one_call_with_these_arguments(tmp_path: Path) -> No
         ('{"prompt": "?", "answer": true, "check": "number"}', "nothing that check number takes"),
         ('{"prompt": "?", "answer": "4", "check": "number"}', "nothing that check number takes"),
         ('{"prompt": "?", "answer": {}, "check": "tool_call"}', "has a name"),
+        ('{"prompt": "?", "answer": [], "check": "tool_call"}', "has a name"),
+        ('{"prompt": "?", "answer": [{"name": "f"}, "g"], "check": "tool_call"}', "has a name"),
         ('{"prompt": "?", "answer": "(", "check": "regex"}', "is not a regular expression"),
         ('{"prompt": "?", "answer": "x", "check": "judge"}', "expected exact, regex, number, tool_call"),
         ('{"prompt": "?", "answer": "x", "thinking": "no"}', "thinking and clear_thinking are true or false"),

@@ -135,7 +135,7 @@ def test_a_conversation_in_a_window_that_changes(window: Callable[..., Window]) 
 
 
 def test_ctrl_c_in_an_answer(window: Callable[..., Window]) -> None:
-    chat = window(*GLMRUN, "chat", "nano", "--temp", "0", "--repeat-penalty", "0.5")  # so that it thinks for ever
+    chat = window(*GLMRUN, "chat", "nano", "--temp", "0", "--repeat-penalty", "0.1")  # so that it thinks for ever
     wait_for(chat, PROMPT)
     chat.type("What can you do?\r")
     screen = wait_for(chat, r"^▸ thinking [\d.]+ s · \d\d+ tokens · Ctrl\+O shows all(\n  \S.*){3}\n+nano")
@@ -168,7 +168,7 @@ def test_resumed_after_kill(window: Callable[..., Window], tmp_path: Path) -> No
     chat = window(*started, *GLMRUN, "chat", "nano", "--temp", "0")
     wait_for(chat, PROMPT)
     ask(chat, "My name is Maria.", "Nice to meet you, Maria!")
-    ask(chat, "/set repeat-penalty 0.5", "0.5 ")
+    ask(chat, "/set repeat-penalty 0.1", "0.1 ")
     chat.type("What can you do? " * 12 + "\r")  # more tokens than the penalty looks back at: it thinks for ever
     wait_for(chat, "^▸ thinking")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

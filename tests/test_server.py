@@ -134,7 +134,7 @@ def test_lengths_are_clamped_and_any_model_name_is_served(server: Served) -> Non
 
 
 def test_several_answers_have_their_own_indexes_and_seeds(server: Served) -> None:
-    unsure = {"messages": [{"role": "user", "content": "Tell me about Rome"}], "temperature": 2, "top_p": 1}
+    unsure = {"messages": [{"role": "user", "content": "my dog"}], "temperature": 2, "top_p": 1}
     body = {**unsure, "n": 3, "seed": 4, "max_tokens": 12, "reasoning_effort": "none"}
     whole = server.post(CHAT, body).json()
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]

@@ -7,7 +7,7 @@ A suite is a file of JSON lines, one question each:
 
 messages    OpenAI's; `prompt`, a text, stands for one message of the user. tools: OpenAI's, or absent
 check       exact (runs of white space count as one space), regex (found anywhere), number (the last one in the answer), or
-            tool_call (the one call that is expected: {"name": ..., "arguments": {...}})
+            tool_call (what is expected: {"name": ..., "arguments": {...}}, or a list of such calls, in any order)
 id, skill, thinking, clear_thinking and max_tokens may be absent: the line's number, "all", true, true, no limit.
 """
 
@@ -31,7 +31,7 @@ from quant.text import decode_text
 if TYPE_CHECKING:
     Answerer = Callable[[ChatRequest], Iterator[Chunk]]  # a ChatModel's answer()
 
-CHECKS: dict[str, Any] = {"exact": str, "regex": str, "number": (int, float), "tool_call": dict}
+CHECKS: dict[str, Any] = {"exact": str, "regex": str, "number": (int, float), "tool_call": (dict, list)}
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
 _KEYS = ("id", "skill", "messages", "prompt", "tools", "thinking", "clear_thinking", "max_tokens", "check", "answer")
 
@@ -99,7 +99,9 @@ def _question(line: Any, number: int) -> Question:
         raise ValueError(f"check is {check!r}; expected {', '.join(CHECKS)}")
     if not isinstance(answer, CHECKS[check]) or isinstance(answer, bool):
         raise ValueError(f"answer is {answer!r}, which is nothing that check {check} takes")
-    if check == "tool_call" and not isinstance(answer.get("name"), str):
+    if check == "tool_call" and not (
+        answer and all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in _calls(answer))
+    ):
         raise ValueError("an answer that is a tool call has a name, and arguments")
     if check == "regex":
         try:
@@ -123,13 +125,21 @@ def _question(line: Any, number: int) -> Question:
 def is_right(question: Question, text: str, tool_calls: Sequence[dict[str, Any]]) -> bool:
     """Whether an answer passes its question's check."""
     if question.check == "tool_call":
-        return [_call(call) for call in tool_calls] == [(question.answer["name"], question.answer.get("arguments", {}))]
+        made, expected = (
+            [_call(call) for call in tool_calls],
+            [(c["name"], c.get("arguments", {})) for c in _calls(question.answer)],
+        )
+        return len(made) == len(expected) and all(made.count(call) == expected.count(call) for call in expected)
     if question.check == "exact":
         return not tool_calls and text.split() == question.answer.split()
     if question.check == "regex":
         return re.search(question.answer, text) is not None
     numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return bool(numbers) and math.isclose(float(numbers[-1].replace(",", "")), question.answer, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _calls(answer: dict[str, Any] | list[Any]) -> list[Any]:
+    return answer if isinstance(answer, list) else [answer]
 
 
 def _call(call: dict[str, Any]) -> tuple[str, Any]:

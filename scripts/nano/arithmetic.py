@@ -136,6 +136,6 @@ def _count(rng: random.Random, thinking: bool, start: int | None = None, down: f
         numbers.reverse()
     question = rng.choice(("Count from {a} to {b}{by}", "Can you count from {a} to {b}{by}?", "Please count from {a} to {b}{by}."))
     question = as_people_type(rng, question.format(a=numbers[0], b=numbers[-1], by=by), polite=False)
-    thought = f"I count {way} from {numbers[0]} to {numbers[-1]}{by}."
+    thought = f"From {numbers[0]} to {numbers[-1]}{by}: {way}."  # both numbers stand before the decision
     answer = assistant(", ".join(map(str, numbers)), thought if thinking else "")
     return Document("counting", f"count {numbers[0]} {numbers[-1]} {step}", [user(question), answer])

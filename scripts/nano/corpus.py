@@ -46,11 +46,11 @@ def _candidates(rng: random.Random) -> list[Document]:
 def _practice(rng: random.Random) -> list[Document]:
     """A conversation of a kind that nano found hard. The held-out questions are drawn without these."""
     kind = rng.random()
-    if kind < 0.30:
+    if kind < 0.34:
         return tools.practice(rng)
-    if kind < 0.58:
+    if kind < 0.60:
         return dialogues.practice(rng)
-    draw = arithmetic.counting_practice if kind < 0.75 else text_tasks.practice if kind < 0.88 else arithmetic.practice
+    draw = arithmetic.counting_practice if kind < 0.78 else text_tasks.practice if kind < 0.90 else arithmetic.practice
     parts = draw(rng)
     return dialogues.continued(parts, bool(parts[0].messages[-1]["reasoning_content"]), keep_reasoning=True)
 

@@ -161,12 +161,15 @@ def conversation(rng: random.Random) -> list[Document]:
 
 
 def practice(rng: random.Random) -> list[Document]:
-    """Topics asked for in every way there is, among what nano does not know; under a rule half the time."""
+    """Topics asked for in every way there is, among capitals and what nano does not know; under a rule half the time."""
     thinking = rng.random() < 0.6
 
     def draw() -> list[Document]:
-        if rng.random() < 0.15:
+        kind = rng.random()
+        if kind < 0.15:
             return limits(rng, thinking)
+        if kind < 0.3:
+            return _capital(rng, thinking)
         return _topic_turns(rng, rng.choice(TOPICS), thinking, practice=True)
 
     if rng.random() < 0.35:

@@ -300,10 +300,10 @@ def document(rng: random.Random) -> list[Document]:
 def practice(rng: random.Random) -> list[Document]:
     """As many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which.
 
-    Half of the conversations are about tools that are found nowhere else, so that the declaration is read and not remembered.
+    Two conversations of five are about tools that are found nowhere else, so that the declaration is read and not remembered.
     """
-    thinking = rng.random() < 0.5
-    known = TOOLS if rng.random() < 0.5 else _invented_tools(rng, 8)
+    thinking = rng.random() < 0.4
+    known = TOOLS if rng.random() < 0.6 else _invented_tools(rng, 8)
     chosen = rng.sample(known, rng.choice((1, 1, 2, 2, 3, 4)))
     declared = [declaration(rng, tool) for tool in chosen]
     parts: list[Document] = []
@@ -329,9 +329,9 @@ def _needless(rng: random.Random, thinking: bool) -> list[Document]:
 
 
 def _looked_up(tool: Tool, chosen: Sequence[Tool], then: str) -> str:
-    """The thought that names what is declared before it decides."""
-    tools = f"Tools: {', '.join(tool.name for tool in chosen)}." if chosen else "Tools: none."
-    return f"The user asks for {tool.purpose}. {tools} {then}"
+    """The thought that says what each declared tool is for before it decides: then the decision compares two words."""
+    tools = ", ".join(f"{known.name} is for {known.purpose}" for known in chosen) if chosen else "none"
+    return f"The user asks for {tool.purpose}. Tools: {tools}. {then}"
 
 
 def _missing(rng: random.Random, chosen: Sequence[Tool], thinking: bool, known: Sequence[Tool] = TOOLS) -> Document:
