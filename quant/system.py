@@ -49,15 +49,23 @@ def core_wait() -> Iterator[Callable[[], float]]:
 
     0 where the system does not tell. It counts the thread that entered here.
     """
-    with contextlib.ExitStack() as opened:
-        try:
-            file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
-            opened.callback(os.close, file)
-            int(os.pread(file, 64, 0).split()[1])
-        except (OSError, ValueError, IndexError):
-            yield lambda: 0.0
-        else:
-            yield lambda: int(os.pread(file, 64, 0).split()[1]) / 1e9
+    file = -1
+
+    def seconds() -> float:
+        return int(os.pread(file, 64, 0).split()[1]) / 1e9
+
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        seconds()
+    except (OSError, ValueError, IndexError):
+        tell: Callable[[], float] = lambda: 0.0  # noqa: E731
+    else:
+        tell = seconds
+    try:
+        yield tell
+    finally:
+        if file >= 0:
+            os.close(file)
 
 
 def cpu_name() -> str:

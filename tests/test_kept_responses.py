@@ -8,6 +8,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.kept import Kept
 from glmrun.server.responses import Responses
+from quant.errors import UserError
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"n": 1}'}}
 
@@ -75,13 +76,13 @@ def test_what_is_not_kept_is_passed_over_or_refused() -> None:
 def test_the_oldest_make_room() -> None:
     kept, sent = Kept(room=400), [{"role": "user", "content": "x" * 80}]
     for i in range(9):
-        kept.keeper(sent)({"id": f"resp_{i}", "output": [{"id": f"msg_{i}", "role": "assistant", "content": "y"}]})
+        kept.keeper(sent, {})({"id": f"resp_{i}", "output": [{"id": f"msg_{i}", "role": "assistant", "content": "y"}]})
     found = []
     for i in range(9):
         [item] = kept.resolved({"input": [{"id": f"msg_{i}"}]})
         found.append(item.get("content") == "y")
     assert found == [False] * 7 + [True] * 2
-    kept.keeper([{"role": "user", "content": "x" * 500}])({"id": "resp_9", "output": []})
+    kept.keeper([{"role": "user", "content": "x" * 500}], {})({"id": "resp_9", "output": []})
     assert kept.resolved({"input": "q", "previous_response_id": "resp_8"})[1]["id"] == "msg_8"  # one too large puts out no other
     with pytest.raises(BadRequest):
         kept.resolved({"input": "q", "previous_response_id": "resp_9"})
@@ -94,9 +95,12 @@ def test_a_response_can_be_read_again_and_forgotten(streamed: bool) -> None:
     asked, said = answered(interface, "one", streamed, input="1?")
     name: str = asked.writer.id  # type: ignore[attr-defined]
     found = kept.response(name)
-    assert found is not None and found["output"] == said and found["status"] == "completed" and found["usage"]["output_tokens"] == 0
+    assert found["output"] == said and found["status"] == "completed" and found["usage"]["output_tokens"] == 0
     assert {item["status"] for item in found["output"]} == {"completed"}
-    assert kept.forget(name) and not kept.forget(name) and kept.response(name) is None
+    assert kept.forget(name)["deleted"] is True
+    for ask in (kept.forget, kept.response):
+        with pytest.raises(UserError, match="is not kept here"):
+            ask(name)
     assert messages_of(answered(interface, "", input=[{"id": said[1]["id"]}, {"role": "user", "content": "2?"}])[0]) == [
         ("user", "2?")
     ]

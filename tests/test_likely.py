@@ -10,7 +10,7 @@ from support.tiny_model import ODD, write_tiny
 import glmrun
 from glmrun.engine.model import Model
 from glmrun.engine.runner import Run
-from glmrun.engine.sampling import FEW, Sampler
+from glmrun.engine.sampling import MAX_LOWERED, Sampler
 from glmrun.engine.sequence import Sequence
 from glmrun.kernels import likely
 
@@ -129,7 +129,7 @@ def test_unlikely_tokens_may_be_drawn(options: dict) -> None:
 def test_otherwise_the_likely_ones_are_enough() -> None:
     assert not Sampler().reads_all and not Sampler(temperature=0).reads_all
     assert not Sampler(repeat_penalty=1.1, logit_bias={5: -100.0}, forbidden=np.arange(63)).reads_all
-    assert FEW <= likely.BLOCKS // 2
+    assert MAX_LOWERED <= likely.BLOCKS // 2
 
 
 def test_probabilities_are_those_of_all_logits(model: Model) -> None:

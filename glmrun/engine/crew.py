@@ -9,7 +9,7 @@ from collections import deque
 STEPS = 6  # that are measured before a decision
 STAYS = 96  # steps until another number is tried again
 GAIN = 0.95  # of the time: what fewer threads must reach to be chosen
-TAKEN = 0.04  # of its threads' time spent without a core: then cores were taken in a step; what a server does beside takes 0.01
+TAKEN = 0.04  # of its threads' time spent without a core: then cores were taken in a step; 0.001 is usual, 0.25 beside a busy core
 HOPELESS = 1.15  # of the time before: a trial of fewer threads that takes so much longer ends after two steps
 
 

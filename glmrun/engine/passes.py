@@ -46,9 +46,8 @@ class Passes:
         for part, (place, _) in zip(parts, places, strict=True):
             space.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
             first += part.n_tokens
-        writes = (
-            stack is self._model and len(x) == len(parts) and not space.step["from_disk"]
-        )  # else the disk decides what it takes
+        # What a step takes that waits for a disk says nothing about cores.
+        writes = stack is self._model and len(x) == len(parts) and not space.step["from_disk"]
         self._team.n_active, start = self._crews[len(x)].n if writes else self._team.n_threads, time.perf_counter()
         result = self._team.run(forward, stack.model, stack.layers, space.step, space.workers)
         if result == FAILED:

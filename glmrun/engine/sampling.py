@@ -31,7 +31,7 @@ _LIMITS: dict[str, tuple[type, float, float, str]] = {
 }
 
 MAX_BIASES, MAX_BIAS = 1024, 100.0
-FEW = 128  # tokens that may be lowered while only the largest logits are exact: half of those (kernels/likely.py)
+MAX_LOWERED = 128  # tokens, while only the largest logits are exact: half of those (kernels/likely.py)
 
 # The settings of the makers' evaluations: of most, of terminal and coding benchmarks, of long work with tools.
 PRESETS: dict[str, dict[str, float]] = {
@@ -129,7 +129,7 @@ class Sampler:
         n_lowered += self.repeat_last_n if self.repeat_penalty != 1.0 else 0
         raises = self.repeat_penalty < 1.0 or any(bias > 0.0 for bias in self.logit_bias.values())
         counts = self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-        return raises or counts or n_lowered > FEW or self.constraint is not None or self.temperature > 2.0
+        return raises or counts or n_lowered > MAX_LOWERED or self.constraint is not None or self.temperature > 2.0
 
     def sample(self, logits: np.ndarray, history: Sequence[int] = ()) -> int:
         """One token id from float32 logits (n_vocab,), given the ids that came before (for the repeat penalty).

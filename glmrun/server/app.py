@@ -66,7 +66,8 @@ class Paths:
             Route("/apply-template", self._told(about.apply_template), methods=["POST"]),
             Route("/props", self._told(about.props)), Route("/slots", self._told(about.slots)),
             Route("/metrics", self._metrics),
-            Route("/v1/responses/{name}", _kept(kept), methods=["GET", "DELETE"]),
+            Route("/v1/responses/{name}", self._told(lambda _, given: kept.response(given["name"]))),
+            Route("/v1/responses/{name}", self._told(lambda _, given: kept.forget(given["name"])), methods=["DELETE"]),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/messages/count_tokens", self._told(about.count_tokens), methods=["POST"]),
             Route("/api/version", self._told(ollama_models.version)), Route("/api/tags", self._told(ollama_models.tags)),
@@ -148,21 +149,6 @@ def on_the_wire(error: UserError) -> tuple[UserError, int, dict[str, str] | None
     if isinstance(error, Busy):
         return error, 503 if error.retry_seconds < 5 else 429, {"Retry-After": str(error.retry_seconds)}
     return error, _BODY_STATUS.get(type(error)) or status_of(error), None
-
-
-def _kept(kept: Kept) -> Callable[[Request], Awaitable[Response]]:
-    """/v1/responses/NAME: a response that is kept, to be read again or to be forgotten."""
-
-    async def answer(request: Request) -> Response:
-        name = request.path_params["name"]
-        found = kept.response(name) if request.method != "DELETE" else kept.forget(name)
-        if not found:
-            return JSONResponse(
-                openai_error(404, UserError(f"{name[:80]!r} is not kept here (any more)", "missing", "response_id")), 404
-            )
-        return JSONResponse({"id": name, "object": "response", "deleted": True} if found is True else found)
-
-    return answer
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any
 
 from glmrun.server.interface import BadRequest
+from quant.errors import UserError
 
 ROOM = 16 << 20  # characters of JSON
 _FORGOTTEN = {"type": "item_reference"}
@@ -49,10 +50,10 @@ class Kept:
             history, response, _ = self._responses[previous]
             return [*history, *response["output"], *items]
 
-    def keeper(self, history: Items) -> Callable[[dict[str, Any]], None]:
-        """What keeps a response to this history once it is there."""
-        size = len(json.dumps(history))  # here, on the thread of the request
-        return lambda response: self._keep(history, response, size + len(json.dumps(response)))
+    def keeper(self, history: Items, echo: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+        """What keeps a response to this history, which repeats `echo` of its request, once it is there."""
+        size = len(json.dumps([history, echo]))  # here, on the thread of the request
+        return lambda response: self._keep(history, response, size + len(json.dumps(response["output"])))
 
     def _keep(self, history: Items, response: dict[str, Any], size: int) -> None:
         if size > self._room:
@@ -70,17 +71,22 @@ class Kept:
         for item in response["output"]:
             del self._items[item["id"]]
 
-    def response(self, name: str) -> dict[str, Any] | None:
-        """The response of that name, as its client got it; None if it is not kept."""
+    def response(self, name: str) -> dict[str, Any]:
+        """The response of that name, as its client got it. Raises UserError (missing) if it is not kept."""
         with self._lock:
-            return self._responses[name][1] if name in self._responses else None
+            self._check(name)
+            return self._responses[name][1]
 
-    def forget(self, name: str) -> bool:
-        """Keep the response no longer; whether it was."""
+    def forget(self, name: str) -> dict[str, Any]:
+        """Keep the response no longer; what tells a client so. Raises UserError (missing) if it is not kept."""
         with self._lock:
-            if known := name in self._responses:
-                self._drop(name)
-            return known
+            self._check(name)
+            self._drop(name)
+        return {"id": name, "object": "response", "deleted": True}
+
+    def _check(self, name: str) -> None:
+        if name not in self._responses:
+            raise UserError(f"{name[:80]!r} is not kept here (any more)", "missing", "response_id")
 
 
 def _is_reference(item: Any) -> bool:

@@ -56,8 +56,9 @@ class Responses:
                 raise BadRequest(f"{name}: nothing of the kind is kept here; send the whole history in input", name)
         request = _request(said)
         summarized = bool(said.reasoning and said.reasoning.summary)
-        keep = forget if said.store is False else self._kept.keeper(history)
-        return Asked([request], bool(said.stream), ResponseWriter(model, _echo(said, request), summarized, keep))
+        echo = _echo(said, request)
+        keep = forget if said.store is False else self._kept.keeper(history, echo)
+        return Asked([request], bool(said.stream), ResponseWriter(model, echo, summarized, keep))
 
     def error(self, status: int, error: UserError) -> dict[str, Any]:
         return openai_error(status, error)
