@@ -23,34 +23,31 @@ from glmrun.kernels.attention.columns import (
     LATENT_STEPS,
     QUERIES,
     ROPE_STEPS,
-    SIGNED,
     TILE,
     block_at,
     note_rounded,
     top_of,
 )
-from glmrun.kernels.attention.rounding import (
-    maximum_or_nan,
-    round_in_order,
-    round_in_turn,
-    round_two_bytes,
-    where_less,
-)
+from glmrun.kernels.attention.rounding import fold_fours, maximum_or_nan, round_in_order, round_two_bytes
+from glmrun.kernels.attention.softmax import LOWEST, softmax
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
 from glmrun.kernels.layout import layer_record, model_record, run_at, run_record, step_record, worker_record
 from glmrun.kernels.rows import round_row
-from glmrun.kernels.simd.arithmetic import exp, flip_sign_bit, fma, to_f32
+from glmrun.kernels.simd.arithmetic import exp, fma
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,
+    load_f32,
     load_f32x16,
+    load_i64,
     load_u8x64,
     splat_f32,
     store_f32,
     store_f32x16,
     store_i32x16,
+    store_i64,
     store_u8x64,
     zero_f32x16,
     zero_i32x16,
@@ -65,7 +62,6 @@ else:
 
 SEGMENTS = 16  # at most: into which the positions of few tokens are cut
 _void = types.void
-_LOWEST = float32(-1e30)  # below every score, and finite: a query that sees nothing of a segment leaves no NaN
 
 
 # Scratch of a thread, in this order (bytes): words 2,048; limits and shrinks, float32 (QUERIES,) each; query panel; scores, float32
@@ -94,16 +90,26 @@ def scratch_bytes(m):
 # ---- queries as a panel ----------------------------------------------------------------------------------------------
 
 
+@kernel(_void(int64, int64))
+def _place_quarters(rows, codes):
+    """Codes of a block (64 bytes) of four queries side by side, 16 bytes of each."""
+    for i in range(4):
+        for k in range(0, 64, 16):
+            for at in range(0, 16, 8):
+                store_i64(codes + k * QUERIES + i * 16 + at, load_i64(rows + i * 64 + k + at))
+
+
 @kernel(_void(model_record, int64, int64, int64, int64), apart=True)
 def _query_panel(m, queries, n, panel, words):
     """The panel of n (1 to QUERIES) queries, float32 rows one after another; lanes beyond n repeat the last one."""
     factors = panel + QUERIES * (2 * m.row - m.latent)
     starts = factors + m.row // BLOCK * 128
     for half in range(0, QUERIES * 4, 64):
+        lanes = 4 if half and n <= FEW else 1  # of a query
         for k in range(0, m.row, BLOCK):
             factor, steps = factors + k // BLOCK * 128 + half, LATENT_STEPS if k < m.latent else ROPE_STEPS
             codes = panel + (k if k < m.latent else 2 * k - m.latent) * QUERIES + half
-            for i in range(16):
+            for i in range(16 // lanes):
                 x = queries + (min(half // 4 + i, n - 1) * m.row + k) * 4
                 a, b, c, d = load_f32x16(x), load_f32x16(x + 64), load_f32x16(x + 128), load_f32x16(x + 192)
                 top = top_of(a, b, c, d)
@@ -113,58 +119,21 @@ def _query_panel(m, queries, n, panel, words):
                 else:
                     store_u8x64(words + i * 64, round_two_bytes(a, b, inverse))
                     store_u8x64(words + 1024 + i * 64, round_two_bytes(c, d, inverse))
-                store_f32(factor + i * 4, top / steps * m.softmax_scale)
-            transpose_words(words, codes, 128)
-            if k >= m.latent:
-                transpose_words(words + 1024, codes + 2048, 128)
-                continue
-            sums = zero_i32x16()
-            for i in range(16):
-                sums = add_dot_u8s8(sums, bytes_of(128), load_u8x64(codes + i * 128))
-            store_i32x16(starts + k // BLOCK * 128 + half, zero_i32x16() - sums)
+                for lane in range(i * lanes, (i + 1) * lanes):
+                    store_f32(factor + lane * 4, top / steps * m.softmax_scale)
+            for part in range(1 if k < m.latent else 2):
+                if lanes == 1:
+                    transpose_words(words + part * 1024, codes + part * 2048, 128)
+                else:
+                    _place_quarters(words + part * 1024, codes + part * 2048)
+            if k < m.latent:
+                sums = zero_i32x16()
+                for i in range(0, 16, lanes):
+                    sums = add_dot_u8s8(sums, bytes_of(128), load_u8x64(codes + i * 128))
+                store_i32x16(starts + k // BLOCK * 128 + half, zero_i32x16() - sums)
 
 
 # ---- a panel meets a tile ---------------------------------------------------------------------------------------------
-
-
-@kernel(_void(int64, int64, int64, int64, int64, int64), apart=True)
-def _softmax(scores, n, limits, state, shrinks, weights):
-    """Scores of n positions into a panel of weights e**(score - largest so far); positions from limits[q] on weigh nothing.
-
-    state    largest score and sum of weights so far, updated
-    shrinks  takes what older sums must be multiplied by
-    """
-    blocks = (n + BLOCK - 1) // BLOCK
-    factors = weights + TILE * QUERIES
-    for half in range(0, QUERIES * 4, 64):
-        limit, before = load_f32x16(limits + half), load_f32x16(state + half)
-        now = before
-        for b in range(blocks):
-            top = splat_f32(_LOWEST)
-            for p in range(b * BLOCK, (b + 1) * BLOCK):
-                at = scores + p * QUERIES * 4 + half
-                score = where_less(splat_f32(float32(p)), limit, load_f32x16(at), splat_f32(_LOWEST))
-                store_f32x16(at, score)
-                top = maximum_or_nan(top, score)
-            store_f32x16(factors + b * 128 + half, top)
-            now = maximum_or_nan(now, top)
-        shrink = exp(before - now)
-        total = load_f32x16(state + 128 + half) * shrink
-        for b in range(blocks):
-            top, sums = load_f32x16(factors + b * 128 + half), zero_i32x16()
-            for p in range(b * BLOCK, (b + 1) * BLOCK, 4):
-                at = scores + p * QUERIES * 4 + half
-                w0, w1 = exp(load_f32x16(at) - top), exp(load_f32x16(at + 128) - top)
-                w2, w3 = exp(load_f32x16(at + 256) - top), exp(load_f32x16(at + 384) - top)
-                codes = round_in_turn(w0, w1, w2, w3, splat_f32(float32(255.0)), 0)
-                store_u8x64(weights + p * QUERIES + half, flip_sign_bit(codes) if SIGNED else codes)
-                sums = add_dot_u8s8(sums, codes, bytes_of(1))
-            factor = exp(top - now) * splat_f32(float32(1 / 255))
-            store_f32x16(factors + b * 128 + half, factor)
-            total = fma(to_f32(sums), factor, total)
-        store_f32x16(state + half, now)
-        store_f32x16(state + 128 + half, total)
-        store_f32x16(shrinks + half, shrink)
 
 
 @kernel(_void(model_record, int64))
@@ -173,25 +142,39 @@ def _clear(m, out):
     for k in range(0, result_bytes(m), 64):
         store_f32x16(out + k, zero_f32x16())
     for k in range(0, QUERIES * 4, 64):
-        store_f32x16(out + m.latent * QUERIES * 4 + k, splat_f32(_LOWEST))
+        store_f32x16(out + m.latent * QUERIES * 4 + k, splat_f32(LOWEST))
 
 
 @kernel(_void(model_record, layer_record, run_record, int64, int64, int64, int64, int64, int64))
 def _meet(m, layer, run, first_query, panel, first, end, scratch, out):
-    """A panel of a run's queries against positions first to end - 1 (one tile); each query sees no further than its own token."""
+    """A panel of a run's queries against the first tile of positions first to end - 1; each sees no further than its own token."""
     limits, shrinks = scratch + 2048, scratch + 2176
     scores = scratch + 2304 + _panel_bytes(m)
     weights = scores + TILE * QUERIES * 4
     heads, last = m.num_attention_heads, run.n_tokens * m.num_attention_heads - 1
-    for i in range(QUERIES):
-        own = run.position + min(first_query + i, last) // heads
-        store_f32(limits + i * 4, float32(min(end, own + 1) - first))
-    n = min(end, run.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
-    few = first_query + FEW > last
+    after, few = min(end, first + TILE), (end - first + BLOCK - 1) // BLOCK if first_query + FEW > last else 0
+    for lane in range(QUERIES):
+        query, position = lane, 0
+        if few and lane >= 16:
+            query, position = 16 + (lane - 16) // 4, lane % 4
+        own = run.position + min(first_query + query, last) // heads
+        store_f32(limits + lane * 4, float32(min(after, own + 1) - first - position))
+    n = min(after, run.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
     columns, whole = block_at(m, layer, run, first), (run.position + run.n_tokens - first) // BLOCK
     tiles.scores(m, panel, columns, whole, run.tail, n, few, scores)
-    _softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights)
+    softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights, few)
     tiles.gather(m, weights, columns, whole, run.tail, n, few, shrinks, out)
+
+
+@kernel(_void(model_record, int64))
+def _join_result(m, out):
+    """A few queries' result as that of others: the four lanes of each in the second half added up, their largest score kept."""
+    largest = out + m.latent * QUERIES * 4 + 64
+    for at in range(out + 64, out + result_bytes(m), QUERIES * 4):
+        if at != largest:
+            store_f32x16(at, fold_fours(load_f32x16(at)))
+    for i in range(4):
+        store_f32(largest + i * 4, load_f32(largest + i * 16))
 
 
 @kernel(_void(model_record, layer_record, step_record, int64, int64, int64, int64, int64), apart=True)
@@ -250,7 +233,9 @@ def _attend_item(m, layer, s, run, item, scratch):
     _clear(m, out)
     after = min(end, (segment + 1) * _segment(run), run.position + (first_query + n - 1) // heads + 1)
     for p in range(segment * _segment(run), after, TILE):
-        _meet(m, layer, run, first_query, panel, p, min(end, (segment + 1) * _segment(run), p + TILE), scratch, out)
+        _meet(m, layer, run, first_query, panel, p, min(end, (segment + 1) * _segment(run)), scratch, out)
+    if n <= FEW:
+        _join_result(m, out)
     if segments == 1:
         _finish(m, layer, s, run.first * heads + first_query, n, out + (m.latent + 1) * QUERIES * 4, out, scratch)
 
@@ -263,7 +248,7 @@ def _merge(m, layer, s, run, first, n, scratch):
     factors, out = scratch + 2304, scratch + 2304 + SEGMENTS * 64  # float32 (segments, 16); (latent + 2, QUERIES), a vector wide
     part, lanes = run.partial + first // QUERIES * size, first % QUERIES * 4
     state = part + m.latent * QUERIES * 4 + lanes
-    now, sums = splat_f32(_LOWEST), zero_f32x16()
+    now, sums = splat_f32(LOWEST), zero_f32x16()
     for g in range(segments):
         now = maximum_or_nan(now, load_f32x16(state + g * panels * size))
     for g in range(segments):

@@ -21,6 +21,7 @@ from glmrun.kernels.attention.rounding import (
     round_in_order,
     round_in_turn,
     round_two_bytes,
+    sum_fours,
     where_less,
 )
 from glmrun.kernels.compiled.cache import kernel
@@ -30,8 +31,8 @@ from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,
     load_f16x16,
+    load_f32x16,
     load_i64,
-    prefetch,
     splat_f32,
     store_f32,
     store_f32x16,
@@ -48,7 +49,7 @@ from glmrun.kernels.team import first_piece, leave, next_piece
 BLOCK = 64  # values that share a scale
 TILE = 256  # positions between two updates of the softmax
 QUERIES = 32  # of a panel
-FEW = 24  # queries that a panel's second half holds in half of its lanes: the 20 heads of a single token
+FEW = 20  # queries, the heads of a token: so few that each in a panel's second half has four lanes, for a quarter of its products
 LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
 SIGNED = signed_factors()
 KEY_OFFSET = 0 if SIGNED else 128
@@ -76,12 +77,13 @@ def block_at(m, layer, run, p):
     return run.columns + layer.index * run.columns_bytes + p // BLOCK * block_bytes(m)
 
 
-@kernel(types.void(int64, int64, int64, int64))
-def ask_for(first, n_bytes, part, parts):
-    """Ask memory for one of the parts of n_bytes; all of them at once would stand in the way of what is needed now."""
-    size = (n_bytes + parts * 64 - 1) // (parts * 64) * 64
-    for at in range(part * size, (part + 1) * size, 64):
-        prefetch(first + at)
+@kernel(_void(int64, int64))
+def join_quarters(scores, n):
+    """Add up the four lanes of each query in the second half of n rows: the sums of four rows stand in the first of them."""
+    for p in range(0, n, 4):
+        at = scores + p * QUERIES * 4 + 64
+        rows = load_f32x16(at), load_f32x16(at + 128), load_f32x16(at + 256), load_f32x16(at + 384)
+        store_f32x16(at, sum_fours(rows[0], rows[1], rows[2], rows[3]))
 
 
 @kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")

@@ -22,6 +22,10 @@ from glmrun.kernels.simd.types import (
 _MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
 
 
+# Of 64 bytes and 64 more: the lowest bytes of each four words of the first and of the second, twice.
+_FOURS = [at + i for i in range(0, 64, 16) for at in (*range(0, 16, 4), *range(64, 80, 4)) * 2]
+
+
 def _rounded(b, x, factor, offset):
     return b.bitcast(call(b, "llvm.fma.v16f32", V16F, [x, factor, constant(V16F, _MAGIC + offset)]), V16I)
 
@@ -54,6 +58,18 @@ def round_in_order(context, x0, x1, x2, x3, factor, offset):
         return shuffle(b, low, high, list(range(64)))
 
     return u8x64(f32x16, f32x16, f32x16, f32x16, f32x16, offset), generate
+
+
+@intrinsic
+def round_in_fours(context, x0, x1, x2, x3):
+    """The low bytes of round(x): of each four neighbouring lanes those of x0, x1, x2 and x3, 16 bytes."""
+
+    def generate(c, b, s, a):
+        parts = [b.bitcast(b.fadd(x, constant(V16F, _MAGIC)), V64B) for x in a]
+        low, high = (shuffle(b, x, y, _FOURS) for x, y in (parts[:2], parts[2:]))
+        return shuffle(b, low, high, [at + i for i in range(0, 64, 16) for at in (*range(8), *range(64, 72))])
+
+    return u8x64(f32x16, f32x16, f32x16, f32x16), generate
 
 
 @intrinsic
@@ -100,6 +116,31 @@ def largest_of_magnitudes(context, x):
         return b.bitcast(call(b, "llvm.vector.reduce.umax.v16i32", I32, [b.bitcast(a[0], V16I)]), F32)
 
     return types.float32(f32x16), generate
+
+
+@intrinsic
+def sum_fours(context, x0, x1, x2, x3):
+    """Of each four neighbouring lanes the sums of x0's, x1's, x2's and x3's."""
+
+    def generate(c, b, s, a):
+        def paired(x, y, lanes):
+            return shuffle(b, x, y, [i + lane for i in range(0, 16, 4) for lane in lanes])
+
+        first, second = (b.fadd(paired(x, y, (0, 16, 1, 17)), paired(x, y, (2, 18, 3, 19))) for x, y in (a[:2], a[2:]))
+        return b.fadd(paired(first, second, (0, 1, 16, 17)), paired(first, second, (2, 3, 18, 19)))
+
+    return f32x16(f32x16, f32x16, f32x16, f32x16), generate
+
+
+@intrinsic
+def fold_fours(context, x):
+    """Lane i = the sum of lanes 4 i to 4 i + 3, and again for the next four lanes, and so on."""
+
+    def generate(c, b, s, a):
+        first, second, third, fourth = (shuffle(b, a[0], a[0], list(range(i, 16, 4)) * 4) for i in range(4))
+        return b.fadd(b.fadd(first, third), b.fadd(second, fourth))
+
+    return f32x16(f32x16), generate
 
 
 @intrinsic

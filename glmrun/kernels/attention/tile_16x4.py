@@ -10,17 +10,19 @@ from llvmlite import ir
 from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, FEW, QUERIES, SIGNED, TILE, ask_for, block_bytes, key_stride
+from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE, block_bytes, join_quarters, key_stride
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.tile import ask
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs, emit_word
 from glmrun.kernels.simd.memory import load_f32x8, splat_f32x8, store_f32x8
 from glmrun.kernels.simd.target import has_neon, sums_in_16_bits
-from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, splat
+from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, shuffle, splat
 
 COLUMNS = 4
 _ROW = QUERIES * 4  # bytes of float32 results of a position, or of a latent value
 _STEP = 32 if has_neon() else 64  # bytes of float32 results of the queries that meet columns at once
+_OCTETS = _STEP // 32
 _V32B, _V16H = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
 
 
@@ -44,8 +46,19 @@ def _rope_dot(builder, start, row, size, x):
     return emit_dot_i16(builder, start, row, x)
 
 
-def _adding(dot, words, octets):
-    """An intrinsic for `words` times 4 bytes of a column and 8 * octets queries."""
+def _four_words(builder, address, i, result):
+    """emit_word() of four words, as often as they fill a register."""
+    four = _load(builder, address, i * 4, ir.VectorType(I32, 4))
+    return builder.bitcast(shuffle(builder, four, four, list(range(4)) * 2), result)
+
+
+def _start(builder, value, lanes):
+    """What the dot products of a column begin with: of so many lanes that add up only the first."""
+    return shuffle(builder, splat(builder, value, 8), constant(V8I, 0), [lane if lane % lanes == 0 else 8 for lane in range(8)])
+
+
+def _adding(dot, words, each=1):
+    """An intrinsic for `words` times 4 bytes of a column; each lane takes one of so many neighbouring words, 1 or 4."""
     operand = _V16H if dot is _rope_dot else _V32B
     signed = SIGNED and dot is not _rope_dot
     has_sizes = signed and sums_in_16_bits()
@@ -64,26 +77,26 @@ def _adding(dot, words, octets):
         def generate(c, b, s, a):
             cells, codes, factors, starts, column, stride, scale, scale_stride = a
             addresses = [b.add(column, b.mul(stride, ir.Constant(I64, i))) for i in range(COLUMNS)]
-            dots = [constant(V8I, 0)] * (octets * COLUMNS)
+            dots = [constant(V8I, 0)] * (_OCTETS * COLUMNS)
             if dot is _key_dot and not signed:
-                dots = [_load(b, starts, r * 32, V8I) for r in range(octets)] * COLUMNS
+                dots = [_load(b, starts, r * 32, V8I) for r in range(_OCTETS)] * COLUMNS
             elif dot is _value_dot and signed:
-                dots = [splat(b, _load(b, starts, i * 4, I32), 8) for i in range(COLUMNS) for _ in range(octets)]
-            for word in range(words):
-                rows = [_load(b, codes, word * 128 + r * 32, operand) for r in range(octets)]
+                dots = [_start(b, _load(b, starts, i * 4, I32), each) for i in range(COLUMNS) for _ in range(_OCTETS)]
+            for word in range(0, words, each):
+                rows = [_load(b, codes, word * 128 + r * 32, operand) for r in range(_OCTETS)]
                 sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) if has_sizes else None for row in rows]
                 for i, address in enumerate(addresses):
-                    x = emit_word(b, address, word, operand)
-                    for r in range(octets):
-                        cell = i * octets + r
+                    x = (_four_words if each == 4 else emit_word)(b, address, word, operand)
+                    for r in range(_OCTETS):
+                        cell = i * _OCTETS + r
                         dots[cell] = opaque(b, dot(b, dots[cell], rows[r], sizes[r], x))
             for i in range(COLUMNS):
                 place = b.add(scale, b.mul(scale_stride, ir.Constant(I64, i)))
                 x = splat(b, _load(b, place, 0, F32), 8)
-                for r in range(octets):
+                for r in range(_OCTETS):
                     both = b.fmul(_load(b, factors, r * 32, V8F), x)
                     cell = pointer(b, b.add(cells, ir.Constant(I64, i * _ROW + r * 32)), V8F)
-                    operands = [b.sitofp(dots[i * octets + r], V8F), both, b.load(cell, align=4)]
+                    operands = [b.sitofp(dots[i * _OCTETS + r], V8F), both, b.load(cell, align=4)]
                     b.store(call(b, "llvm.fma.v8f32", V8F, operands), cell, align=4)
             return c.get_dummy_value()
 
@@ -92,16 +105,16 @@ def _adding(dot, words, octets):
     return add
 
 
-_latent_16, _latent_8 = _adding(_key_dot, BLOCK // 4, 2), _adding(_key_dot, BLOCK // 4, 1)
-_rope_16, _rope_8 = _adding(_rope_dot, BLOCK // 2, 2), _adding(_rope_dot, BLOCK // 2, 1)
-_values_16, _values_8 = _adding(_value_dot, BLOCK // 4, 2), _adding(_value_dot, BLOCK // 4, 1)
+_latent, _latent_quarters = _adding(_key_dot, BLOCK // 4), _adding(_key_dot, BLOCK // 4, 4)
+_rope, _rope_quarters = _adding(_rope_dot, BLOCK // 2), _adding(_rope_dot, BLOCK // 2, 4)
+_values, _values_quarters = _adding(_value_dot, BLOCK // 4), _adding(_value_dot, BLOCK // 4, 4)
 
 
-@kernel(types.void(int64, int64, int64), inline="always")
-def _scale_rows(cells, queries, factors):
+@kernel(types.void(int64, int64), inline="always")
+def _scale_rows(cells, factors):
     """Four rows of float32 results, times factors[q]; zeros where there is no address of factors."""
     for c in range(COLUMNS):
-        for q in range(0, queries * 4, 32):
+        for q in range(0, _ROW, 32):
             at = cells + c * _ROW + q
             if factors:
                 store_f32x8(at, load_f32x8(at) * load_f32x8(factors + q))
@@ -111,62 +124,66 @@ def _scale_rows(cells, queries, factors):
 
 @kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64), apart=True)
 def scores(m, panel, columns, whole, tail, n, few, out):
-    """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more; few: no more than FEW queries count.
+    """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more.
 
     columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
+    few              of no more than FEW queries: how many blocks they still meet; memory is asked for values that gather() reads
     """
     keys, scales = key_stride(m), 2 * m.row - m.latent
     values = block_bytes(m) // BLOCK - keys  # bytes of a position's
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
+    share = (COLUMNS * values * BLOCK // m.latent + 63) // 64 * 64
     for p in range(0, n, COLUMNS):
         block = columns + p // BLOCK * block_bytes(m) if p // BLOCK < whole else tail
         column, row = block + p % BLOCK * keys, out + p * _ROW
-        # A position's share of what follows: its block's values, then the next block's keys.
-        asked = COLUMNS * values if p // BLOCK < whole else 0
-        then = COLUMNS * keys if p // BLOCK + 1 < whole else 0
-        _scale_rows(row, FEW if few else QUERIES, 0)
+        here, asked = block + BLOCK * keys + p % BLOCK * values, COLUMNS * values if p // BLOCK < whole else 0
+        _scale_rows(row, 0)
         for half in range(0, 128, _STEP):
-            if _STEP == 32 and few and half >= FEW * 4:
-                continue
             cells = row + half
             for k in range(0, m.latent, BLOCK):
                 b = k // BLOCK * 128 + half
                 if few and half == 0:
-                    ask_for(block + BLOCK * keys + p % BLOCK * values, asked, k // BLOCK, m.latent // BLOCK)
-                    ask_for(column + block_bytes(m), then, k // BLOCK, m.latent // BLOCK)
+                    ask(here, share, k // BLOCK, here + asked)
                 codes, scale = panel + k * QUERIES + half, column + scales + k // BLOCK * 4
-                if _STEP == 32 or (few and half):
-                    _latent_8(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
+                if few and half >= 64:
+                    _latent_quarters(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
                 else:
-                    _latent_16(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
+                    _latent(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
             for k in range(m.latent, m.row, BLOCK):
                 b, at = k // BLOCK * 128 + half, 2 * k - m.latent
                 codes, scale = panel + at * QUERIES + half, column + scales + k // BLOCK * 4
-                if _STEP == 32 or (few and half):
-                    _rope_8(cells, codes, factors + b, 0, column + at, keys, scale, keys)
+                if few and half >= 64:
+                    _rope_quarters(cells, codes, factors + b, 0, column + at, keys, scale, keys)
                 else:
-                    _rope_16(cells, codes, factors + b, 0, column + at, keys, scale, keys)
+                    _rope(cells, codes, factors + b, 0, column + at, keys, scale, keys)
+        if few:
+            join_quarters(row, COLUMNS)
 
 
 @kernel(types.void(model_record, int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
 def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
-    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads."""
+    """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads.
+
+    Of few queries memory is asked for the keys that the next scores() reads.
+    """
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
     values = BLOCK * key_stride(m)
     scales = values + m.latent * BLOCK
+    share = (values * COLUMNS // m.latent + 63) // 64 * 64
     for k in range(0, m.latent, COLUMNS):
         row = out + k * _ROW
-        _scale_rows(row, FEW if few else QUERIES, shrinks)
+        _scale_rows(row, shrinks)
         for half in range(0, 128, _STEP):
-            if _STEP == 32 and few and half >= FEW * 4:
-                continue
             for b in range(blocks):
                 block = columns + b * block_bytes(m) if b < whole else tail
                 codes, factor = weights + b * BLOCK * QUERIES + half, factors + b * 128 + half
                 column, scale = block + values + k * BLOCK, block + scales + k * 4
                 start = scale + m.latent * 4
-                if _STEP == 32 or (few and half):
-                    _values_8(row + half, codes, factor, start, column, BLOCK, scale, 4)
+                if half == 0 and b + blocks < min(whole, few):
+                    ahead = block + blocks * block_bytes(m)
+                    ask(ahead, share, k // COLUMNS, ahead + values)
+                if few and half >= 64:
+                    _values_quarters(row + half, codes, factor, start, column, BLOCK, scale, 4)
                 else:
-                    _values_16(row + half, codes, factor, start, column, BLOCK, scale, 4)
+                    _values(row + half, codes, factor, start, column, BLOCK, scale, 4)

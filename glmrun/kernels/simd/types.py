@@ -68,7 +68,7 @@ def opaque(builder, value):
     arm = llvm.get_process_triple().startswith(("aarch64", "arm64"))
     if arm and value.type.count * value.type.element.width != 128:
         return value
-    register = "w" if arm else "x"
+    register = "w" if arm else "v"
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={register},0", [value], False)
 
 
