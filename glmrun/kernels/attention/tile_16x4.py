@@ -127,17 +127,18 @@ def scores(m, panel, columns, whole, tail, n, few, out):
     """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more.
 
     columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
-    few              of no more than FEW queries: how many blocks they still meet; memory is asked for values that gather() reads
+    few              of no more than FEW queries: how many blocks they still meet; memory is asked for values and the next keys
     """
     keys, scales = key_stride(m), 2 * m.row - m.latent
     values = block_bytes(m) // BLOCK - keys  # bytes of a position's
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
-    share = (COLUMNS * values * BLOCK // m.latent + 63) // 64 * 64
+    share, key_share = (COLUMNS * values * BLOCK // m.latent + 63) // 64 * 64, (COLUMNS * keys * BLOCK // m.latent + 63) // 64 * 64
     for p in range(0, n, COLUMNS):
         block = columns + p // BLOCK * block_bytes(m) if p // BLOCK < whole else tail
         column, row = block + p % BLOCK * keys, out + p * _ROW
         here, asked = block + BLOCK * keys + p % BLOCK * values, COLUMNS * values if p // BLOCK < whole else 0
+        then, asked_keys = column + block_bytes(m), COLUMNS * keys if p // BLOCK + 1 < whole else 0
         _scale_rows(row, 0)
         for half in range(0, 128, _STEP):
             cells = row + half
@@ -145,6 +146,7 @@ def scores(m, panel, columns, whole, tail, n, few, out):
                 b = k // BLOCK * 128 + half
                 if few and half == 0:
                     ask(here, share, k // BLOCK, here + asked)
+                    ask(then, key_share, k // BLOCK, then + asked_keys)
                 codes, scale = panel + k * QUERIES + half, column + scales + k // BLOCK * 4
                 if few and half >= 64:
                     _latent_quarters(cells, codes, factors + b, starts + b, column + k, keys, scale, keys)
@@ -165,7 +167,7 @@ def scores(m, panel, columns, whole, tail, n, few, out):
 def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads.
 
-    Of few queries memory is asked for the keys that the next scores() reads.
+    Of few queries memory is asked for the keys of the next blocks.
     """
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
     values = BLOCK * key_stride(m)

@@ -133,23 +133,25 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
     """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more.
 
     columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
-    few              of no more than FEW queries: how many blocks they still meet; memory is asked for values that gather() reads
+    few              of no more than FEW queries: how many blocks they still meet; memory is asked for values and the next keys
     """
     keys, scales = key_stride(m), 2 * m.row - m.latent
     values = block_bytes(m) // BLOCK - keys  # bytes of a position's
     factors = panel + QUERIES * scales
     starts = factors + m.row // BLOCK * 128
-    share = (COLUMNS * values * BLOCK // m.latent + 63) // 64 * 64
+    share, key_share = (COLUMNS * values * BLOCK // m.latent + 63) // 64 * 64, (COLUMNS * keys * BLOCK // m.latent + 63) // 64 * 64
     for p in range(0, n, COLUMNS):
         block = columns + p // BLOCK * block_bytes(m) if p // BLOCK < whole else tail
         column = block + p % BLOCK * keys
         here, asked = block + BLOCK * keys + p % BLOCK * values, COLUMNS * values if p // BLOCK < whole else 0
+        then, asked_keys = column + block_bytes(m), COLUMNS * keys if p // BLOCK + 1 < whole else 0
         tile = zeros()
         for k in range(0, m.latent, BLOCK):
             b = k // BLOCK
             codes, scale = panel + k * QUERIES, column + scales + b * 4
             if few:
                 ask(here, share, b, here + asked)
+                ask(then, key_share, b, then + asked_keys)
                 tile = add_latent_scores_few(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
             else:
                 tile = add_latent_scores(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
@@ -169,7 +171,7 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
 def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads.
 
-    Of few queries memory is asked for the keys that the next scores() reads.
+    Of few queries memory is asked for the keys of the next blocks.
     """
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
     values = BLOCK * key_stride(m)
