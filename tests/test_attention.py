@@ -115,7 +115,23 @@ class Attention:
         return attend_rounded(query, keys, latent, scale, rounded).reshape(n_tokens * self.heads, latent)
 
 
-SIZES = [(1, 0), (1, 1), (1, 31), (1, 300), (1, 511), (2, 0), (3, 255), (7, 1), (9, 31), (31, 300), (33, 0), (33, 255), (65, 300)]
+SIZES = [
+    (1, 0),
+    (1, 1),
+    (1, 31),
+    (1, 300),
+    (1, 511),
+    (2, 0),
+    (3, 255),
+    (6, 60),
+    (6, 250),
+    (7, 1),
+    (9, 31),
+    (31, 300),
+    (33, 0),
+    (33, 255),
+    (65, 300),
+]
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
