@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from glmrun.engine.model import Model
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sequence import Sequence
 
 SEQUENCES = 16

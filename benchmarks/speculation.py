@@ -21,7 +21,7 @@ import numpy as np
 import glmrun
 from glmrun.engine.generate import Limits, generate
 from glmrun.engine.model import Model
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import EXACT, LENGTHS, Drafter
 from glmrun.gguf.architecture import open_model_file

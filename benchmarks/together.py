@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import glmrun
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sequence import Sequence
 
 

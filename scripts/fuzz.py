@@ -119,7 +119,7 @@ def mutant(reader: str, seed: int, index: int) -> Any:
 def try_gguf(raw: bytes, folder: Path, index: int) -> str:
     """Open the mutant and run what opens; the kind of outcome."""
     import glmrun
-    from glmrun.engine.runner import Run
+    from glmrun.engine.passes import Run
     from quant.errors import UserError
 
     path = folder / f"{index}.gguf"

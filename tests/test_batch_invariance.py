@@ -12,7 +12,8 @@ from support.tiny_model import ODD, Tiny, write_tiny
 
 import glmrun
 from glmrun.engine.model import Model
-from glmrun.engine.runner import Run, Runner
+from glmrun.engine.passes import Run
+from glmrun.engine.runner import Runner
 from glmrun.engine.sequence import Sequence
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError

@@ -8,7 +8,7 @@ from support.tiny_model import ODD, write_tiny
 
 import glmrun
 from glmrun.engine.crew import STAYS, STEPS, Crew
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sequence import Sequence
 
 

@@ -9,7 +9,7 @@ from support.tiny_model import ODD, write_tiny
 
 import glmrun
 from glmrun.engine.model import Model
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sampling import MAX_LOWERED, Sampler
 from glmrun.engine.sequence import Sequence
 from glmrun.kernels import likely

@@ -14,7 +14,7 @@ from support.tiny_model import ODD, ODDER, Tiny
 import glmrun
 from glmrun.engine.model import Model, looks_ahead
 from glmrun.engine.next_token import WAITING, fill, read
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.saved_cache import SavedCache
 from glmrun.engine.sequence import Sequence
 from glmrun.engine.workspace import Part

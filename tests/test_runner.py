@@ -14,7 +14,8 @@ import glmrun
 from glmrun.engine import generate
 from glmrun.engine.batch import Size, next_batch
 from glmrun.engine.pace import LEAST_PIECE, STEP_SECONDS, Pace
-from glmrun.engine.runner import PATIENCE, Run
+from glmrun.engine.passes import Run
+from glmrun.engine.runner import PATIENCE
 from glmrun.engine.sequence import Sequence
 
 MAX_TOKENS, MAX_RUNS = 528, 16
@@ -122,13 +123,13 @@ def test_whoever_writes_is_in_every_step_with_a_piece_of_a_prompt(
     with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2, draft="off") as model:
         model.measure()
         steps: list[tuple[int, int]] = []
-        step = model.runner._step
+        step = model.runner._passes.step
 
-        def seen(runs: list[Run]) -> bool:
+        def seen(runs: list[Run]) -> float | None:
             steps.append((sum(len(run.tokens) > 1 for run in runs), sum(len(run.tokens) == 1 for run in runs)))
             return step(runs)
 
-        monkeypatch.setattr(model.runner, "_step", seen)
+        monkeypatch.setattr(model.runner._passes, "step", seen)
         monkeypatch.setattr(model.runner.pace, "piece", lambda first, most: LEAST_PIECE)
         biases = dict.fromkeys(model.tokenizer.eog_ids, -100.0)
         writer = model.generate([1, 2, 3], max_tokens=400, temperature=0, logit_bias=biases)
@@ -153,13 +154,13 @@ def test_those_who_write_together_are_in_every_step_together(
     with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=512, n_threads=2, draft="off") as model:
         model.measure()
         steps: list[int] = []
-        step, began = model.runner._step, threading.Barrier(4)
+        step, began = model.runner._passes.step, threading.Barrier(4)
 
-        def seen(runs: list[Run]) -> bool:
+        def seen(runs: list[Run]) -> float | None:
             steps.append(len(runs))
             return step(runs)
 
-        monkeypatch.setattr(model.runner, "_step", seen)
+        monkeypatch.setattr(model.runner._passes, "step", seen)
         biases = dict.fromkeys(model.tokenizer.eog_ids, -100.0)
 
         def write(i: int) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import glmrun
 from glmrun.cli import app
 from glmrun.engine.model import Model
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sequence import Sequence
 from glmrun.engine.speculative import LENGTHS, Copies, Drafter, PassCosts
 from quant.errors import UserError

@@ -56,19 +56,6 @@ def test_cancel_from_another_thread() -> None:
     assert team.run(_rounds, slots.ctypes.data, 5) == 0
 
 
-def test_watching_tells_that_it_lasts_and_giving_up_ends_it() -> None:
-    team, slots = Team(1), np.zeros(256, np.int64)  # int64 (256,)
-    watched = team.watch(0.01, _until_cancelled)
-    assert [next(watched), next(watched)] == [None, None]
-    team.cancel()
-    assert list(watched)[-1] == 7
-    team.resume()
-    watched = team.watch(0.01, _until_cancelled)
-    assert next(watched) is None
-    watched.close()  # waits for the threads, or the next run would meet them
-    assert team.run(_rounds, slots.ctypes.data, 5) == 0
-
-
 def test_a_signal_at_any_moment_loses_no_thread() -> None:
     """Without care a result is lost between two lines, or a job reaches one thread only: the next barrier then never ends."""
 

@@ -9,7 +9,8 @@ import numpy as np
 from glmrun.chat.chunk import Chunk, Logprob
 from glmrun.chat.chunk import Stats as Counts
 from glmrun.chat.tokenizer import Tokenizer
-from glmrun.engine.runner import Run, Runner
+from glmrun.engine.passes import Run
+from glmrun.engine.runner import Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, logprobs
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.sequence import common_prefix

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from glmrun.engine.model import Model
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.kernels.importance import ATTENTION, ATTENTION_OUTPUT, DOWN, EXPERTS, EXPERTS_DOWN, FFN, K_B, N_INPUTS, Q_B, V_B
 from quant.config import Config
 from quant.importance import Importance

@@ -18,7 +18,8 @@ from glmrun.engine.constraint import Grammar
 from glmrun.engine.draft_kinds import chain_of, checked_draft
 from glmrun.engine.generate import Limits, generate, reporter, texts, until
 from glmrun.engine.pace import LEAST_PIECE
-from glmrun.engine.runner import Run, Runner
+from glmrun.engine.passes import Run
+from glmrun.engine.runner import Runner
 from glmrun.engine.sampling import Sampler, ThinkBudget, advised
 from glmrun.engine.sequence import Idle, Shelf
 from glmrun.engine.sequence import Sequence as Conversation

@@ -3,14 +3,47 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from glmrun.engine.crew import Crew
+from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.workspace import Part, Workspace
 from glmrun.forward import CANCELLED, FAILED, forward
 from glmrun.kernels.team import Team
 from glmrun.tensors.weights import Stack, Weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """New tokens of one sequence, int64 (n,), checked; logits, float32 (n_logits, n_vocab), takes those after the last of them.
+
+    exact      each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
+    ahead      the prediction layer, where it runs, reads the tokens, too
+    likeliest  of a token's logits only the largest need be exact (kernels/likely.py)
+    draft      the tokens behind the first are guesses, and somebody waits for them; else several tokens are a piece of a prompt
+    """
+
+    sequence: Conversation
+    tokens: np.ndarray
+    logits: np.ndarray
+    exact: bool = False
+    ahead: bool = False
+    likeliest: bool = False
+    draft: bool = False
+
+    @property
+    def n_read(self) -> int:
+        """How many of the tokens are of a prompt."""
+        return len(self.tokens) if len(self.tokens) > 1 and not self.draft else 0
+
+    def parts(self) -> list[Part]:
+        """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
+        cache, position = self.sequence.cache, len(self.sequence.tokens)
+        if self.exact:
+            return [Part(cache, position + i, 1, 1, self.likeliest) for i in range(len(self.tokens))]
+        return [Part(cache, position, len(self.tokens), len(self.logits), self.likeliest)]
 
 
 class DiskFailed(Exception):
@@ -58,18 +91,39 @@ class Passes:
             self._crews[len(x)].add(time.perf_counter() - start, self._team.waited)
         return [row for _, row in places]
 
-    def step(
-        self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray, with_states: bool
-    ) -> tuple[list[int], list[np.ndarray]] | None:
-        """run() of the model, and each part's states: what the output matrix reads, float32 (n_tokens, hidden_size); or none.
+    def step(self, runs: Sequence[Run]) -> float | None:
+        """Run the tokens behind those of their sequences: how many seconds that took. Cancelled, every sequence is as before."""
+        logits = np.empty((sum(len(run.logits) for run in runs), self.weights.config.vocab_size), np.float32)
+        if len(runs) == 1:
+            logits = runs[0].logits  # float32 (n_logits, n_vocab)
+        parts = [run.parts() for run in runs]
+        every = [part for these in parts for part in these]
+        x = self.weights.embed(np.concatenate([run.tokens for run in runs]))  # float32 (n_tokens, hidden_size)
+        with_states, start = any(run.ahead and run.sequence.states is not None for run in runs), time.perf_counter()
+        if with_states and any(part.n_logits < part.n_tokens for part in every):
+            found = self._run_twice(every, x, logits)
+        else:
+            rows = self.run(self._model, every, x, logits)
+            found = None if rows is None else (rows, self._states(every, rows) if with_states else [])
+        if found is None:
+            return None
+        (rows, states), seconds, first = found, time.perf_counter() - start, 0
+        for run, these in zip(runs, parts, strict=True):
+            for i, part in enumerate(these if len(runs) > 1 else ()):
+                row = rows[first + i]
+                run.logits[i : i + part.n_logits] = logits[row : row + part.n_logits]
+            own = np.concatenate(states[first : first + len(these)]) if states and run.ahead else None
+            first += len(these)
+            run.sequence.extend(run.tokens.tolist(), own)
+        return seconds
+
+    def _run_twice(self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> tuple[list[int], list[np.ndarray]] | None:
+        """run() of the model, and each part's states: what the output matrix reads, float32 (n_tokens, hidden_size).
 
         A prompt passes the last layer twice for its states: all its tokens, and then, as without states, those whose logits are
         wanted, since their numbers depend on how many pass with them.
         """
         layer, rest = self.weights.next_token, [i for i, part in enumerate(parts) if part.n_logits < part.n_tokens]
-        if not with_states or not rest:
-            rows = self.run(self._model, parts, x, logits)
-            return None if rows is None else (rows, self._states(parts, rows) if with_states else [])
         assert layer is not None
         whole = [part._replace(n_logits=part.n_tokens) for part in parts]
         if (rows := self.run(layer.lower, whole, x, logits[:0])) is None:

@@ -9,18 +9,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from glmrun.engine.batch import Size, next_batch
 from glmrun.engine.next_token import fill, guess
 from glmrun.engine.pace import Pace
-from glmrun.engine.passes import DiskFailed, Passes
+from glmrun.engine.passes import DiskFailed, Passes, Run
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import PassCosts
-from glmrun.engine.workspace import Part, Workspace
+from glmrun.engine.workspace import Workspace
 from glmrun.gguf.watch import Watched
 from glmrun.kernels.disk import LOOKS
 from glmrun.kernels.team import Team
@@ -30,37 +29,6 @@ from quant.errors import UserError
 MAX_TOKENS = 512  # of one step
 PATIENCE = 0.1  # seconds that a piece of a prompt waits for those who have just drawn a token
 COMPANY = 0.15  # of the last step's time that a token waits for them: in one step they all take hardly longer than one
-
-
-@dataclass(frozen=True)
-class Run:
-    """New tokens of one sequence, int64 (n,), checked; logits, float32 (n_logits, n_vocab), takes those after the last of them.
-
-    exact      each token computes, bit for bit, what it would in a step of its own; all logits are wanted then
-    ahead      the prediction layer, where it runs, reads the tokens, too
-    likeliest  of a token's logits only the largest need be exact (kernels/likely.py)
-    draft      the tokens behind the first are guesses, and somebody waits for them; else several tokens are a piece of a prompt
-    """
-
-    sequence: Conversation
-    tokens: np.ndarray
-    logits: np.ndarray
-    exact: bool = False
-    ahead: bool = False
-    likeliest: bool = False
-    draft: bool = False
-
-    @property
-    def n_read(self) -> int:
-        """How many of the tokens are of a prompt."""
-        return len(self.tokens) if len(self.tokens) > 1 and not self.draft else 0
-
-    def parts(self) -> list[Part]:
-        """What the step computes: for an exact run a part for each token, on the same rows; a layer writes all before it reads."""
-        cache, position = self.sequence.cache, len(self.sequence.tokens)
-        if self.exact:
-            return [Part(cache, position + i, 1, 1, self.likeliest) for i in range(len(self.tokens))]
-        return [Part(cache, position, len(self.tokens), len(self.logits), self.likeliest)]
 
 
 @dataclass(eq=False)
@@ -73,7 +41,6 @@ class _Request:
     work: Callable[[], bool] | None = None
     event: threading.Event = field(default_factory=threading.Event)  # there is news: it leads, or it is fulfilled
     given_up: bool = False
-    running: bool = False  # in a step
     fulfilled: bool | None = None  # False: cancelled
     error: BaseException | None = None
 
@@ -131,6 +98,7 @@ class Runner:
         self.alone = True  # whether the last step had one run
         self._lock = threading.Condition(threading.Lock())  # of what follows; held for moments
         self._waiting: list[_Request] = []
+        self._running: list[_Request] = []  # those of them that the step has
         self._leader: _Request | None = None
         self._n_answers = 0
         self._n_due = 0  # answers that got a token in the last step, and have not asked for the next one yet
@@ -186,39 +154,67 @@ class Runner:
         wanted = int(workers["wanted"].sum())
         return wanted, wanted - int(workers["missing"].sum())
 
-    def step(self, runs: Sequence[Run], cancelled: Callable[[], bool] = lambda: False, importance: int = 0) -> bool:
+    def step(
+        self,
+        runs: Sequence[Run],
+        cancelled: Callable[[], bool] = lambda: False,
+        importance: int = 0,
+        work: Callable[[], bool] | None = None,
+    ) -> bool:
         """Run the tokens behind those of their sequences; False, with every sequence as before, if cancelled.
 
         importance   address of the table of kernels/importance.py: what the matrices read is added to it
+        work         without runs: what else is to be done with the team; it returns whether it was not cancelled
         An exception from a signal cancels the step; no thread stays behind in the caller's buffers.
         """
-        request = self._request(runs, cancelled, importance)
-        self._fulfil(request)
-        return _result(request)
-
-    def watch(self, runs: Sequence[Run], seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Iterator[float]:
-        """step(), yielding every so many seconds what share of its layers is done, then its result. To give it up cancels it."""
-        request, ended = self._request(runs, cancelled, 0), threading.Event()
-
-        def fulfil() -> None:
-            try:
-                self._fulfil(request)
-            finally:
-                ended.set()
-
-        # A thread of its own: who holds the iterator and asks for nothing more must not hold up the others' steps.
-        thread = threading.Thread(target=fulfil, daemon=True, name="glmrun-step")
+        self.check()
+        request = _Request(runs, cancelled, importance, work)
+        assert request.n_tokens <= self.max_tokens and request.n_parts <= self.max_runs
         try:
-            thread.start()
-            while not ended.wait(seconds):
-                yield self._share_done(request)
+            with self._lock:
+                self._waiting.append(request)
+                self._n_due -= not request.n_read
+                self._lock.notify_all()
+            while request.fulfilled is None:
+                self._lead_or_wait(request)
         except BaseException:
             request.given_up = True
             self.cancel()
-            if thread.ident is not None:
-                ended.wait()
+            while request.fulfilled is None and request in self._waiting:
+                self._lead_or_wait(request)  # nobody may work on a request that its caller has given up
             raise
-        yield _result(request)
+        finally:
+            if self._leader is request:  # a signal came between
+                self._leader = None
+        if request.error is not None:
+            raise request.error
+        return request.fulfilled
+
+    def watch(self, runs: Sequence[Run], seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Iterator[float]:
+        """step(), yielding every so many seconds what share of its layers is done, then its result. To give it up cancels it."""
+        share, given_up, result = 0.0, threading.Event(), Future[bool]()
+
+        def step() -> None:
+            try:
+                result.set_result(self.step(runs, lambda: given_up.is_set() or cancelled()))
+            except BaseException as error:
+                result.set_exception(error)
+
+        # A thread of its own: who holds the iterator and asks for nothing more must not hold up the others' steps.
+        thread = threading.Thread(target=step, daemon=True, name="glmrun-step")
+        try:
+            thread.start()
+            while not wait([result], seconds).done:
+                if any(request.runs is runs for request in self._running):  # what waits for its step has nothing of it
+                    share = max(share, min(self._passes.n_layers_done, self.n_layers) / self.n_layers)
+                yield share
+        except BaseException:
+            given_up.set()
+            self.cancel()
+            if thread.ident is not None:
+                wait([result])
+            raise
+        yield result.result()
 
     def guess(self, sequence: Conversation, token: int, n: int, cancelled: Callable[[], bool] = lambda: False) -> list[int]:
         """Up to n tokens that the prediction layer expects behind `token`, which follows the sequence's; none if cancelled."""
@@ -232,51 +228,8 @@ class Runner:
                 guessed.extend(found)
             return found is not None
 
-        self.check()
-        request = _Request((), cancelled, work=work)
-        self._fulfil(request)
-        _result(request)
+        self.step((), cancelled, work=work)
         return guessed
-
-    def _share_done(self, request: _Request) -> float:
-        """What waits for a step has nothing of it, whatever runs meanwhile."""
-        if request.fulfilled or not request.running:
-            return float(bool(request.fulfilled))
-        return min(self._passes.n_layers_done, self.n_layers) / self.n_layers
-
-    def _request(self, runs: Sequence[Run], cancelled: Callable[[], bool], importance: int) -> _Request:
-        self.check()
-        request = _Request(runs, cancelled, importance)
-        assert request.n_tokens <= self.max_tokens and request.n_parts <= self.max_runs
-        return request
-
-    def _fulfil(self, request: _Request) -> None:
-        """Wait until the request is fulfilled, and lead while it is its turn."""
-        try:
-            with self._lock:
-                self._waiting.append(request)
-                self._n_due -= not request.n_read
-                self._lock.notify_all()
-            self._attend(request)
-        except BaseException:
-            request.given_up = True
-            self.cancel()
-            if request in self._waiting:
-                self._attend(request)  # nobody may work on a request that its caller has given up
-            raise
-        finally:
-            if self._leader is request:  # a signal came between
-                self._leader = None
-
-    def _attend(self, request: _Request) -> None:
-        while request.fulfilled is None:
-            with self._lock:
-                if self._leader is None:
-                    self._leader = request
-            if self._leader is request:
-                self._lead(request)
-            else:
-                request.event.wait(0.1)
 
     def cancel(self) -> None:
         """Have the running step end at the next layer; what is not cancelled in it runs again. Safe in a signal handler."""
@@ -287,8 +240,16 @@ class Runner:
         if os.getpid() == self._pid:
             self._team.close()
 
-    def _lead(self, own: _Request) -> None:
-        """Run one step of what has been asked for; then somebody else leads whose request waits, or nobody."""
+    def _lead_or_wait(self, own: _Request) -> None:
+        """Run one step of what has been asked for; then somebody else leads whose request waits, or nobody.
+
+        While another leads, wait for that: for a moment.
+        """
+        with self._lock:
+            self._leader = self._leader or own
+        if self._leader is not own:
+            own.event.wait(0.1)
+            return
         try:
             own.event.clear()
             self._team.resume()  # before the callers are asked: a cancel() behind that is seen by the step
@@ -296,11 +257,11 @@ class Runner:
             if not batch:
                 return
             self._passes.begin()
-            for request in batch:
-                request.running = True
+            self._running = batch
             self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
+            runs = [run for request in batch for run in request.runs]
             try:
-                done = batch[0].work() if batch[0].work else self._step([run for request in batch for run in request.runs])
+                done = batch[0].work() if batch[0].work else self._learn(runs, self._passes.step(runs))
             except Exception as error:
                 error = self._disk_error() if isinstance(error, DiskFailed) else error
                 for request in batch:
@@ -310,8 +271,7 @@ class Runner:
                 request.fulfilled = True
         finally:
             with self._lock:
-                for request in self._waiting:
-                    request.running = False
+                self._running = []
                 ended = [request for request in self._waiting if request.fulfilled is not None]
                 self._n_due = sum(bool(request.fulfilled) and not request.n_read for request in ended)
                 self._waiting = [request for request in self._waiting if request.fulfilled is None]
@@ -336,41 +296,16 @@ class Runner:
         chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs, of_prompts)
         return [waiting[i] for i in chosen]
 
-    def _step(self, runs: Sequence[Run]) -> bool:
-        """Whether it was not cancelled."""
-        logits = np.empty((sum(len(run.logits) for run in runs), self._weights.config.vocab_size), np.float32)
-        if len(runs) == 1:
-            logits = runs[0].logits  # float32 (n_logits, n_vocab)
-        parts = [run.parts() for run in runs]
-        every = [part for these in parts for part in these]
-        tokens = np.concatenate([run.tokens for run in runs])  # int64 (n_tokens,)
-        x, start = self._weights.embed(tokens), time.perf_counter()
-        found = self._passes.step(every, x, logits, any(run.ahead and run.sequence.states is not None for run in runs))
-        if found is None:
+    def _learn(self, runs: Sequence[Run], seconds: float | None) -> bool:
+        """Note what a step took, and have the prediction layer read what there is for it now; False if it was cancelled."""
+        if seconds is None:
             return False
-        rows, states = found
-        self._seconds = seconds = time.perf_counter() - start
-        self.alone = len(runs) == 1
-        if self.alone and len(logits) == len(tokens):
-            self.costs.add(len(logits), seconds)
-        depth = sum(len(run.tokens) * (len(run.sequence.tokens) + len(run.tokens) / 2) for run in runs)
-        self.pace.add(len(tokens), depth / len(tokens), seconds)
-        first = 0
-        for run, these in zip(runs, parts, strict=True):
-            for i, part in enumerate(these):
-                row = rows[first + i]
-                if len(runs) > 1:
-                    run.logits[i : i + part.n_logits] = logits[row : row + part.n_logits]
-            own = np.concatenate(states[first : first + len(these)]) if states and run.ahead else None
-            first += len(these)
-            run.sequence.extend(run.tokens.tolist(), own)
+        n_tokens, n_logits = sum(len(run.tokens) for run in runs), sum(len(run.logits) for run in runs)
+        self._seconds, self.alone = seconds, len(runs) == 1
+        if self.alone and n_logits == n_tokens:
+            self.costs.add(n_tokens, seconds)
+        depth = sum(len(run.tokens) * (len(run.sequence.tokens) - len(run.tokens) / 2) for run in runs)
+        self.pace.add(n_tokens, depth / n_tokens, seconds)
         for run in runs:
             fill(self._passes, run.sequence, at_once=len(run.tokens) > len(run.logits))
         return True
-
-
-def _result(request: _Request) -> bool:
-    """Whether the request was fulfilled and not cancelled; raises what its step raised."""
-    if request.error is not None:
-        raise request.error
-    return bool(request.fulfilled)

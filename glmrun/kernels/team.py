@@ -7,7 +7,7 @@ thread does not compute: it waits where a signal can reach it, so Ctrl-C sets th
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -115,14 +115,9 @@ class Team:
             thread.join()
 
     def run(self, function: Callable[..., int], *arguments: Any) -> int:
-        """function(*arguments, flags, thread, n_active) on every active thread; the largest result when all have returned."""
-        return max(result for result in self.watch(None, function, *arguments) if result is not None)
+        """function(*arguments, flags, thread, n_active) on every active thread; the largest result when all have returned.
 
-    def watch(self, seconds: float | None, function: Callable[..., int], *arguments: Any) -> Iterator[int | None]:
-        """run(), yielding None every so many seconds while it lasts, then the result.
-
-        To give the iterator up, or an exception from a signal, cancels the function and waits for its end: no thread stays
-        behind inside the caller's buffers.
+        An exception from a signal cancels the function and waits for its end: no thread stays behind in the caller's buffers.
         """
         self._parts[0] = 0
         self._runs += 1
@@ -139,15 +134,9 @@ class Team:
                     for work in working:  # again after an exception: a job that only some threads get would hold them for ever
                         work.put(job)
                     handed_out = True
-                done.get(timeout=0.1 if interrupted else seconds)
+                done.get(timeout=0.1 if interrupted else None)
             except queue.Empty:
-                if interrupted is not None:
-                    continue
-                try:
-                    yield None
-                except BaseException as error:
-                    self.cancel()
-                    interrupted = error
+                continue
             except BaseException as error:
                 self.cancel()
                 interrupted = error
@@ -158,7 +147,7 @@ class Team:
         if interrupted is not None:
             self.resume()
             raise interrupted
-        yield max(result for result, _ in results)
+        return max(result for result, _ in results)
 
     @property
     def parts(self) -> int:

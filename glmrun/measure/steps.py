@@ -27,7 +27,7 @@ class Steps:
 
     def prefill(self, tokens: Sequence[int], n_ubatch: int = 512) -> float:
         """Append tokens, n_ubatch in a step, computing the last one's logits; returns the seconds it took."""
-        from glmrun.engine.runner import Run
+        from glmrun.engine.passes import Run
 
         ids = self._model.checked(tokens, room=self._model.n_ctx - self.n_cached)  # int64 (tokens,)
         n_step = min(n_ubatch, self._runner.max_tokens)
@@ -43,7 +43,7 @@ class Steps:
 
         With a model that drafts: write n tokens behind that one, always the likeliest, ends of answers passed over.
         """
-        from glmrun.engine.runner import Run
+        from glmrun.engine.passes import Run
 
         if self._model.draft != "off":
             return self._write(n, token)

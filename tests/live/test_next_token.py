@@ -10,7 +10,7 @@ from transformers import Glm4MoeLiteConfig
 
 import glmrun
 from glmrun.engine.next_token import read
-from glmrun.engine.runner import Run
+from glmrun.engine.passes import Run
 from glmrun.engine.sequence import Sequence
 from glmrun.engine.workspace import Part
 
