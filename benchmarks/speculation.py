@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,7 @@ def write(model: Model, sequence: Conversation, prompt: list[int], answer: list[
     drafter = None if kind == "off" else Drafter(prompt, model.runner.costs, kind, exact=False, guess=guess)
     limits = Limits(model.n_ctx, len(answer), frozenset(), lambda: False, lambda _: True)
     ids = np.array(prompt, np.int64)  # int64 (n_prompt,)
-    *_, last = generate(model.runner, sequence, ids, Chosen(answer, len(prompt)), limits, drafter)  # type: ignore[arg-type]
+    *_, last = generate(model.runner, nullcontext((sequence, drafter)), ids, Chosen(answer, len(prompt)), limits)  # type: ignore[arg-type]
     stats = last.stats
     return stats.generate_seconds, f"{stats.n_accepted} of {stats.n_drafted} right, {stats.n_passes} passes"
 

@@ -100,6 +100,12 @@ def test_cancel_ends_the_answer_and_the_model_goes_on(model):
     assert tokens_of(list(model.generate(PROMPT, max_tokens=20, temperature=0))) == expected
 
 
+def test_an_answer_is_cancelled_that_nobody_has_begun_to_read(model):
+    chunks = model.generate(PROMPT, max_tokens=20, temperature=0)
+    model.cancel()
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["cancelled"]
+
+
 def test_leaving_the_loop_early_leaves_a_working_model(model):
     expected = tokens_of(list(model.generate(PROMPT, max_tokens=10, temperature=0)))
     for _ in model.generate(PROMPT[::-1], max_tokens=10, temperature=0):

@@ -303,6 +303,13 @@ def test_cancelling_ends_the_answer_here_and_there(server: Server, text: str) ->
     timer.join()
 
 
+def test_an_answer_is_cancelled_that_nobody_has_begun_to_read(server: Server) -> None:
+    model = RemoteModel(server.url)
+    chunks = model.answer(ChatRequest([{"role": "user", "content": "slow"}]))
+    model.cancel()
+    assert list(chunks)[-1].finish_reason == "cancelled"
+
+
 def test_leaving_the_loop_frees_the_server(server: Server) -> None:
     chunks = RemoteModel(server.url).answer(ChatRequest([{"role": "user", "content": "slow"}]))
     assert next(chunk for chunk in chunks if chunk.text)

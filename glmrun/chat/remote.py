@@ -57,12 +57,11 @@ class RemoteModel:
         self.remark = ""  # what people should know of the last answer
         self._unwanted: set[str] = set()
         self._missing: set[str] = set()  # paths that the server has not
-        self._running: set[threading.Event] = set()
+        self._cancels = 0
 
     def cancel(self) -> None:
         """End the running answers soon; safe in a signal handler."""
-        for cancelled in list(self._running):
-            cancelled.set()
+        self._cancels += 1
 
     def answer(self, request: ChatRequest) -> Iterator[Chunk]:
         """As engine.Model.answer(): chunks of thinking, answer and tool calls; counts are the server's where it tells them.
@@ -75,7 +74,7 @@ class RemoteModel:
             request.tools, (True if self._parts_thinking is False else None) if may_think else False,
             lambda: self._opens_thinking(request),
         )  # fmt: skip
-        return self._answer(body, answer)
+        return self._answer(body, answer, self._cancels)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """What the conversation takes of the context, by the server's own count; if it has none, as with the last answer."""
@@ -157,16 +156,16 @@ class RemoteModel:
             return {}
         return found
 
-    def _answer(self, body: dict[str, Any], answer: RemoteAnswer) -> Iterator[Chunk]:
+    def _answer(self, body: dict[str, Any], answer: RemoteAnswer, cancels: int) -> Iterator[Chunk]:
+        """cancels   how often anything had been cancelled when this was asked for."""
         events = queue.SimpleQueue[Any]()
         connection = _Connection()
-        cancelled, done = threading.Event(), False
-        self._running.add(cancelled)
+        done = False
         reader = threading.Thread(target=self._read, args=(body, events, connection), name="remote answer", daemon=True)
         reader.start()
         try:
             yield Chunk(stats=answer.stats)
-            while not cancelled.is_set():
+            while self._cancels == cancels:
                 try:
                     event = events.get(timeout=0.1)
                 except queue.Empty:
@@ -177,7 +176,7 @@ class RemoteModel:
                 if done or event is None:
                     break
                 yield from answer.add(event)
-            if cancelled.is_set():
+            if self._cancels != cancels:
                 yield replace(answer.rest(), finish_reason="cancelled")
                 return
             if answer.finish_reason is None and not done:
@@ -192,7 +191,6 @@ class RemoteModel:
             yield answer.rest()  # what has come is not lost
             raise
         finally:
-            self._running.discard(cancelled)
             connection.close()
 
     def _read(self, body: dict[str, Any], events: queue.SimpleQueue[Any], connection: "_Connection") -> None:

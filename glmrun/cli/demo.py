@@ -1,7 +1,6 @@
 """`glmrun demo`: everything once, on nano, in less than a minute."""
 
 import time
-from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -65,8 +64,8 @@ def _ask(path: Path, threads: int | None) -> None:
     print(f">>> {_QUESTION}", flush=True)
     chunks = model.chat([{"role": "user", "content": _QUESTION}], temperature=0.0, max_tokens=400)
     answer = Answer()
-    with closing(interruptible(model, chunks)) as stream:
-        show_answer(stream, answer)
+    with interruptible(model, chunks):
+        show_answer(chunks, answer)
     if answer.stats is not None:
         note(stats_line(answer.stats))
     if answer.finish_reason == "cancelled":

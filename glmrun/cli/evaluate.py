@@ -185,7 +185,9 @@ def _ask(
         note(f"{len(done)} of {len(questions)} questions were answered before, in {out.name}; delete it to ask them again")
 
     def ask(request: ChatRequest) -> Iterator[Chunk]:
-        return interruptible(model, model.answer(request))
+        chunks = model.answer(request)
+        with interruptible(model, chunks):
+            yield from chunks
 
     with work_bar() as bar:
         bar.update(questions[0].skill, len(answers), len(questions))

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -174,9 +174,9 @@ def _answers(
     """The model's answers: one, and another one after each round of tool calls. All are added to the messages."""
 
     def ask() -> Answer:
-        answer = Answer()
-        with closing(interruptible(model, model.answer(replace(request, messages=list(messages))))) as stream:
-            form.show(stream, answer, with_calls=calls is None)  # with --tools they are shown when they are carried out
+        answer, chunks = Answer(), model.answer(replace(request, messages=list(messages)))
+        with interruptible(model, chunks):
+            form.show(chunks, answer, with_calls=calls is None)  # with --tools they are shown when they are carried out
         return answer
 
     def keep(answer: Answer, results: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,45 +46,45 @@ class Limits:
 
 def generate(
     runner: Runner,
-    sequence: Conversation,
+    lent: AbstractContextManager[tuple[Conversation, Drafter | None]],
     ids: np.ndarray,
     sampler: Sampler | ThinkBudget,
     limits: Limits,
-    drafter: Drafter | None = None,
 ) -> Iterator[Chunk]:
-    """Read the prompt ids, int64 (n,), then choose one token after another; a drafter gives tokens that are computed ahead.
+    """Read the prompt ids, int64 (n,), then choose one token after another. Chunks carry a token, progress, or a finish_reason.
 
-    The sequence holds some of the ids already, from the first on. Chunks carry a token, progress, or a finish_reason.
+    lent   a sequence that holds some of the ids already, from the first on, and who gives tokens that are computed ahead
     """
-    sequence.give_up_rest()
-    likeliest = limits.likely is None and not sampler.reads_all
-    stats = Counts(n_prompt=len(ids), n_cached=len(sequence.tokens), n_prefilled=len(sequence.tokens))
-    yield Chunk(stats=stats)
-    for chunk in _read_prompt(runner, sequence, ids, limits, stats, likeliest):
-        yield chunk
-        stats = chunk.stats
-    if len(sequence.tokens) < len(ids):
-        yield Chunk(finish_reason="cancelled", stats=stats)
-        return
-    while not limits.looked_at(0.1) and not limits.cancelled():
-        pass  # no token is shown before the weights have been looked at
-    history, ahead, start = ids.tolist(), _Ahead(runner, sequence, limits, drafter, likeliest), time.perf_counter()
-    try:
-        while not (cancelled := limits.cancelled()) and not limits.reached(stats.n_generated, len(history)):
-            token = sampler.sample(ahead.logits, history)
-            likely = None if limits.likely is None else [limits.likely(ahead.logits, token)]
-            stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
-            if token in limits.eog_ids:
-                yield Chunk(token=token, finish_reason="stop", stats=stats, logprobs=likely)
-                return
-            history.append(token)
-            stats = ahead.count(token, stats)
-            yield Chunk(token=token, stats=stats, logprobs=likely)
-            if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
-                stats = ahead.go_on(history, stats)
-        yield Chunk(finish_reason="cancelled" if cancelled else "length", stats=stats)
-    finally:
-        sequence.truncate(common_prefix(sequence.tokens, history))  # drafts that nobody has drawn
+    with lent as (sequence, drafter):
+        sequence.give_up_rest()
+        likeliest = limits.likely is None and not sampler.reads_all
+        stats = Counts(n_prompt=len(ids), n_cached=len(sequence.tokens), n_prefilled=len(sequence.tokens))
+        yield Chunk(stats=stats)
+        for chunk in _read_prompt(runner, sequence, ids, limits, stats, likeliest):
+            yield chunk
+            stats = chunk.stats
+        if len(sequence.tokens) < len(ids):
+            yield Chunk(finish_reason="cancelled", stats=stats)
+            return
+        while not limits.looked_at(0.1) and not limits.cancelled():
+            pass  # no token is shown before the weights have been looked at
+        history, ahead, start = ids.tolist(), _Ahead(runner, sequence, limits, drafter, likeliest), time.perf_counter()
+        try:
+            while not (cancelled := limits.cancelled()) and not limits.reached(stats.n_generated, len(history)):
+                token = sampler.sample(ahead.logits, history)
+                likely = None if limits.likely is None else [limits.likely(ahead.logits, token)]
+                stats = replace(stats, n_generated=stats.n_generated + 1, generate_seconds=time.perf_counter() - start)
+                if token in limits.eog_ids:
+                    yield Chunk(token=token, finish_reason="stop", stats=stats, logprobs=likely)
+                    return
+                history.append(token)
+                stats = ahead.count(token, stats)
+                yield Chunk(token=token, stats=stats, logprobs=likely)
+                if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
+                    stats = ahead.go_on(history, stats)
+            yield Chunk(finish_reason="cancelled" if cancelled else "length", stats=stats)
+        finally:
+            sequence.truncate(common_prefix(sequence.tokens, history))  # drafts that nobody has drawn
 
 
 class _Ahead:

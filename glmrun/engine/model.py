@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -110,7 +111,7 @@ class Model:
         self._keeping()
 
     def cancel(self) -> None:
-        """End the running chat(), generate() and logits() soon, even while a prompt is read; safe in a signal handler."""
+        """End what chat(), generate() and logits() were asked for, soon, even while a prompt is read; safe in a signal handler."""
         self._cancels += 1
         self.runner.cancel()
 
@@ -200,14 +201,20 @@ class Model:
         """generate.generate() on the sequence that has most of the prompt cached."""
         likely = None if n_top is None else reporter(self.tokenizer, n_top)
         limits = Limits(self.n_ctx, max_tokens, frozenset(self.tokenizer.eog_ids), self._cancelled_from_now(), self.finite, likely)
+        chosen = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler
+        lent = self._lent(ids, limits.cancelled, exact=chosen.seed is not None)  # a seed repeats its answer
+        return generate(self.runner, lent, ids, sampler, limits)
+
+    @contextmanager
+    def _lent(self, ids: np.ndarray, cancelled: Callable[[], bool], exact: bool) -> Iterator[tuple[Conversation, Drafter | None]]:
+        """The sequence that has most of a prompt cached, and its drafter; it is kept afterwards."""
         known = ids.tolist()[:-1]
         if self._disk is not None:
             self._disk.fetch(known, self._idle)
-        chosen, sequence = sampler.sampler if isinstance(sampler, ThinkBudget) else sampler, self._idle.take(known)
-        drafter = self.drafter(sequence, ids, limits.cancelled, exact=chosen.seed is not None)  # a seed repeats its answer
+        sequence = self._idle.take(known)
         try:
             with self.runner.answering():
-                yield from generate(self.runner, sequence, ids, sampler, limits, drafter)
+                yield sequence, self.drafter(sequence, ids, cancelled, exact)
         finally:
             self._idle.give_back(sequence)
             if self._disk is not None:

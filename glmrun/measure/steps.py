@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,5 +60,5 @@ class Steps:
         ids = self._model.checked([*self._sequence.tokens, token], room=self._model.n_ctx - n + 1)  # int64 (n_cached + 1,)
         limits = Limits(self._model.n_ctx, n, frozenset(), lambda: False, lambda _: True)
         drafter, sampler = self._model.drafter(self._sequence, ids), self._model.sampler(temperature=0)
-        *_, last = generate(self._runner, self._sequence, ids, sampler, limits, drafter)
+        *_, last = generate(self._runner, nullcontext((self._sequence, drafter)), ids, sampler, limits)
         return last.stats.prompt_seconds + last.stats.generate_seconds

@@ -1,7 +1,6 @@
 """A conversation in the terminal: its messages, how they are answered."""
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -291,11 +290,6 @@ class Conversation:
 
     def _show(self, answer: Answer, chunks: Iterator[Chunk], before: int) -> None:
         """Show an answer as it comes to a prompt of `before` tokens; keys act on it meanwhile."""
-        asked = threading.Event()
-
-        def stop() -> None:
-            asked.set()
-            self.model.cancel()
 
         def footer(stats: Stats) -> str:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
@@ -307,12 +301,12 @@ class Conversation:
             answer, self.surface.show_thinking, footer, hint="Ctrl+O shows all" if keyboard is not None else "",
             draft=(lambda: "") if keyboard is None else lambda: keyboard.draft,
         )  # fmt: skip
-        acting = keyboard.acting({"escape": stop, "c-o": view.expand_thinking}) if keyboard is not None else nullcontext()
-        chunks = interruptible(self.model, chunks, asked)
         try:
-            with self._ways_out(), acting, closing(chunks), quiet_keyboard(), closing(view):
-                for chunk in chunks:
-                    view.feed(chunk)
+            with self._ways_out(), interruptible(self.model, chunks) as stop, quiet_keyboard(), closing(view):
+                keys = {"escape": stop, "c-o": view.expand_thinking}
+                with keyboard.acting(keys) if keyboard is not None else nullcontext():
+                    for chunk in chunks:
+                        view.feed(chunk)
         finally:
             self.disk.end()
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import cast
 
@@ -73,25 +73,28 @@ def in_foreground() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
 
 
-def interruptible(model: ChatModel, chunks: Iterator[Chunk], asked: threading.Event | None = None) -> Generator[Chunk]:
-    """The same chunks; Ctrl-C, or whoever sets `asked`, has the model stop, so that the last one says "cancelled".
+@contextmanager
+def interruptible(model: ChatModel, chunks: Iterator[Chunk]) -> Iterator[Callable[[], None]]:
+    """Ctrl-C in the block, which reads the chunks, has the model stop, so that the last one says "cancelled".
 
-    A second Ctrl-C raises KeyboardInterrupt. Call it on the main thread. Leaving the loop early ends the answer.
+    Gives what any other key may call for that. Ctrl-C behind that raises KeyboardInterrupt. The answer ends with the block. Enter
+    it on the main thread.
     """
-    asked = asked or threading.Event()
+    asked = False
 
-    def stop(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+    def stop() -> None:
+        nonlocal asked
+        asked = True
         model.cancel()
 
-    before = signal.signal(signal.SIGINT, stop)
+    def pressed(*_: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        stop()
+
+    before = signal.signal(signal.SIGINT, pressed)
     try:
         with closing(cast("Generator[Chunk]", chunks)):
-            for chunk in chunks:
-                yield chunk
-                if asked.is_set() and chunk.finish_reason is None:
-                    model.cancel()  # again, in case the first call came before the answer had begun
+            yield stop
     finally:
         signal.signal(signal.SIGINT, before)
