@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import exit_code
 from support.emulator import Terminal, printable
 from support.gguf_bytes import ALIGNMENT, STRING, key
 from support.gguf_bytes import text as string
@@ -20,7 +21,6 @@ from support.tiny_model import Tiny
 
 from glmrun.chat.answer import Answer
 from glmrun.chat.chunk import Chunk, Stats
-from glmrun.cli import _run as main_without_exit
 from glmrun.terminal import screen
 from glmrun.terminal.answer import AnswerView, bottom_parts, fitted, show_answer, show_thinking, stats_line
 from glmrun.terminal.progress import PromptProgress
@@ -330,12 +330,12 @@ def test_what_a_file_says_of_itself_is_harmless(
     for name in names:
         (folder / name).write_bytes(model)
         path = str(folder / name)
-        assert main_without_exit(["inspect", path]) == main_without_exit(["inspect", path, "--json"]) == 0
-        assert main_without_exit(["verify", path + "x"]) == 3
+        assert exit_code("inspect", path) == exit_code("inspect", path, "--json") == 0
+        assert exit_code("verify", path + "x") == 3
     for form in (["--metadata"], ["--metadata", "--json"], ["--tensors"], ["--diff", str(tiny_gguf().path)]):
-        assert main_without_exit(["inspect", path, *form]) == ("--diff" in form)
-    assert main_without_exit(["plan", path]) in (0, 1)
-    assert main_without_exit(["list"]) == main_without_exit(["list", "--json"]) == 0
+        assert exit_code("inspect", path, *form) == ("--diff" in form)
+    assert exit_code("plan", path) in (0, 1)
+    assert exit_code("list") == exit_code("list", "--json") == 0
     nothing_got_through(terminal)
 
 

@@ -66,7 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         "llguidance",
         "docstring_parser",
     }
-    code = f"import sys; sys.argv = ['glmrun', '--help']; import glmrun.cli as c; c._run(None); print({heavy} & set(sys.modules))"
+    code = f"import atexit, sys, glmrun.cli as c; atexit.register(lambda: print({heavy} & set(sys.modules))); c.main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout.splitlines()[-1] == b"set()"
 

@@ -1,17 +1,26 @@
 """What the project says of itself is true: generated pages are current, named files exist, the example works."""
 
+import ast
+import io
 import json
 import re
+import sys
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import compare
 import make_docs
 import make_recording
+import pytest
+from support.command_line import exit_code
 from typer.testing import CliRunner
 
 import glmrun
 from glmrun.chat.tools import Tools
 from glmrun.cli import app
+from glmrun.kernels.team import Team
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,14 +62,51 @@ def test_every_file_that_a_page_names_is_there() -> None:
             assert path.exists(), f"{page.name} names {path}"
 
 
-def test_the_modules_on_a_tokens_way_are_there() -> None:
-    way = re.search(r"A token passes (.*?)\. A token's", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def tokens_way() -> list[tuple[str, str]]:
+    """(file, function) of the calls that the README names, from main() on."""
+    way = re.search(
+        r"A token of .*? takes (\d+) calls,.*? in (\d+) files (.*?)\. From", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     assert way is not None
-    names = re.findall(r"`((?:cli|repl|chat|terminal|engine|kernels|formats)\.\w+|forward|experts|matmul)", way[1])
-    assert len(names) >= 14
-    for name in names:
-        folder = ROOT / "glmrun" / ("kernels" if name.startswith(("formats", "experts", "matmul")) else "")
-        assert (folder / (name.replace(".", "/") + ".py")).exists(), name
+    calls = []
+    for module, functions in re.findall(r"`([\w.]+)`:((?:\s+`\w+`,?)+)", way[3]):
+        name = module.replace(".", "/")
+        places = (f"glmrun/{name}.py", f"glmrun/{name}/__init__.py", f"glmrun/kernels/{name}.py")
+        file = next(place for place in places if (ROOT / place).exists())
+        calls += [(file, function) for function in re.findall(r"`(\w+)`", functions)]
+    assert (int(way[1]), int(way[2])) == (len(calls), len({file for file, _ in calls}))
+    return calls
+
+
+def test_a_token_takes_the_calls_that_the_readme_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of Python, as they stand when a chat has a token computed; in a pipe instead of a terminal."""
+    stacks, run = list[list[tuple[str, str]]](), Team.run
+
+    def seen(team: Team, function: Callable[..., int], *arguments: Any) -> int:
+        calls, frame = [], sys._getframe(1)
+        while frame is not None:
+            if (file := Path(frame.f_code.co_filename)).is_relative_to(ROOT / "glmrun"):
+                calls.append((file.relative_to(ROOT).as_posix(), frame.f_code.co_name))
+            frame = frame.f_back
+        stacks.append(calls[::-1])
+        return run(team, function, *arguments)
+
+    monkeypatch.setattr(Team, "run", seen)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
+    assert exit_code("chat", "nano", "--draft", "off", "--max-tokens", "3") == 0
+    way = tokens_way()
+    expected = [(file, function.replace("in_terminal", "in_pipe")) for file, function in way]
+    assert stacks[-1] == expected[: way.index(("glmrun/kernels/team.py", "run"))]
+
+
+def test_a_compiled_call_of_a_tokens_way_is_in_the_one_before_it() -> None:
+    way = tokens_way()
+    compiled = way[way.index(("glmrun/forward.py", "forward")) :]
+    for (file, outer), (_, inner) in pairwise(compiled):
+        tree = ast.parse((ROOT / file).read_text())
+        (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == outer]
+        called = [ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(function) if isinstance(node, ast.Call)]
+        assert inner in called, f"{outer} does not call {inner}"
 
 
 def test_the_recording_is_asciinemas_and_shows_a_chat() -> None:

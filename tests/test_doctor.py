@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.command_line import exit_code
 from test_cli import glmrun
 
-from glmrun.cli import _run
 from glmrun.machine import Memory
 from glmrun.measure import doctor
 from glmrun.measure.bandwidth import Bandwidth
@@ -22,7 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_everything_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["doctor", "--json"]) in (0, 1)
+    assert exit_code("doctor", "--json") in (0, 1)
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"facts", "problems", "hints"}
     facts = found["facts"]
@@ -33,7 +33,7 @@ def test_everything_is_found(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_text_names_problem_and_advice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "memory", lambda: Memory(1 << 33, 5, True))
-    assert _run(["doctor"]) == 1
+    assert exit_code("doctor") == 1
     out = capsys.readouterr().out
     assert "problem: only 5 bytes of memory are available\n  -> close other programs" in out and "No problem" not in out
     assert "40.0 GB/s" in out and "processor\n" in out
@@ -44,7 +44,7 @@ def test_a_broken_part_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise ImportError("no such symbol: \x1b[31m")
 
     monkeypatch.setattr(doctor, "_processor", broken)
-    assert _run(["doctor"]) == 1
+    assert exit_code("doctor") == 1
     out = capsys.readouterr().out
     assert "processor can't be examined: ImportError: no such symbol: ␛[31m" in out and "\x1b" not in out and "folders\n" in out
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoint_folder import write_folder
+from support.command_line import exit_code
 from support.tiny_model import ODD, Tiny
 from test_cli import glmrun
 
@@ -243,10 +244,8 @@ def machine_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return made
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    from glmrun.cli import _run
-
-    code = _run(["plan", *arguments])
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
+    code = exit_code("plan", *arguments)
     return code, capsys.readouterr().out
 
 
@@ -276,8 +275,6 @@ def test_the_command_says_whether_it_fits(machine_of: Callable[..., None], capsy
 def test_convert_names_what_fits_before_it_begins(
     tmp_path: Path, machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from glmrun.cli import _run
-
     folder = write_folder(tmp_path / "Tiny-1")
     config = Checkpoint.open(folder).config
     small, large = (demand_of_recipe(config, RECIPES[name]) for name in ("Q4_K_M", "BF16"))
@@ -288,7 +285,7 @@ def test_convert_names_what_fits_before_it_begins(
         (WORKING_BYTES // 2, "No quantization of it fits"),
     ):
         machine_of(available)
-        assert _run(["convert", str(folder), "-q", "bf16", "--dry-run"]) == 0
+        assert exit_code("convert", str(folder), "-q", "bf16", "--dry-run") == 0
         said = capsys.readouterr().err
         assert words in said and bool(said) == bool(words)
         assert (" fits: " in said) == (available == small.needed(n_ctx))  # Q8_0's: so small a model's cache is most of it

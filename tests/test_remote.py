@@ -369,7 +369,7 @@ def test_interrupting_a_remote_answer(server: Server) -> None:
 
 
 def test_no_kernels_are_loaded_for_a_server(server: Server) -> None:
-    code = f"import sys; sys.argv = ['glmrun', 'run', '--url', {server.url!r}, 'hello']; import glmrun.cli as c; c._run(None); "
-    code += "print({'numba', 'llvmlite'} & set(sys.modules))"
+    code = "import atexit, sys, glmrun.cli as c; atexit.register(lambda: print({'numba', 'llvmlite'} & set(sys.modules))); "
+    code += f"c.main(['run', '--url', {server.url!r}, 'hello'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, stdin=subprocess.DEVNULL)
     assert done.stdout.splitlines()[-1] == b"set()"

@@ -5,19 +5,14 @@ from typing import Any
 import pytest
 
 from glmrun.chat.answer import Answer
-from glmrun.chat.tool_loop import MAX_ROUNDS, Ending, ask_with_tools
+from glmrun.chat.tool_loop import MAX_ROUNDS, Rounds
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
-def loop(reasons: list[str], stopped_at: int | None = None, tools: bool = True) -> tuple[list[str | None], Ending, list[str]]:
+def loop(reasons: list[str], stopped_at: int | None = None, tools: bool = True) -> tuple[list[str | None], str, list[str]]:
     """(how each answer ended, how the loop ended, what happened) when the answers end like this, the last one ever again."""
     happened: list[str] = []
-
-    def ask() -> Answer:
-        reason = reasons[min(happened.count("ask"), len(reasons) - 1)]
-        happened.append("ask")
-        return Answer(finish_reason=reason, tool_calls=[CALL] if reason == "tool_calls" else [])
 
     def carry_out(calls: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
         assert calls == [CALL]
@@ -28,8 +23,13 @@ def loop(reasons: list[str], stopped_at: int | None = None, tools: bool = True) 
         assert answer.tool_calls == [CALL] and [message["tool_call_id"] for message in results] == ["1"]
         happened.append("keep")
 
-    answers, ending = ask_with_tools(iter(ask, None), carry_out if tools else None, keep)
-    return [answer.finish_reason for answer in answers], ending, happened
+    answers, rounds = [], Rounds(carry_out if tools else None, keep)
+    for answer in rounds:
+        reason = reasons[min(happened.count("ask"), len(reasons) - 1)]
+        happened.append("ask")
+        answers.append(answer)
+        answer.finish_reason, answer.tool_calls = reason, [CALL] if reason == "tool_calls" else []
+    return [answer.finish_reason for answer in answers], rounds.ending, happened
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled"])

@@ -1,34 +1,39 @@
 """The loop over rounds of tool calls: ask, carry out what the answer calls, ask again."""
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from glmrun.chat.answer import Answer
 
 MAX_ROUNDS = 25  # of calls for one question: a model that has lost its way stops here
 
-Ending = Literal["answered", "stopped", "too many rounds"]
 CarryOut = Callable[[list[dict[str, Any]]], tuple[list[dict[str, Any]], bool]]
 
 
-def ask_with_tools(
-    each: Iterable[Answer], carry_out: CarryOut | None, keep: Callable[[Answer, list[dict[str, Any]]], None]
-) -> tuple[list[Answer], Ending]:
-    """Ask until an answer calls nothing; returns all answers, at least one, and how it ended.
+@dataclass
+class Rounds:
+    """Answers, at least one, each to be filled in before the next is asked for, until one calls nothing.
 
-    each        answers without end, each made when it is asked for: to the conversation as it is by then
     carry_out   calls -> (a message with the result of each, whether the user stopped them); None: calls are the caller's business
     keep        takes an answer with calls, and their results, into the conversation
+    ending      how it ended
     """
-    answers: list[Answer] = []
-    for answer in islice(each, MAX_ROUNDS):
-        answers.append(answer)
-        if carry_out is None or answer.finish_reason != "tool_calls":
-            return answers, "answered"
-        results, stopped = carry_out(answer.tool_calls)
-        keep(answer, results)
-        if stopped:
-            answer.finish_reason = "cancelled"
-            return answers, "stopped"
-    return answers, "too many rounds"
+
+    carry_out: CarryOut | None
+    keep: Callable[[Answer, list[dict[str, Any]]], None]
+    ending: Literal["answered", "stopped", "too many rounds"] = "answered"
+
+    def __iter__(self) -> Iterator[Answer]:
+        for _ in range(MAX_ROUNDS):
+            answer = Answer()
+            yield answer
+            if self.carry_out is None or answer.finish_reason != "tool_calls":
+                return
+            results, stopped = self.carry_out(answer.tool_calls)
+            self.keep(answer, results)
+            if stopped:
+                answer.finish_reason = "cancelled"
+                self.ending = "stopped"
+                return
+        self.ending = "too many rounds"

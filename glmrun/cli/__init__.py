@@ -151,7 +151,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("glmrun runs on Linux and macOS; on Windows run it inside WSL")
     _leave_behind(sys.argv if arguments is None else None)
     prepare_streams()
-    code = _run(arguments)
+    given, command, code = sys.argv[1:] if arguments is None else arguments, typer.main.get_command(app), 0
+    if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could continue
+        command.main(prog_name="glmrun")
+    try:
+        with command.make_context("glmrun", _first_guesses(command, given)) as context:
+            command.invoke(context)
+    except (Exception, KeyboardInterrupt) as why:
+        code = _told(why, given)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -185,35 +192,28 @@ def _output_fails() -> bool:
     return False
 
 
-def _run(arguments: list[str] | None) -> int:
-    command = typer.main.get_command(app)
-    if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could continue
-        command.main(prog_name="glmrun")
-    try:
-        with command.make_context("glmrun", _first_guesses(command, sys.argv[1:] if arguments is None else arguments)) as context:
-            command.invoke(context)
-    except typer.Exit as done:
-        return done.exit_code
-    except UserError as why:
+def _told(why: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
+    """Say what ended a command, where that needs words; its exit code. What is our own bug is raised again."""
+    if isinstance(why, typer.Exit):
+        return why.exit_code
+    if isinstance(why, UserError):
         show_error(in_words(why))
         return _EXIT_CODES.get(why.kind, 1)
-    except (KeyboardInterrupt, typer.Abort):
+    if isinstance(why, KeyboardInterrupt | typer.Abort):
         return 130
-    except BrokenPipeError:
+    if isinstance(why, BrokenPipeError):
         _discard_output()
         return 141
-    except OSError as why:
-        if why.errno not in _OUTSIDE:
-            raise
-        place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
-        if not place and _output_fails():
-            place = "the output can't be written: "
-        show_error(f"{place}{why.strerror}")
-        return 3 if why.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR) else 1
-    except _USAGE_ERROR as why:
-        show_error(_usage_text(why, sys.argv[1:] if arguments is None else arguments))
+    if isinstance(why, _USAGE_ERROR):
+        show_error(_usage_text(why, arguments))
         return 2
-    return 0
+    if not isinstance(why, OSError) or why.errno not in _OUTSIDE:
+        raise why
+    place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
+    if not place and _output_fails():
+        place = "the output can't be written: "
+    show_error(f"{place}{why.strerror}")
+    return 3 if why.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR) else 1
 
 
 def _first_guesses(command: Any, arguments: list[str]) -> list[str]:

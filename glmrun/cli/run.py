@@ -14,7 +14,7 @@ import typer
 from glmrun.chat.answer import Answer, collect
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.request import ChatModel, ChatRequest
-from glmrun.chat.tool_loop import ask_with_tools
+from glmrun.chat.tool_loop import Rounds
 from glmrun.cli import loading, options
 from glmrun.cli.question import model_and_question, with_texts
 from glmrun.cli.run_log import RunLog
@@ -173,19 +173,18 @@ def _answers(
 ) -> list[Answer]:
     """The model's answers: one, and another one after each round of tool calls. All are added to the messages."""
 
-    def ask() -> Answer:
-        answer, chunks = Answer(), model.answer(replace(request, messages=list(messages)))
-        with interruptible(model, chunks):
-            form.show(chunks, answer, with_calls=calls is None)  # with --tools they are shown when they are carried out
-        return answer
-
     def keep(answer: Answer, results: list[dict[str, Any]]) -> None:
         messages.extend([answer.message(), *results])
 
-    answers, ending = ask_with_tools(iter(ask, None), calls.results if calls else None, keep)
-    if ending == "too many rounds":
+    answers, rounds = list[Answer](), Rounds(calls.results if calls else None, keep)
+    for answer in rounds:
+        answers.append(answer)
+        chunks = model.answer(replace(request, messages=list(messages)))
+        with interruptible(model, chunks):
+            form.show(chunks, answer, with_calls=calls is None)  # with --tools they are shown when they are carried out
+    if rounds.ending == "too many rounds":
         note(TOO_MANY_ROUNDS)
-    if ending == "answered":
+    if rounds.ending == "answered":
         messages.append(answers[-1].message())
     return answers
 

@@ -11,7 +11,7 @@ from typing import Any
 from glmrun.chat.answer import Answer
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatModel, ChatRequest
-from glmrun.chat.tool_loop import ask_with_tools
+from glmrun.chat.tool_loop import Rounds
 from glmrun.repl.attachments import mentioned, read_text, with_files
 from glmrun.repl.disk_rate import DiskRate
 from glmrun.repl.kept import Kept, model_path
@@ -146,9 +146,8 @@ class Conversation:
             raise
         self.messages[place:] = replaced
         self.cut(place)
-        self.messages.append(message)
+        self._add(message)
         waiting, self.attached = self.attached, []
-        self._keep("message", message=message)
         for path, text in contents.items():
             note(f"+ {path}, {counted(len(text.splitlines()), 'line')}")
         try:
@@ -245,17 +244,25 @@ class Conversation:
 
         def keep(_: Answer, results: list[dict[str, Any]]) -> None:  # the answer itself is kept as soon as it has come
             for message in results:
-                self.messages.append(message)
-                self._keep("message", message=message)
+                self._add(message)
 
-        carry_out = self.tools.results if self.tools is not None else None
-        each = map(self._one_answer, chain([chunks], iter(self._chunks, None)))
-        answers, ending = ask_with_tools(each, carry_out, keep)
-        if ending == "stopped":
+        rounds = Rounds(self.tools.results if self.tools is not None else None, keep)
+        for answer, these in zip(rounds, chain([chunks], iter(self._chunks, None)), strict=False):
+            self.last = answer
+            try:
+                self._show(answer, these, self.used())
+                for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
+                    show_tool_call(call)
+            finally:  # an interrupted answer is part of the conversation, as far as it came
+                if answer.text or answer.reasoning or answer.tool_calls:
+                    self._add(answer.message())
+                    self.kept.save_cache(self.model)
+            self._count(answer)
+        if rounds.ending == "stopped":
             note("(stopped)")
-        elif ending == "too many rounds":
+        elif rounds.ending == "too many rounds":
             note(TOO_MANY_ROUNDS)
-        return answers[-1]
+        return answer
 
     def aside(self, messages: list[dict[str, Any]], ask: dict[str, Any], max_tokens: int) -> Answer:
         """Show the answer to a message behind some of the conversation; neither becomes a part of it. Raises UserError."""
@@ -273,20 +280,6 @@ class Conversation:
         self.kept.close()
         self.messages, self.last, self.edited = messages, None, None
         self._keep("message")
-
-    def _one_answer(self, chunks: Iterator[Chunk]) -> Answer:
-        self.last = answer = Answer()
-        try:
-            self._show(answer, chunks, self.used())
-            for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
-                show_tool_call(call)
-        finally:  # an interrupted answer is part of the conversation, as far as it came
-            if answer.text or answer.reasoning or answer.tool_calls:
-                self.messages.append(answer.message())
-                self._keep("message", message=self.messages[-1])
-                self.kept.save_cache(self.model)
-        self._count(answer)
-        return answer
 
     def _show(self, answer: Answer, chunks: Iterator[Chunk], before: int) -> None:
         """Show an answer as it comes to a prompt of `before` tokens; keys act on it meanwhile."""
@@ -334,6 +327,10 @@ class Conversation:
             ways.append(f"/set context {min(2 * max(size, self.used()), most)} makes room")
         ways += ["/undo takes the last exchange back", "/clear starts over"] if answered else []
         return ", ".join(ways) or "nothing larger can be had here"
+
+    def _add(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+        self._keep("message", message=message)
 
     # ---- on disk -----------------------------------------------------------------------------------------------------
 
