@@ -259,9 +259,9 @@ def test_only_pieces_of_prompts_wait_for_those_who_write(tiny_gguf: Callable[...
         def run(n: int, n_logits: int, exact: bool = False, draft: bool = False) -> None:
             assert model.runner.step([Run(sequence, ids[:n], logits[:n_logits], exact=exact, draft=draft)])
 
-        wait_for = model.runner._lock.wait_for
+        wait_for = model.runner._news.wait_for
         monkeypatch.setattr("glmrun.engine.runner.COMPANY", 0.0)  # how long who writes waits for those who write
-        monkeypatch.setattr(model.runner._lock, "wait_for", lambda done, seconds: (waits.append(seconds), wait_for(done, 0.001)))
+        monkeypatch.setattr(model.runner._news, "wait_for", lambda done, seconds: (waits.append(seconds), wait_for(done, 0.001)))
         run(20, 1)
         for n in (1, 2, 4, 17):
             run(n, n, draft=True)
@@ -269,3 +269,47 @@ def test_only_pieces_of_prompts_wait_for_those_who_write(tiny_gguf: Callable[...
         run(20, 1)
         run(5, 0)
         assert waits == [PATIENCE, *[0.0] * 5, PATIENCE, PATIENCE]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops one that meets an object's finalizer
+def test_a_signal_at_any_moment_leaves_a_runner_that_works(tiny_gguf: Callable[..., Tiny]) -> None:
+    """An exception inside a condition's own methods leaves its lock held: the next step would wait for ever.
+
+    Here one comes where each function begins and ends, in turn; a step follows that must work.
+    """
+
+    class Alarm(BaseException):
+        pass
+
+    left, ended = 0, threading.Event()
+
+    def interrupt(_: object, event: str, __: object) -> None:
+        nonlocal left
+        left -= event != "c_call"  # before which no signal is handled: that is how a lock is given back
+        if left == 0:
+            raise Alarm
+
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=64, n_threads=2) as model:
+        sequence = Sequence(*model.weights.cache_shape(64))
+        run = Run(sequence, np.arange(20), sequence.logits)
+
+        def steps() -> None:
+            nonlocal left
+            for n in range(1, 1000):
+                sequence.truncate(0)
+                left = n
+                sys.setprofile(interrupt)
+                try:
+                    assert model.runner.step([run])
+                except Alarm:
+                    pass
+                finally:
+                    sys.setprofile(None)
+                sequence.truncate(0)
+                assert model.runner.step([run])
+                if left > 0:
+                    ended.set()
+                    return
+
+        threading.Thread(target=steps, daemon=True).start()
+        assert ended.wait(60)

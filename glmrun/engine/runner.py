@@ -6,12 +6,13 @@ run only, so nobody's answer depends on the company.
 """
 
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from glmrun.engine.batch import Size, next_batch
 from glmrun.engine.next_token import fill, guess
@@ -39,7 +40,7 @@ class _Request:
     stopped: Callable[[], bool]
     importance: int = 0
     work: Callable[[], bool] | None = None
-    event: threading.Event = field(default_factory=threading.Event)  # there is news: it leads, or it is fulfilled
+    news: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)  # a word when it leads, or is fulfilled
     given_up: bool = False
     fulfilled: bool | None = None  # False: cancelled
     error: BaseException | None = None
@@ -96,7 +97,8 @@ class Runner:
         self._passes = Passes(weights, self.workspace, self._team)
         self.costs = PassCosts()
         self.alone = True  # whether the last step had one run
-        self._lock = threading.Condition(threading.Lock())  # of what follows; held for moments
+        self._lock = threading.Lock()  # of what follows; held for moments
+        self._news = threading.Condition(self._lock)
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []  # those of them that the step has
         self._leader: _Request | None = None
@@ -116,7 +118,7 @@ class Runner:
             with self._lock:
                 self._n_answers -= 1
                 self._n_due -= 1  # if it was another's, that one waits for a piece longer, this once
-                self._lock.notify_all()
+                self._news.notify_all()
 
     def piece(self, first: int) -> int:
         """How many tokens of a prompt behind `first` positions the next step takes: all it can hold for somebody alone."""
@@ -174,7 +176,7 @@ class Runner:
             with self._lock:
                 self._waiting.append(request)
                 self._n_due -= not request.n_read
-                self._lock.notify_all()
+                self._news.notify_all()
             while request.fulfilled is None:
                 self._lead_or_wait(request)
         except BaseException:
@@ -192,29 +194,36 @@ class Runner:
 
     def watch(self, runs: Sequence[Run], seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Iterator[float]:
         """step(), yielding every so many seconds what share of its layers is done, then its result. To give it up cancels it."""
-        share, given_up, result = 0.0, threading.Event(), Future[bool]()
+        share, given_up, outcome, ended = 0.0, False, list[Any](), queue.SimpleQueue[None]()
 
         def step() -> None:
             try:
-                result.set_result(self.step(runs, lambda: given_up.is_set() or cancelled()))
+                outcome.append(self.step(runs, lambda: given_up or cancelled()))
             except BaseException as error:
-                result.set_exception(error)
+                outcome.append(error)
+            ended.put(None)
 
         # A thread of its own: who holds the iterator and asks for nothing more must not hold up the others' steps.
         thread = threading.Thread(target=step, daemon=True, name="glmrun-step")
         try:
             thread.start()
-            while not wait([result], seconds).done:
+            while not outcome:
+                with suppress(queue.Empty):
+                    ended.get(timeout=seconds)
+                    break
                 if any(request.runs is runs for request in self._running):  # what waits for its step has nothing of it
                     share = max(share, min(self._passes.n_layers_done, self.n_layers) / self.n_layers)
                 yield share
         except BaseException:
-            given_up.set()
+            given_up = True
             self.cancel()
-            if thread.ident is not None:
-                wait([result])
+            while thread.ident is not None and not outcome:
+                with suppress(queue.Empty):
+                    ended.get(timeout=0.1)
             raise
-        yield result.result()
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        yield outcome[0]
 
     def guess(self, sequence: Conversation, token: int, n: int, cancelled: Callable[[], bool] = lambda: False) -> list[int]:
         """Up to n tokens that the prediction layer expects behind `token`, which follows the sequence's; none if cancelled."""
@@ -248,10 +257,10 @@ class Runner:
         with self._lock:
             self._leader = self._leader or own
         if self._leader is not own:
-            own.event.wait(0.1)
+            with suppress(queue.Empty):
+                own.news.get(timeout=0.1)
             return
         try:
-            own.event.clear()
             self._team.resume()  # before the callers are asked: a cancel() behind that is seen by the step
             batch = self._batch()
             if not batch:
@@ -277,16 +286,16 @@ class Runner:
                 self._waiting = [request for request in self._waiting if request.fulfilled is None]
                 self._leader = next((request for request in self._waiting if request is not own), None)
                 for request in ended:
-                    request.event.set()
+                    request.news.put(None)
                 if self._leader is not None:
-                    self._leader.event.set()
+                    self._leader.news.put(None)
 
     def _batch(self) -> list[_Request]:
         """Those that wait and are run next; cancelled ones are answered. They stay in the row until they are fulfilled."""
         with self._lock:
             # Else a step would begin moments before those who write ask for their next token, which would wait for it.
             reads = any(request.n_read for request in self._waiting)
-            self._lock.wait_for(lambda: self._n_due <= 0, PATIENCE if reads else min(PATIENCE, COMPANY * self._seconds))
+            self._news.wait_for(lambda: self._n_due <= 0, PATIENCE if reads else min(PATIENCE, COMPANY * self._seconds))
             self._n_due = 0
             for request in self._waiting:
                 if request.cancelled():
