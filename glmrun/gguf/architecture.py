@@ -4,6 +4,8 @@ Our own files say everything; what files of others leave out or say otherwise is
 """
 
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from glmrun.gguf.dialects import fused, head_widths, layers, of_trunk
@@ -15,6 +17,8 @@ from quant.errors import UserError, brief
 
 DEFAULT_CONTEXT = 32_768  # tokens, where the model takes that many
 _GATING = {1: "softmax", 2: "sigmoid"}
+# Where a tensor has a part in what the model computes; other programs keep other things in a file, vision for instance.
+_OF_THE_MODEL = re.compile(r"(?:blk\.(\d{1,5})|(?:output|token_embd|rope)\w*)\.")
 
 # config.json's name -> (GGUF key below the architecture, type)
 _KEYS: dict[str, tuple[str, type]] = {
@@ -83,9 +87,11 @@ def config_from_gguf(file: GGUFFile) -> Config:
 
 
 def _check_tensors(file: GGUFFile, config: Config) -> None:
+    known = set[str]()
     for wanted, shape in tensor_shapes(config).items():
         name = wanted
         tensor, other = file.tensors.get(wanted), fused(config, wanted)
+        known |= {wanted, *(other or ())[:1]}
         if tensor is None and other:
             name, shape = other[:2]
             tensor = file.tensors.get(name)
@@ -95,3 +101,12 @@ def _check_tensors(file: GGUFFile, config: Config) -> None:
             raise UserError(f"{file.path}: the tensor {wanted} is missing; its metadata promises a model that needs it")
         if tensor.shape != shape:
             raise UserError(f"{file.path}: {name} has the shape {tensor.shape}; its metadata promises {shape}")
+    _check_no_others(file, config, known)
+
+
+def _check_no_others(file: GGUFFile, config: Config, known: Collection[str]) -> None:
+    """Refuse a bias, a scale, a further norm: computed without it, every number would be wrong and nothing would show it."""
+    for name in file.tensors:
+        found = _OF_THE_MODEL.match(name)
+        if found and name not in known and int(found[1] or 0) < config.num_hidden_layers:
+            raise UserError(f"{file.path}: holds {brief(name)}, which GLM-4.7-Flash does not have: a model that computes otherwise")

@@ -45,6 +45,7 @@ MAX_TEXTS = 2 << 20  # in all arrays together
 MAX_TENSORS = 32_768
 MAX_NAME = 63  # bytes of a tensor name
 MAX_ALIGNMENT = 1 << 20
+_OF_IK_LLAMA = range(133, 400)  # the types that it adds to GGML's, as IQ5_K; nothing else numbers any so high
 
 
 class _Cursor:
@@ -253,7 +254,7 @@ def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, in
     ggml_type = cursor.scalar(_U32, f"type of {name}")
     form = by_ggml_type(ggml_type)
     if form is None:
-        known = ggml_type_name(ggml_type)
+        known = f"type {ggml_type} of ik_llama.cpp" if ggml_type in _OF_IK_LLAMA else ggml_type_name(ggml_type)
         if known is None:
             raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged, or of another time")
         raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(READABLE)}")
