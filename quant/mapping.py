@@ -193,6 +193,8 @@ def _tokenizer(v: Vocabulary, eos: list[int], pad: int | None) -> dict[str, Meta
     found: dict[str, MetadataValue] = {key.MODEL: "gpt2", key.PRE: v.pre, key.LIST: v.tokens, key.TOKEN_TYPE: v.types}
     found[key.MERGES] = v.merges
     found |= {name: i for name, i in ids.items() if i is not None}
+    if not {*eos} <= {end_of_text, eot, eom, *eos[:1]}:  # more ends than GGUF has keys for: the list in which Ollama keeps them
+        found["tokenizer.ggml.eos_token_ids"] = eos
     # The chat template writes the prefix; a reader that adds one too would double it.
     return found | {key.ADD_BOS: False}
 

@@ -19,6 +19,8 @@ from support.conversion import refused, run
 from synthetic_checkpoint import config_json, source_shapes, write_checkpoint, write_sparse_shards
 
 import quant.convert
+from glmrun.chat.tokenizer import Tokenizer
+from glmrun.gguf.open import open_gguf
 from quant.checkpoint import Checkpoint
 from quant.config import tensor_shapes
 from quant.convert import Progress, convert, plan
@@ -257,6 +259,13 @@ def test_tied_embeddings_have_no_output_tensor(tmp_path: Path) -> None:
 def test_end_tokens(tmp_path: Path, eos: object, want: tuple[int, ...]) -> None:
     found = plan(Checkpoint.open(write_folder(tmp_path / "a", eos_token_id=eos)), "BF16").metadata
     assert tuple(found[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot", "eom")) == want
+    assert "tokenizer.ggml.eos_token_ids" not in found
+
+
+@pytest.mark.parametrize("eos", [[260, 263, 264, 262], [262, 265, 260]])
+def test_more_end_tokens_than_keys(tmp_path: Path, eos: list[int]) -> None:
+    run(write_folder(tmp_path / "a", eos_token_id=eos), tmp_path / "x.gguf")
+    assert Tokenizer.from_metadata(open_gguf(tmp_path / "x.gguf").metadata).eog_ids == {*eos, 263, 264}
 
 
 def test_numbers_beyond_float32_and_texts_beyond_unicode(tmp_path: Path) -> None:
