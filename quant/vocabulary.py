@@ -62,7 +62,20 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     if len(set(tokens)) < len(tokens):
         text, n = Counter(tokens).most_common(1)[0]
         raise UserError(f"{path}: the token {brief(text)} has {n} ids; tokens must be different")
-    return Vocabulary(tokens, types, _merges(path, model), pre)
+    merges = _merges(path, model)
+    made = {merge.replace(" ", "") for merge in merges}
+    if any(types[i] == NORMAL and len(text) > 1 and text not in made for text, i in model["vocab"].items()):
+        pre = _with_words(path, pre, bool(model.get("ignore_merges")))
+    return Vocabulary(tokens, types, merges, pre)
+
+
+def _with_words(path: Path, pre: str, ignore_merges: bool) -> str:
+    """The name where some words of the vocabulary are no merge's: whether text gives them is a part of GGUF's names."""
+    if pre == "glm4":
+        return pre if ignore_merges else "chatglm-bpe"
+    if ignore_merges:
+        raise UserError(f"{path}: ignore_merges is true beside GPT-2's pre-tokenizer, and GGUF has no name for the two together")
+    return pre
 
 
 def _check_model(path: Path, model: dict[str, Any]) -> None:

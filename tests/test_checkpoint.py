@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors import safe_open
 from support.checkpoint_folder import (
     ADDED,
@@ -25,6 +26,7 @@ from support.checkpoint_folder import (
     write_safetensors,
 )
 
+from glmrun.chat.tokenizer import Tokenizer
 from quant.checkpoint import Checkpoint, config_from_json
 from quant.errors import UserError
 from quant.shards import read_header
@@ -309,6 +311,26 @@ def test_tokenizers_that_mean_the_same(tmp_path: Path, change: dict[str, Any], p
     path.write_text(json.dumps(source))
     found = read_vocabulary(path, 320)
     assert found.pre == pre and found.merges == ["t h", "th e", "Ġ a", "Ġa n"]
+
+
+@pytest.mark.parametrize(("ignore_merges", "pre"), [(True, "glm4"), (False, "chatglm-bpe")])
+def test_words_that_no_merge_makes(tmp_path: Path, ignore_merges: bool, pre: str) -> None:
+    """Text gives such a word, or the letters of it, as tokenizer.json says; GGUF says so in the pre-tokenizer's name."""
+    source = tokenizer_json()
+    source["model"] |= {"vocab": source["model"]["vocab"] | {"hello": 266}, "ignore_merges": ignore_merges}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(source))
+    v = read_vocabulary(path, 320)
+    keys = {"model": "gpt2", "pre": v.pre, "tokens": v.tokens, "token_type": np.array(v.types), "merges": v.merges}
+    ours = Tokenizer.from_metadata({f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    assert v.pre == pre
+    assert ours.encode("hello the") == tokenizers.Tokenizer.from_str(json.dumps(source)).encode("hello the").ids
+    source |= {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
+    path.write_text(json.dumps(source))
+    if ignore_merges:
+        assert "GGUF has no name" in str(refusal(lambda: read_vocabulary(path, 320)))
+    else:
+        assert read_vocabulary(path, 320).pre == "gpt-2"
 
 
 @pytest.mark.parametrize(
