@@ -16,7 +16,7 @@ from test_cli import glmrun
 from glmrun.cli.loading import resolve_model
 from glmrun.store import hub as client
 from glmrun.store.hub import Reference, RemoteFile, choose_files, is_plain_path, quantization_of
-from glmrun.store.local import local_models, matching
+from glmrun.store.local import local_models, matching, remove
 from quant.errors import UserError
 
 FLASH = "ggml-org/GLM-4.7-Flash-GGUF"
@@ -275,6 +275,20 @@ def test_part_of_a_name(home: dict[str, str], tmp_path: Path, capsys: pytest.Cap
         resolve_model("q2")
     assert missing.value.kind == "missing" and matching("", local_models()) == []
     assert b"\x1b" not in glmrun("list", env=home).stdout
+
+
+def test_a_split_file_is_one_model(home: dict[str, str]) -> None:
+    """Each part was one: none could be run by its name, and rm left the others."""
+    folder = Path(home["GLMRUN_MODELS"])
+    folder.mkdir()
+    parts = [folder / f"m-Q4_K_M-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for path in [*parts, folder / "torn-00001-of-00002.gguf"]:
+        path.write_bytes(b"GGUF")
+    found = local_models()
+    assert [(m.name, m.files, m.n_bytes, m.quantization) for m in found] == [("m-Q4_K_M", tuple(parts), 12, "Q4_K_M")]
+    assert resolve_model("m-q4_k_m") == parts[0]
+    remove(found[0])
+    assert not any(path.exists() for path in parts)
 
 
 def test_a_file_of_two_revisions_is_listed_once(home: dict[str, str]) -> None:

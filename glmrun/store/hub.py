@@ -116,10 +116,15 @@ def choose_files(reference: Reference, files: list[RemoteFile]) -> list[RemoteFi
 
 def group_models(files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
     """{name without part number and ending: its file, or the parts in order} of all GGUF files that are models."""
+    return group_parts([file for file in files if not _SIDECAR.search(PurePosixPath(file.name).name)])
+
+
+def group_parts(files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
+    """The same of all GGUF files."""
     groups: dict[str, list[RemoteFile]] = {}
     for file in sorted(files, key=lambda f: f.name):
         stem = file.name.removesuffix(".gguf")
-        if stem != file.name and not _SIDECAR.search(PurePosixPath(file.name).name):
+        if stem != file.name:
             split = _SPLIT.match(stem)
             groups.setdefault(split["stem"] if split else stem, []).append(file)
     return groups

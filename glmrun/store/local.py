@@ -1,7 +1,7 @@
 """Models on this machine: pulled from a hub, or converted here; listed, found by name, removed.
 
 <hub's cache>/models--USER--MODEL/snapshots/COMMIT/FILE -> ../../blobs/DIGEST
-<models folder>/NAME.gguf
+<models folder>/NAME.gguf, or NAME-00001-of-00003.gguf and so on
 """
 
 import json
@@ -19,7 +19,7 @@ _CHECKPOINT_TYPE = "glm4_moe_lite"
 class LocalModel:
     """One model; files are all that belong to it, the first is the one to open."""
 
-    name: str  # user/model:QUANT for a pulled file, the file's name without .gguf for a converted one
+    name: str  # user/model:QUANT for a pulled file, the file's name without .gguf and part number for a converted one
     kind: str  # pulled, converted or checkpoint
     files: tuple[Path, ...]
     quantization: str | None
@@ -41,7 +41,10 @@ def models_folder() -> Path:
 
 def local_models() -> list[LocalModel]:
     """All models that are here and whole, by name."""
-    found = [_model(path.stem, "converted", (path,)) for path in sorted(models_folder().glob("*.gguf")) if path.is_file()]
+    folder = models_folder()
+    there = [hub.RemoteFile(path.name, 0) for path in folder.glob("*.gguf") if path.is_file()]
+    groups = {name: parts for name, parts in hub.group_parts(there).items() if hub.is_whole(parts)}
+    found = [_model(name, "converted", tuple(folder / part.name for part in parts)) for name, parts in groups.items()]
     for repo in sorted(hub.cache_folder().glob("models--*--*")):
         found += _pulled(repo)
     return sorted(found, key=lambda model: model.name.casefold())
