@@ -88,6 +88,20 @@ def test_a_damaged_file_costs_time_and_nothing_else(tiny: Tiny, tmp_path: Path, 
     assert SavedCache(path, again).load() == len(PROMPT) + 3
 
 
+def test_rows_that_name_another_position_are_left_aside(tiny: Tiny, tmp_path: Path) -> None:
+    """A turned bit in a segment's position would put its rows, whose keys are turned by other angles, elsewhere."""
+    model, path = opened(tiny), tmp_path / "c"
+    cache = SavedCache(path, model)
+    for tokens in (PROMPT, [*PROMPT, 1, 2, 3]):
+        last_logits(model, tokens)
+        cache.save()
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"SEGMENT\n") + 8] -= 1
+    path.write_bytes(data)
+    again = SavedCache(path, opened(tiny))
+    assert again.load() == len(PROMPT) - 1 and again.tokens == PROMPT[:-1] and again.ignored
+
+
 def test_a_longer_cache_than_the_context_is_not_called_damaged(tiny: Tiny, tmp_path: Path) -> None:
     saved(tiny, tmp_path / "c")
     cache = SavedCache(tmp_path / "c", opened(tiny, n_ctx=32))

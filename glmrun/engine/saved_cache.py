@@ -2,6 +2,7 @@
 
     one line of JSON: version, fingerprint | segments: SEGMENT, position, tokens, CRC-32 | int32 (tokens,) | rows, layer by layer
 
+The checksum begins with the position: rows that stood elsewhere would be rows of other angles.
 After each answer only the new rows are appended, PIECE positions at a time. A segment takes the place of all that came before from
 its position on, so taking back a message costs nothing. Its head is written last: what a killed process has not finished is no
 segment. Whatever does not fit (another model or type of cache, other kernels, damage) is left aside: the prompt is read again,
@@ -141,7 +142,7 @@ class SavedCache:
     def _write_segment(self, file: BinaryIO, sequence: Sequence, tokens: list[int], start: int) -> bool:
         """Append one segment; False if the sequence was changed meanwhile, and then it has no head."""
         begin, new = file.tell(), np.array(tokens, np.int32)  # int32 (tokens,)
-        crc = zlib.crc32(new.data)
+        crc = zlib.crc32(new.data, start)
         for rows in _rows(sequence, start, len(new)):
             crc = zlib.crc32(rows, crc)
         _put(file, bytes(_SEGMENT.size))
@@ -192,7 +193,7 @@ class SavedCache:
             self.ignored = f"it reaches position {start + n:,}, this context holds {self._model.n_ctx:,}"
             return False
         tokens = np.empty(n, np.int32)  # int32 (tokens,)
-        found = zlib.crc32(tokens.data) if _fill(file, tokens.data) else None
+        found = zlib.crc32(tokens.data, start) if _fill(file, tokens.data) else None
         if found is None or tokens.min() < 0 or tokens.max() >= self._model.config.vocab_size:
             return False
         del self.tokens[start:]  # from here on its rows are written over
