@@ -147,7 +147,7 @@ def config_from_json(source: dict[str, Any]) -> Config:
         if source.get(name) is not None:
             values[name] = source[name]
         elif name not in _OPTIONAL and name not in ("rope_theta", "first_k_dense_replace"):
-            raise UserError(f"{name} is missing")
+            raise UserError(f"{name} is missing or null")
     values["rope_theta"] = _rope_theta(source)
     values["first_k_dense_replace"] = _first_dense(source)
     for name in ("norm_topk_prob", "tie_word_embeddings"):

@@ -69,7 +69,8 @@ class Config:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise UserError(f"{name} is {brief(value)}; glmrun expects a whole number from {low} to {high}")
+                expected = f"a whole number from {low} to {high}" if low < high else f"{low}: it runs no other"
+                raise UserError(f"{name} is {brief(value)}; glmrun expects {expected}")
         for name in ("rope_theta", "rms_norm_eps", "routed_scaling_factor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
