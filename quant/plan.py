@@ -17,7 +17,7 @@ import numpy as np
 
 from quant.checksums import blank_metadata, seal
 from quant.config import Config
-from quant.errors import UserError
+from quant.errors import UserError, brief
 from quant.formats import FORMATS
 from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
 from quant.importance import Importance
@@ -201,7 +201,7 @@ def plan(
     mtp            keep the next-token-prediction layer, if the source has one
     choice         the user's own formats for some tensors
     split_bytes    tensor data of one file at most; None: one file
-    overrides      metadata to set in the file
+    overrides      metadata to set in the file; raises UserError (usage) for one of another type than the key has
     requantize     accept weights that lost precision already
     importance     where errors cost most; tensors that it does not know are quantized as without it
     """
@@ -223,4 +223,14 @@ def plan(
         if not n_known:
             raise UserError("the importance matrix knows none of the model's tensors: it is of another model")
         described |= importance.metadata(n_known)
+    for key, value in (overrides or {}).items():
+        wanted, found = _kind(described.get(key, value)), _kind(value)
+        if wanted != found:  # no reader would take the file, which is noticed only when it is written
+            raise UserError(f"{key} is {wanted} in a GGUF file, and {found} was given: {brief(value)}", "usage")
     return Plan(source, config, chosen, rows, described | dict(overrides or {}), split_bytes, importance)
+
+
+def _kind(value: MetadataValue) -> str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    names = {bool: "true or false", int: "a whole number (int)", float: "a number (float)", str: "a text (str)"}
+    return names.get(type(plain), "a list")

@@ -163,6 +163,15 @@ def test_metadata(files: Path, tmp_path: Path) -> None:
             _override(text)
 
 
+@pytest.mark.parametrize("text", ["deepseek2.context_length=8192", "deepseek2.rope.freq_base=int:10000", "general.name=int:4",
+                                  "tokenizer.ggml.tokens=str:x", "deepseek2.expert_weights_norm=int:1"])  # fmt: skip
+def test_metadata_of_another_type_than_readers_take(files: Path, text: str) -> None:
+    """A text for a number made a file that nothing opens, after all of it was written."""
+    with pytest.raises(UserError, match=r"in a GGUF file, and a .* was given") as caught:
+        plan(Checkpoint.open(files / "Small-GLM"), "BF16", overrides=dict([_override(text)]))
+    assert caught.value.kind == "usage"
+
+
 def test_sizes_of_parts() -> None:
     assert (_parse_bytes("500M"), _parse_bytes("4G")) == (500_000_000, 4_000_000_000)
     for text in ("4", "4GB", "0M", "-1G", "1.5G"):
