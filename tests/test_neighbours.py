@@ -68,6 +68,10 @@ def test_relatives_under_our_name_are_named(tiny: Tiny, tmp_path: Path, key: str
         ({"expert_group_count": 8, "expert_group_used_count": 4}, "", r"within groups \(8\)"),
         ({"rope.scaling.type": "yarn", "rope.scaling.factor": 40.0}, "", r"stretched \(rope.scaling.factor 40\)"),
         ({"expert_gating_func": 1}, "exp_probs_b", "router has no bias"),
+        ({"rope.scale_linear": 4.0}, "", r"computes otherwise \(rope.scale_linear 4.0\)"),
+        ({"rope.scaling.attn_factor": 2.0}, "", r"computes otherwise \(rope.scaling.attn_factor 2.0\)"),
+        ({"attention.temperature_scale": 0.1}, "", "computes otherwise"),
+        ({"attention.causal": False}, "", "computes otherwise"),
     ],
 )
 def test_relatives_that_would_be_computed_wrong_are_named(

@@ -16,6 +16,13 @@ _NEIGHBOURS = {
     "mistral4": "Mistral 4",
 }
 _TELLING = ("expert_count", "attention.q_lora_rank", "expert_group_count", "rope.scaling.factor", "rope.scaling.type")
+# What llama.cpp computes with in this family, where a file says so, and the values that change nothing.
+_NEUTRAL = {
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.attn_factor": (1,),
+    "attention.temperature_scale": (0,),
+    "attention.causal": (True,),
+}
 # What a file of ours holds whatever it calls itself; prunings have fewer experts and layers.
 _SHAPES = {
     "embedding_length": FLASH.hidden_size,
@@ -46,6 +53,10 @@ def _relative(file: GGUFFile, architecture: str) -> str | None:
         return "DeepSeek-V2 or a relative, whose router has no bias (no exp_probs_b)"
     if isinstance(factor, int | float) and factor not in (0, 1) and scaling != "none":
         return f"Kimi, DeepSeek or a relative, whose positions are stretched (rope.scaling.factor {factor:g})"
+    for key, neutral in _NEUTRAL.items():
+        value = file.metadata.get(f"{architecture}.{key}")
+        if isinstance(value, int | float) and value not in neutral:
+            return f"a relative that computes otherwise ({key} {value})"
     return None
 
 
