@@ -45,6 +45,12 @@ def test_a_trunk_that_still_counts_its_prediction_layer(file: GGUFFile) -> None:
         assert (config.num_hidden_layers, config.num_nextn_predict_layers) == (ODDER.num_hidden_layers, 0)
 
 
+@pytest.mark.parametrize("said", [None, 0])
+def test_a_prediction_layer_that_no_key_names(file: GGUFFile, said: int | None) -> None:
+    """It ran as the trunk's last layer, and every logit was wrong."""
+    assert config_from_gguf(changed(file, nextn_predict_layers=said)) == config_from_gguf(file)
+
+
 @pytest.mark.parametrize(
     "metadata, said",
     [

@@ -47,9 +47,14 @@ def head_widths(file: GGUFFile, kv_lora_rank: int, qk_rope_head_dim: int) -> tup
 
 
 def layers(file: GGUFFile) -> tuple[int, int]:
-    """(decoder layers, next-token-prediction layers): some converters count a prediction layer that they left out."""
-    blocks, nextn = file.hyper_parameter("block_count", int), file.hyper_parameter("nextn_predict_layers", int, 0)
-    if nextn and f"blk.{blocks - 1}.nextn.eh_proj.weight" not in file.tensors:
+    """(decoder layers, next-token-prediction layers): some converters count a prediction layer that they left out.
+
+    And a last layer that has what only a prediction layer has is one, whether or not the file says so.
+    """
+    blocks = file.hyper_parameter("block_count", int)
+    there = f"blk.{blocks - 1}.nextn.eh_proj.weight" in file.tensors
+    nextn = file.hyper_parameter("nextn_predict_layers", int, int(there)) or int(there)
+    if nextn and not there:
         nextn, blocks = 0, blocks - (f"blk.{blocks - 1}.attn_norm.weight" not in file.tensors)
     return blocks - nextn, nextn
 
