@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from support.scripted_model import ScriptedModel
 
+from glmrun.chat.chunk import Chunk
+from glmrun.chat.request import ChatRequest
 from glmrun.cli.loading import wait_for_disk
 from glmrun.repl import disk_rate, sessions
 from glmrun.repl.commands import COMMANDS, run_command
-from glmrun.repl.conversation import Conversation, Surface
+from glmrun.repl.conversation import Conversation, Surface, Typing
 from glmrun.repl.kept import Kept
 from glmrun.repl.loop import chat_in_pipe
 from glmrun.repl.values import show_last_thinking
@@ -81,6 +84,38 @@ def test_a_command_that_cannot_be_says_so_and_changes_nothing(line: str, words: 
     conversation = Conversation(ScriptedModel())  # type: ignore[arg-type]
     run_command(conversation, line)
     assert words in capsys.readouterr().err and not conversation.settings and conversation.thinking
+
+
+def _refuse_at_once(_: ChatRequest) -> Iterator[Chunk]:
+    raise UserError("no server answers there")
+
+
+def _refuse_when_read(_: ChatRequest) -> Iterator[Chunk]:
+    raise UserError("no server answers there")
+    yield Chunk()
+
+
+def _stop_at_once(_: ChatRequest) -> Iterator[Chunk]:
+    yield Chunk(finish_reason="cancelled")
+
+
+@pytest.mark.parametrize("answer", [_refuse_at_once, _refuse_when_read, _stop_at_once])
+def test_an_answer_stays_where_none_comes_in_its_place(
+    answer: Callable[[ChatRequest], Iterator[Chunk]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    conversation = _pipe("one\ntwo", kept=Kept(saving=True), surface=Surface(typing=Typing()))
+    before = [*conversation.messages]
+    monkeypatch.setattr(conversation.model, "answer", answer)
+    run_command(conversation, "/regen")
+    assert conversation.messages == before
+    assert conversation.kept.session is not None and sessions.read(conversation.kept.session.path).messages == before
+    if answer is not _stop_at_once:  # which keeps the question
+        conversation.edited = 0
+        with pytest.raises(UserError):
+            conversation.say("changed")
+        assert conversation.messages == before and conversation.edited == 0
+        assert sessions.read(conversation.kept.session.path).messages == before
 
 
 def test_more_exchanges_than_there_are_cannot_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:

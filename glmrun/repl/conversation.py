@@ -145,8 +145,9 @@ class Conversation:
             self.messages[place:] = replaced
             raise
         self.messages[place:] = replaced
+        edited = self.edited
         self.cut(place)
-        self._add(message)
+        self._append(message)
         waiting, self.attached = self.attached, []
         for path, text in contents.items():
             note(f"+ {path}, {counted(len(text.splitlines()), 'line')}")
@@ -154,14 +155,21 @@ class Conversation:
             return self._answer(chunks)
         except UserError:  # a server refuses only now
             if self.messages[-1] is message:
-                self.cut(len(self.messages) - 1)
-                self.attached = waiting
+                self.cut(place)
+                self._append(*replaced)
+                self.attached, self.edited = waiting, edited
             raise
 
     def answer_again(self) -> Answer:
-        """Another answer to the last message of the user."""
-        self.cut(self.last_question() + 1)
-        return self._answer(self._chunks())
+        """Another answer to the last message of the user; the one before stays if none comes."""
+        place = self.last_question() + 1
+        replaced = self.messages[place:]
+        self.cut(place)
+        try:
+            return self._answer(self._chunks())
+        finally:
+            if len(self.messages) == place:
+                self._append(*replaced)
 
     def take_back(self, count: int = 1) -> str:
         """Remove the last questions and all that followed; returns the first of them as it was typed."""
@@ -243,8 +251,7 @@ class Conversation:
         """Show the answer, and carry out the calls in it until there is one without."""
 
         def keep(_: Answer, results: list[dict[str, Any]]) -> None:  # the answer itself is kept as soon as it has come
-            for message in results:
-                self._add(message)
+            self._append(*results)
 
         rounds = Rounds(self.tools.results if self.tools is not None else None, keep)
         for answer, these in zip(rounds, chain([chunks], iter(self._chunks, None)), strict=False):
@@ -255,7 +262,7 @@ class Conversation:
                     show_tool_call(call)
             finally:  # an interrupted answer is part of the conversation, as far as it came
                 if answer.text or answer.reasoning or answer.tool_calls:
-                    self._add(answer.message())
+                    self._append(answer.message())
                     self.kept.save_cache(self.model)
             self._count(answer)
         if rounds.ending == "stopped":
@@ -328,12 +335,6 @@ class Conversation:
         ways += ["/undo takes the last exchange back", "/clear starts over"] if answered else []
         return ", ".join(ways) or "nothing larger can be had here"
 
-    def _add(self, message: dict[str, Any]) -> None:
-        self.messages.append(message)
-        self._keep("message", message=message)
-
-    # ---- on disk -----------------------------------------------------------------------------------------------------
-
     def set_system(self, text: str | None) -> None:
         """Set or remove the system prompt."""
         self.system = text
@@ -370,6 +371,11 @@ class Conversation:
     def close(self) -> None:
         """Leave the conversation; what is on disk stays."""
         self.kept.close()
+
+    def _append(self, *messages: dict[str, Any]) -> None:
+        for message in messages:
+            self.messages.append(message)
+            self._keep("message", message=message)
 
     def _keep(self, kind: str, **fields: Any) -> None:
         if self.kept.session is not None or self.messages:
