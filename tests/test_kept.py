@@ -66,6 +66,17 @@ def test_a_conversation_gets_a_title(home: Path, capsys: pytest.CaptureFixture[s
     assert sessions.listed(9, ["FIRST"]) == [] and len(sessions.listed(9, ["title", "hello"])) == 1
     run_command(conversation, "/sessions hello")
     assert "Give our conversation" in capsys.readouterr().err
+    run_command(conversation, f"/save {home / 'copy'}")
+    conversation.resume(home / "copy")  # is kept from its first change on
+    run_command(conversation, "/rename Another talk")
+    run_command(conversation, "/compact 0")  # whose first message is the request for a summary
+    called = [saved.messages[0]["content"][:9] for _, saved in sessions.listed() if saved.title() == "Another talk"]
+    assert sorted(called) == ["Summarize", "hello"]
+    capsys.readouterr()
+    conversation.kept.saving = False
+    run_command(conversation, "/rename")
+    said = capsys.readouterr()
+    assert "not being saved" in said.err and said.out == ""  # the model is not asked
     conversation.close()
 
 
@@ -103,6 +114,7 @@ def test_a_persona_stands_between_the_config_file_and_what_is_typed(home: Path, 
     run_command(conversation, "/persona tutor")
     run_command(conversation, "/set temp")
     assert conversation.system == "Ask back." and not conversation.thinking and "persona tutor" in capsys.readouterr().err
+
 
 
 @pytest.mark.parametrize(

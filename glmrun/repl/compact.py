@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from glmrun.repl import sessions
 from glmrun.repl.conversation import Conversation
 from glmrun.repl.values import whole
 from glmrun.terminal.answer import counted
@@ -33,11 +34,15 @@ def compact(conversation: Conversation, rest: str) -> None:
     if not _is_wanted(conversation, f"  put this in the place of {counted(place, 'message')}? [Y/n] "):
         note("nothing has changed")
         return
-    earlier = conversation.kept.session.id if conversation.kept.session else None
+    earlier, title = conversation.kept.session, ""
+    if earlier is not None:  # else the list would show the request for a summary
+        title = sessions.read(earlier.path).title()
     conversation.replace([ask, answer.message(), *conversation.messages[place:]])
+    if title:
+        conversation.rename(title)
     say(
         f"{before:,} -> {conversation.used():,} of {conversation.model.n_ctx:,} tokens of context"
-        + (f"; the whole conversation stays as {earlier}" if earlier else "")
+        + (f"; the whole conversation stays as {earlier.id}" if earlier else "")
     )
 
 

@@ -33,9 +33,9 @@ class Kept:
         if not self.saving:
             return
         try:
-            if self.session is None:
-                self.session = sessions.create(model_path(model), system, messages)
-            else:
+            whole = self.session is None and kind != "title"  # then create() writes the change, too
+            self.session = self.session or sessions.create(model_path(model), system, messages)
+            if not whole:
                 self.session.append(kind, **fields)
         except OSError as why:
             if why.strerror != self.told:

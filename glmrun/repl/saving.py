@@ -72,14 +72,17 @@ def list_sessions(conversation: Conversation, rest: str) -> None:
 def rename(conversation: Conversation, rest: str) -> None:
     if not conversation.messages:
         raise UserError("nothing has been asked yet")
+    if not conversation.kept.saving:
+        raise UserError("this conversation is not being saved")
     title = rest
     if not title:
         ask = {"role": "user", "content": "Give our conversation a title of at most six words. Write only the title."}
         title = one_line(conversation.aside(conversation.messages, ask, 32).text).strip(" \"'#*.")
-    if not title or conversation.kept.session is None:
-        raise UserError("this conversation is not being saved" if title else "the model gave no title; /rename TITLE sets one")
+    if not title:
+        raise UserError("the model gave no title; /rename TITLE sets one")
     conversation.rename(title[:80])
-    say(f"{conversation.kept.session.id}: {title[:80]}")
+    if conversation.kept.session is not None:  # else a line has said why not
+        say(f"{conversation.kept.session.id}: {title[:80]}")
 
 
 def export_to(conversation: Conversation, rest: str) -> None:
