@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -113,8 +114,34 @@ def test_a_persona_stands_between_the_config_file_and_what_is_typed(home: Path, 
     conversation = Conversation(ScriptedModel(), surface=Surface(persona=persona))  # type: ignore[arg-type]
     run_command(conversation, "/persona tutor")
     run_command(conversation, "/set temp")
-    assert conversation.system == "Ask back." and not conversation.thinking and "persona tutor" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert conversation.system == "Ask back." and not conversation.thinking
+    assert "persona tutor" in said and "from the start" not in said
 
+
+def test_a_persona_counts_whole_within_a_chat(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "personas").mkdir()
+    file = home / "personas" / "coder.toml"
+    lines = 'preset = "coding"\ntemperature = 0.2\nmin_p = 0.2\nthink_budget = 7\npreserve_thinking = false\ntools = "t.py"\n'
+    file.write_text(lines)
+    conversation = Conversation(ScriptedModel(), surface=Surface(persona=persona))  # type: ignore[arg-type]
+    run_command(conversation, "/persona coder")
+    assert conversation.settings == {"temperature": 0.7, "top_p": 1.0, "min_p": 0.2}
+    assert conversation.origins == {"temperature": "preset coding", "top_p": "preset coding", "min_p": "persona coder"}
+    assert conversation.think_budget == 7 and not conversation.preserve_thinking
+    assert "only from the start: glmrun chat --persona coder" in capsys.readouterr().err
+    file.write_text(lines.replace("coding", "absent"))
+    run_command(conversation, "/persona coder")
+    assert "preset takes default, coding, agent, not 'absent'" in capsys.readouterr().err
+
+
+def test_what_the_config_file_says_is_not_the_personas(home: Path) -> None:
+    (home / "personas").mkdir()
+    (home / "personas" / "tutor.toml").write_text("temperature = 0.25\n")
+    (home / "config.toml").write_text("min_p = 0.2\n")
+    done = glmrun("chat", "nano", "--persona", "tutor", scripted=True, env={**os.environ}, stdin=b"/set\n")
+    origins = dict(re.findall(r"^  ([\w-]+) +\S+ +(.+)$", done.stderr.decode(), re.MULTILINE))
+    assert (origins["temp"], origins["min-p"], origins["seed"]) == ("persona tutor", "the config file", "another one each time")
 
 
 @pytest.mark.parametrize(

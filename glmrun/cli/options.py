@@ -316,14 +316,18 @@ def origins(context: typer.Context) -> dict[str, str]:
     from glmrun.engine.sampling import PRESETS
 
     preset, persona_name = context.params["preset"], context.params.get("persona")
-    words = {"COMMANDLINE": "the command line", "DEFAULT_MAP": f"persona {persona_name}" if persona_name else "the config file"}
-    found = {}
+    words = {"COMMANDLINE": "the command line", "DEFAULT_MAP": "the config file"}
+    of_persona, found = persona(persona_name) if persona_name else {}, {}
     for name in sampling(context):
         parameter = "temp" if name == "temperature" else name
         source = context.get_parameter_source(parameter)
         kind = source.name if source is not None else ""
-        by_preset = preset is not None and kind != "COMMANDLINE" and name in PRESETS[preset]
-        found[name] = f"preset {preset}" if by_preset else words.get(kind, variable(name) if kind == "ENVIRONMENT" else "default")
+        if preset is not None and kind != "COMMANDLINE" and name in PRESETS[preset]:
+            found[name] = f"preset {preset}"
+        elif kind == "DEFAULT_MAP" and parameter in of_persona:
+            found[name] = f"persona {persona_name}"
+        else:
+            found[name] = words.get(kind, variable(name) if kind == "ENVIRONMENT" else "default")
     return found
 
 

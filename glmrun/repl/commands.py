@@ -195,14 +195,21 @@ def _persona(conversation: Conversation, rest: str) -> None:
     if not rest:
         raise UserError("/persona takes the name of a persona; glmrun prompts lists those that you keep")
     found = dict(conversation.surface.persona(rest))
+    preset = found.pop("preset", None)
+    fixed = {} if preset is None else values.take_preset(conversation, preset)  # beats the numbers beside it, as at the start
     for name, (argument, kind) in SETTINGS.items():
-        given = found.get(name if name == "temp" else argument)
-        if given is not None:
+        given = found.pop(name if name == "temp" else argument, None)
+        if given is not None and argument not in fixed:
             conversation.settings[argument], conversation.origins[argument] = kind(given), f"persona {rest}"
-    conversation.thinking = bool(found.get("think", conversation.thinking))
+    conversation.thinking = bool(found.pop("think", conversation.thinking))
+    conversation.preserve_thinking = bool(found.pop("preserve_thinking", conversation.preserve_thinking))
+    if (budget := found.pop("think_budget", None)) is not None:
+        conversation.think_budget = int(budget)
     if "system" in found:
-        conversation.set_system(found["system"])
+        conversation.set_system(found.pop("system"))
     values.system(conversation, "")
+    if found:  # tools, the context
+        say(f"its other settings count only from the start: glmrun chat --persona {rest}")
 
 
 def _multiline(conversation: Conversation, rest: str) -> None:

@@ -86,13 +86,19 @@ def _set_context(conversation: Conversation, text: str) -> None:
     say(f"  context  {conversation.model.n_ctx:,} of at most {conversation.model.n_ctx_train:,} tokens{again}")
 
 
-def _set_preset(conversation: Conversation, name: str) -> None:
+def take_preset(conversation: Conversation, name: str) -> dict[str, float]:
+    """Put the makers' settings of a name in force, and return them. Raises UserError."""
     if name not in PRESETS:
         raise UserError(f"/set preset takes {', '.join(PRESETS)}" + (f", not {name!r}" if name else ""))
     conversation.settings |= PRESETS[name]
     conversation.origins |= dict.fromkeys(PRESETS[name], f"preset {name}")
     if name == "agent":
         conversation.preserve_thinking = True
+    return PRESETS[name]
+
+
+def _set_preset(conversation: Conversation, name: str) -> None:
+    take_preset(conversation, name)
     say("\n".join(_in_force(conversation, SETTINGS)))
 
 
