@@ -88,6 +88,8 @@ class Part:
 
     def path(self, output: Path) -> Path:
         """The file's name: x.gguf, or x-00001-of-00003.gguf, as llama.cpp finds the parts of a split."""
+        if output.name in ("", ".."):
+            return output  # a folder, and publish() says so
         stem, dot_suffix = (
             (output.stem, output.suffix) if output.suffix == ".gguf" else (output.name, ".gguf" if self.suffix else "")
         )

@@ -65,11 +65,17 @@ def recipe(name: str) -> Recipe:
 
 
 def tensor_formats(recipe: Recipe, config: Config, choice: Choice | None = None) -> dict[str, tuple[tuple[int, ...], str, int]]:
-    """{GGUF tensor name: (shape, format, bytes)} of the model that config describes, in the order of the file."""
+    """{GGUF tensor name: (shape, format, bytes)} of the model that config describes, in the order of the file.
+
+    Raises UserError (usage) for a pattern of choice that finds no tensor.
+    """
     found = {}
     for name, shape in tensor_shapes(config).items():
         kind = choose_format(recipe, name, shape, config.n_blocks, config.n_routed_experts, config.tie_word_embeddings, choice)
         found[name] = shape, kind, prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
+    for pattern, kind in choice.tensors if choice is not None else ():
+        if not any(map(pattern.search, found)):
+            raise UserError(f"no tensor's name matches {pattern.pattern!r}, so none becomes {kind}; names are like {name}", "usage")
     return found
 
 

@@ -322,6 +322,13 @@ def test_memory_is_bounded_by_chunks_not_by_the_model(tmp_path: Path) -> None:
 # --- what must not happen ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [".", "..", "/"])
+@pytest.mark.parametrize("split_bytes", [None, 1 << 20])
+def test_a_folder_is_no_name_of_a_file(folder: Path, name: str, split_bytes: int | None) -> None:
+    with pytest.raises(UserError, match=r" is a folder; give the name of a file$"):
+        list(convert(plan(Checkpoint.open(folder), "BF16", split_bytes=split_bytes), name))
+
+
 @pytest.mark.parametrize(("value", "n"), [(np.nan, 1), (np.inf, 3), (-np.inf, 2)])
 def test_weights_that_are_no_numbers(tmp_path: Path, value: float, n: int) -> None:
     """Class S10: found while they are read."""

@@ -128,7 +128,8 @@ def test_choices_are_llama_quantizes(files: Path) -> None:
 
     up, k_b, out, embd = "blk.1.ffn_up_exps.weight", "blk.1.attn_k_b.weight", "output.weight", "token_embd.weight"
     assert formats("ffn_up=q8_0", "ffn_up_exps=q6_k")[up] == "Q8_0"  # the first match decides
-    assert formats("FFN_UP=q8_0")[up] == "Q4_K"
+    with pytest.raises(UserError, match=r"^no tensor's name matches 'FFN_UP', so none becomes Q8_0; names are like output.weight$"):
+        formats("ffn_up=q8_0", "FFN_UP=q8_0")
     assert formats("attn_k_b=q6_k")[k_b] == "Q8_0"  # rows of 96 are not whole blocks
     assert formats("norm=q8_0", "gate_inp=q8_0")["blk.1.attn_norm.weight"] == "F32"
     found = formats("output=q8_0", output="q4_k", embedding="q6_k")
