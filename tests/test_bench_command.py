@@ -24,7 +24,7 @@ from glmrun.machine import available_cores
 from glmrun.measure.bench import Choices
 from glmrun.measure.doctor import kernel_target
 from glmrun.measure.server_bench import LONG_ANSWER, measure_server
-from glmrun.store.nano import CHECKPOINT
+from glmrun.store.nano import CHECKPOINT, nano_path
 from glmrun.terminal.plot import write
 from quant.errors import UserError
 
@@ -85,6 +85,10 @@ def test_each_quantization_of_a_source_is_measured_and_gone(tmp_path: Path) -> N
     assert [row["model_type"].split()[-1] for row in rows] == ["Q6_K", "Q8_0"], done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "kernels"] == []
     assert "converts one source" in refused("bench", "-m", "a,b", "-q", "Q8_0", code=2)
+    rows = json.loads(run("bench", "nano", "-q", "Q4_K_M", *arguments[4:]).stdout)
+    assert [row["model_type"].split()[-3:] for row in rows] == [["Q4_K", "-", "Medium"]]
+    error = refused("bench", "-m", str(nano_path()), "-q", "Q4_K_M", code=1)
+    assert "is quantized already; -q converts the checkpoint's folder" in error and "requantize" not in error
     assert "Q4_K_M, Q6_K, Q8_0" in refused("bench", "-q", "Q9", code=2)
 
 

@@ -285,7 +285,7 @@ def _files(names: list[str], quantizations: str | None) -> tuple[Generator[Path]
     recipes = [recipe(name).name for name in quantizations.split(",") if name]
     if len(names) > 1 or not recipes:
         raise typer.BadParameter("-q NAME,... converts one source, which -m names; without -m it is nano")
-    if not names:
+    if names in ([], ["nano"]):
         return (nano_path(name) for name in recipes), len(recipes)
     source = Path(names[0]) if Path(names[0]).exists() else loading.resolve_model(names[0])
     return _converted(source, recipes), len(recipes)
@@ -306,8 +306,14 @@ def _converted(source: Path, recipes: list[str]) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=writable) as folder:
         for name in recipes:
             path = Path(folder, f"{model.name}-{name}.gguf")
+            try:
+                planned = plan(model, name)
+            except UserError as why:
+                if why.setting != "requantize":
+                    raise
+                raise UserError(f"{source} is quantized already; -q converts the checkpoint's folder or a BF16 file") from None
             with BytesProgress() as bar:
-                for step in convert(plan(model, name), path, resumable=False):
+                for step in convert(planned, path, resumable=False):
                     bar.update(f"{name}: {step.tensor}", step.bytes_done, step.n_bytes)
             yield path
             path.unlink()
