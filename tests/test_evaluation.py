@@ -257,7 +257,9 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["skills"]["all"] == {"right": 2, "of": 3, "accuracy": 0.6667, "error": 0.2191}
     same = [json.loads(line) | {"seconds": 0} for line in out.read_text().splitlines()[1:]]
     assert same == [answer | {"seconds": 0} for answer in answers]
-    assert run(*arguments).stdout.splitlines()[:4] == whole.stdout.splitlines()[:4]  # nothing is left to ask
+    full = run(*arguments)
+    assert full.stdout.splitlines()[:4] == whole.stdout.splitlines()[:4]  # nothing is left to ask
+    assert b"3 of 3 questions were answered before, in " in full.stderr
 
 
 def test_a_server_is_asked_several_questions_at_a_time(tmp_path: Path) -> None:
@@ -310,10 +312,12 @@ def test_another_runs_answers_are_not_mixed_in(tmp_path: Path) -> None:
 
 def test_settings_of_the_user_do_not_change_the_makers(tmp_path: Path) -> None:
     file, out = str(_suite(tmp_path / "q.jsonl", _ASKED[1])), tmp_path / "answers.jsonl"
-    mine = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_TEMPERATURE": "0.1"}
+    config = tmp_path / "config.toml"
+    config.write_text("temperature = 0.2\nmax_tokens = 3\nseed = 9\n")
+    mine = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_TEMPERATURE": "0.1", "GLMRUN_CONFIG": str(config)}
     assert run("eval", file, "-t", "1", "-o", str(out), "--top-p", "0.5", env=mine).returncode == 0
     about = json.loads(out.read_text().splitlines()[0])
-    assert (about["temperature"], about["top_p"]) == (1.0, 0.5)
+    assert (about["temperature"], about["top_p"], about["max_tokens"], about["seed"]) == (1.0, 0.5, None, 0)
 
 
 def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:

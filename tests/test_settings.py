@@ -130,6 +130,14 @@ def test_the_table_tells_the_samplers_defaults_and_has_an_option_for_each_key() 
     assert variables | {"GLMRUN_MODEL"} == {setting.variable for setting in SETTINGS.values()}
 
 
+def test_an_option_without_a_variable_is_no_setting(file: Path) -> None:
+    """What bench measures must not depend on how its user likes to chat."""
+    file.write_text('url = "http://127.0.0.1:1"\ndraft = "ngram"\nkv_type = "q8_0"\n')
+    rows = json.loads(glmrun("bench", "nano", "-p", "4", "-n", "0", "-r", "1", "-o", "json").stdout)
+    assert [(row["backends"], row["type_k"]) for row in rows] == [("numba-cpu", "q8_0")]
+    assert "no server answers" in refused("run", "hello", code=1)
+
+
 def _variables(option: object) -> list[str]:
     return [found.envvar for found in getattr(option, "__metadata__", ()) if getattr(found, "envvar", None)]
 

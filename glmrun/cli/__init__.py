@@ -142,7 +142,14 @@ def _options(
     elif context.invoked_subcommand in _WITH_SETTINGS:
         for line in settings.misspelt():
             note(line)
-        context.default_map = {context.invoked_subcommand: settings.defaults()}
+        context.default_map = {context.invoked_subcommand: _of_command(context, settings.defaults())}
+
+
+def _of_command(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the config file's values that the command takes from variables, too: bench's --url is no setting."""
+    commands: Any = context.command
+    parameters = commands.commands[context.invoked_subcommand].params
+    return {p.name: values[p.name] for p in parameters if p.envvar is not None and p.name in values}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,9 +62,9 @@ def evaluate(
 
     A line of FILE has a prompt (or messages), an answer and a check: exact, regex, number or tool_call; it may have skill,
     tools, thinking, max_tokens and id. Every answer is kept at once: after Ctrl-C the same command continues. Of the sampling
-    settings only those on the command line count, whatever variables and the config file say. With --url the model runs on a
-    server; if that goes away, the same command continues. A single argument that ends in .jsonl, or is a file that is there and
-    no .gguf, is FILE.
+    settings and the largest number of tokens only what stands on the command line counts, whatever variables and the config
+    file say. With --url the model runs on a server; if that goes away, the same command continues. A single argument that ends
+    in .jsonl, or is a file that is there and no .gguf, is FILE.
 
     \b
     Examples:
@@ -74,6 +74,8 @@ def evaluate(
       glmrun eval questions.jsonl --url http://cluster:8000/v1 --parallel 32
       echo '{"prompt": "What is 6 * 7?", "check": "number", "answer": 42}' > questions.jsonl
     """
+    max_tokens = max_tokens if options.typed(context, "max_tokens") else None
+
     from glmrun.measure.evaluation import by_skill, read_suite
     from glmrun.store.nano import CHECKPOINT
 
@@ -91,6 +93,8 @@ def evaluate(
         "n_ctx": ctx, "kv_type": kv_type, "max_tokens": max_tokens, "seed": seed, "preset": name, **sampling,
     }  # fmt: skip
     answers = _read_answers(kept, about)
+    if answers:
+        note(f"{len(answers)} of {len(questions)} questions were answered before, in {kept}; delete it to ask them again")
     interrupted = False
     if len(answers) < len(questions):
         opened = open_model()
@@ -181,8 +185,6 @@ def _ask(
     from glmrun.terminal.progress import work_bar
 
     done = {answer.id for answer in answers}
-    if done:
-        note(f"{len(done)} of {len(questions)} questions were answered before, in {out.name}; delete it to ask them again")
 
     def ask(request: ChatRequest) -> Iterator[Chunk]:
         chunks = model.answer(request)
