@@ -72,6 +72,7 @@ def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str]) ->
         ("/set temp hot", "takes a number"),
         ("/set top-k 1.5", "takes a whole number"),
         ("/set top-p 2", "top-p is 2.0"),
+        ("/set seed 18446744073709551616", "expected a whole number from 0 to 18,446,744,073,709,551,615"),
         ("/set max-tokens 0", "at least 1"),
         ("/regen", "nothing has been asked"),
         ("/undo", "nothing has been asked"),
@@ -197,6 +198,8 @@ def test_the_values_in_force_can_be_read(capsys: pytest.CaptureFixture[str]) -> 
         ("/set temp", "temp 0.7 preset coding"), ("/show temperature", "temp 0.7 preset coding"), ("/set min-p", "min-p 0.25 /set"),
         ("/show repeat-penalty", "repeat-penalty 1 default"), ("/set seed", "seed - another one each time"),
         ("/set context", "context 200 of at most 1,000 tokens"), ("/show thinking", "thinking on"),
+        ("/set format json", "answers are JSON"),
+        ("/set noformat", "answers are as"),
         ("/set format", "answers are as"),
     ):  # fmt: skip
         run_command(conversation, line)

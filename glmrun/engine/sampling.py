@@ -68,7 +68,8 @@ def _is_legal(name: str, value: Any) -> bool:
 def _expected(name: str) -> str:
     kind, low, high, hint = _LIMITS[name]
     what = "a whole number" if kind is int else "a number"
-    bound = f"of at least {low:g}" if high > 1e6 else f"from {low:g} to {high:g}"
+    most = f"{high:,}" if kind is int else f"{high:g}"
+    bound = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {most}"
     return f"{what} {bound} ({hint})"
 
 

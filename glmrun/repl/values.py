@@ -225,6 +225,7 @@ _SWITCHES: dict[str, Callable[[Conversation, str], None]] = {
     "context": _set_context,
     "preset": _set_preset,
     "format": _set_format,
+    "noformat": lambda conversation, _: _set_format(conversation, "text"),
     "vi": _set_vi,
     "history": _set_history,
     "nohistory": lambda conversation, _: _set_history(conversation, "off"),
