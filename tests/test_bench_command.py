@@ -193,3 +193,6 @@ def test_curves_become_pictures(tmp_path: Path) -> None:
         write(str(tmp_path / f"x{suffix}"), "cpu", "depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}, "pp8": {"f": [(0, 9.0)]}})
         assert (tmp_path / f"x{suffix}").read_bytes().startswith(start)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]
+    with pytest.raises(FileNotFoundError) as why:  # told with the name that the user wrote
+        write(str(tmp_path / "nosuch" / "x.svg"), "cpu", "depth", {"tg8": {"f": [(0, 8.0), (64, 4.0)]}})
+    assert why.value.filename == str(tmp_path / "nosuch" / "x.svg")

@@ -206,3 +206,5 @@ def test_wrong_use_of_perplexity_is_one_line(tmp_path: Path) -> None:
     assert "name it with --kl-divergence-base" in refused("ppl", "--kl-divergence", code=2)
     assert "leave -f" in refused("ppl", "--kl-divergence", "--kl-divergence-base", "x", "-f", "y", code=2)
     assert "no such file" in refused("ppl", "--kl-divergence", "--kl-divergence-base", str(tmp_path / "x"), code=3)
+    base = str(tmp_path / "nosuch" / "x.kld")
+    assert refused("ppl", "nano", "--kl-divergence-base", base, code=3) == f"error: {base}: No such file or directory"

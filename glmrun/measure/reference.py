@@ -41,7 +41,10 @@ class ReferenceWriter:
     def __init__(self, path: str | os.PathLike, windows: Windows, n_vocab: int) -> None:
         self.path, self._n_vocab, self._left = Path(path), n_vocab, len(windows.ids) * windows.n_scored
         self._unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        self._file = self._unfinished.open("wb")
+        try:
+            self._file = self._unfinished.open("wb")
+        except OSError as why:
+            raise OSError(why.errno, why.strerror, str(path)) from None  # the name that the user wrote
         self._file.write(_MAGIC + struct.pack("<iii", windows.n_ctx, n_vocab, len(windows.ids)))
         self._file.write(windows.ids.astype("<i4").tobytes())
         self._nll: list[bytes] = []

@@ -41,5 +41,7 @@ def write(path: str, title: str, by: str, curves: Curves) -> None:
     try:
         figure.savefig(unfinished)
         os.replace(unfinished, target)
+    except OSError as why:
+        raise OSError(why.errno, why.strerror, path) from None  # the name that the user wrote
     finally:
         unfinished.unlink(missing_ok=True)
