@@ -222,7 +222,7 @@ def _check_variable(setting: Setting, text: str) -> None:
 
 def default_model() -> str | None:
     """The MODEL that commands take when none is given: GLMRUN_MODEL or the config file's; None for nano."""
-    return os.environ.get(variable("model")) or read_config().values.get("model")
+    return os.environ.get(variable("model")) or read_config().values.get("model") or None
 
 
 def origins() -> list[tuple[str, str, str]]:

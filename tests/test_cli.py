@@ -105,6 +105,7 @@ def test_without_a_command_the_help_is_printed() -> None:
         (["inspect", "x.gguf", "--match", "("], 2, "regular expression"),
         (["pull", "flash"], 2, "names no model"),
         (["rm", "nosuch"], 3, "no model is called nosuch"),
+        (["rm", "nano"], 2, "nano comes with glmrun and can't be deleted"),
         (["plan", "nosuch.gguf"], 3, "no such file"),
         (["plan", "-c", "300k"], 2, "at most 202,752"),
         (["plan", "--kv-type", "q3"], 2, "f32, f16, q8_0"),

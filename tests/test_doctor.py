@@ -39,6 +39,18 @@ def test_the_text_names_problem_and_advice(monkeypatch: pytest.MonkeyPatch, caps
     assert "40.0 GB/s" in out and "processor\n" in out
 
 
+def test_settings_that_stop_every_command_are_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("temprature = 1\n")
+    monkeypatch.setenv("GLMRUN_CONFIG", str(config))
+    monkeypatch.setenv("GLMRUN_SED", "3")
+    assert _run(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert f"problem: {config}: line 1: there is no setting 'temprature'" in out and "hint: GLMRUN_SED means nothing" in out
+
+
 def test_a_broken_part_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(report: Report) -> dict[str, object]:
         raise ImportError("no such symbol: \x1b[31m")

@@ -12,6 +12,7 @@ from test_cli import glmrun, refused
     [
         ("help", "--help"),
         ("help verify", "verify --help"),
+        ("help help", "--help"),
         ("version", "--version"),
         ("-V", "--version"),
         ("config", "config show"),
@@ -35,6 +36,8 @@ def test_quiet_leaves_answers_and_errors(tmp_path: Path) -> None:
     [
         (["run", "--hlep"], {}, "there is no option --hlep; do you mean --help? (glmrun run --help"),
         (["rnu", "hi"], {}, "there is no command 'rnu'; do you mean glmrun run?"),
+        (["help", "rnu"], {}, "there is no command 'rnu'; do you mean glmrun run?"),
+        (["inspect", "nano", "--match", "attn"], {}, "--match chooses among what --tensors, --metadata, --hash or --diff show"),
         (["What is 2 + 2?"], {}, "do you mean glmrun run 'What is 2 + 2?'?"),
         (["my.gguf"], {}, "do you mean glmrun chat my.gguf?"),
         (["--temp", "0", "run", "hi"], {}, "--temp stands behind a command; do you mean glmrun run --help?"),

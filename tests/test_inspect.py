@@ -85,6 +85,8 @@ def test_hashes_are_of_the_weights_alone(tiny: Tiny, tmp_path: Path) -> None:
     assert shown[-1] == f"{found['']}  {renamed}" and len(shown) == len(found)
     as_json = json.loads(run("inspect", str(tiny.path), "--hash", "--json").stdout)
     assert as_json["sha256"] == found.pop("") and as_json["tensor_sha256"] == found
+    some = json.loads(run("inspect", str(tiny.path), "--hash", "--match", "^output", "--json").stdout)
+    assert some["sha256"] == as_json["sha256"] and set(some["tensor_sha256"]) == {"output_norm.weight", "output.weight"}
 
 
 def test_a_difference_is_told_and_is_the_exit_code(tiny: Tiny, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from test_cli import glmrun, refused
 from glmrun import settings
 from glmrun.cli import options
 from glmrun.engine.sampling import Sampler
-from glmrun.settings import SETTINGS, config_path, defaults, origins, read_config
+from glmrun.settings import SETTINGS, config_path, default_model, defaults, origins, read_config
 from quant.errors import UserError
 
 
@@ -46,6 +46,8 @@ def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(file: Path) ->
 
 
 def test_sizes_and_the_model_come_from_the_file_too(file: Path) -> None:
+    file.write_text('model = ""\n')
+    assert default_model() is None  # as an empty variable
     file.write_text('context = "1k"\nmodel = "nosuch"\nthreads = 1\n')
     assert "nosuch: no such file" in refused("run", "hello", code=3)
     assert "other: no such file" in refused("chat", code=3, env={**os.environ, "GLMRUN_MODEL": "other", "PYTHONPATH": os.getcwd()})

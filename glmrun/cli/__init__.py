@@ -234,7 +234,7 @@ def _first_guesses(command: Any, arguments: list[str]) -> list[str]:
     quiet = {"--quiet"} if has_own else {"--quiet", "-q"}
     given = [word for word in arguments[:end] if word not in quiet] + arguments[end:]
     if given[:1] == ["help"]:
-        given = [*given[1:], "--help"]
+        given = [*(word for word in given if word != "help"), "--help"]
     elif given == ["version"]:
         given = ["--version"]
     return ["--quiet", *given] if quiet & {*arguments[:end]} else given
@@ -265,7 +265,7 @@ def _usage_text(why: Any, arguments: list[str]) -> str:
 
 def _first_word(text: str, option: str, arguments: list[str]) -> str:
     """What is wrong with a command line that names no command: an option in front, a question, a model, another word."""
-    word = next((word for word in arguments if not word.startswith("-")), "")
+    word = next((word for word in arguments if not word.startswith("-") and word != "help"), "")
     near = re.search(r"Did you mean '(\w+)'", text)
     what, meant = f"there is no command {word!r}", near[1] if near else "--help"
     if option:

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glmrun import settings
 from glmrun.terminal.sanitize import json_text, one_line
 from glmrun.terminal.tables import bytes_text, columns
+from quant.errors import UserError
 
 if TYPE_CHECKING:
     from glmrun.measure.doctor import Report
@@ -15,7 +17,7 @@ def doctor(
     measure: Annotated[bool, typer.Option("--measure", help="Measure the memory's speed again, about a second.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Examine this machine: processor, kernels, threads, memory and its speed, folders, versions.
+    """Examine this machine: processor, kernels, threads, memory and its speed, folders, settings, versions.
 
     Each problem comes with what to do about it. Exit code 0: no problem, 1: at least one. Add the output to a bug report.
 
@@ -29,6 +31,12 @@ def doctor(
     from glmrun.measure.doctor import examine
 
     report = examine(measure)
+    try:
+        settings.defaults()
+    except UserError as why:
+        report.problem(str(why), "correct it; most commands end with this line until then")
+    for line in settings.misspelt():
+        report.hint(line, "correct or unset it")
     if as_json:
         found = asdict(report)
         for kind in ("problems", "hints"):

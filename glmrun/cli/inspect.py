@@ -48,6 +48,8 @@ def inspect(
         pattern = re.compile(match or "")
     except re.error as why:
         raise typer.BadParameter(f"--match: {match!r} is not a regular expression: {why}") from None
+    if match is not None and not (tensors or metadata or hash_data or diff is not None):
+        raise typer.BadParameter("--match chooses among what --tensors, --metadata, --hash or --diff show: add one of them")
 
     from glmrun.gguf.open import open_gguf
     from glmrun.measure.model_file import plain_metadata, tensor_rows
@@ -56,7 +58,7 @@ def inspect(
     if diff is not None:
         _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, hash_data, as_json)
         return
-    digests = _hashes(opened) if hash_data else {}
+    digests = {name: digest for name, digest in _hashes(opened).items() if not name or pattern.search(name)} if hash_data else {}
     facts = _facts(opened)
     rows = [row for row in tensor_rows(opened) if pattern.search(row["name"])]
     pairs = {key: value for key, value in plain_metadata(opened, _LONGEST_LIST).items() if pattern.search(key)}
@@ -69,8 +71,7 @@ def inspect(
 
     if hash_data:
         for name, digest in digests.items():
-            if pattern.search(name) or not name:
-                print(f"{digest}  {one_line(name or str(opened.path))}")
+            print(f"{digest}  {one_line(name or str(opened.path))}")
         return
     if not tensors and not metadata:
         print(visible(_summary(facts)))

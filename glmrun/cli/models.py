@@ -73,6 +73,10 @@ def remove_model(
     from glmrun.store.local import local_models, matching, remove
 
     found = matching(name, local_models())
+    if not found and name == "nano":
+        raise UserError(
+            "nano comes with glmrun and can't be deleted; its quantizations are in the cache folder (glmrun doctor)", "usage"
+        )
     if not found:
         raise UserError(f"no model is called {name}; glmrun list shows what there is", "missing")
     model = only_one(name, found)
