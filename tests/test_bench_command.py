@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from glmrun.measure.bench import Choices
 from glmrun.measure.doctor import kernel_target
 from glmrun.measure.server_bench import LONG_ANSWER, measure_server
 from glmrun.store.nano import CHECKPOINT, nano_path
+from glmrun.terminal.interrupt import orderly_end
 from glmrun.terminal.plot import write
 from quant.errors import UserError
 
@@ -73,6 +75,40 @@ def test_the_command_measures_drafts() -> None:
     ]  # fmt: skip
     assert "mtp:2 |" in done.stderr.decode()
     assert "mtp:3" in refused("bench", "-m", "nano", "--draft", "mtp:9", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begun"),
+    [
+        (["bench", "-m", str(CHECKPOINT), "-q", "q8_0", "-p", "64", "-n", "0", "-r", "100000"], "bench-*/nano-Q8_0.gguf"),
+        (["perplexity", "nano", "-c", "16", "--kl-divergence-base", "x.kld"], ".x.kld.*"),
+        (["imatrix", "nano", "-f", str(CHECKPOINT / "heldout.txt"), "-c", "16", "-o", "x.gguf"], ".x.gguf.partial"),
+    ],
+)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_lost_terminal_leaves_no_large_file(how: signal.Signals, arguments: list[str], begun: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_CACHE_DIR": str(tmp_path)}
+    if kernels.folder is not None:
+        (tmp_path / "kernels").symlink_to(kernels.folder.parent)
+    process = subprocess.Popen([sys.executable, "-m", "glmrun", *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    while not list(tmp_path.glob(begun)):
+        assert process.poll() is None
+        time.sleep(0.002)
+    time.sleep(0.05)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + how
+    assert {path.name for path in tmp_path.iterdir()} <= {"kernels", "nano"}
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a program
+    try:
+        with orderly_end():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_each_quantization_of_a_source_is_measured_and_gone(tmp_path: Path) -> None:

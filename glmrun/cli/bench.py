@@ -15,6 +15,7 @@ import typer
 from glmrun.cli import loading, options
 from glmrun.settings import default_model
 from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import orderly_end
 from glmrun.terminal.sanitize import one_line
 from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
@@ -166,7 +167,8 @@ def bench(
     extra = [*(["type_k", "type_v"] if kv_type else []), *(["draft"] if draft != "off" else [])]
     outputs = _outputs(output, output_err, choices, extra, wide)
     n_rows = n_files * len(choices.cases(Path()))
-    rows, interrupted = _measure(runs, outputs, n_rows, repetitions, wide, () if url else choices.n_threads)
+    with orderly_end():  # the converted files are large
+        rows, interrupted = _measure(runs, outputs, n_rows, repetitions, wide, () if url else choices.n_threads)
     if rows and (plot or plot_out):
         _plot(rows, plot, plot_out, output == "md")
     if interrupted:

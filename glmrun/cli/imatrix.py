@@ -8,6 +8,7 @@ import typer
 
 from glmrun.cli import loading, options
 from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import orderly_end
 from quant.errors import UserError
 from quant.text import decode_text
 
@@ -46,7 +47,7 @@ def imatrix(
         raise UserError(f"{file} has {len(ids):,} tokens, less than one chunk of {chunk_size:,}; give more text, or a smaller -c")
     collector = Collector(loaded, [Path(file).name])
     n_bytes = len(collector.result().packed())  # the same before and after
-    with publish(target, {target: n_bytes}, force, [path, Path(file)]) as out, work_bar() as bar:
+    with orderly_end(), publish(target, {target: n_bytes}, force, [path, Path(file)]) as out, work_bar() as bar:
         began = time.monotonic()
         for i in range(n):
             collector.read(ids[i * chunk_size : (i + 1) * chunk_size])

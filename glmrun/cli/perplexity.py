@@ -9,6 +9,7 @@ import typer
 
 from glmrun.cli import loading, options
 from glmrun.terminal.console import note
+from glmrun.terminal.interrupt import orderly_end
 from glmrun.terminal.sanitize import json_text
 from quant.text import decode_text
 
@@ -79,9 +80,10 @@ def perplexity(
         n_ctx, text, special = window or 512, *_text(file, special)
     opened = loading.load_model(path, n_ctx, threads, kv_type, draft="off")
     windows = reference.windows(opened, chunks) if reference else cut(opened, text, n_ctx, chunks, special)
-    if base is not None and reference is None:
-        writer = ReferenceWriter(base, windows, opened.config.vocab_size)
-    scores, done = _watched(score(opened, windows, reference, writer), writer, path.name, len(windows.ids))
+    with orderly_end():  # a reference is large
+        if base is not None and reference is None:
+            writer = ReferenceWriter(base, windows, opened.config.vocab_size)
+        scores, done = _watched(score(opened, windows, reference, writer), writer, path.name, len(windows.ids))
     if scores is None:
         raise typer.Exit(130)
     n_scored = done * windows.n_scored

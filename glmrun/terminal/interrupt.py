@@ -54,13 +54,16 @@ def ask_key(question: str) -> str:
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """A lost terminal or `kill` ends the program as sys.exit() does: what was said is kept, the terminal is as it was."""
+    """A lost terminal or `kill` ends the program as sys.exit() does: what was said is kept, the terminal is as it was.
+
+    What was begun is cleared away. A signal that is ignored, as nohup has it, stays so.
+    """
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, leave) for number in signals}
+    before = {number: signal.signal(number, leave) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:
