@@ -52,6 +52,16 @@ def test_an_answer_with_thinking_and_code(window: Callable[..., Window]) -> None
     )
 
 
+def test_the_commonest_window_breaks_no_row_of_a_table(window: Callable[..., Window]) -> None:
+    screen = wait_for(window(*GLMRUN, "plan", "Q8_0", rows=60), "^exit code [01]")
+    heading = "^quant +file +needed +largest context +tokens/s at most +context full$"
+    assert re.search(rf"{heading}(\n(Q4_K_M|Q6_K|Q8_0|BF16) .*[\d.]{{3,}} +[\d.]{{3,}}$){{4}}", screen, re.MULTILINE)
+    assert re.search(r"^speed +[\d.]+  tokens/s at most: .*\n +\S+.* a token$", screen, re.MULTILINE)  # between words
+    screen = wait_for(window(*GLMRUN, "config", rows=60), "^exit code 0")
+    assert re.search(r"^setting +value +from\nmodel +nano +default$", screen, re.MULTILINE)
+    assert re.search(r"^kv_type +f16, f32 where no matrix is quantized +default$", screen, re.MULTILINE)
+
+
 def test_a_narrow_window(window: Callable[..., Window]) -> None:
     screen = wait_for(window(*GLMRUN, "run", "nano", "What can you do?", "--temp", "0", columns=24), "^exit code 0")
     assert re.match(r"▸ thought for [\d.]+ s\s·\s12\stokens\nI can do four", screen)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from glmrun.settings import PLACES, SETTINGS, config_path, misspelt, origins
 from glmrun.terminal.console import note
 from glmrun.terminal.sanitize import one_line
 from glmrun.terminal.tables import columns
+from glmrun.terminal.tail import window
 
 app = typer.Typer(
     help="""Settings: a flag beats a GLMRUN_* variable, which beats the config file, which beats the default.
@@ -50,8 +52,11 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list
     if as_json:
         print(json.dumps([{"key": k, "value": v, "origin": o, "variable": SETTINGS[k].variable} for k, v, o in rows], indent=2))
         return
-    print(columns([["setting", "value", "from", "variable"], *([k, v, o, SETTINGS[k].variable] for k, v, o in rows)]))
     path = config_path()
+    table = [["setting", "value", "from", "variable"], *([k, v, o, SETTINGS[k].variable] for k, v, o in rows)]
+    if sys.stdout.isatty() and max(map(len, columns(table).split("\n"))) > window(sys.stdout)[0]:
+        table = [[*row[:2], row[2].replace(f"{path},", "config file,")] for row in table]  # variables are keys in capitals
+    print(columns(table))
     print(f"\nconfig file: {one_line(str(path))}{'' if path.exists() else ' (not there)'}")
     places = [[name, os.environ.get(name) or "-", what] for name, what in PLACES.items()]
     print("\n" + columns([["variable", "value", "place of"], *places]))

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from glmrun.cli import loading, options
-from glmrun.terminal.console import note
+from glmrun.terminal.console import note, tell
 from glmrun.terminal.sanitize import one_line
 from glmrun.terminal.tables import bytes_text, columns
 from quant.errors import UserError
@@ -100,9 +99,9 @@ def plan(
         print(json.dumps(_as_json(name, demand, others, n_ctx, speed, found, listed) | fits, indent=2))
     else:
         _print_plan(name, demand, n_ctx, speed, found, None if exists else (folder, free))
-        print(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
+        tell(_verdict(demand, n_ctx, found, fits_memory, fits_disk))
         for line in [*([f"It {part}."] if part else []), *([instead] if instead else [])]:
-            print(textwrap.fill(line, 100))
+            tell(line)
         print("\n" + _quantizations(others, n_ctx, speed, found))
         if listed:
             print("\n" + _devices(others, n_ctx, listed))
@@ -219,7 +218,7 @@ def _print_plan(
     if speed.busy:
         rows.append(("", "", "measured while other programs were computing: too low, and not remembered"))
     print(f"{one_line(name)}\n")
-    print(columns([("", "", ""), *rows], right=[1]).lstrip("\n"))
+    tell(columns([("", "", ""), *rows], right=[1]).lstrip("\n"))
 
 
 def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, fits_disk: bool) -> str:
@@ -237,7 +236,7 @@ def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, f
 
 
 def _quantizations(others: "list[Demand]", n_ctx: int, speed: "Bandwidth", found: "Memory") -> str:
-    rows = [["quantization", "file", "needed", "largest context", "tokens/s at most", "context full"]]
+    rows = [["quant", "file", "needed", "largest context", "tokens/s at most", "context full"]]
     for d in others:
         largest = d.largest_context(found.available)
         ceilings = [f"{d.ceiling(speed.bytes_per_second, at):.1f}" for at in (0, n_ctx)]

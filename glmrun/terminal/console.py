@@ -84,6 +84,16 @@ def write_answer(text: str) -> None:
     sys.stdout.flush()
 
 
+def tell(text: str) -> None:
+    """What a command found, on standard output. A terminal breaks it between words."""
+    if sys.stdout.isatty():
+        from glmrun.terminal.layout import folded
+        from glmrun.terminal.tail import window
+
+        text = folded(text, window(sys.stdout)[0])
+    print(text)
+
+
 def note(text: str) -> None:
     """One line on standard error, dim in a terminal; none if it is to be quiet."""
     if _quiet:
