@@ -61,6 +61,34 @@ def test_required_calls_one_of_the_functions(nano: Model) -> None:
     assert found and found <= {"get_weather", "now"}
 
 
+UNHELD = {"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 1, "maxItems": 2, "uniqueItems": True}
+LOOKS_AHEAD = {"type": "array", "items": {"type": "string", "pattern": "^(?!x)[a-z]+$"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "kinds"),
+    [
+        ({"type": ["string", "null"]}, (str, type(None))), ({"type": ["integer", "null"], "maximum": 99}, (int, type(None))),
+        ({"type": []}, object), ({"type": [{}]}, object), (UNHELD, list), (LOOKS_AHEAD, list),
+        ({"type": "object", "propertyNames": {"maxLength": 3}, "additionalProperties": {"type": "boolean"}}, dict),
+        ({"type": "object", "if": {}, "then": {}, "not": {"const": 1}, "unevaluatedProperties": False}, dict),
+        ({"type": "object", "properties": {"when": {"type": "string", "format": "whenever"}}}, dict),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_call_is_demanded_with_any_schema_that_clients_declare(nano: Model, schema: dict[str, Any], kinds: Any) -> None:
+    """A schema of a tool is no promise of the server's: what no grammar holds of it is no reason to refuse the call."""
+    parameters = {"type": "object", "properties": {"value": schema}, "required": ["value"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    options = {"tools": tools, "tool_choice": "required", "thinking": False, "parallel_tool_calls": False, "temperature": 0.0}
+    chunks = list(nano.chat(HELLO, **options, max_tokens=200))
+    for _, arguments in calls_of(chunks):
+        assert isinstance(arguments["value"], kinds)
+        if schema is UNHELD:
+            assert all(value <= 9 for value in arguments["value"])
+    assert calls_of(chunks) or chunks[-1].finish_reason == "length"
+
+
 def test_none_calls_nothing_even_where_a_call_is_likely(nano: Model) -> None:
     ask = [{"role": "user", "content": "What is the weather in Rome?"}]
     options = {"tools": TOOLS, "thinking": False, "temperature": 0.0, "max_tokens": 60}

@@ -16,7 +16,8 @@ def call_grammar(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]], name:
     """Lark text, as llguidance reads it, of one to `most` calls of the declared functions, or of the one with this name.
 
     Arguments come in the order of their declaration; those that are required cannot be left out. A value that is no text is JSON
-    of its schema, unless that refers to another part of the declaration. Raises UserError (usage) if nothing can be called.
+    of its schema as far as a grammar holds it, unless that refers to another part of the declaration. Raises UserError (usage) if
+    nothing can be called.
     """
     functions = [tool.get("function", tool) for tool in tools]
     chosen = [function for function in functions if name is None or function.get("name") == name]
@@ -62,7 +63,17 @@ def _value(schema: Any) -> str:
         choices = schema.get("enum")
         if isinstance(choices, list) and choices and all(isinstance(choice, str) and choice for choice in choices):
             return "(" + " | ".join(json.dumps(choice) for choice in choices) + ")"
-        text = json.dumps(schema)
-        if schema.get("type") in _TYPED and '"$ref"' not in text:
-            return f"%json {text}"
+        given = schema.get("type")
+        kinds = given if isinstance(given, list) and given else [given]
+        if all(isinstance(kind, str) and kind in _TYPED for kind in kinds) and '"$ref"' not in json.dumps(schema):
+            return f"%json {_held(schema)}"
     return "TEXT?"
+
+
+def _held(schema: Mapping[str, Any]) -> str:
+    """A schema, less what no grammar holds (uniqueItems, propertyNames, ...); its type alone where that does not do."""
+    from llguidance import LLMatcher
+
+    text = json.dumps({**schema, "x-guidance": {"lenient": True}})
+    is_wrong = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text))
+    return json.dumps({"type": schema["type"]}) if is_wrong else text
