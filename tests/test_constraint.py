@@ -89,6 +89,16 @@ def test_a_schema_that_cannot_be_followed_is_refused(schema: dict[str, Any]) -> 
     assert error.value.kind == "usage" and "\n" not in str(error.value)
 
 
+def test_a_format_that_no_grammar_holds_is_a_remark() -> None:
+    """As pydantic writes it for a path, a password or bytes; what else the schema says holds, and so do the other formats."""
+    path = {"type": "string", "format": "path", "maxLength": 2}
+    assert fits('"ab"', path) and not fits('"abc"', path) and not fits("1", path)
+    assert fits('["ab"]', {"type": "array", "items": path}) and fits('{"format": "x"}', {"enum": [{"format": "x"}]})
+    named = {"type": "object", "properties": {"format": {"const": "x"}}, "required": ["format"], "additionalProperties": False}
+    assert fits('{"format": "x"}', named) and not fits('{"format": "y"}', named)
+    assert fits('"2026-11-30"', {"type": "string", "format": "date"}) and not fits('"soon"', {"type": "string", "format": "date"})
+
+
 @pytest.fixture(scope="module")
 def nano() -> Model:
     return glmrun.load(n_ctx=512)

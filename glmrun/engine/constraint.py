@@ -14,6 +14,8 @@ from glmrun.engine.call_grammar import MAX_CALLS, call_grammar
 from quant.errors import UserError
 
 _SPACE = r"( |\n {0,40})?"  # between the parts: as much as indentation needs, for small models go on with it for ever
+_FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}  # that llguidance holds
+_VALUES = ("const", "default", "enum", "examples")  # hold no schemas
 
 
 class Grammar:
@@ -33,7 +35,8 @@ class Grammar:
         from llguidance import LLMatcher
 
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
+            text = json.dumps(_without_remarks(schema))
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _SPACE})
         except (TypeError, ValueError) as why:
             raise UserError(f"the JSON schema is not usable: {_one_line(why)}", "usage") from None
         return Constraint(self._matcher(grammar, "the JSON schema"), self._tokenizer, begins)
@@ -105,6 +108,17 @@ class _Vocabulary:
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
+
+
+def _without_remarks(schema: Any) -> Any:
+    """A schema less the formats that no grammar holds: by the letter of JSON Schema they are remarks, and a path is a text."""
+    if isinstance(schema, list):
+        return [_without_remarks(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    given = schema.get("format")
+    kept = {key: part for key, part in schema.items() if key != "format" or not isinstance(given, str) or given in _FORMATS}
+    return {key: part if key in _VALUES else _without_remarks(part) for key, part in kept.items()}
 
 
 def _one_line(why: object) -> str:
