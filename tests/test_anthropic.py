@@ -177,7 +177,9 @@ def test_a_schema_holds_the_answer_and_is_told_where_tools_may_be_called() -> No
     assert request(**format).json_schema == SCHEMA
     told = request(**format, tools=[BASH])
     assert told.json_schema is None and '"required": ["command"]' in told.messages[0]["content"]
+    assert request(output_format=format["output_config"]["format"]).json_schema == SCHEMA  # as it was called at first
     assert refusal(output_config={"format": {"type": "xml"}})[1] == "output_config.format"
+    assert refusal(output_format={"type": "json_schema"})[1] == "output_format"
 
 
 @pytest.mark.parametrize("kind", ["image", "document", "audio"])

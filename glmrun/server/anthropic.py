@@ -115,6 +115,7 @@ class Body(BaseModel):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: Format | None = None  # where output_config.format stood at first; LiteLLM and others still send it
     context_management: ContextManagement | None = None
     max_tokens: int | None = Field(default=None, ge=0)
     stop_sequences: list[Stop] | None = Field(default=None, max_length=MAX_STOPS)
@@ -153,7 +154,7 @@ def _request(said: Body) -> ChatRequest:
     choice, parallel = _choice(said.tool_choice, tools)
     thinking, budget = _thinking(said)
     edits = (said.context_management and said.context_management.edits) or []
-    schema, messages = _schema(said.output_config), _conversation(said)
+    schema, messages = _schema(said), _conversation(said)
     return ChatRequest(
         told(schema, messages) if schema is not None and tools else messages,
         tools=tools or None,
@@ -180,12 +181,15 @@ def _thinking(said: Body) -> tuple[bool, int | None]:
     return (True, budget) if said.thinking.budget_tokens is None else (True, said.thinking.budget_tokens)
 
 
-def _schema(config: OutputConfig | None) -> dict[str, Any] | None:
-    if config is None or config.format is None:
+def _schema(said: Body) -> dict[str, Any] | None:
+    given, param = said.output_format, "output_format"
+    if said.output_config is not None and said.output_config.format is not None:
+        given, param = said.output_config.format, "output_config.format"
+    if given is None:
         return None
-    if config.format.type != "json_schema" or config.format.schema_ is None:
-        raise BadRequest("output_config.format: expected {'type': 'json_schema', 'schema': {...}}", "output_config.format")
-    return config.format.schema_
+    if given.type != "json_schema" or given.schema_ is None:
+        raise BadRequest(f"{param}: expected {{'type': 'json_schema', 'schema': {{...}}}}", param)
+    return given.schema_
 
 
 def _tools(said: Body) -> list[dict[str, Any]]:
