@@ -10,7 +10,7 @@ from support.event_grammars import arguments_of
 from support.generated_answers import chunks_of, written
 
 from glmrun.chat.answer import Answer, collect
-from glmrun.chat.chunk import Chunk
+from glmrun.chat.chunk import Chunk, Stats
 from glmrun.server.interface import BadRequest
 from glmrun.server.openai_chat import OpenAIChat
 from quant.errors import UserError
@@ -91,6 +91,18 @@ def test_2000_answers_arrive_as_they_were_written_streamed_and_whole() -> None:
         assert message["finish_reason"] == whole["choices"][0]["finish_reason"] and message["usage"] == whole["usage"]
         seen |= {message["finish_reason"], len(calls)}
     assert seen >= {0, 1, 2, "stop", "tool_calls", "length"}
+
+
+def test_each_of_several_answers_begins_with_its_role_and_the_prompt_counts_once() -> None:
+    writer = asked(n=2, stream_options={"include_usage": True}).writer
+    stats = Stats(n_prompt=5, n_generated=3)
+    chunks = [Chunk(stats=stats), Chunk(text="a", stats=stats), Chunk(finish_reason="stop", stats=stats)]
+    sent = [*writer.begin(), *(event for i in range(2) for chunk in chunks for event in writer.push(i, chunk)), *writer.end()]
+    events = [json.loads(event[6:]) for event in sent[:-1]]
+    deltas = [[e["choices"][0]["delta"] for e in events[:-1] if e["choices"][0]["index"] == i] for i in range(2)]
+    assert deltas[0] == deltas[1] == [{"role": "assistant", "content": ""}, {"content": "a"}, {}]
+    usage = events[-1]["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (5, 6)
 
 
 def test_a_failure_before_anything_is_an_error_object_and_an_end() -> None:

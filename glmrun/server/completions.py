@@ -91,7 +91,7 @@ class Completions:
                 options = {"max_tokens": n_tokens, "stop": form.stops(), "logprobs": n_top, **form.sampling(answer)}
                 requests.append(Continuation(ids, text, options, bool(form.echo)))
         with_usage = form.stream_options is not None and bool(form.stream_options.include_usage)
-        return AskedToContinue(requests, bool(form.stream), CompletionWriter(model, with_usage))
+        return AskedToContinue(requests, bool(form.stream), CompletionWriter(model, with_usage, form.n or 1))
 
     def answer(self, asked: Continuation) -> Iterator[Chunk]:
         """The chunks of a continuation. Raises UserError at once for a prompt that cannot be read."""
@@ -136,16 +136,16 @@ class Completions:
 
 
 class CompletionWriter:
-    """Chunks of completions as server-sent events, or as one body."""
+    """Chunks of completions as server-sent events, or as one body; n answers to each prompt."""
 
-    def __init__(self, model: str, with_usage: bool) -> None:
+    def __init__(self, model: str, with_usage: bool, n: int) -> None:
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,
         }
-        self._with_usage = with_usage
+        self._with_usage, self._n = with_usage, n
         self._tallies: dict[int, Tally] = {}
         self._offsets: dict[int, int] = {}
 
@@ -168,7 +168,7 @@ class CompletionWriter:
     def end(self) -> Iterable[bytes]:
         """As Writer.end()."""
         if self._with_usage:
-            yield event({**self._head, "choices": [], "usage": usage_of(self._tallies.values())})
+            yield event({**self._head, "choices": [], "usage": usage_of(self._tallies.values(), self._n)})
         yield b"data: [DONE]\n\n"
 
     def fail(self, error: UserError) -> Iterable[bytes]:
@@ -189,7 +189,7 @@ class CompletionWriter:
                 "logprobs": self._logprobs(index, likely) if likely else None,
                 "finish_reason": _FINISH[chunks[-1].finish_reason or "cancelled"],
             })  # fmt: skip
-        return {**self._head, "choices": choices, "usage": usage_of(tallies), "timings": timings(answers[-1][-1].stats)}
+        return {**self._head, "choices": choices, "usage": usage_of(tallies, self._n), "timings": timings(answers[-1][-1].stats)}
 
     def _event(self, answer: int, text: str, likely: list[Logprob] | None = None, finish: str | None = None) -> bytes:
         told = self._logprobs(answer, likely) if likely else None

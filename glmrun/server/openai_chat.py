@@ -19,6 +19,7 @@ _MEDIA = (
     *("image", "image_url", "input_image", "audio", "audio_url", "input_audio"),
     *("video", "video_url", "file", "input_file", "document"),
 )
+_FIRST = {"role": "assistant", "content": ""}  # delta of each answer
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "cancelled": "length"}
 
 
@@ -204,10 +205,12 @@ class ChatWriter:
 
     def begin(self) -> Iterable[bytes]:
         """As Writer.begin()."""
-        yield self._event(0, {"role": "assistant", "content": ""})
+        yield self._event(0, _FIRST)
 
     def push(self, answer: int, chunk: Chunk) -> Iterable[bytes]:
         """As Writer.push()."""
+        if answer and answer not in self._tallies:
+            yield self._event(answer, _FIRST)
         tally = self._tallies.setdefault(answer, Tally())
         tally.count(chunk)
         if self._with_progress and chunk.token is None and chunk.finish_reason is None:
@@ -294,13 +297,14 @@ class Tally:
             self.n_thinking = chunk.stats.n_generated
 
 
-def usage_of(tallies: Iterable[Tally]) -> dict[str, Any]:
-    """`usage` of a body: its prompt once, the tokens of all its answers."""
+def usage_of(tallies: Iterable[Tally], n: int | None = None) -> dict[str, Any]:
+    """`usage` of a body: each prompt once, the tokens of all answers. n: answers to a prompt; None: there is one prompt."""
     tallies = list(tallies) or [Tally()]
-    n_prompt, n_written = tallies[0].stats.n_prompt, sum(tally.stats.n_generated for tally in tallies)
+    prompts = [tally.stats for tally in tallies[:: n or len(tallies)]]
+    n_prompt, n_written = sum(stats.n_prompt for stats in prompts), sum(tally.stats.n_generated for tally in tallies)
     return {
         "prompt_tokens": n_prompt, "completion_tokens": n_written, "total_tokens": n_prompt + n_written,
-        "prompt_tokens_details": {"cached_tokens": tallies[0].stats.n_cached},
+        "prompt_tokens_details": {"cached_tokens": sum(stats.n_cached for stats in prompts)},
         "completion_tokens_details": {"reasoning_tokens": sum(tally.n_thinking for tally in tallies)},
     }  # fmt: skip
 
