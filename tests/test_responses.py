@@ -207,7 +207,7 @@ def test_20_every_event_has_its_type_and_the_response_its_model() -> None:
 def test_usage() -> None:
     usage = responses_answer(sent(CHUNKS))["usage"]
     assert usage == {
-        "input_tokens": 30, "input_tokens_details": {"cached_tokens": 20}, "output_tokens": 7,
+        "input_tokens": 30, "input_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 0}, "output_tokens": 7,
         "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": 37,
     }  # fmt: skip
 
@@ -250,6 +250,10 @@ def test_the_response_repeats_what_was_asked() -> None:
     response = asked(**body).writer.whole([CHUNKS])
     assert response["tools"] == [EXEC] and response["tool_choice"] == body["tool_choice"]
     assert (response["max_output_tokens"], response["temperature"]) == (5, 0.5)
+    assert (response["text"], response["metadata"]) == ({"format": {"type": "text"}}, {})
+    form = {"type": "json_schema", "name": "x", "strict": True, "schema": {"type": "object"}}  # a format without a name is none
+    response = asked(text={"format": form, "verbosity": "low"}, metadata={"a": "b"}).writer.whole([CHUNKS])
+    assert (response["text"], response["metadata"]) == ({"format": form}, {"a": "b"})
 
 
 def test_a_failure_keeps_what_was_said_and_names_its_code() -> None:

@@ -166,15 +166,17 @@ def _text(parts: Sequence[Part], message: int, where: str) -> str:
 
 def _echo(said: Body, request: ChatRequest) -> dict[str, Any]:
     """What a response repeats of its request."""
+    format = said.text.format.model_dump(by_alias=True, exclude_unset=True) if said.text and said.text.format else {"type": "text"}
     tools = [{"type": "function", "strict": False} | tool["function"] for tool in request.tools or ()]
     named = request.tool_choice not in ("auto", "none", "required")
     return {
-        "instructions": said.instructions, "max_output_tokens": said.max_output_tokens, "metadata": {}, "tools": tools,
+        "instructions": said.instructions, "max_output_tokens": said.max_output_tokens, "tools": tools,
+        "metadata": said.metadata if isinstance(said.metadata, dict) else {},
         "parallel_tool_calls": request.parallel_tool_calls, "previous_response_id": said.previous_response_id,
         "store": said.store is not False,
         "reasoning": {"effort": said.reasoning and said.reasoning.effort, "summary": said.reasoning and said.reasoning.summary},
         "temperature": said.temperature, "top_p": said.top_p, "truncation": "disabled",
-        "text": {"format": {"type": said.text.format.type if said.text and said.text.format else "text"}},
+        "text": {"format": format},
         "tool_choice": {"type": "function", "name": request.tool_choice} if named else request.tool_choice,
     }  # fmt: skip
 
@@ -249,7 +251,7 @@ class ResponseWriter:
     def _usage(self) -> dict[str, Any]:
         stats = self.stats
         return {
-            "input_tokens": stats.n_prompt, "input_tokens_details": {"cached_tokens": stats.n_cached},
+            "input_tokens": stats.n_prompt, "input_tokens_details": {"cached_tokens": stats.n_cached, "cache_write_tokens": 0},
             "output_tokens": stats.n_generated, "output_tokens_details": {"reasoning_tokens": self.n_thought},
             "total_tokens": stats.n_prompt + stats.n_generated,
         }  # fmt: skip

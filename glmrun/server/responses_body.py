@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 CALLS = ("function_call", "custom_tool_call")
 ITEMS = ("message", "reasoning", *CALLS, *(f"{call}_output" for call in CALLS))  # all others are other servers' business
@@ -69,6 +69,10 @@ class Reasoning(BaseModel):
 
 
 class Format(BaseModel):
+    """The form of an answer; all of it is repeated in the response, its name and the rest, too."""
+
+    model_config = ConfigDict(extra="allow")
+
     type: Literal["text", "json_object", "json_schema"]
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
@@ -97,6 +101,7 @@ class Body(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     previous_response_id: str | None = None
     store: bool | None = None
+    metadata: Any = None
     conversation: Any = None
     prompt: Any = None
     background: bool | None = None
