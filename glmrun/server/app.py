@@ -161,7 +161,8 @@ async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = {404: "there is no such path", 405: f"{request.method} is not what this path takes"}
     reason = what.get(error.status_code, HTTPStatus(error.status_code).phrase)
-    reason += f": {request.url.path[:200]!r}; base URLs are http://{request.url.netloc}/v1, for Anthropic's clients without /v1"
+    base = f"http://{request.url.netloc}"
+    reason += f": {request.url.path[:200]!r}; base URLs are {base}/v1, for Anthropic's and Ollama's clients without /v1"
     body = refusal(request.url.path, error.status_code, UserError(reason, "missing"))
     return JSONResponse(body, error.status_code, error.headers)
 
