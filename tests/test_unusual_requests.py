@@ -6,15 +6,16 @@ import socket
 from typing import Any
 
 import pytest
-from support.served import Served
+from support.served import Served, served
 
 from glmrun.chat.chunk import Chunk, Logprob, Stats
 from glmrun.engine.model import Model
 from glmrun.server import ollama
 from glmrun.server.anthropic import Messages
-from glmrun.server.guard import meant
+from glmrun.server.guard import Access, meant
 from glmrun.server.interface import BadRequest
 from glmrun.server.openai_chat import OpenAIChat
+from glmrun.server.service import Options
 
 CHAT = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "q"}]
@@ -38,6 +39,17 @@ def test_base_urls_with_too_much_or_too_little(path: str, expected: str) -> None
 def test_a_path_that_is_forgiven_is_guarded_all_the_same(server: Served) -> None:
     assert server.post("/v1//v1/chat/completions/", SHORT).status_code == 200
     assert server.post("//chat/completions", SHORT, Origin="http://evil.example").status_code == 403
+
+
+def test_a_name_or_a_page_that_is_not_allowed_is_told_that_it_can_be(nano: Model) -> None:
+    """Programs in containers call this machine host.docker.internal, and pages are served from elsewhere."""
+    name, page = {"Host": "host.docker.internal:8080"}, {"Origin": "http://localhost:3000"}
+    with served(nano) as found:
+        for headers in (name, page):
+            refused = found.get("/v1/models", **headers)
+            assert refused.status_code == 403 and "started to allow" in refused.json()["error"]["message"]
+    with served(nano, Options(Access(hosts=("host.docker.internal",), origins=("http://localhost:3000",)))) as found:
+        assert [found.get("/v1/models", **headers).status_code for headers in (name, page)] == [200, 200]
 
 
 @pytest.mark.parametrize(("head", "status"), [("HTTP/1.0\r\n", 200), ("HTTP/1.1\r\n", 400), ("HTTP/1.0\r\nHost: evil\r\n", 403)])

@@ -42,10 +42,10 @@ class Access:
         """Status and reason why a request is not heard, or None."""
         host = hostname(headers.get("host", "localhost"))  # HTTP/1.0 may leave it out; browsers, of which we are afraid, do not
         if self.hosts is not None and not (is_local(host) or host in self.hosts):
-            return 403, f"the Host header names {host[:80]!r}; this server listens to this machine only"
+            return 403, f"the Host header names {host[:80]!r}; expected localhost, or a name that the server was started to allow"
         origin = headers.get("origin")
         if origin is not None and not self._is_welcome(origin, headers.get("host", "")):
-            return 403, f"a page of {origin[:80]!r} asks; pages of other servers are not allowed to"
+            return 403, f"a page of {origin[:80]!r} asks; pages of other servers may if the server was started to allow them"
         if self.key is not None and path not in _OPEN and not self._has_key(headers):
             return 401, "the key is missing or wrong; send it as Authorization: Bearer KEY"
         return None
