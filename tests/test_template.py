@@ -202,6 +202,23 @@ def test_ordinary_text_is_tokenized_as_if_nothing_had_been_marked():
     assert ids == tokenizer().encode(text)
 
 
+def test_results_stand_in_the_order_of_their_calls():
+    """Programs send them as they become ready, and name them by the call's id, which the format does not show."""
+    calls = [call("f", {}) | {"id": "a"}, call("g", {}) | {"id": "b"}, call("h", {}) | {"id": "c"}]
+    history = [user("q"), assistant("", tool_calls=calls)]
+    said = {"a": "first", "b": "second", "c": "third"}
+
+    def told(ids: str) -> str:
+        found = [{"role": "tool", "tool_call_id": i, "content": said.get(i, "?")} for i in ids]
+        return chat_format().render([*history, *found, user("go on")]).partition("<|observation|>")[2]
+
+    assert told("cab") == told("abc") and told("ca") == told("ac") != told("abc")
+    assert told("cax").index("third") < told("cax").index("first")  # which of them belongs to a call is not known: as sent
+    twice = [call("f", {}) | {"id": ""}, call("g", {}) | {"id": ""}]
+    both = [{"role": "tool", "tool_call_id": "", "content": text} for text in ("one", "two")]
+    assert "one</tool_response><tool_response>two" in chat_format().render([user("q"), assistant("", tool_calls=twice), *both])
+
+
 def test_the_callers_messages_stay_as_they_were():
     messages = [user("<|user|>"), assistant("<think>r</think>b", tool_calls=[call("f", '{"a": "<sop>"}')])]
     before = json.dumps(messages)

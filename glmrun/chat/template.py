@@ -6,6 +6,7 @@ rendering the template's own control tokens can be told from a user's look-alike
 """
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,20 @@ class ChatFormat:
 def _messages(messages: Any) -> list[dict]:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise UserError("messages must be a list of at least one {'role': ..., 'content': ...}", "usage")
-    return [_message(message, f"message {i}") for i, message in enumerate(messages)]
+    return _in_order([_message(message, f"message {i}") for i, message in enumerate(messages)])
+
+
+def _in_order(messages: list[dict]) -> list[dict]:
+    """Results of several calls in the order of these: the format has no ids, so the first result is read as the first call's."""
+    ordered: list[dict] = []
+    for are_results, group in groupby(messages, lambda message: message["role"] == "tool"):
+        found = list(group)
+        if are_results and ordered:
+            places = {call.get("id"): i for i, call in enumerate(ordered[-1].get("tool_calls", ()))}
+            if all(result.get("tool_call_id") in places for result in found):
+                found.sort(key=lambda result: places[result.get("tool_call_id")])
+        ordered += found
+    return ordered
 
 
 def _message(message: Any, where: str) -> dict:
