@@ -73,6 +73,7 @@ LOOKS_AHEAD = {"type": "array", "items": {"type": "string", "pattern": "^(?!x)[a
         ({"type": "object", "propertyNames": {"maxLength": 3}, "additionalProperties": {"type": "boolean"}}, dict),
         ({"type": "object", "if": {}, "then": {}, "not": {"const": 1}, "unevaluatedProperties": False}, dict),
         ({"type": "object", "properties": {"when": {"type": "string", "format": "whenever"}}}, dict),
+        ({"type": "array", "items": {"type": "object", "required": "é" * 50}}, list),
     ],
     ids=str,
 )  # fmt: skip
@@ -87,6 +88,41 @@ def test_a_call_is_demanded_with_any_schema_that_clients_declare(nano: Model, sc
         if schema is UNHELD:
             assert all(value <= 9 for value in arguments["value"])
     assert calls_of(chunks) or chunks[-1].finish_reason == "length"
+
+
+NESTED = {
+    "$defs": {
+        "Place": {
+            "type": "object", "properties": {"zip": {"$ref": "#/$defs/Zip"}}, "required": ["zip"], "additionalProperties": False,
+        },
+        "Zip": {"type": "integer", "minimum": 10, "maximum": 99},
+        "Kind": {"enum": ["a", "b"], "type": "string"},
+    },
+    "type": "object",
+    "properties": {
+        "place": {"$ref": "#/$defs/Place"}, "kind": {"$ref": "#/$defs/Kind"}, "fixed": {"const": "x", "type": "string"},
+        "days": {"anyOf": [{"type": "integer", "maximum": 9}, {"type": "null"}], "default": None},
+        "places": {"type": "array", "items": {"$ref": "#/$defs/Place"}, "minItems": 1, "maxItems": 1},
+        "number": {"enum": [1, 2]}, "other": {"$ref": "#/properties/days"},
+    },
+    "required": ["place", "kind", "fixed", "days", "places", "number", "other"],
+}  # fmt: skip
+
+
+def is_place(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"zip"} and 9 < value["zip"] < 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_arguments_that_refer_to_definitions_are_held_to_them(nano: Model, seed: int) -> None:
+    """As pydantic writes nested models, enumerations and optional values."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": NESTED}}]
+    options = {"tools": tools, "tool_choice": "f", "thinking": False, "parallel_tool_calls": False, "seed": seed}
+    chunks = list(nano.chat(HELLO, **options, temperature=0.5, max_tokens=700))
+    [(_, said)] = calls_of(chunks)
+    assert is_place(said["place"]) and all(map(is_place, said["places"])) and said["kind"] in ("a", "b") and said["fixed"] == "x"
+    assert said["days"] is None or said["days"] <= 9
+    assert said["number"] in (1, 2) and isinstance(said["other"], int | None)
 
 
 def test_none_calls_nothing_even_where_a_call_is_likely(nano: Model) -> None:

@@ -96,7 +96,7 @@ def typed_arguments(pairs: Sequence[tuple[str, str]], schema: Mapping) -> dict[s
 
 def is_text(key: str, schema: Mapping) -> bool:
     """Whether every value of this parameter is a text, whatever it says."""
-    return _allowed(_property(schema, key), schema, 8) == {"string"}
+    return types_of(_property(schema, key), schema) == {"string"}
 
 
 def begins_json(text: str) -> bool:
@@ -128,7 +128,7 @@ def typed_value(raw: str, schema: Any, root: Mapping) -> Any:
     Without a declared type, what reads as JSON is JSON. Where a string is allowed among others, another type is taken only when the
     value is spelled exactly like one.
     """
-    types = _allowed(schema, root, 8)
+    types = types_of(schema, root)
     if not types:
         try:
             return _json(raw)
@@ -208,8 +208,12 @@ def _property(schema: Mapping, key: str) -> Any:
     return properties.get(key) if isinstance(properties, dict) else None
 
 
+def types_of(schema: Any, root: Mapping) -> set[str]:
+    """The JSON types that a schema, a part of root, admits; empty if it says nothing (or something this does not read)."""
+    return _allowed(schema, root, 8)
+
+
 def _allowed(schema: Any, root: Mapping, depth: int) -> set[str]:
-    """The JSON types that a schema admits; empty if it says nothing (or something this does not read)."""
     if not isinstance(schema, dict) or not depth:
         return set()
     types: set[str] = {"null"} if schema.get("nullable") is True else set()
@@ -219,7 +223,7 @@ def _allowed(schema: Any, root: Mapping, depth: int) -> set[str]:
     if isinstance(kind, list):
         return types | {k for k in kind if isinstance(k, str)}
     if isinstance(schema.get("$ref"), str):
-        return types | _allowed(_resolve(schema["$ref"], root), root, depth - 1)
+        return types | _allowed(referred(schema["$ref"], root), root, depth - 1)
     for word in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(word), list) and schema[word]:
             each = [_allowed(option, root, depth - 1) for option in schema[word]]
@@ -228,7 +232,8 @@ def _allowed(schema: Any, root: Mapping, depth: int) -> set[str]:
     return types | {_TYPES_OF_VALUES[type(value)] for value in values if type(value) in _TYPES_OF_VALUES}
 
 
-def _resolve(pointer: str, root: Mapping) -> Any:
+def referred(pointer: str, root: Mapping) -> Any:
+    """What a reference inside root means; None for the whole of it and for what is not there."""
     at: Any = root
     for part in pointer.removeprefix("#/").split("/") if pointer.startswith("#/") else ():
         at = at.get(part) if isinstance(at, dict) else None

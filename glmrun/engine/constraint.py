@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from glmrun.chat.tokenizer import Tokenizer
-from glmrun.engine.call_grammar import MAX_CALLS, call_grammar
+from glmrun.engine.call_grammar import MAX_CALLS, SPACE, call_grammar
 from quant.errors import UserError
 
-_SPACE = r"( |\n {0,40})?"  # between the parts: as much as indentation needs, for small models go on with it for ever
 _FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}  # that llguidance holds
 _VALUES = ("const", "default", "enum", "examples")  # hold no schemas
 
@@ -36,7 +35,7 @@ class Grammar:
 
         try:
             text = json.dumps(_without_remarks(schema))
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _SPACE})
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE})
         except (TypeError, ValueError) as why:
             raise UserError(f"the JSON schema is not usable: {_one_line(why)}", "usage") from None
         return Constraint(self._matcher(grammar, "the JSON schema"), self._tokenizer, begins)
@@ -48,7 +47,10 @@ class Grammar:
         """
         from llguidance import LLMatcher
 
-        lark = call_grammar(self._tokenizer, tools, name, 1 if one else MAX_CALLS)
+        def is_usable(schema: str) -> bool:
+            return not LLMatcher(self._ll, LLMatcher.grammar_from_json_schema(schema), log_level=0).is_error()
+
+        lark = call_grammar(self._tokenizer, tools, name, 1 if one else MAX_CALLS, is_usable)
         matcher = self._matcher(LLMatcher.grammar_from_lark(lark), "the schema of a tool that must be called")
         opening = self._tokenizer.id_of("<tool_call>")
         return Constraint(matcher, self._tokenizer, begins, [] if opening is None else [opening])
