@@ -46,7 +46,7 @@ def test_settings_that_stop_every_command_are_a_problem(
     config.write_text("temprature = 1\n")
     monkeypatch.setenv("GLMRUN_CONFIG", str(config))
     monkeypatch.setenv("GLMRUN_SED", "3")
-    assert _run(["doctor"]) == 1
+    assert exit_code("doctor") == 1
     out = capsys.readouterr().out
     assert f"problem: {config}: line 1: there is no setting 'temprature'" in out and "hint: GLMRUN_SED means nothing" in out
 
