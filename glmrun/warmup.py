@@ -27,11 +27,10 @@ MOST_WORKERS = 8  # more find nothing to do: kernels wait for each other
 Progress = Callable[[str, int, int], None]
 
 
-def compile_all(progress: Progress = lambda text, done, total: None, n_workers: int | None = None) -> None:
+def compile_all(progress: Progress = lambda text, done, total: None) -> None:
     """Have all kernels compiled and loaded; returns at once if they are.
 
     progress    called with what is being done, the number of kernels that are done, and of all
-    n_workers   processes; by default one for each core that this process may use
     Raises UserError where NUMBA_DISABLE_JIT is set: it asks for nothing to be compiled.
     Two programs that call this at once share the work of the first. A folder that can't be written is not an error: the kernels
     are then compiled in this process, for this process. KeyboardInterrupt ends the workers; what is compiled is kept.
@@ -48,7 +47,7 @@ def compile_all(progress: Progress = lambda text, done, total: None, n_workers: 
     from glmrun.kernels.team import available_cores
 
     todo = kernels.registered
-    n_workers = min(n_workers or available_cores(), MOST_WORKERS)
+    n_workers = min(available_cores(), MOST_WORKERS)
     if kernels.folder is not None:
         with _alone(kernels.folder, progress):
             if not kernels.are_compiled() and (n_workers < 2 or not _share_out(todo, n_workers, progress)):

@@ -66,7 +66,7 @@ def round_blocks(x: Array, steps: int = 127, block: int = 64) -> Array:
 
 
 def attend_rounded(query: Array, rows: Array, latent: int, scale: float, rounded: bool = True) -> Array:
-    """Absorbed attention of the last T of S positions, (T, heads, latent), with the roundings of kernels/attention.py.
+    """Absorbed attention of the last T of S positions, (T, heads, latent), with the roundings of kernels/attention/.
 
     query    (T, heads, row)
     rows     (S, row): latent values, then the rope key

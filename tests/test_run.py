@@ -1,4 +1,4 @@
-"""`glmrun run`: where the question comes from, and the forms of the answer (tests/scripted_model.py answers)."""
+"""`glmrun run`: where the question comes from, and the forms of the answer (tests/support/scripted_model.py answers)."""
 
 import json
 import os

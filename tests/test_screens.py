@@ -1,4 +1,4 @@
-"""What a person sees who uses nano in a window (tests/window.py): whole screens, with a # for each number that a clock decides."""
+"""What a person sees who uses nano in a window (tests/support/window.py): whole screens, # for each number of a clock."""
 
 import os
 import re

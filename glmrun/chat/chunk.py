@@ -1,4 +1,4 @@
-"""The pieces an answer comes in, from the engine here (engine.py) or from a server (remote.py)."""
+"""The pieces an answer comes in, from the engine here (engine/chat.py) or from a server (remote.py)."""
 
 from dataclasses import dataclass, field
 

@@ -20,7 +20,7 @@ from glmrun.engine.pace import Pace
 from glmrun.engine.passes import DiskFailed, Passes, Run
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import PassCosts
-from glmrun.engine.workspace import Workspace
+from glmrun.engine.workspace import MAX_RUNS, Workspace
 from glmrun.gguf.watch import Watched
 from glmrun.kernels.disk import LOOKS
 from glmrun.kernels.team import Team
@@ -66,7 +66,7 @@ class _Request:
 
 
 class Runner:
-    """Threads and buffers for steps of up to max_runs runs.
+    """Threads and buffers for steps of up to MAX_RUNS runs.
 
     costs   what passes of few tokens take; alone: whether the last step had one run
 
@@ -80,7 +80,6 @@ class Runner:
         n_ctx: int,
         n_threads: int | None,
         max_tokens: int = MAX_TOKENS,
-        max_runs: int = 16,
         watched: Iterable[Watched] = (),
         from_disk: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -88,11 +87,11 @@ class Runner:
 
         from_disk   asked before each step: how it has experts read (kernels/disk.py), 0 where the weights are in memory
         """
-        self.max_tokens, self.max_runs = min(max_tokens, n_ctx), max_runs
+        self.max_tokens = min(max_tokens, n_ctx)
         self._weights, self._pid, self._watched, self._from_disk = weights, os.getpid(), tuple(watched), from_disk
         self._team = Team(n_threads)
         self.n_threads = self._team.n_threads
-        self.workspace = Workspace(weights, n_ctx, self.max_tokens + max_runs, self.n_threads, max_runs)
+        self.workspace = Workspace(weights, n_ctx, self.max_tokens + MAX_RUNS, self.n_threads)
         self.n_layers = weights.config.num_hidden_layers
         self._passes = Passes(weights, self.workspace, self._team)
         self.costs = PassCosts()
@@ -171,7 +170,7 @@ class Runner:
         """
         self.check()
         request = _Request(runs, cancelled, importance, work)
-        assert request.n_tokens <= self.max_tokens and request.n_parts <= self.max_runs
+        assert request.n_tokens <= self.max_tokens and request.n_parts <= MAX_RUNS
         try:
             with self._lock:
                 self._waiting.append(request)
@@ -302,7 +301,7 @@ class Runner:
                     request.fulfilled = False
             waiting = [request for request in self._waiting if request.fulfilled is None]
         of_prompts = self.piece(len(waiting[0].runs[0].sequence.tokens)) if waiting and waiting[0].runs else None
-        chosen = next_batch([request.size for request in waiting], self.max_tokens + self.max_runs, self.max_runs, of_prompts)
+        chosen = next_batch([request.size for request in waiting], self.max_tokens + MAX_RUNS, MAX_RUNS, of_prompts)
         return [waiting[i] for i in chosen]
 
     def _learn(self, runs: Sequence[Run], seconds: float | None) -> bool:

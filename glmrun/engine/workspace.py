@@ -22,6 +22,7 @@ from glmrun.kernels.matmul import scratch_bytes
 from glmrun.tensors.weights import Weights, round_up
 
 ANGLES = 4096  # positions whose angles are computed at once
+MAX_RUNS = 16  # of one step
 LINE = 64  # bytes: vectors never share a cache line with a neighbour's row
 
 
@@ -36,20 +37,20 @@ class Part(NamedTuple):
 
 
 class Workspace:
-    """Buffers for steps of up to max_tokens tokens in up to max_runs runs, of positions below n_ctx, on n_threads threads.
+    """Buffers for steps of up to max_tokens tokens in up to MAX_RUNS runs, of positions below n_ctx, on n_threads threads.
 
     step     record STEP with every address filled; begin() sets what changes with each step
     workers  records WORKER (n_threads,)
     x        float32 (max_tokens, hidden_size): where the embeddings go; after a step the last layer's rows in the logits' order
     """
 
-    def __init__(self, weights: Weights, n_ctx: int, max_tokens: int, n_threads: int, max_runs: int = 16) -> None:
+    def __init__(self, weights: Weights, n_ctx: int, max_tokens: int, n_threads: int) -> None:
         c, m = weights.config, weights.model
-        self.n_ctx, self.max_tokens, self.max_runs = n_ctx, max_tokens, max_runs
+        self.n_ctx, self.max_tokens = n_ctx, max_tokens
         self._memory: list[np.ndarray] = []
         self.step = s = np.zeros(1, STEP)[0]
         self._tokens = np.zeros((3, max_tokens), np.int64)  # int64 (3, max_tokens): runs, wanted tokens, their runs
-        self._runs = np.zeros((2, max_runs), RUN)  # RUN (2, max_runs): of the step, and of the tokens that are wanted
+        self._runs = np.zeros((2, MAX_RUNS), RUN)  # RUN (2, MAX_RUNS): of the step, and of the tokens that are wanted
         s["run"], s["wanted"], s["wanted_run"] = (row.ctypes.data for row in self._tokens)
         rope = self._reserved(n_ctx * c.qk_rope_head_dim * 4, "table of angles")
         self._rope = rope.view(np.float32).reshape(n_ctx, -1, 2)  # float32 (n_ctx, qk_rope_head_dim / 2, 2), as far as reached
@@ -78,9 +79,9 @@ class Workspace:
             self._partial_bytes = -(-self.n_ctx // SEGMENT) * queries * (int(m["latent"]) + 16) * 4
         else:
             self._partial_bytes = SEGMENTS * -(-queries // QUERIES) * result_bytes(m)
-        self._partial = self._reserved(self.max_runs * self._partial_bytes, "scratch").ctypes.data
+        self._partial = self._reserved(MAX_RUNS * self._partial_bytes, "scratch").ctypes.data
         self._tail_bytes = block_bytes(m)
-        self._tails = self._zeros(self.max_runs * self._tail_bytes).ctypes.data
+        self._tails = self._zeros(MAX_RUNS * self._tail_bytes).ctypes.data
 
     def _fill_step(self, weights: Weights) -> None:
         """Allocate every buffer that has a row for each token."""

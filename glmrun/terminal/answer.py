@@ -30,11 +30,10 @@ def show_answer(
     chunks: Iterable[Chunk],
     answer: Answer,
     thinking: Thinking = "fold",
-    footer: Callable[[Stats], str] | None = None,
     markdown: bool = True,
 ) -> None:
     """Print chunks as they come and add them to answer, which holds what was said also when the loop is left by an exception."""
-    with quiet_keyboard(), closing(AnswerView(answer, thinking, footer, markdown)) as view:
+    with quiet_keyboard(), closing(AnswerView(answer, thinking, markdown=markdown)) as view:
         for chunk in chunks:
             view.feed(chunk)
 

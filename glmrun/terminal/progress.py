@@ -15,6 +15,7 @@ from glmrun.terminal.console import error_console, note
 from glmrun.terminal.sanitize import one_line
 
 _NARROW = 40  # columns of a window in which a line has room for one text
+_TOLD_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class _Bar:
@@ -84,12 +85,11 @@ def work_bar(spoken: bool = False) -> _Bar:
 class BytesProgress(_Bar):
     """`12/844 blk.3.attn_q_b.weight ━━━━━ 0.4/18.1 GB 210 MB/s, 84 s left`; without a terminal, such a line now and then."""
 
-    def __init__(self, interval: float = 10.0, spoken: bool = False) -> None:
+    def __init__(self, spoken: bool = False) -> None:
         name = _text("{task.description}", ratio=1, overflow="ellipsis")
         width = error_console().width
         columns = [_Measured(width, _gigabytes)] if width < _NARROW else [name, BarColumn(30), DownloadColumn(), _Left()]
         super().__init__(*columns, spoken=spoken)
-        self._interval = interval
         self.restart()
 
     def restart(self) -> None:
@@ -103,7 +103,7 @@ class BytesProgress(_Bar):
             self._first, self._told = (completed, now), now
             self._progress.reset(self._task, completed=completed)
         super().update(text, completed, total)
-        if not self.shown and total and now - self._told >= self._interval:
+        if not self.shown and total and now - self._told >= _TOLD_SECONDS:
             self._told = now
             rate = (completed - self._first[0]) / (now - self._first[1])
             left = f"{(total - completed) / rate:,.0f} s left" if rate else "stalled"

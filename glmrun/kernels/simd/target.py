@@ -10,7 +10,6 @@ from glmrun.machine import arm_features
 from quant.errors import UserError
 
 _X86, _ARM = ("avx512-vnni", "avx-vnni", "avx2"), ("neon-i8mm", "neon-dotprod")  # the best first
-TARGETS = (*_X86, *_ARM, "portable")
 # Features, where a lesser target is asked for.
 _LEFT_OUT = {"avx-vnni": {"avx512bw"}, "avx2": {"avx512vnni", "avxvnni"}, "neon-dotprod": {"i8mm"}}
 
@@ -52,7 +51,7 @@ def _name(has: frozenset[str]) -> str:
 
 
 def name() -> str:
-    """The target that kernels are compiled for, one of TARGETS."""
+    """The target that kernels are compiled for: one of those above, or portable."""
     return _name(features())
 
 
