@@ -119,6 +119,24 @@ def test_an_answer_stays_where_none_comes_in_its_place(
         assert sessions.read(conversation.kept.session.path).messages == before
 
 
+@pytest.mark.parametrize(
+    ("line", "way"),
+    [("/compact 0", "/compact N leaves the last N exchanges as they are"), ("/rename", "/rename TITLE asks nobody")],
+)
+def test_what_asks_about_the_conversation_names_a_way_that_asks_less(
+    line: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_long(_: ChatRequest) -> Iterator[Chunk]:
+        raise UserError("the prompt has 500 tokens, the context 200", "refused", "n_ctx")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    conversation = _pipe("one", kept=Kept(saving=True))
+    monkeypatch.setattr(conversation.model, "answer", too_long)
+    capsys.readouterr()
+    run_command(conversation, line)
+    assert capsys.readouterr().err.startswith(f"error: the prompt has 500 tokens, the context 200: {way}")
+
+
 def test_more_exchanges_than_there_are_cannot_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
     conversation = _pipe("one\n/undo 5\n/undo 2", code=2)
     assert capsys.readouterr().err.count("there is only 1 exchange to take back, not") == 2 and len(conversation.messages) == 2

@@ -26,7 +26,8 @@ def compact(conversation: Conversation, rest: str) -> None:
     if place == 0:
         raise UserError("there is nothing before the exchanges that stay; /compact 0 summarizes all of them")
     ask: dict[str, Any] = {"role": "user", "content": ASK}
-    answer = conversation.aside(conversation.messages[:place], ask, max(conversation.model.n_ctx // _SHARE, 1))
+    way = "/compact N leaves the last N exchanges as they are and reads less at once"
+    answer = conversation.aside(conversation.messages[:place], ask, max(conversation.model.n_ctx // _SHARE, 1), way)
     if answer.finish_reason == "cancelled" or not answer.text.strip():
         note("nothing has changed")
         return

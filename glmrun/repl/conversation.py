@@ -271,14 +271,19 @@ class Conversation:
             note(TOO_MANY_ROUNDS)
         return answer
 
-    def aside(self, messages: list[dict[str, Any]], ask: dict[str, Any], max_tokens: int) -> Answer:
-        """Show the answer to a message behind some of the conversation; neither becomes a part of it. Raises UserError."""
+    def aside(self, messages: list[dict[str, Any]], ask: dict[str, Any], max_tokens: int, way: str) -> Answer:
+        """Show the answer to a message behind some of the conversation; neither becomes a part of it.
+
+        Raises UserError, with the way out where the context is too small for it.
+        """
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         settings = {name: value for name, value in self.settings.items() if name not in ("json_schema", "max_tokens")}
         request = ChatRequest.of([*first, *messages, ask], thinking=False, max_tokens=max_tokens, **settings)
         answer = Answer()
-        with self._ways_out():
+        try:
             chunks = self.model.answer(request)
+        except UserError as why:
+            raise UserError(f"{why}: {way}" if why.setting == "n_ctx" else str(why), why.kind) from None
         self._show(answer, chunks, self.model.count_tokens(request))
         return answer
 

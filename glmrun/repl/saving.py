@@ -77,7 +77,8 @@ def rename(conversation: Conversation, rest: str) -> None:
     title = rest
     if not title:
         ask = {"role": "user", "content": "Give our conversation a title of at most six words. Write only the title."}
-        title = one_line(conversation.aside(conversation.messages, ask, 32).text).strip(" \"'#*.")
+        answer = conversation.aside(conversation.messages, ask, 32, "/rename TITLE asks nobody")
+        title = one_line(answer.text).strip(" \"'#*.")
     if not title:
         raise UserError("the model gave no title; /rename TITLE sets one")
     conversation.rename(title[:80])
