@@ -100,6 +100,7 @@ FOREIGN = {
         Format("Q5_K", 13, 256, 176, "q5_k", "Q8_0", _ROUNDED),
         Format("IQ4_NL", 20, 32, 18, "iq4", "Q8_0"),
         Format("IQ4_XS", 23, 256, 136, "iq4", "Q8_0", "scales rounded to 11 bits"),
+        Format("MXFP4", 39, 32, 17, "mxfp4", "Q5_0"),
     )
 }
 

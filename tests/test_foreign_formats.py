@@ -15,8 +15,9 @@ SCALES = {
     "Q2_K": (80, 82),
     "Q3_K": (108,),
     "Q5_K": (0, 2),
+    "MXFP4": (),
 }
-EXACT = ("Q4_0", "Q3_K", "IQ4_NL")
+EXACT = ("Q4_0", "Q3_K", "IQ4_NL", "MXFP4")
 
 
 def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.ndarray:
@@ -26,6 +27,8 @@ def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.n
     for field in SCALES[name]:
         numbers = (size * rng.standard_normal((len(blocks), 1))).astype("<f2")
         blocks[:, field : field + 2] = numbers.view(np.uint8)
+    if name == "MXFP4":
+        blocks[:, 0] = rng.integers(104, 144, len(blocks))  # exponents of scales that float16 has
     return blocks.reshape(n_rows, -1)
 
 
@@ -74,3 +77,17 @@ def test_small_scales_of_iq4_xs_stay_exact() -> None:
     """d below float16's normal numbers, as in most real weights: its multiples are float16 numbers until they are large."""
     blocks = blocks_of("IQ4_XS", 4, 8, size=2.0**-19)
     assert np.array_equal(FORMATS["Q8_0"].decode(FOREIGN["IQ4_XS"].repack(blocks)), FOREIGN["IQ4_XS"].decode(blocks))
+
+
+def test_mxfp4_with_every_exponent() -> None:
+    """As gguf-py decodes it; as Q5_0 what is below 4e-7 becomes zero, and what float16's scales do not reach is not finite."""
+    f = FOREIGN["MXFP4"]
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 17), dtype=np.uint8)
+    blocks[:, 0] = np.arange(256)
+    values = f.decode(blocks)
+    with np.errstate(over="ignore"):
+        expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.MXFP4)
+    assert np.array_equal(values, expected)
+    got = FORMATS["Q5_0"].decode(f.repack(blocks))
+    assert np.array_equal(got[104:144], values[104:144]) and (np.abs(got[:104] - values[:104]) <= 4e-7).all()
+    assert not np.isfinite(got[144:][values[144:] != 0]).any()

@@ -26,6 +26,7 @@ _WORDS: dict[str, tuple[int, int, int, int]] = {
     "Q6_K": (210, 206, _HIGH, _HIGH),
     "Q3_K": (110, 106, _HIGH, _HIGH),
     "Q2_K": (84, 80, _LOW, _HIGH),
+    "MXFP4": (17, 0, 0xC0, 0xA0),  # a scale of 2**32 and more, which no weight has: its exponents know no infinity
 }  # and for all others: their blocks begin with one float16 or two
 _TWO = ("Q4_K", "Q5_K", "Q4_1", "Q5_1")
 

@@ -66,6 +66,10 @@ def random_blocks(name: str, n_rows: int, n_columns: int, spread: float, seed: i
     """Rows of a foreign format with random codes, around zero and with that standard deviation, uint8 (n_rows, bytes of a row)."""
     f, rng = FOREIGN[name], np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (n_rows * n_columns // f.block_length, f.block_bytes), dtype=np.uint8)
+    if name == "MXFP4":  # its scales are powers of two
+        blocks[:, 0] = 128
+        blocks[:, 0] += np.round(np.log2(spread / f.decode(blocks).std())).astype(np.int8).view(np.uint8)
+        return blocks.reshape(n_rows, -1)
     at, minimum = _SCALES[name]
     for size in (1.0, 0.0):  # measured at scale 1, then set
         d = np.full((len(blocks), 1), size or spread / f.decode(blocks).std())

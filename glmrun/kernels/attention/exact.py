@@ -2,7 +2,7 @@
 
     score[p] = query . row[p] / sqrt(qk_head_dim)      out = sum_p softmax(score)[p] latent[p]
 
-The slow twin of attention.py, in float32 and for any kind of cached row: what models without quantized matrices use, and tests.
+The slow twin of attend.py, in float32 and for any kind of cached row: what models without quantized matrices use, and tests.
 Four queries share each pass over a tile of positions, so that a row is widened once for four. The softmax is kept up to date tile
 by tile; `largest score` and `sum of weights` stand behind each output row, at latent and latent + 1.
 Source: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018.
