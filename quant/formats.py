@@ -92,7 +92,7 @@ _ROUNDED = "rounded to 1/254 of the largest of 32 neighbours"
 FOREIGN = {
     f.name: f
     for f in (
-        Format("Q4_0", 2, 32, 18, "q4_0", "Q8_0"),
+        Format("Q4_0", 2, 32, 18, "q4_0", "Q5_0"),
         Format("Q4_1", 3, 32, 20, "q4_1", "Q8_0", _ROUNDED),
         Format("Q5_1", 7, 32, 24, "q5_1", "Q8_0", _ROUNDED),
         Format("Q2_K", 10, 256, 84, "q2_k", "Q8_0", _ROUNDED),

@@ -8,6 +8,8 @@ Source: OCP Microscaling Formats (MX) 1.0; GGML stores e as it is there.
 
 import numpy as np
 
+from quant.blocks.q5_0 import blocks_of
+
 _VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
@@ -34,9 +36,6 @@ def repack_mxfp4(blocks: np.ndarray) -> np.ndarray:
     float16 has no scale below 2**-24: what is less than 4e-7 in size becomes zero. Beyond 2**15 it is infinite, and is found to be.
     """
     raw = np.ascontiguousarray(blocks).reshape(-1, 17)  # (n, 17)
-    out, q = np.empty((len(raw), 22), np.uint8), (_codes(raw) + np.int8(16)).view(np.uint8)  # (n, 22), (n, 32)
     with np.errstate(over="ignore"):
-        out[:, :2] = _scales(raw).astype("<f2").view(np.uint8)
-    out[:, 2:6] = np.packbits(q >> 4, axis=1, bitorder="little")
-    out[:, 6:] = q[:, :16] & 15 | q[:, 16:] << 4
-    return out.reshape(len(blocks), -1)  # (rows, 22 n)
+        scales = _scales(raw).astype("<f2").view(np.uint8)  # (n, 2)
+    return blocks_of(scales, _codes(raw)).reshape(len(blocks), -1)  # (rows, 22 n)

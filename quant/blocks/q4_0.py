@@ -1,4 +1,4 @@
-"""Q4_0: 32 values in 18 bytes, x = d * (q - 8). Read only: it runs as Q8_0, which holds the same values.
+"""Q4_0: 32 values in 18 bytes, x = d * (q - 8). Read only: it runs as Q5_0, which holds the same values.
 
 byte  0   2                          18
       | d | q0 q1 ...            q15 |
@@ -6,6 +6,8 @@ d  float16; q  lower nibble of byte i is q[i], upper nibble is q[i + 16]
 """
 
 import numpy as np
+
+from quant.blocks.q5_0 import blocks_of
 
 
 def _codes(raw: np.ndarray) -> np.ndarray:
@@ -22,9 +24,6 @@ def decode_q4_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def repack_q4_0(blocks: np.ndarray) -> np.ndarray:
-    """uint8 (rows, 18 n) -> the same values as Q8_0, uint8 (rows, 34 n)."""
+    """uint8 (rows, 18 n) -> the same values as Q5_0, uint8 (rows, 22 n)."""
     raw = np.ascontiguousarray(blocks).reshape(-1, 18)  # (n, 18)
-    out = np.empty((len(raw), 34), np.uint8)  # (n, 34)
-    out[:, :2] = raw[:, :2]
-    out[:, 2:] = _codes(raw).view(np.uint8)
-    return out.reshape(len(blocks), -1)  # (rows, 34 n)
+    return blocks_of(raw[:, :2], _codes(raw)).reshape(len(blocks), -1)  # (rows, 22 n)
