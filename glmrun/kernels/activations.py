@@ -3,7 +3,7 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_to_i32, shift_left, total, total_i32
+from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_small_to_i32, shift_left, total, total_i32
 from glmrun.kernels.simd.dots import dot_u8s8, store_start
 from glmrun.kernels.simd.memory import (
     bytes_of,
@@ -47,7 +47,7 @@ def row_bytes(n: int) -> int:
 @kernel(i32x16(f32x16, float32, int64), inline="always")
 def _store_rounded(x, inverse_scale, out):
     """16 values times inverse_scale, rounded half to even, stored as int8."""
-    q = round_to_i32(x * splat_f32(inverse_scale))
+    q = round_small_to_i32(x * splat_f32(inverse_scale))
     store_i8x16(out, q)
     return q
 
@@ -95,13 +95,11 @@ def quantize_row(x, n, few, out):
             second = total_i32(_store_rounded(b, inverse, out + k + 16))
             store_f32(scales + k // 8, scale)
             store_f32(sums_32 + k // 8, scale * float32(first + second))
-            store_i16(multiples + k // 8, multiple)
-            store_i16(multiples + k // 8 + 2, multiple)
-            store_i16(sums_16 + k // 8, first)
-            store_i16(sums_16 + k // 8 + 2, second)
+            store_i32(multiples + k // 8, multiple * 0x10001)
+            store_i32(sums_16 + k // 8, first & 0xFFFF | second << 16)
             store_i32(starts_128 + k // 8, -128 * (first + second))
-            store_start(starts_32 + k // 4, out + k)
-            store_start(starts_32 + k // 4 + 4, out + k + 16)
+            store_start(starts_32 + k // 4, out + k, first)
+            store_start(starts_32 + k // 4 + 4, out + k + 16, second)
             if few and n % 256 == 0:
                 j = k % 256 // 32
                 place = group // 8 + j * 2 + j // 4 * 8  # of s_j among the scales and minimums of a Q4_K block

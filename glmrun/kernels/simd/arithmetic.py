@@ -94,6 +94,12 @@ def round_to_i32(context, x):
 
 
 @intrinsic
+def round_small_to_i32(context, x):
+    """16 float32 that int32 holds, rounded, halves to even; of others and of NaN any number."""
+    return i32x16(f32x16), lambda c, b, s, a: b.fptosi(call(b, "llvm.rint.v16f32", V16F, [a[0]]), V16I)
+
+
+@intrinsic
 def total_i32(context, x):
     """The sum of 16 int32."""
     return types.int32(i32x16), lambda c, b, s, a: call(b, "llvm.vector.reduce.add.v16i32", I32, [a[0]])

@@ -67,8 +67,8 @@ def emit_pair_sums(builder, pairs):
 
 
 @intrinsic
-def store_start(context, address, codes):
-    """What the dot product of 16 int8 codes with others that carry +32 begins with: int32, -32 times the sum of the codes.
+def store_start(context, address, codes, total):
+    """What the dot product of 16 int8 codes with others that carry +32 begins with: int32, -32 times the total of the codes.
 
     Where products are added up in 16 bits: two int16, of the codes 0 1, 4 5, 8 9, 12 13 and of the others: vpmaddubsw's pairs.
     With NEON no code carries anything, and nothing is stored.
@@ -77,20 +77,17 @@ def store_start(context, address, codes):
     def generate(c, b, s, a):
         if has_neon():
             return c.get_dummy_value()
-        folds: list = [[range(8), range(8, 16)], [range(4), range(4, 8)], [(0, 2), (1, 3)], [(0,), (1,)]]
-        element = I16 if sums_in_16_bits() else I32
         if sums_in_16_bits():
-            folds = folds[:3]
-        sixteen = b.load(pointer(b, a[1], V16B), align=1)
-        sums = b.sext(sixteen, ir.VectorType(element, 16))
-        for lanes in folds:
-            sums = b.add(*(shuffle(b, sums, sums, list(some)) for some in lanes))
-        sums = b.mul(sums, constant(sums.type, -32))
-        out = pointer(b, a[0], sums.type)
-        b.store(sums, out, align=4)
+            sums = b.sext(b.load(pointer(b, a[1], V16B), align=1), V16H)
+            for lanes in ([range(8), range(8, 16)], [range(4), range(4, 8)], [(0, 2), (1, 3)]):
+                sums = b.add(*(shuffle(b, sums, sums, list(some)) for some in lanes))
+            start = b.mul(sums, constant(sums.type, -32))
+        else:
+            start = b.mul(a[2], ir.Constant(I32, -32))
+        b.store(start, pointer(b, a[0], start.type), align=4)
         return c.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int32), generate
 
 
 def emit_with_signs(builder, x, signs):
