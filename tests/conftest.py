@@ -27,10 +27,12 @@ collect_ignore = ["live"]
 def pytest_sessionstart() -> None:
     """The kernels are compiled before a test imports them, on all cores.
 
-    A shell starts what runs in its background deaf to Ctrl-C, and children inherit that: programs under test are to hear it.
+    A shell starts what runs in its background deaf to Ctrl-C, nohup to the terminal's end, and children inherit that: programs
+    under test are to hear both.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="glmrun-state-")  # calls that tests make are none of the user's
     compile_all()
 

@@ -111,7 +111,7 @@ CONTAINER: list[tuple[str, bytes, str]] = [
     ("G23", with_tensor("t", (256,), 0xFFFFFFFF), "not a GGML type"),
     *[
         ("G23", with_tensor("t", (256,), kind), f"stored as {ggml_type_name(kind)}, which glmrun does not run")
-        for kind in (9, 15, 16, 17, 18, 19, 21, 22, 24, 28, 29, 39)
+        for kind in (9, 15, 16, 17, 18, 19, 21, 22, 24, 28, 29, 40)
     ],
     ("G23", with_tensor("t", (256,), 140), "t is stored as type 140 of ik_llama.cpp, which glmrun does not run"),
     ("G24", with_tensor("t", (33,), 8), "not a whole number of Q8_0 blocks of 32"),
