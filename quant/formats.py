@@ -87,7 +87,7 @@ FORMATS = {
 }
 
 # Formats of published files that no kernel reads: converted once, when a model is opened. Q8_0's 127 steps add little to the 15 or
-# 31 of a format with a minimum, at half the size of F16 and on the fast kernels.
+# 31 of a format with a minimum, at half the size of F16 and on the fast kernels. Codes that fit into Q5_0 take two thirds of that.
 _ROUNDED = "rounded to 1/254 of the largest of 32 neighbours"
 FOREIGN = {
     f.name: f

@@ -3,7 +3,7 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_small_to_i32, shift_left, total, total_i32
+from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_to_i32, shift_left, total, total_i32
 from glmrun.kernels.simd.dots import dot_u8s8, store_start
 from glmrun.kernels.simd.memory import (
     bytes_of,
@@ -47,7 +47,7 @@ def row_bytes(n: int) -> int:
 @kernel(i32x16(f32x16, float32, int64), inline="always")
 def _store_rounded(x, inverse_scale, out):
     """16 values times inverse_scale, rounded half to even, stored as int8."""
-    q = round_small_to_i32(x * splat_f32(inverse_scale))
+    q = round_to_i32(x * splat_f32(inverse_scale))
     store_i8x16(out, q)
     return q
 

@@ -125,10 +125,8 @@ def _question(line: Any, number: int) -> Question:
 def is_right(question: Question, text: str, tool_calls: Sequence[dict[str, Any]]) -> bool:
     """Whether an answer passes its question's check."""
     if question.check == "tool_call":
-        made, expected = (
-            [_call(call) for call in tool_calls],
-            [(c["name"], c.get("arguments", {})) for c in _calls(question.answer)],
-        )
+        made = [_call(call) for call in tool_calls]
+        expected = [(call["name"], call.get("arguments", {})) for call in _calls(question.answer)]
         return len(made) == len(expected) and all(made.count(call) == expected.count(call) for call in expected)
     if question.check == "exact":
         return not tool_calls and text.split() == question.answer.split()

@@ -19,7 +19,7 @@ from glmrun.kernels.simd.types import (
     u8x64,
 )
 
-_MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
+MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
 
 
 # Of 64 bytes and 64 more: the lowest bytes of each four words of the first and of the second, twice.
@@ -27,7 +27,7 @@ _FOURS = [at + i for i in range(0, 64, 16) for at in (*range(0, 16, 4), *range(6
 
 
 def _rounded(b, x, factor, offset):
-    return b.bitcast(call(b, "llvm.fma.v16f32", V16F, [x, factor, constant(V16F, _MAGIC + offset)]), V16I)
+    return b.bitcast(call(b, "llvm.fma.v16f32", V16F, [x, factor, constant(V16F, MAGIC + offset)]), V16I)
 
 
 @intrinsic(prefer_literal=True)
@@ -65,7 +65,7 @@ def round_in_fours(context, x0, x1, x2, x3):
     """The low bytes of round(x): of each four neighbouring lanes those of x0, x1, x2 and x3, 16 bytes."""
 
     def generate(c, b, s, a):
-        parts = [b.bitcast(b.fadd(x, constant(V16F, _MAGIC)), V64B) for x in a]
+        parts = [b.bitcast(b.fadd(x, constant(V16F, MAGIC)), V64B) for x in a]
         low, high = (shuffle(b, x, y, _FOURS) for x, y in (parts[:2], parts[2:]))
         return shuffle(b, low, high, [at + i for i in range(0, 64, 16) for at in (*range(8), *range(64, 72))])
 

@@ -8,7 +8,7 @@ from numba import float32, int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE
-from glmrun.kernels.attention.rounding import maximum_or_nan, round_in_fours, round_in_turn, where_less
+from glmrun.kernels.attention.rounding import MAGIC, maximum_or_nan, round_in_fours, round_in_turn, where_less
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.arithmetic import exp, flip_sign_bit, fma, maximum, to_f32
 from glmrun.kernels.simd.dots import add_dot_u8s8
@@ -28,7 +28,7 @@ LOWEST = float32(-1e30)  # below every score, and finite: a query that sees noth
 STEPS = 255  # of a weight: never negative, so no bit for a sign
 # STEPS * 2**f within 3e-6 for |f| <= 1/2, the polynomial of the fourth power whose largest error is least.
 _POWER_OF_TWO = tuple(STEPS * c for c in (0.99999926, 0.69312181, 0.24024745, 0.05591786, 0.0095701))
-_LOG2_E, _MAGIC, _LEAST = 1.4426950408889634, 12582912.0, -20.0  # a sum with 1.5 * 2**23 is a whole number, in its lowest bits
+_LOG2_E, _LEAST = 1.4426950408889634, -20.0
 _void = types.void
 
 
@@ -39,8 +39,8 @@ def weight(context, score, top):
     def generate(c, b, s, a):
         below = b.fsub(a[0], a[1])
         below = b.select(b.fcmp_ordered(">", below, constant(V16F, _LEAST)), below, constant(V16F, _LEAST))
-        whole = call(b, "llvm.fma.v16f32", V16F, [below, constant(V16F, _LOG2_E), constant(V16F, _MAGIC)])
-        rounded = b.fsub(constant(V16F, _MAGIC), whole)
+        whole = call(b, "llvm.fma.v16f32", V16F, [below, constant(V16F, _LOG2_E), constant(V16F, MAGIC)])
+        rounded = b.fsub(constant(V16F, MAGIC), whole)
         rest = call(b, "llvm.fma.v16f32", V16F, [below, constant(V16F, _LOG2_E), rounded])
         power = constant(V16F, _POWER_OF_TWO[-1])
         for coefficient in _POWER_OF_TWO[-2::-1]:

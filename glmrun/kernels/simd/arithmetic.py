@@ -82,19 +82,6 @@ def to_f32(context, x):
 
 @intrinsic
 def round_to_i32(context, x):
-    """16 float32 rounded to int32, halves to even; what int32 cannot hold becomes its largest or smallest, NaN the smallest."""
-
-    def generate(c, b, s, a):
-        x = call(b, "llvm.rint.v16f32", V16F, [a[0]])  # the two bounds are what int32 holds: LLVM's saturation goes lane by lane
-        x = b.select(b.fcmp_ordered(">", x, constant(V16F, -2147483648.0)), x, constant(V16F, -2147483648.0))
-        x = b.select(b.fcmp_ordered("<", x, constant(V16F, 2147483520.0)), x, constant(V16F, 2147483520.0))
-        return b.fptosi(x, V16I)
-
-    return i32x16(f32x16), generate
-
-
-@intrinsic
-def round_small_to_i32(context, x):
     """16 float32 that int32 holds, rounded, halves to even; of others and of NaN any number."""
     return i32x16(f32x16), lambda c, b, s, a: b.fptosi(call(b, "llvm.rint.v16f32", V16F, [a[0]]), V16I)
 
