@@ -20,7 +20,16 @@ from glmrun.kernels.formats.panel import panel_bytes
 from glmrun.kernels.layout import activation_record, step_record, weight_record, worker_record
 from glmrun.kernels.rows import reads_codes
 from glmrun.kernels.simd.atomic import atomic_load
-from glmrun.kernels.simd.memory import load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_f32x16, store_i64
+from glmrun.kernels.simd.memory import (
+    load_f32,
+    load_f32x16,
+    load_i64,
+    prefetch_to_write,
+    splat_f32,
+    store_f32,
+    store_f32x16,
+    store_i64,
+)
 from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, piece_size, wait
 
 ROWS = 32  # at a time
@@ -125,6 +134,9 @@ def _multiply_tiles(w, matrix, first, end, x, n, out, weights, mode, scratch):
         while i < n:
             width, columns = width_for(n - i), table + i * tile.ENTRY
             if n_rows == tile.ROWS:
+                for j in range(width):  # nobody waits for lines of results when the tile ends
+                    result = load_i64(columns + j * tile.ENTRY + tile.RESULT) + block * 4
+                    prefetch_to_write(result), prefetch_to_write(result + 64)
                 multiply_tile(w.format, panel, w.columns, columns, width, block * 4, add, ahead, run, ahead_end)
             else:
                 for j in range(width):

@@ -178,17 +178,24 @@ def bytes_of(context, value):
     return u8x64(value), lambda c, b, s, a: constant(V64B, byte)
 
 
-@intrinsic
-def prefetch(context, address):
-    """Ask for the 64 bytes at the address, into the second-level cache; no fault if there is nothing."""
+def _asking(writes, level):
+    @intrinsic
+    def ask(context, address):
+        """Ask for the 64 bytes at the address; no fault if there is nothing."""
 
-    def generate(c, b, s, a):
-        numbers = [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, into the second-level cache, data
-        _prefetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        b.call(cgutils.get_or_insert_function(b.module, _prefetch, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
-        return c.get_dummy_value()
+        def generate(c, b, s, a):
+            numbers = [ir.Constant(I32, n) for n in (writes, level, 1)]  # 1: data
+            _prefetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+            b.call(cgutils.get_or_insert_function(b.module, _prefetch, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
+            return c.get_dummy_value()
 
-    return types.void(types.int64), generate
+        return types.void(types.int64), generate
+
+    return ask
+
+
+prefetch = _asking(writes=0, level=2)  # to read, into the second-level cache
+prefetch_to_write = _asking(writes=1, level=3)  # into the first-level cache, and taken from every other core's
 
 
 @intrinsic(prefer_literal=True)
