@@ -48,7 +48,7 @@ def test_inner_loops_stay_in_registers(cpu: str, tmp_path: Path) -> None:
         assert not loop["waits"], (name, loop)  # a row of Q4_K took three times as long for one such load
         if ".dot_rows" in name:
             continue
-        assert loop["stack"] <= most * loop["instructions"], (name, loop)
+        assert loop["stack"] <= most * loop["instructions"] and not loop["astray"], (name, loop)  # see aligned_stack()
         assert loop["products"] >= 0.15 * loop["instructions"] and loop["zmm"] == wide, (name, loop)
 
 

@@ -51,9 +51,9 @@ def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode:
     scratch = np.zeros(scratch_bytes(columns, n) + 64, np.uint8)
     counts = (n, 0) if n < FEW else (0, n)
     multiply(
-        matrix, 0, 0, len(blocks), (rows.ctypes.data, rows.strides[0], 0 if index is None else index.ctypes.data), counts,
+        matrix, (0, 0, len(blocks)), (rows.ctypes.data, rows.strides[0], 0 if index is None else index.ctypes.data), counts,
         (out.ctypes.data, out.strides[0], 0), 0 if weights is None else weights.ctypes.data, mode,
-        -(-scratch.ctypes.data // 64) * 64,
+        -(-scratch.ctypes.data // 64) * 64, 0,
     )  # fmt: skip
     return out
 
@@ -177,7 +177,7 @@ def test_norm_and_gate(n: int) -> None:
     gate, up = np.zeros((2, padded), np.float32)
     gate[:n], up[:n] = x * 30, w
     expected = (gate * up / (1 + np.exp(-gate.astype(np.float64))))[:n]
-    silu_multiply(gate.ctypes.data, up.ctypes.data, n)
+    silu_multiply(gate.ctypes.data, up.ctypes.data, n, gate.ctypes.data)
     assert np.abs(gate[:n] - expected).max() <= 1e-6 * np.abs(expected).max() + 1e-12
 
 

@@ -17,8 +17,8 @@ from glmrun.kernels.attention.attend import scratch_bytes as attention_scratch_b
 from glmrun.kernels.attention.columns import BLOCK, QUERIES, block_bytes
 from glmrun.kernels.attention.exact import SEGMENT
 from glmrun.kernels.disk import LOOKED_AT
+from glmrun.kernels.experts import gated_bytes
 from glmrun.kernels.layout import ACTIVATION, RUN, STEP, WORKER
-from glmrun.kernels.matmul import scratch_bytes
 from glmrun.tensors.weights import Weights, round_up
 
 ANGLES = 4096  # positions whose angles are computed at once
@@ -68,7 +68,7 @@ class Workspace:
         widest = max(c.hidden_size, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.num_attention_heads * c.v_head_dim,
                      c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size)  # fmt: skip
         for worker in self.workers:
-            worker["scratch"] = self._zeros(scratch_bytes(widest, max_tokens)).ctypes.data
+            worker["scratch"] = self._zeros(gated_bytes(widest, max_tokens)).ctypes.data
             worker["resident"] = self._zeros(LOOKED_AT).ctypes.data
             worker["attention"] = self._zeros(attention_scratch_bytes(m)).ctypes.data
 
@@ -106,10 +106,8 @@ class Workspace:
         s["first"] = self._zeros((2 * c.n_routed_experts + 1) * 8).ctypes.data
         s["count"] = self._zeros(c.n_routed_experts * 8).ctypes.data
         s["routed"] = self._rows(pairs, c.moe_intermediate_size)
-        s["routed_up"], _ = self._plain(pairs, c.moe_intermediate_size)
         shared = c.n_shared_experts * c.moe_intermediate_size
         s["dense"], s["shared"] = self._rows(t, c.intermediate_size), self._rows(t, shared)
-        s["dense_up"], _ = self._plain(t, max(c.intermediate_size, shared))
 
     def begin(self, parts: Sequence[Part], logits: np.ndarray) -> list[tuple[int, int]]:
         """Set up a step of one or more runs; logits (sum of n_logits, n_vocab) takes those that are wanted.

@@ -16,12 +16,13 @@ from glmrun.kernels.layout import (
     weight_record,
     worker_record,
 )
-from glmrun.kernels.matmul import ADD, STORE, form_of, multiply, rows_of_piece
+from glmrun.kernels.matmul import ADD, ROWS, STORE, address_of, form_of, multiply, rows_of_piece, scratch_bytes
 from glmrun.kernels.rows import silu_multiply
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.memory import load_f32, load_i64, store_f32, store_i64
 from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece, piece_size, wait
 
+NEAR_BYTES = 1 << 17  # of products that wait in the cache for the others that they are multiplied with
 _void = types.void
 
 
@@ -126,23 +127,52 @@ def pairs_of(s, e):
     return begin, middle - begin, after - middle
 
 
+@kernel(int64(model_record, step_record, int64))
+def _next_used(m, s, e):
+    """The first expert from e on that has pairs, or n_routed_experts."""
+    while e < m.n_routed_experts and load_i64(s.first + e * 16) == load_i64(s.first + e * 16 + 16):
+        e += 1
+    return e
+
+
 _rows_range, _x, _counts = types.UniTuple(int64, 3), types.UniTuple(int64, 3), types.UniTuple(int64, 2)
 
 
-@kernel(_void(weight_record, weight_record, _rows_range, activation_record, int64, _counts, _x, int64, int64), apart=True)
-def gated_rows(gate, up, rows, x, index, n, hidden, hidden_up, scratch):
+@kernel(types.UniTuple(int64, 2)(int64, int64))
+def _chunk(n_rows, n):
+    """How many rows n activations meet before silu_multiply() reads their products, and bytes between the products of two."""
+    rows = min(n_rows, max(ROWS, NEAR_BYTES // (4 * n) // ROWS * ROWS))
+    return rows, (rows + 15) // 16 * 64 + 64  # one more line, so that activations don't all stand at the same place of a cache
+
+
+@kernel(int64(int64, int64))
+def gated_bytes(columns, n):
+    """Room that gated_rows() needs for matrices of up to so many columns and up to n activations."""
+    return (scratch_bytes(columns, n) + 63) // 64 * 64 + 2 * (max(NEAR_BYTES, n * ROWS * 4) + n * 128)
+
+
+@kernel(_void(weight_record, weight_record, _rows_range, activation_record, int64, _counts, _x, int64), apart=True)
+def gated_rows(gate, up, rows, x, index, n, hidden, scratch):
     """hidden[i] = silu(gate x[k]) * (up x[k]), k = index[i], float32, for some rows of a gate and an up matrix.
 
     rows     (which of their stacks, first row, row behind the last): whole panels, so no vector belongs to two pieces
     n        (few, many), as multiply() takes it
-    hidden   (address of the first row, bytes between rows, 0); hidden_up the address of as many rows for up's products
+    hidden   (address of the first row, bytes between rows, 0)
+    scratch  gated_bytes(): products stay in the cache until they are multiplied
     """
-    which, first, end = rows
-    multiply(gate, which, first, end, form_of(x, gate.format, index), n, hidden, 0, STORE, scratch)
-    multiply(up, which, first, end, form_of(x, up.format, index), n, (hidden_up, hidden[1], 0), 0, STORE, scratch)
-    for i in range(n[0] + n[1]):
-        at = i * hidden[1] + first * 4
-        silu_multiply(hidden[0] + at, hidden_up + at, end - first)
+    which, begin, end = rows
+    n_all = n[0] + n[1]
+    size, stride = _chunk(end - begin, n_all)
+    products = scratch + (scratch_bytes(gate.columns, n_all) + 63) // 64 * 64
+    for first in range(begin, end, size):
+        after = min(end, first + size)
+        out, up_out = products - first * 4, products + n_all * stride - first * 4
+        some, then = (which, first, after), address_of(gate, (which, after, end)) if after < end else 0
+        multiply(gate, some, form_of(x, gate.format, index), n, (out, stride, 0), 0, STORE, scratch, address_of(up, some))
+        multiply(up, some, form_of(x, up.format, index), n, (up_out, stride, 0), 0, STORE, scratch, then)
+        for i in range(n_all):
+            at = i * stride + first * 4
+            silu_multiply(out + at, up_out + at, after - first, hidden[0] + i * hidden[1] + first * 4)
 
 
 @kernel(_void(step_record, weight_record, weight_record, activation_record, activation_record, worker_record))
@@ -154,7 +184,7 @@ def gated(s, gate, up, x, hidden, w):
     while piece * size < gate.rows:
         if not atomic_load(w.flags + CANCEL):
             rows = (0, piece * size, min(gate.rows, (piece + 1) * size))
-            gated_rows(gate, up, rows, x, 0, n, out, s.dense_up, w.scratch)
+            gated_rows(gate, up, rows, x, 0, n, out, w.scratch)
         piece = next_piece(w)
     leave(w, (gate.rows + size - 1) // size)
 
@@ -163,14 +193,16 @@ def gated(s, gate, up, x, hidden, w):
 def experts_gated(m, layer, s, w):
     """routed = silu(gate x) * (up x) for every expert that has tokens; for no more of them once the step is cancelled."""
     gate, up, stride = layer.ffn_gate_exps, layer.ffn_up_exps, s.routed.floats_stride
-    size = rows_of_piece(gate.rows, gate.row_bytes, w)
-    parts = (gate.rows + size - 1) // size
+    all_pairs = s.n_tokens * m.num_experts_per_tok
     ask_first(m, layer, s, w)
     piece = first_piece(w)
     for e in range(m.n_routed_experts):
         begin, few, many = pairs_of(s, e)
         if few + many == 0:
             continue
+        # The more work is left, the larger the pieces: at each one's beginning nothing has been asked from memory.
+        size = min(gate.rows, rows_of_piece(gate.rows * (all_pairs - begin) // (few + many), gate.row_bytes, w))
+        parts = (gate.rows + size - 1) // size
         while piece < parts:
             if not atomic_load(w.flags + CANCEL):
                 if piece == 0:
@@ -178,9 +210,8 @@ def experts_gated(m, layer, s, w):
                 there = arrive(s, gate, e, piece * size, min(gate.rows, (piece + 1) * size), w)
                 there = there and arrive(s, up, e, piece * size, min(gate.rows, (piece + 1) * size), w)
                 rows, out = (e, piece * size, min(gate.rows, (piece + 1) * size)), (s.routed.floats + begin * stride, stride, 0)
-                up_rows, index = s.routed_up + begin * stride, s.token + begin * 8
                 if there:
-                    gated_rows(gate, up, rows, s.ffn_normed, index, (few, many), out, up_rows, w.scratch)
+                    gated_rows(gate, up, rows, s.ffn_normed, s.token + begin * 8, (few, many), out, w.scratch)
             piece = next_piece(w)
         leave(w, parts)
         piece -= parts
@@ -198,12 +229,15 @@ def experts_down(m, layer, s, w):
     piece, n = first_piece(w), (s.n_few, s.n_tokens - s.n_few)
     while piece * size < down.rows:
         first, end = piece * size, min(down.rows, (piece + 1) * size)
-        for e in range(m.n_routed_experts):
-            begin, few, many = pairs_of(s, e)
-            if few + many and not atomic_load(w.flags + CANCEL) and arrive(s, down, e, first, end, w):
+        e = _next_used(m, s, 0)
+        while e < m.n_routed_experts:
+            (begin, few, many), after = pairs_of(s, e), _next_used(m, s, e + 1)
+            then = address_of(down, (after, first, end)) if after < m.n_routed_experts else address_of(shared, (0, first, end))
+            if not atomic_load(w.flags + CANCEL) and arrive(s, down, e, first, end, w):
                 x, out = (address + begin * stride, stride, 0), (s.x, s.x_stride, s.token + begin * 8)
-                multiply(down, e, first, end, x, (few, many), out, s.weight + begin * 4, ADD, w.scratch)
-        multiply(shared, 0, first, end, form_of(s.shared, shared.format, 0), n, (s.x, s.x_stride, 0), 0, ADD, w.scratch)
+                multiply(down, (e, first, end), x, (few, many), out, s.weight + begin * 4, ADD, w.scratch, then)
+            e = after
+        multiply(shared, (0, first, end), form_of(s.shared, shared.format, 0), n, (s.x, s.x_stride, 0), 0, ADD, w.scratch, 0)
         piece = next_piece(w)
     leave(w, (down.rows + size - 1) // size)
     wait(w)

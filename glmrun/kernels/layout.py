@@ -157,10 +157,8 @@ STEP = np.dtype(
         ("token", np.int64),  # int64 (n_tokens * num_experts_per_tok): tokens sorted by expert
         ("weight", np.int64),  # float32, likewise
         ("routed", ACTIVATION),  # (n_tokens * num_experts_per_tok, moe_intermediate_size)
-        ("routed_up", np.int64),
         ("dense", ACTIVATION),  # (n_tokens, intermediate_size)
         ("shared", ACTIVATION),  # (n_tokens, n_shared_experts * moe_intermediate_size), in the same memory
-        ("dense_up", np.int64),  # for both
         ("logits", np.int64),  # float32 (n_logits, vocab_size)
         ("logits_stride", np.int64),
         ("exact", np.int64),  # int64 (n_logits,): 0 where only the largest logits of a row need be exact

@@ -73,19 +73,25 @@ def _write_run(values, n, address, mode, weight):
         _write(address + r * 4, load_f32(values + r * 4), mode, weight)
 
 
-_x, _out, _counts = types.UniTuple(int64, 3), types.UniTuple(int64, 3), types.UniTuple(int64, 2)
-_multiply = types.void(weight_record, int64, int64, int64, _x, int64, _out, int64, int64, int64)
+_rows = _x = _out = types.UniTuple(int64, 3)
+_counts = types.UniTuple(int64, 2)
 
 
-@kernel(_multiply)
-def _multiply_rows(w, matrix, first, end, x, n, out, weights, mode, scratch):
+@kernel(int64(weight_record, _rows))
+def address_of(w, rows):
+    """Where the first of some rows of a matrix stands."""
+    return w.address + (rows[0] * w.rows + rows[1]) * w.row_bytes
+
+
+@kernel(types.void(weight_record, _rows, _x, int64, _out, int64, int64, int64))
+def _multiply_rows(w, rows, x, n, out, weights, mode, scratch):
     """multiply() row by row: 32 rows stay in the first-level cache while all x pass."""
-    rows = w.address + matrix * w.rows * w.row_bytes
+    which, first, end = rows
     for block in range(first, end, ROWS):
-        n_rows, i = min(ROWS, end - block), 0
+        n_rows, i, at = min(ROWS, end - block), 0, address_of(w, (which, block, end))
         while i + 2 <= n:
             x0, x1 = x[0] + _entry(x[2], i) * x[1], x[0] + _entry(x[2], i + 1) * x[1]
-            at, second = rows + block * w.row_bytes, scratch + ROWS * 4
+            second = scratch + ROWS * 4
             dot_rows_two(w.format, at, w.row_bytes, n_rows, w.columns, x0, x1, scratch, second)
             for j in range(2):
                 target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
@@ -93,7 +99,7 @@ def _multiply_rows(w, matrix, first, end, x, n, out, weights, mode, scratch):
             i += 2
         if i < n:
             x0 = x[0] + _entry(x[2], i) * x[1]
-            dot_rows(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, x0, scratch)
+            dot_rows(w.format, at, w.row_bytes, n_rows, w.columns, x0, scratch)
             target = out[0] + _entry(out[2], i) * out[1] + block * 4
             _write_run(scratch, n_rows, target, mode, weights + i * 4 if weights else 0)
 
@@ -118,19 +124,21 @@ def _fill_table(x, n, out, weights, mode, table):
         _enter(table + i * tile.ENTRY, x[0] + _entry(x[2], k) * x[1], out[0] + _entry(out[2], k) * out[1], factor)
 
 
-@kernel(_multiply)
-def _multiply_tiles(w, matrix, first, end, x, n, out, weights, mode, scratch):
+@kernel(types.void(weight_record, _rows, _x, int64, _out, int64, int64, int64, int64))
+def _multiply_tiles(w, rows, x, n, out, weights, mode, scratch, then):
     """multiply() in tiles of 32 rows and a few activations."""
-    rows, part, panel, add = w.address + matrix * w.rows * w.row_bytes, scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
+    which, first, end = rows
+    part, panel, add = scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
     table = panel + panel_bytes(w.columns)
     _fill_table(x, n, out, weights, mode, table)
     tiles = (n + WIDE - 1) // WIDE
     run = (tile.ROWS * w.row_bytes // (w.columns // 32 * tiles) + 63) // 64 * 64
     for block in range(first, end, tile.ROWS):
-        n_rows = min(tile.ROWS, end - block)
-        unpack_panel(w.format, rows + block * w.row_bytes, w.row_bytes, n_rows, w.columns, panel)
-        ahead, i = rows + (block + n_rows) * w.row_bytes, 0  # the next panel's rows: each tile asks memory for its part of them
-        ahead_end = ahead + min(tile.ROWS, end - block - n_rows) * w.row_bytes
+        n_rows, i = min(tile.ROWS, end - block), 0
+        unpack_panel(w.format, address_of(w, (which, block, end)), w.row_bytes, n_rows, w.columns, panel)
+        after = block + n_rows  # the next panel's rows: each tile asks memory for its part of them
+        ahead = address_of(w, (which, after, end)) if after < end else then
+        ahead_end = ahead + min(tile.ROWS, end - after if after < end else tile.ROWS) * w.row_bytes if ahead else 0
         while i < n:
             width, columns = width_for(n - i), table + i * tile.ENTRY
             if n_rows == tile.ROWS:
@@ -155,25 +163,27 @@ def _behind(rows, n):
     return (rows[0] if rows[2] else rows[0] + n * rows[1]), rows[1], (rows[2] + n * 8 if rows[2] else 0)
 
 
-@kernel(types.void(weight_record, int64, int64, int64, _x, _counts, _out, int64, int64, int64), apart=True)
-def multiply(w, matrix, first, end, x, n, out, weights, mode, scratch):
-    """out[j, r] (= or +=) weights[i] * (row r of the matrix . x[k]) for rows first to end - 1 and i from 0 to sum(n) - 1.
+@kernel(types.void(weight_record, _rows, _x, _counts, _out, int64, int64, int64, int64), apart=True)
+def multiply(w, rows, x, n, out, weights, mode, scratch, then):
+    """out[j, r] (= or +=) weights[i] * (row r of the matrix . x[k]) for some rows of it and i from 0 to sum(n) - 1.
 
+    rows         (which matrix of the stack, its first row, the row behind the last)
     x            (address of rows in the form that w.format reads, bytes between them, index); k = index[i], or i if index is 0
     n            (few, many): the first few meet the matrix row by row, the others in tiles
     out          (address of float32 rows, bytes between them, index); j = index[i], or i if index is 0
     weights      address of float32 (sum(n),), or 0 for ones
     mode         STORE or ADD
     scratch      address of this thread's panel and tile, scratch_bytes() of it
+    then         address of the rows that this thread is likely to read next: tiles ask memory for a panel of them; or 0
     """
     few, many = n
     if not reads_codes(w.format):
         few, many = few + many, 0
     if few:
-        _multiply_rows(w, matrix, first, end, x, few, out, weights, mode, scratch)
+        _multiply_rows(w, rows, x, few, out, weights, mode, scratch)
     if many:
         weights = weights + few * 4 if weights else 0
-        _multiply_tiles(w, matrix, first, end, _behind(x, few), many, _behind(out, few), weights, mode, scratch)
+        _multiply_tiles(w, rows, _behind(x, few), many, _behind(out, few), weights, mode, scratch, then)
 
 
 @kernel(_x(activation_record, int64, int64))
@@ -198,7 +208,9 @@ def matmul(s, m, x, out, mode, w):
     n, piece = (s.n_few, s.n_tokens - s.n_few), first_piece(w)
     while piece * size < m.rows:
         if not atomic_load(w.flags + CANCEL):
-            multiply(m, 0, piece * size, min(m.rows, (piece + 1) * size), rows, n, out, 0, mode, w.scratch)
+            after = (piece + w.n_threads) * size
+            then = address_of(m, (0, after, m.rows)) if after < m.rows else 0
+            multiply(m, (0, piece * size, min(m.rows, (piece + 1) * size)), rows, n, out, 0, mode, w.scratch, then)
         piece = next_piece(w)
     leave(w, (m.rows + size - 1) // size)
 
@@ -239,7 +251,7 @@ def _exact_rows(m, first, end, x, n, exact, out, scratch):
     """linear_exact() for rows first to end - 1 of M; x is (first terms, bytes between rows, second terms)."""
     few, many = n
     if not reads_codes(m.format):
-        multiply(m, 0, first, end, (x[0], x[1], 0), n, out, 0, STORE, scratch)
+        multiply(m, (0, first, end), (x[0], x[1], 0), n, out, 0, STORE, scratch, 0)
         return
     rows = m.address + first * m.row_bytes
     for i in range(few):
@@ -253,8 +265,8 @@ def _exact_rows(m, first, end, x, n, exact, out, scratch):
         _first_terms(m, first, end, x, few, exact, out)
     if many:
         at, target = few * x[1], _behind(out, few)
-        _multiply_tiles(m, 0, first, end, (x[0] + at, x[1], 0), many, target, 0, STORE, scratch)
-        _multiply_tiles(m, 0, first, end, (x[2] + at, x[1], 0), many, target, 0, ADD, scratch)
+        _multiply_tiles(m, (0, first, end), (x[0] + at, x[1], 0), many, target, 0, STORE, scratch, 0)
+        _multiply_tiles(m, (0, first, end), (x[2] + at, x[1], 0), many, target, 0, ADD, scratch, 0)
 
 
 @kernel(types.void(weight_record, activation_record, int64, _counts, int64, _out, worker_record))
@@ -287,6 +299,8 @@ def linear_heads(s, m, x, heads, out, head_stride, w):
     while piece < heads * parts:
         h, first = piece // parts, piece % parts * size
         rows, target = (address + h * stride, heads * stride, 0), (out[0] + h * head_stride, out[1], 0)
-        multiply(m, h, first, min(m.rows, first + size), rows, n, target, 0, STORE, w.scratch)
+        after = piece + w.n_threads
+        then = address_of(m, (after // parts, after % parts * size, 0)) if after < heads * parts else 0
+        multiply(m, (h, first, min(m.rows, first + size)), rows, n, target, 0, STORE, w.scratch, then)
         piece = next_piece(w)
     leave(w, heads * parts)

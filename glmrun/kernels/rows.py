@@ -56,13 +56,13 @@ def rotate(x, n, angles):
         store_f32(x + k * 4 + 4, a * sine + b * cosine)
 
 
-@kernel(_void(int64, int64, int64))
-def silu_multiply(gate, up, n):
-    """gate = gate * sigmoid(gate) * up, float32 (n rounded up to 16,): rows are padded, what lies beyond n is never read."""
+@kernel(_void(int64, int64, int64, int64))
+def silu_multiply(gate, up, n, out):
+    """out = gate * sigmoid(gate) * up, float32 (n rounded up to 16,): rows are padded, what lies beyond n is never read."""
     one, zero = splat_f32(float32(1.0)), zero_f32x16()
-    for k in range(0, n, 16):
-        g = load_f32x16(gate + k * 4)
-        store_f32x16(gate + k * 4, g * load_f32x16(up + k * 4) / (one + exp(zero - g)))
+    for k in range(0, n * 4, 64):
+        g = load_f32x16(gate + k)
+        store_f32x16(out + k, g * load_f32x16(up + k) / (one + exp(zero - g)))
 
 
 @kernel(boolean(int64))

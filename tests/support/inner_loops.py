@@ -76,6 +76,7 @@ def main() -> None:
                 "dots": sum(line.split()[0].split(".")[0] in ("sdot", "usdot", "smmla") for line in loop),
                 "by lane": sum(re.search(r"dot.*\[\d\]$", line) is not None for line in loop),
                 "stack": sum(re.search(r"\(%r[sb]p|\[sp|\[x29", line) is not None for line in loop),
+                "astray": sum(re.match(r"vmov(up|dqu).*%[yz]mm.*\(%r[sb]p", line) is not None for line in loop),
                 "waits": [] if TRIPLE else waiting_loads(assembly),
                 "zmm": any("zmm" in line for line in loop),
                 "x86": "x86" in assembly,

@@ -15,7 +15,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ask
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs, emit_word
-from glmrun.kernels.simd.memory import load_f32x8, splat_f32x8, store_f32x8
+from glmrun.kernels.simd.memory import aligned_stack, load_f32x8, splat_f32x8, store_f32x8
 from glmrun.kernels.simd.target import has_neon, sums_in_16_bits
 from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, shuffle, splat
 
@@ -129,6 +129,7 @@ def scores(m, panel, columns, whole, tail, n, few, out):
     columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
     few              of no more than FEW queries: how many blocks they still meet; memory is asked for values and the next keys
     """
+    aligned_stack()
     keys, scales = key_stride(m), 2 * m.row - m.latent
     values = block_bytes(m) // BLOCK - keys  # bytes of a position's
     factors = panel + QUERIES * scales
@@ -169,6 +170,7 @@ def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
 
     Of few queries memory is asked for the keys of the next blocks.
     """
+    aligned_stack()
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
     values = BLOCK * key_stride(m)
     scales = values + m.latent * BLOCK

@@ -20,6 +20,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ask
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16
+from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.types import F32, I32, I64, V16F, V16I, V32H, V64B, call, constant, f32x16, opaque, pointer, shuffle, splat
 
 COLUMNS = 8
@@ -135,6 +136,7 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
     columns, whole   blocks that follow one another, and how many of them there are; the one behind them is at `tail`
     few              of no more than FEW queries: how many blocks they still meet; memory is asked for values and the next keys
     """
+    aligned_stack()
     keys, scales = key_stride(m), 2 * m.row - m.latent
     values = block_bytes(m) // BLOCK - keys  # bytes of a position's
     factors = panel + QUERIES * scales
@@ -173,6 +175,7 @@ def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
 
     Of few queries memory is asked for the keys of the next blocks.
     """
+    aligned_stack()
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
     values = BLOCK * key_stride(m)
     scales = values + m.latent * BLOCK

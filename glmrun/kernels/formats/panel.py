@@ -11,7 +11,7 @@ from glmrun.kernels.formats import q5_0 as _q5_0
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
 from glmrun.kernels.formats.transpose import q4_k_codes, q4_k_factors, q5_0_block, q6_k_codes, q6_k_factors, q8_0_block
-from glmrun.kernels.simd.memory import store_i64
+from glmrun.kernels.simd.memory import aligned_stack, store_i64
 
 TABLE = 16 * 8  # bytes: addresses of the 16 rows that are unpacked together
 _unpack = types.void(int64, int64, int64, int64)
@@ -33,6 +33,7 @@ def fill_table(table, rows, row_bytes, first, n_rows):
 @kernel(_unpack, apart=True)
 def q4_k(table, n, codes, factors):
     """Q4_K rows: codes 0 to 15; of each block eight scales, then eight minimums, negative."""
+    aligned_stack()
     for b in range(n // 256):
         q4_k_factors(table, b * _q4_k.BLOCK, factors + b * 2048)
         for i in range(2):
@@ -42,6 +43,7 @@ def q4_k(table, n, codes, factors):
 @kernel(_unpack, apart=True)
 def q6_k(table, n, codes, factors):
     """Q6_K rows: codes 0 to 63, 32 more than what they stand for; 16 scales of a block."""
+    aligned_stack()
     for b in range(n // 256):
         q6_k_factors(table, b * _q6_k.BLOCK, factors + b * 2048)
         for i in range(2):
@@ -52,6 +54,7 @@ def q6_k(table, n, codes, factors):
 @kernel(_unpack, apart=True)
 def q8_0(table, n, codes, factors):
     """Q8_0 rows: codes as they are, + tile.OFFSET; a scale for each block."""
+    aligned_stack()
     for b in range(n // 32):
         q8_0_block(table, b * _q8_0.BLOCK, factors + b * 128, codes + b * 1024)
 
@@ -59,5 +62,6 @@ def q8_0(table, n, codes, factors):
 @kernel(_unpack, apart=True)
 def q5_0(table, n, codes, factors):
     """Q5_0 rows, as Q8_0's."""
+    aligned_stack()
     for b in range(n // 32):
         q5_0_block(table, b * _q5_0.BLOCK, factors + b * 128, codes + b * 1024)

@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ask, behind, load, signatures, unpack
 from glmrun.kernels.simd.dots import emit_dot, emit_pair_sums, emit_pairs, emit_with_signs
+from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.target import sums_in_16_bits
 from glmrun.kernels.simd.types import F32, I1, I8, I32, I64, V8F, V8I, V16H, call, constant, opaque, pointer, splat
 
@@ -144,6 +145,7 @@ def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
     add      0: the results are stored; 1: added to what is there
     For each 32 columns `run` bytes from `ahead` on are asked from memory, up to `end`.
     """
+    aligned_stack()
     scales, sums, cells = n, n + n // 8, panel - CELLS
     for half in range(2):
         codes, factors = panel + half * 64, panel + n * 32 + half * 64
@@ -158,6 +160,7 @@ def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
 @kernel(signatures(WIDTHS), apart=True)
 def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q6_K rows."""
+    aligned_stack()
     scales, starts, cells = n, n + n // 2 + n // 8, panel - CELLS
     for half in range(2):
         codes, factors = panel + half * 64, panel + n * 32 + half * 64
@@ -172,6 +175,7 @@ def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
 @kernel(signatures(WIDTHS), apart=True)
 def q8_0(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q8_0 and Q5_0 rows."""
+    aligned_stack()
     scales, starts, cells = n, n + n // 2, panel - CELLS
     for half in range(2):
         codes, factors = panel + half * 64, panel + n * 32 + half * 64

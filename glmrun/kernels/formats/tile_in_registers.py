@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ROWS, ask, behind, load, signatures, unpack
 from glmrun.kernels.simd.dots import emit_dot_codes, emit_matrix_product, emit_word
+from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.target import has_i8mm, has_neon
 from glmrun.kernels.simd.types import F32, I8, I32, I64, Vector, call, constant, f32x16, pointer, shuffle, splat
 
@@ -189,6 +190,7 @@ def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
     add      0: the results are stored; 1: added to what is there
     For each 32 columns `run` bytes from `ahead` on are asked from memory, up to `end`.
     """
+    aligned_stack()
     for part in range(_PARTS):
         factors, scales, sums = panel + n * 32 + part * _PART, n, n + n // 8
         codes, tile = _codes(panel, part), zeros(columns)
@@ -204,6 +206,7 @@ def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
 @kernel(signatures(WIDTHS), apart=True)
 def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q6_K rows."""
+    aligned_stack()
     for part in range(_PARTS):
         factors, scales, starts = panel + n * 32 + part * _PART, n, n + n // 2 + n // 8
         codes, tile = _codes(panel, part), zeros(columns)
@@ -217,6 +220,7 @@ def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
 @kernel(signatures(WIDTHS), apart=True)
 def q8_0(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q8_0 and Q5_0 rows."""
+    aligned_stack()
     for part in range(_PARTS):
         factors, scales, starts = panel + n * 32 + part * _PART, n, n + n // 2
         codes, tile = _codes(panel, part), zeros(columns)

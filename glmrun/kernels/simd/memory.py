@@ -209,3 +209,18 @@ def room_for(context, n):
         return b.ptrtoint(room, I64)
 
     return types.int64(n), generate
+
+
+@intrinsic
+def aligned_stack(context):
+    """First in a kernel: its vectors that find no register stand in cache lines of their own.
+
+    LLVM leaves them where the caller's stack ends, and storing one that lies in two pages holds up all that follows it.
+    """
+
+    def generate(c, b, s, a):
+        b.function.attributes.add("nounwind")  # true of all kernels, and llvmlite writes no alignment alone
+        b.function.attributes.alignstack = 64
+        return c.get_dummy_value()
+
+    return types.void(), generate
