@@ -21,9 +21,11 @@ from quant.system import core_wait
 
 # Offsets in bytes: each counter has its own pair of cache lines.
 ARRIVED, PHASE, CANCEL, STOP, DONE_PARTS, NEXT, SIZE = 0, 128, 256, 384, 512, 640, 768
-SPINS = 2000  # about as long as the longest healthy wait; then the core goes to whoever needs it
-NAP = 20  # microseconds: an idle core takes over the thread that waits elsewhere for a busy one
+SPINS = 200  # then whatever else wants the core gets it at once, such as the thread that is waited for
+YIELDS = 6000  # some milliseconds: then the core rests
+NAP = 20  # microseconds
 
+_sched_yield = types.ExternalFunction("sched_yield", int32())
 _usleep = types.ExternalFunction("usleep", int32(uint32))
 
 
@@ -39,10 +41,12 @@ def barrier(flags, n_threads):
     spins = 0
     while atomic_load(flags + PHASE) == phase:
         spins += 1
-        if spins > SPINS:
-            _usleep(uint32(NAP))
-        else:
+        if spins < SPINS:
             pause()
+        elif spins < YIELDS:
+            _sched_yield()
+        else:
+            _usleep(uint32(NAP))
 
 
 # Work is shared out at run time. Between two waits all threads pass the same loops over pieces, in the same order; a thread draws
