@@ -6,7 +6,8 @@ from numba import float32, int64, types
 
 from glmrun.kernels.activations import FEW
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.disk import arrive, ask_first, ask_next
+from glmrun.kernels.disk import arrive, ask_first, ask_next, used
+from glmrun.kernels.formats import tile
 from glmrun.kernels.layout import (
     activation_record,
     layer_record,
@@ -16,7 +17,7 @@ from glmrun.kernels.layout import (
     weight_record,
     worker_record,
 )
-from glmrun.kernels.matmul import ADD, ROWS, STORE, address_of, form_of, multiply, rows_of_piece, scratch_bytes
+from glmrun.kernels.matmul import ADD, STORE, address_of, form_of, multiply, rows_of_piece, scratch_bytes
 from glmrun.kernels.rows import silu_multiply
 from glmrun.kernels.simd.atomic import atomic_load
 from glmrun.kernels.simd.memory import load_f32, load_i64, store_f32, store_i64
@@ -127,28 +128,20 @@ def pairs_of(s, e):
     return begin, middle - begin, after - middle
 
 
-@kernel(int64(model_record, step_record, int64))
-def _next_used(m, s, e):
-    """The first expert from e on that has pairs, or n_routed_experts."""
-    while e < m.n_routed_experts and load_i64(s.first + e * 16) == load_i64(s.first + e * 16 + 16):
-        e += 1
-    return e
-
-
 _rows_range, _x, _counts = types.UniTuple(int64, 3), types.UniTuple(int64, 3), types.UniTuple(int64, 2)
 
 
 @kernel(types.UniTuple(int64, 2)(int64, int64))
 def _chunk(n_rows, n):
     """How many rows n activations meet before silu_multiply() reads their products, and bytes between the products of two."""
-    rows = min(n_rows, max(ROWS, NEAR_BYTES // (4 * n) // ROWS * ROWS))
+    rows = min(n_rows, max(tile.ROWS, NEAR_BYTES // (4 * n) // tile.ROWS * tile.ROWS))
     return rows, (rows + 15) // 16 * 64 + 64  # one more line, so that activations don't all stand at the same place of a cache
 
 
 @kernel(int64(int64, int64))
 def gated_bytes(columns, n):
     """Room that gated_rows() needs for matrices of up to so many columns and up to n activations."""
-    return (scratch_bytes(columns, n) + 63) // 64 * 64 + 2 * (max(NEAR_BYTES, n * ROWS * 4) + n * 128)
+    return (scratch_bytes(columns, n) + 63) // 64 * 64 + 2 * (max(NEAR_BYTES, n * tile.ROWS * 4) + n * 128)
 
 
 @kernel(_void(weight_record, weight_record, _rows_range, activation_record, int64, _counts, _x, int64), apart=True)
@@ -229,9 +222,9 @@ def experts_down(m, layer, s, w):
     piece, n = first_piece(w), (s.n_few, s.n_tokens - s.n_few)
     while piece * size < down.rows:
         first, end = piece * size, min(down.rows, (piece + 1) * size)
-        e = _next_used(m, s, 0)
+        e = used(m, s, 0, 0)
         while e < m.n_routed_experts:
-            (begin, few, many), after = pairs_of(s, e), _next_used(m, s, e + 1)
+            (begin, few, many), after = pairs_of(s, e), used(m, s, e + 1, 0)
             then = address_of(down, (after, first, end)) if after < m.n_routed_experts else address_of(shared, (0, first, end))
             if not atomic_load(w.flags + CANCEL) and arrive(s, down, e, first, end, w):
                 x, out = (address + begin * stride, stride, 0), (s.x, s.x_stride, s.token + begin * 8)

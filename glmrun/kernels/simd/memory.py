@@ -185,8 +185,8 @@ def _asking(writes, level):
 
         def generate(c, b, s, a):
             numbers = [ir.Constant(I32, n) for n in (writes, level, 1)]  # 1: data
-            _prefetch = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-            b.call(cgutils.get_or_insert_function(b.module, _prefetch, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
+            signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+            b.call(cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
             return c.get_dummy_value()
 
         return types.void(types.int64), generate
