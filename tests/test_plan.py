@@ -89,6 +89,12 @@ def test_the_quantization_that_fits_is_named(q4: Demand) -> None:
         part = advice.in_part(q4, here(available))
         assert part is not None and part.tokens_per_second == q4.speed_in_part(4e10, 1e9, available) and said == f"Q4_K_M {part}."
         assert advice.advice(q4, all_four, n_ctx, here(available)) is None  # nothing is smaller, and it runs
+    for shorter in (q4.needed(0) + q4.cache_per_position, q4.needed(n_ctx) - 1):  # fits with a shorter context
+        n = q4.largest_context(shorter)
+        assert (
+            1 <= n < n_ctx and advice.advice(q8, all_four, n_ctx, here(shorter)) == f"Q4_K_M fits with a context of {n:,} tokens."
+        )
+        assert advice.advice(q4, all_four, n_ctx, here(shorter)) is None
     assert advice.advice(q4, all_four, n_ctx, here(1 << 30)) == "No quantization of it fits, not even in part."
     assert advice.in_part(q4, here(q4.needed(0))) is advice.in_part(q4, here(1 << 30)) is None
     half = q4.needed(0) - q4.experts // 2

@@ -61,12 +61,17 @@ def in_part(demand: Demand, machine: Machine) -> InPart | None:
 
 def advice(demand: Demand, others: Sequence[Demand], n_ctx: int, machine: Machine) -> str | None:
     """What runs there instead of a model that does not fit: the most exact of the smaller ones that fits whole with n_ctx
-    positions, else the fastest in part; None where the model itself is the best that there is.
+    positions, else with fewer, else the fastest in part; None where the model itself is the best that there is.
     """
     smaller = [d for d in others if d.weights < demand.weights]
     if whole := [d for d in smaller if d.needed(n_ctx) <= machine.available]:
         best = max(whole, key=lambda d: d.weights)
         return f"{best.name} fits: {best.needed(n_ctx) / 1e9:.1f} GB with a context of {n_ctx:,} tokens."
+    if demand.largest_context(machine.available):
+        return None
+    if shorter := [d for d in smaller if d.largest_context(machine.available)]:
+        best = max(shorter, key=lambda d: d.weights)
+        return f"{best.name} fits with a context of {best.largest_context(machine.available):,} tokens."
     parts = [(part.tokens_per_second, d.name, part) for d in smaller if (part := in_part(d, machine))]
     if parts:
         _, name, part = max(parts, key=lambda found: found[0])
