@@ -365,3 +365,20 @@ def test_the_demo_goes_through() -> None:
     assert all(words in shown for words in (" MiB ", ">>> What is", "thinking", "glmrun pull ggml-org/GLM-4.7-Flash-GGUF:Q4_K_M"))
     tests = [line.split("|")[6].strip() for line in shown.splitlines() if line.startswith("| deepseek2")]
     assert tests == ["pp512", "tg64"] * 3
+
+
+def test_an_interrupt_while_the_program_is_read() -> None:
+    """Half of a start is reading modules; Ctrl-C there printed where in them it had been."""
+    code = (
+        "import os, signal, sys\n"
+        "module = sys.argv.pop(1)\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == module: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from glmrun.__main__ import start\n"
+        "start()\n"
+    )
+    for module, expected in (("typer", -2), ("glmrun.cli.serve", -2), ("glmrun.store.local", 130)):
+        done = subprocess.run([sys.executable, "-c", code, module, "list"], capture_output=True, env=os.environ, timeout=60)
+        assert done.returncode == expected and done.stdout == done.stderr == b"", (module, done)

@@ -244,7 +244,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     table = [line.split() for line in whole.stdout.decode().splitlines()]
     assert whole.returncode == 0 and table[0] == ["skill", "right", "of", "accuracy"], whole.stderr
     assert table[1][:3] == ["obeys", "0", "1"] and table[2][:4] == ["talks", "2", "2", "100.0%"] and table[3][2] == "3"
-    assert " ".join(table[-1]) == "1 answers were cut off at the limit and count as wrong"
+    assert " ".join(table[-1]) == "answers cut off at the limit, which count as wrong: 1"
     about, *answers = map(json.loads, out.read_text().splitlines())
     assert (about["temperature"], about["top_p"], about["seed"], about["preset"]) == (1.0, 0.95, 0, "default")
     written = [Answered(**answer) for answer in answers]

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from support.checkpoint_folder import write_folder
+from test_cli import glmrun
 from typer import BadParameter
 
 from glmrun.cli.convert import _choice, _override, _parse_bytes
@@ -171,6 +172,23 @@ def test_metadata_of_another_type_than_readers_take(files: Path, text: str) -> N
     with pytest.raises(UserError, match=r"in a GGUF file, and a .* was given") as caught:
         plan(Checkpoint.open(files / "Small-GLM"), "BF16", overrides=dict([_override(text)]))
     assert caught.value.kind == "usage"
+
+
+@pytest.mark.parametrize("more", [(), ("--split-max-size", "1M")])
+def test_metadata_that_would_make_a_file_nobody_can_use(files: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """More layers than there are made a file that nothing opens, after all of it was written."""
+    out = tmp_path / "x.gguf"
+    for text, words in (
+        ("deepseek2.block_count=int:77", "missing"),
+        ("deepseek2.attention.head_count=int:7", "shape"),
+        ("tokenizer.ggml.pre=unknown", "tokenizer.ggml.pre"),
+    ):
+        done = glmrun("convert", str(files / "Small-GLM"), "-q", "bf16", "-o", str(out), "--metadata", text, *more)
+        said = done.stderr.decode()
+        assert done.returncode == 2 and words in said and "--metadata" in said and said.count("\n") == 1, done
+        assert not list(tmp_path.glob("*"))
+    allowed = ("--metadata", "deepseek2.context_length=int:512", "--metadata", "deepseek2.expert_used_count=int:1")
+    assert glmrun("convert", str(files / "Small-GLM"), "-q", "bf16", "-o", str(out), *allowed, *more).returncode == 0
 
 
 def test_sizes_of_parts() -> None:

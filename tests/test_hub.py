@@ -100,6 +100,9 @@ def test_the_file_that_is_meant() -> None:
         "BF16": ["bf/m-BF16-00001-of-00002.gguf", "bf/m-BF16-00002-of-00002.gguf"],
     }
     assert [f.name for f in choose_files(Reference("a/b"), remote("only-Q6_K.gguf"))] == ["only-Q6_K.gguf"]
+    both = remote("m-Q4_K_M.gguf", "m-MTP-Q4_K_M.gguf", "mtp-m-Q8_0.gguf")  # the prediction layer alone is no model
+    assert [f.name for f in choose_files(Reference("a/b"), both)] == ["m-Q4_K_M.gguf"]
+    assert [f.name for f in choose_files(Reference("a/b"), remote("m-MTP-Q4_K_M.gguf"))] == ["m-MTP-Q4_K_M.gguf"]
     for wrong, words in (
         (files, "has no Q5_K_M; there are BF16, Q4_K_M, Q8_0"),
         (remote("a-Q5_K_M.gguf", "b-Q5_K_M.gguf"), "2 files of Q5_K_M"),
@@ -108,6 +111,21 @@ def test_the_file_that_is_meant() -> None:
     ):
         with pytest.raises(UserError, match=words):
             choose_files(Reference("a/b", "Q5_K_M"), wrong)
+
+
+def test_a_checkpoints_weights_are_what_its_index_may_name() -> None:
+    """Shards of other names than model-00001-of-00002 were left behind; and a second form of the same weights is not wanted."""
+    index, shards = (
+        "model.safetensors.index.json",
+        ("glm-00001-of-00002.safetensors", "glm-00002-of-00002.safetensors", "mtp.safetensors"),
+    )
+    more = ("consolidated.safetensors", "adapter_model.safetensors", "old/model.safetensors")
+    chosen = choose_files(Reference("a/b"), remote("config.json", index, *shards, *more))
+    assert [f.name for f in chosen] == ["config.json", index, *shards]
+    whole = choose_files(Reference("a/b"), remote("config.json", index, "model.safetensors", *shards))
+    assert [f.name for f in whole] == ["config.json", index, "model.safetensors"]
+    with pytest.raises(UserError, match="neither"):
+        choose_files(Reference("a/b"), remote("config.json", *shards))
 
 
 # ---- pulling ---------------------------------------------------------------------------------------------------------

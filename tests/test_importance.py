@@ -1,5 +1,7 @@
 """Importance matrices: what the kernels sum against the model in NumPy, the file against gguf-py, and what a conversion gains."""
 
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -217,3 +219,13 @@ def test_a_kind_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Pat
         path.write_bytes(pack_header({"general.type": kind}, [TensorEntry("w.in_sum2", (8,), 0, 32)]) + bytes(32))
         with pytest.raises(UserError, match=r"is not an importance matrix: its general\.type is "):
             read_importance(path)
+
+
+def test_a_text_from_standard_input(tmp_path: Path) -> None:
+    text, out = b"Water is wet, and fire is warm. " * 20, tmp_path / "x.gguf"
+    done = subprocess.run(
+        [sys.executable, "-m", "glmrun", "imatrix", "nano", "-f", "-", "-c", "16", "--chunks", "2", "-o", str(out)],
+        input=text, capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert gguf.GGUFReader(out).fields["imatrix.datasets"].contents() == ["standard input"]

@@ -156,12 +156,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 wrong usage, 3 a model or file is missing, 130 interrupted, 141 reader gone."""
     if os.name != "posix":
         sys.exit("glmrun runs on Linux and macOS; on Windows run it inside WSL")
-    _leave_behind(sys.argv if arguments is None else None)
-    prepare_streams()
-    given, command, code = sys.argv[1:] if arguments is None else arguments, typer.main.get_command(app), 0
-    if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could continue
-        command.main(prog_name="glmrun")
+    given, code = sys.argv[1:] if arguments is None else arguments, 0
     try:
+        _leave_behind(sys.argv if arguments is None else None)
+        prepare_streams()
+        command = typer.main.get_command(app)
+        if "_GLMRUN_COMPLETE" in os.environ:  # a shell asks how a line could continue
+            command.main(prog_name="glmrun")
         with command.make_context("glmrun", _first_guesses(command, given)) as context:
             command.invoke(context)
     except (Exception, KeyboardInterrupt) as why:

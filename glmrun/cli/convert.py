@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -130,6 +131,8 @@ def convert(
         note(line)
     importance = read_importance(imatrix) if imatrix else None
     planned = plan(model, chosen, not no_mtp, choice, split_bytes, overrides, allow_requantize, importance)
+    if overrides:
+        _prove(planned)
     for line in _advice(planned):
         note(line)
     if dry_run:
@@ -152,6 +155,25 @@ def _choice(tensor_types: list[str], output: str | None, embedding: str | None, 
         except re.error as why:
             raise typer.BadParameter(f"--tensor-type: {pattern!r} is not a regular expression: {why}") from None
     return Choice(tuple(patterns), format_name(output) if output else None, format_name(embedding) if embedding else None, pure)
+
+
+def _prove(planned: "Plan") -> None:
+    """Raise UserError if the file would not be a model any more with what --metadata sets: its header is opened as one."""
+    from glmrun.chat.tokenizer import Tokenizer
+    from glmrun.gguf.architecture import open_model_file
+    from glmrun.gguf.dialects import whole_vocabulary
+
+    with TemporaryDirectory() as folder:
+        paths = [part.path(Path(folder, "x.gguf")) for part in planned.parts]
+        for part, path in zip(planned.parts, paths, strict=True):
+            path.write_bytes(part.blank_header)
+            os.truncate(path, part.n_bytes)  # takes no room on the disk
+        try:
+            file = open_model_file(paths[0])
+            Tokenizer.from_metadata(whole_vocabulary(file.metadata, file.config.vocab_size))
+        except UserError as why:
+            text = str(why).removeprefix(f"{paths[0]}: ")
+            raise UserError(f"--metadata: no program could use a file with that: {text}", "usage") from None
 
 
 def _override(text: str) -> "tuple[str, MetadataValue]":

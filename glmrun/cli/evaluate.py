@@ -215,8 +215,9 @@ def _table(answers: "list[Answered]") -> str:
     lines = [columns(rows, right=[1, 2, 3]), "", f"{tokens:,} tokens written in {seconds:,.0f} s"]
     cut = sum(a.finish_reason == "length" for a in answers)
     if cut:
-        lines.append(f"{cut} answers were cut off at the limit and count as wrong")
+        lines.append(f"answers cut off at the limit, which count as wrong: {cut}")
     refused = [a.finish_reason for a in answers if a.finish_reason.startswith("refused")]
     if refused:
-        lines.append(f"{len(refused)} questions were refused and count as wrong; the first: {refused[0].removeprefix('refused: ')}")
+        first = refused[0].removeprefix("refused: ")
+        lines.append(f"questions refused, which count as wrong: {len(refused)}; the first: {first}")
     return "\n".join(lines)

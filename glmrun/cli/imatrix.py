@@ -14,7 +14,7 @@ from quant.text import decode_text
 
 
 def imatrix(
-    file: Annotated[str, typer.Option("-f", "--file", metavar="FILE", help="Text like that which the model will meet.")],
+    file: Annotated[str, typer.Option("-f", "--file", metavar="FILE", help="Text as the model will meet, - for standard input.")],
     model: Annotated[str | None, loading.MODEL] = None,
     named: loading.Named = None,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The importance matrix.")] = "imatrix.gguf",
@@ -35,7 +35,7 @@ def imatrix(
     from glmrun.terminal.progress import work_bar
     from quant.publish import publish
 
-    text = decode_text(Path(file).read_bytes(), file)
+    text = options.read_stdin() if file == "-" else decode_text(Path(file).read_bytes(), file)
     path, target = loading.resolve_model(loading.one_model(model, named)), Path(output)
     loaded = loading.load_model(path, chunk_size, threads, draft="off")
 
@@ -45,9 +45,13 @@ def imatrix(
     n = min(len(ids) // chunk_size, chunks or len(ids))
     if n == 0:
         raise UserError(f"{file} has {len(ids):,} tokens, less than one chunk of {chunk_size:,}; give more text, or a smaller -c")
-    collector = Collector(loaded, [Path(file).name])
+    collector = Collector(loaded, ["standard input" if file == "-" else Path(file).name])
     n_bytes = len(collector.result().packed())  # the same before and after
-    with orderly_end(), publish(target, {target: n_bytes}, force, [path, Path(file)]) as out, work_bar() as bar:
+    with (
+        orderly_end(),
+        publish(target, {target: n_bytes}, force, [path, *([] if file == "-" else [Path(file)])]) as out,
+        work_bar() as bar,
+    ):
         began = time.monotonic()
         for i in range(n):
             collector.read(ids[i * chunk_size : (i + 1) * chunk_size])

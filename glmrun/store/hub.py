@@ -26,7 +26,9 @@ _REFERENCE = re.compile(
 )
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})$")
 _QUANTIZATION = re.compile(r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP\w*|NVFP\w*|BF16|F16|F32))$", re.IGNORECASE)
-_SIDECAR = re.compile(r"(^|[-_.])(mmproj|imatrix|mtp|lora)([-_.]|$)", re.IGNORECASE)
+_SIDECAR = re.compile(r"(^|[-_.])(mmproj|imatrix|lora)([-_.]|$)", re.IGNORECASE)
+_PREDICTION = re.compile(r"(^|[-_.])mtp([-_.]|$)", re.IGNORECASE)  # beside a model its prediction layer alone, else a model with it
+_OTHER_WEIGHTS = re.compile(r"(consolidated|adapter)[-_.]")  # a second form of the same, an addition
 
 Report = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
 
@@ -116,7 +118,8 @@ def choose_files(reference: Reference, files: list[RemoteFile]) -> list[RemoteFi
 
 def group_models(files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
     """{name without part number and ending: its file, or the parts in order} of all GGUF files that are models."""
-    return group_parts([file for file in files if not _SIDECAR.search(PurePosixPath(file.name).name)])
+    models = [file for file in files if not _SIDECAR.search(PurePosixPath(file.name).name)]
+    return group_parts([file for file in models if not _PREDICTION.search(PurePosixPath(file.name).name)]) or group_parts(models)
 
 
 def group_parts(files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
@@ -137,13 +140,16 @@ def is_whole(parts: list[RemoteFile]) -> bool:
 
 
 def _checkpoint_files(reference: Reference, files: list[RemoteFile]) -> list[RemoteFile]:
-    names = {f.name: f for f in files}
-    shards = [f for f in files if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", f.name)]
-    if "config.json" not in names or not shards:
-        raise UserError(f"{reference.repo} has neither a GGUF file nor a checkpoint in safetensors")
     from quant.checkpoint import SMALL_FILES
-    from quant.shards import INDEX
+    from quant.shards import INDEX, SINGLE
 
+    names = {f.name: f for f in files}
+    if SINGLE in names:
+        shards = [names[SINGLE]]
+    else:  # whatever the index calls them
+        shards = [f for f in files if re.fullmatch(r"[^/]+\.safetensors", f.name) and not _OTHER_WEIGHTS.match(f.name)]
+    if "config.json" not in names or not (SINGLE in names or (INDEX in names and shards)):
+        raise UserError(f"{reference.repo} has neither a GGUF file nor a checkpoint in safetensors")
     small = [names[name] for name in (*SMALL_FILES, INDEX) if name in names]
     return small + sorted(shards, key=lambda f: f.name)
 
