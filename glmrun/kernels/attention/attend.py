@@ -147,20 +147,20 @@ def _clear(m, out):
 
 @kernel(_void(model_record, layer_record, run_record, int64, int64, int64, int64, int64, int64))
 def _meet(m, layer, run, first_query, panel, first, end, scratch, out):
-    """A panel of a run's queries against the first tile of positions first to end - 1; each sees no further than its own token."""
+    """A panel of a run's queries against the first tile of positions first to end - 1, of which each sees those up to its own."""
     limits, shrinks = scratch + 2048, scratch + 2176
     scores = scratch + 2304 + _panel_bytes(m)
     weights = scores + TILE * QUERIES * 4
     heads, last = m.num_attention_heads, run.n_tokens * m.num_attention_heads - 1
-    after, few = min(end, first + TILE), (end - first + BLOCK - 1) // BLOCK if first_query + FEW > last else 0
+    n, few = min(end - first, TILE), 1 if first_query + FEW > last else 0
     for lane in range(QUERIES):
         query, position = lane, 0
         if few and lane >= 16:
             query, position = 16 + (lane - 16) // 4, lane % 4
         own = run.position + min(first_query + query, last) // heads
-        store_f32(limits + lane * 4, float32(min(after, own + 1) - first - position))
-    n = min(after, run.position + min(first_query + QUERIES - 1, last) // heads + 1) - first
-    columns, whole = block_at(m, layer, run, first), (run.position + run.n_tokens - first) // BLOCK
+        store_f32(limits + lane * 4, float32(min(n, own + 1 - first) - position))
+    columns = block_at(m, layer, run, first)
+    whole = min((run.position + run.n_tokens - first) // BLOCK, (end - first + BLOCK - 1) // BLOCK)
     tiles.scores(m, panel, columns, whole, run.tail, n, few, scores)
     softmax(scores, n, limits, out + m.latent * QUERIES * 4, shrinks, weights, few)
     tiles.gather(m, weights, columns, whole, run.tail, n, few, shrinks, out)
@@ -233,7 +233,7 @@ def _attend_item(m, layer, s, run, item, scratch):
     _clear(m, out)
     after = min(end, (segment + 1) * _segment(run), run.position + (first_query + n - 1) // heads + 1)
     for p in range(segment * _segment(run), after, TILE):
-        _meet(m, layer, run, first_query, panel, p, min(end, (segment + 1) * _segment(run)), scratch, out)
+        _meet(m, layer, run, first_query, panel, p, after, scratch, out)
     if n <= FEW:
         _join_result(m, out)
     if segments == 1:
