@@ -3,7 +3,8 @@
     python scripts/make_nano.py --minutes 600              # from nothing
     python scripts/make_nano.py --minutes 143 --widen OLD  # with the weights of a narrower nano: as glmrun/nano was made first
     python scripts/make_nano.py --go-on FOLDER --steps 2700 --peak 0.6 --practice 0.45  # and then: more of what it had found hard
-    python scripts/make_nano.py --go-on FOLDER --minutes 110 --peak 0.6 --practice 0.45  # and again: its last 3,931 steps
+    python scripts/make_nano.py --go-on FOLDER --minutes 110 --peak 0.6 --practice 0.45  # and again: 3,931 steps
+    python scripts/make_nano.py --go-on FOLDER --minutes 30 --peak 0.3 --practice 0.45 --average 0.8  # the last 1,429
     python scripts/make_nano.py --steps 100 --out /tmp/nano
 
 A training that was stopped goes on from its state (--state) when it is started again.
@@ -50,7 +51,12 @@ def main() -> None:
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--widen", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a narrower checkpoint")
     begin.add_argument("--go-on", type=Path, metavar="FOLDER", help="begin with the weights and tokens of a checkpoint")
-    parser.add_argument("--average", action="store_true", help="with --go-on: write the mean of the weights before and after")
+    parser.add_argument(
+        "--average",
+        type=float,
+        metavar="SHARE",
+        help="with --go-on: write a mean of the weights, SHARE of those after",
+    )
     parser.add_argument(
         "--state", type=Path, default=Path("nano-training.pt"), help="file of a training under way (default: nano-training.pt)"
     )
@@ -63,7 +69,7 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=2, help="wrong answers shown per skill (default: 2)")
     args = parser.parse_args()
 
-    if args.average and not args.go_on:
+    if args.average is not None and not args.go_on:
         parser.error("--average needs --go-on: the weights before, to take the mean with")
     torch.manual_seed(args.seed)
     corpus = Corpus(TEMPLATE)
@@ -99,9 +105,9 @@ def main() -> None:
         return micro_batches(corpus, tokenizer, args.seed + before["steps"] + step, args.practice)
 
     steps, tokens, seconds_used = train(model, batches_from, progress_at, on_progress, args.state, args.peak)
-    if args.average:
-        after = checkpoint.tensors(model)
-        checkpoint.give(model, {name: (old.float() + after[name].float()) / 2 for name, old in checkpoint.read(source).items()})
+    if args.average is not None:
+        old, new = checkpoint.read(source), checkpoint.tensors(model)
+        checkpoint.give(model, {name: torch.lerp(old[name].float(), new[name].float(), args.average) for name in old})
     checkpoint.round_weights(model)
     checkpoint.write(model, tokenizer, TEMPLATE, args.out)
     args.state.unlink(missing_ok=True)

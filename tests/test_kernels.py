@@ -40,7 +40,8 @@ def rounded(x: np.ndarray, name: str, at_once: int | None = None) -> tuple[np.nd
         quantize_row(x[i].ctypes.data, columns, (at_once or n) < FEW, out[i].ctypes.data)
     codes = out[:, :columns].view(np.int8).astype(np.float64)
     scales = out[:, columns : columns + columns // 8].copy().view(np.float32)  # f32 (n, blocks)
-    return out, codes * np.repeat(scales, 32, axis=1)
+    with np.errstate(invalid="ignore"):  # an infinite scale times 0
+        return out, codes * np.repeat(scales, 32, axis=1)
 
 
 def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode: int = STORE, weights=None, index=None, out=None):

@@ -3,25 +3,38 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.simd.arithmetic import absolute, largest, maximum, round_to_i32, shift_left, total, total_i32
-from glmrun.kernels.simd.dots import dot_u8s8, store_start
+from glmrun.kernels.simd.arithmetic import (
+    add_neighbours,
+    in_fours,
+    inverse_or_zero,
+    larger_magnitude,
+    largest_of_eight,
+    largest_of_magnitudes,
+    narrow,
+    round_64,
+    round_up_to,
+    times,
+    to_f32,
+)
+from glmrun.kernels.simd.dots import dot_codes, store_starts, sums_of_16
 from glmrun.kernels.simd.memory import (
     bytes_of,
+    load_f32,
     load_f32x16,
     load_half_u8x64,
     load_two_u8x32,
     load_u8x64,
-    splat_f32,
+    room_for,
+    splat_f32x8,
     store_f32,
-    store_i8x16,
-    store_i16,
-    store_i32,
+    store_f32x8,
+    store_f32x16,
+    store_i16x16,
+    store_i32x8,
     store_i32x16,
     store_u8x64,
     zero_f32x16,
-    zero_i32x16,
 )
-from glmrun.kernels.simd.types import f32x16, i32x16
 
 FEW = 7  # from this many activations on, rows are unpacked into panels; fewer meet them row by row
 SMALLEST = 1e-30  # 256 neighbours that are all nearer to zero are zeros: the inverse of their scale may not be a float32
@@ -44,12 +57,11 @@ def row_bytes(n: int) -> int:
     return (n * 15 // 8 + 63) // 64 * 64 + 2 * n + n // 4 + -(-n // 256) * 4 + 32
 
 
-@kernel(i32x16(f32x16, float32, int64), inline="always")
-def _store_rounded(x, inverse_scale, out):
-    """16 values times inverse_scale, rounded half to even, stored as int8."""
-    q = round_to_i32(x * splat_f32(inverse_scale))
-    store_i8x16(out, q)
-    return q
+@kernel(types.void(int64, int64, int64), inline="always")
+def _copy(source, n, to):
+    """Copy n bytes, a multiple of 4."""
+    for at in range(0, n, 4):
+        store_f32(to + at, load_f32(source + at))
 
 
 @kernel(types.void(int64, int64, boolean, int64), apart=True)
@@ -61,7 +73,7 @@ def quantize_row(x, n, few, out):
 
     out     int8 (n,) codes; float32 (n / 32,) scales D k_j; float32 (n / 32,) sums of 32 rounded values;
             int16 (n / 16,) k_j, each twice; int16 (n / 16,) sums of 16 codes;
-            int32 (n / 32,) -128 times the sums of 32 codes; 4 bytes for each 16 codes as store_start() leaves them;
+            int32 (n / 32,) -128 times the sums of 32 codes; 4 bytes for each 16 codes as store_starts() leaves them;
     and, for what meets rows one by one (few), from minus_128_sums_of_4(n) on: int32 (n / 4,) -128 times the sums of 4 codes
     and, where n is a multiple of 256, from k_quant_codes(n) on:
             int8 (n,) codes, of every 128 the 32 at 0, 64, 32, 96; int16 (n / 256, 16) k_0..3 k_0..3 k_4..7 k_4..7;
@@ -69,51 +81,57 @@ def quantize_row(x, n, few, out):
     A value that is not finite makes D not finite, so it reaches the logits, where it is found.
     A scale for each 256, which llama.cpp uses beside K-quants, leaves twice the noise (benchmarks/LOG.md).
     """
-    scales, sums_32, multiples = out + n, out + n + n // 8, out + n + n // 4
-    sums_16, starts_128, starts_32 = multiples + n // 8, out + n + n // 2, out + n + n // 2 + n // 8
     starts_4, packed = out + minus_128_sums_of_4(n), out + k_quant_codes(n)
     packed_multiples, packed_sums, units = packed + n, packed + n + n // 8, packed + n + n // 4
+    room = room_for(2048)
+    tops, padded, apart = room, room + 512, room + 1536
     for group in range(0, n, 256):
         end = min(group + 256, n)
-        top, sum_of_all = zero_f32x16(), zero_f32x16()
-        for k in range(group, end, 16):
-            v = load_f32x16(x + k * 4)
-            top, sum_of_all = maximum(absolute(v), top), sum_of_all + v
-        highest = largest(top)
+        whole, source = end - group == 256, x + group * 4
+        codes, beside, starts = out + group, out + n + group // 8, out + n + n // 2 + n // 8 + group // 4
+        step = n // 8  # from scales to sums of 32, multiples, sums of 16, starts of 32 and of 16
+        if not whole:  # computed as if it were, zeros behind it
+            for k in range(0, 1024, 64):
+                store_f32x16(padded + k, load_f32x16(source + k) if k < (end - group) * 4 else zero_f32x16())
+            source, codes, beside, starts, step = padded, apart, apart + 256, apart + 416, 32
+        for k in range(0, 512, 64):
+            store_f32x16(tops + k, larger_magnitude(load_f32x16(source + 2 * k), load_f32x16(source + 2 * k + 64)))
+        largest = largest_of_eight(tops)
+        highest = largest_of_magnitudes(largest)
         if highest < float32(SMALLEST):
             highest = float32(0.0)
-        ratio = float32(0.0) if highest == 0 else float32(127.0) / highest
-        unit = highest / float32(16129.0) + total(sum_of_all) * float32(0.0)
-        for k in range(group, end, 32):
-            a, b = load_f32x16(x + k * 4), load_f32x16(x + k * 4 + 64)
-            exact = largest(maximum(absolute(a), absolute(b))) * ratio
-            multiple = int64(exact) if exact < float32(127.0) else 127  # NaN: 127
-            multiple += 1 if float32(multiple) < exact and multiple < 127 else 0
-            scale = unit * float32(multiple)
-            inverse = float32(0.0) if scale == 0 else float32(1.0) / scale
-            first = total_i32(_store_rounded(a, inverse, out + k))
-            second = total_i32(_store_rounded(b, inverse, out + k + 16))
-            store_f32(scales + k // 8, scale)
-            store_f32(sums_32 + k // 8, scale * float32(first + second))
-            store_i32(multiples + k // 8, multiple * 0x10001)
-            store_i32(sums_16 + k // 8, first & 0xFFFF | second << 16)
-            store_i32(starts_128 + k // 8, -128 * (first + second))
-            store_start(starts_32 + k // 4, out + k, first)
-            store_start(starts_32 + k // 4 + 4, out + k + 16, second)
-            if few and n % 256 == 0:
-                j = k % 256 // 32
-                place = group // 8 + j * 2 + j // 4 * 8  # of s_j among the scales and minimums of a Q4_K block
-                store_i16(packed_multiples + place, multiple)
-                store_i16(packed_multiples + place + 8, multiple)
-                store_i16(packed_sums + place, 0)
-                store_i16(packed_sums + place + 8, first + second)
+        ratio, unit = float32(0.0) if highest == 0 else float32(127.0) / highest, highest / float32(16129.0)
+        multiples = round_up_to(largest * splat_f32x8(ratio), 127)
+        scales = splat_f32x8(unit) * to_f32(multiples)
+        inverses = inverse_or_zero(scales)
+        c0, c1 = round_64(source, inverses, 0), round_64(source + 256, inverses, 2)
+        c2, c3 = round_64(source + 512, inverses, 4), round_64(source + 768, inverses, 6)
+        store_u8x64(codes, c0)
+        store_u8x64(codes + 64, c1)
+        store_u8x64(codes + 128, c2)
+        store_u8x64(codes + 192, c3)
+        sums_16 = sums_of_16(c0, c1, c2, c3)
+        sums_32 = add_neighbours(sums_16)
+        store_f32x8(beside, scales)
+        store_f32x8(beside + step, scales * to_f32(sums_32))
+        store_i32x8(beside + 2 * step, times(multiples, 0x10001))
+        store_i16x16(beside + 3 * step, narrow(sums_16))
+        store_i32x8(beside + 4 * step, times(sums_32, -128))
+        store_starts(starts, codes, sums_16)
+        if not whole:
+            _copy(codes, end - group, out + group)
+            for j in range(5):
+                _copy(beside + j * step, (end - group) // 8, out + n + group // 8 + j * (n // 8))
+            _copy(starts, (end - group) // 4, out + n + n // 2 + n // 8 + group // 4)
         if not few:
             continue
         for k in range(group, end, 64):
-            codes = load_u8x64(out + k) if k + 32 < end else load_half_u8x64(out + k)  # the half writes on where nothing stands yet
-            store_i32x16(starts_4 + k, zero_i32x16() - shift_left(dot_u8s8(bytes_of(1), codes), 7))
+            line = load_u8x64(out + k) if k + 32 < end else load_half_u8x64(out + k)  # the half writes on where nothing stands yet
+            store_i32x16(starts_4 + k, times(dot_codes(bytes_of(1), line), -128))
         if n % 256 == 0:
             store_f32(units + group // 64, unit)
+            store_i16x16(packed_multiples + group // 8, in_fours(multiples, 0))
+            store_i16x16(packed_sums + group // 8, in_fours(sums_32, 1))
             for k in range(group, end, 128):
                 store_u8x64(packed + k, load_two_u8x32(out + k, out + k + 64))
                 store_u8x64(packed + k + 64, load_two_u8x32(out + k + 32, out + k + 96))

@@ -6,11 +6,11 @@ Q8_0       int8 (row,) codes, then float16 (row / 32,) scales = largest magnitud
 
 from numba import float32, int64, types
 
-from glmrun.kernels.attention.rounding import larger_magnitude, largest_of_magnitudes, store_f16
+from glmrun.kernels.attention.rounding import store_f16
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import load_i8x16_as_f32
 from glmrun.kernels.layout import F16, F32, model_record
-from glmrun.kernels.simd.arithmetic import round_to_i32
+from glmrun.kernels.simd.arithmetic import larger_magnitude, largest_of_magnitudes, round_to_i32
 from glmrun.kernels.simd.memory import load_f16, load_f16x16, load_f32x16, splat_f32, store_f16x16, store_f32x16, store_i8x16
 from glmrun.kernels.simd.types import f32x16
 

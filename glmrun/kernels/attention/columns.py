@@ -16,8 +16,6 @@ from numba import float32, int64, types
 from glmrun.kernels.attention.cached_row import load_cached
 from glmrun.kernels.attention.rounding import (
     larger_f16_magnitude,
-    larger_magnitude,
-    largest_of_magnitudes,
     round_in_order,
     round_in_turn,
     round_two_bytes,
@@ -27,6 +25,7 @@ from glmrun.kernels.attention.rounding import (
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.unpack import transpose_words
 from glmrun.kernels.layout import F16, layer_record, model_record, run_at, run_record, step_record, worker_record
+from glmrun.kernels.simd.arithmetic import larger_magnitude, largest_of_magnitudes
 from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,

@@ -3,10 +3,9 @@
 from numba import int64, types
 from numba.extending import intrinsic
 
+from glmrun.kernels.simd.arithmetic import MAGIC
 from glmrun.kernels.simd.types import (
     F16,
-    F32,
-    I32,
     V16F,
     V16I,
     V32H,
@@ -14,13 +13,11 @@ from glmrun.kernels.simd.types import (
     call,
     constant,
     f32x16,
+    fold_in_fours,
     pointer,
     shuffle,
     u8x64,
 )
-
-MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
-
 
 # Of 64 bytes and 64 more: the lowest bytes of each four words of the first and of the second, twice.
 _FOURS = [at + i for i in range(0, 64, 16) for at in (*range(0, 16, 4), *range(64, 80, 4)) * 2]
@@ -83,20 +80,6 @@ def round_two_bytes(context, x0, x1, factor):
     return u8x64(f32x16, f32x16, f32x16), generate
 
 
-def _magnitude(b, x):
-    return b.and_(b.bitcast(x, V16I), constant(V16I, 0x7FFFFFFF))
-
-
-def _larger(b, x, y):
-    return call(b, "llvm.umax.v16i32", V16I, [x, y])
-
-
-@intrinsic
-def larger_magnitude(context, x, y):
-    """max(|x|, |y|) in every lane; NaN counts as the largest."""
-    return f32x16(f32x16, f32x16), lambda c, b, s, a: b.bitcast(_larger(b, _magnitude(b, a[0]), _magnitude(b, a[1])), V16F)
-
-
 @intrinsic
 def larger_f16_magnitude(context, x, address):
     """max(|x|, |y|) of 32 float16, x in 64 bytes and y at the address; NaN counts as the largest."""
@@ -109,27 +92,9 @@ def larger_f16_magnitude(context, x, address):
 
 
 @intrinsic
-def largest_of_magnitudes(context, x):
-    """The largest of 16 numbers that are not negative; NaN counts as the largest."""
-
-    def generate(c, b, s, a):
-        return b.bitcast(call(b, "llvm.vector.reduce.umax.v16i32", I32, [b.bitcast(a[0], V16I)]), F32)
-
-    return types.float32(f32x16), generate
-
-
-@intrinsic
 def sum_fours(context, x0, x1, x2, x3):
     """Of each four neighbouring lanes the sums of x0's, x1's, x2's and x3's."""
-
-    def generate(c, b, s, a):
-        def paired(x, y, lanes):
-            return shuffle(b, x, y, [i + lane for i in range(0, 16, 4) for lane in lanes])
-
-        first, second = (b.fadd(paired(x, y, (0, 16, 1, 17)), paired(x, y, (2, 18, 3, 19))) for x, y in (a[:2], a[2:]))
-        return b.fadd(paired(first, second, (0, 1, 16, 17)), paired(first, second, (2, 3, 18, 19)))
-
-    return f32x16(f32x16, f32x16, f32x16, f32x16), generate
+    return f32x16(f32x16, f32x16, f32x16, f32x16), lambda c, b, s, a: fold_in_fours(b, list(a), b.fadd)[0]
 
 
 @intrinsic

@@ -8,9 +8,9 @@ from numba import float32, int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE
-from glmrun.kernels.attention.rounding import MAGIC, maximum_or_nan, round_in_fours, round_in_turn, where_less
+from glmrun.kernels.attention.rounding import maximum_or_nan, round_in_fours, round_in_turn, where_less
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.simd.arithmetic import exp, flip_sign_bit, fma, maximum, to_f32
+from glmrun.kernels.simd.arithmetic import MAGIC, exp, flip_sign_bit, fma, maximum, to_f32
 from glmrun.kernels.simd.dots import add_dot_u8s8
 from glmrun.kernels.simd.memory import (
     bytes_of,

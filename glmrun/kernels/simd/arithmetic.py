@@ -5,7 +5,31 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from glmrun.kernels.simd.types import F32, I32, V16F, V16I, V64B, call, constant, f32x8, f32x16, i32x16, shuffle, u8x64
+from glmrun.kernels.simd.types import (
+    F32,
+    I32,
+    I64,
+    V8F,
+    V8I,
+    V16F,
+    V16H,
+    V16I,
+    V64B,
+    call,
+    constant,
+    f32x8,
+    f32x16,
+    fold_in_fours,
+    i16x16,
+    i32x8,
+    i32x16,
+    pointer,
+    shuffle,
+    splat,
+    u8x64,
+)
+
+MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it is rounded to a whole number, half to even, which stands in the lowest bits
 
 
 @intrinsic
@@ -24,10 +48,76 @@ def maximum(context, x, y):
     return f32x16(f32x16, f32x16), lambda c, b, s, a: b.select(b.fcmp_ordered(">", a[0], a[1]), a[0], a[1])
 
 
+def _magnitude(b, x):
+    return b.and_(b.bitcast(x, V16I), constant(V16I, 0x7FFFFFFF))
+
+
 @intrinsic
-def absolute(context, x):
-    """|x| in every lane."""
-    return f32x16(f32x16), lambda c, b, s, a: call(b, "llvm.fabs.v16f32", V16F, [a[0]])
+def larger_magnitude(context, x, y):
+    """max(|x|, |y|) in every lane; NaN counts as the largest."""
+
+    def generate(c, b, s, a):
+        return b.bitcast(call(b, "llvm.umax.v16i32", V16I, [_magnitude(b, x) for x in a]), V16F)
+
+    return f32x16(f32x16, f32x16), generate
+
+
+@intrinsic
+def largest_of_magnitudes(context, x):
+    """The largest of 16 or 8 numbers that are not negative; NaN counts as the largest."""
+
+    def generate(c, b, s, a):
+        n = x.llvm_type.count
+        bits = b.bitcast(a[0], ir.VectorType(I32, n))
+        return b.bitcast(call(b, f"llvm.vector.reduce.umax.v{n}i32", I32, [bits]), F32)
+
+    return types.float32(x), generate
+
+
+@intrinsic
+def largest_of_eight(context, address):
+    """Of eight vectors of 16 numbers that are not negative, one behind the other at the address, the largest of each."""
+
+    def generate(c, b, s, a):
+        rows = [b.load(pointer(b, b.add(a[0], ir.Constant(I64, i * 64)), V16I), align=64) for i in range(8)]
+        rows = fold_in_fours(b, rows, lambda x, y: call(b, "llvm.umax.v16i32", V16I, [x, y]))
+        halves = [shuffle(b, rows[0], rows[1], [*range(i, i + 8), *range(16 + i, 24 + i)]) for i in (0, 8)]
+        x = call(b, "llvm.umax.v16i32", V16I, halves)
+        quarters = [shuffle(b, x, x, [*range(i, i + 4), *range(8 + i, 12 + i)]) for i in (0, 4)]
+        return b.bitcast(call(b, "llvm.umax.v8i32", V8I, quarters), V8F)
+
+    return f32x8(types.int64), generate
+
+
+@intrinsic
+def round_up_to(context, x, most):
+    """The whole numbers that 8 float32 from 0 on, rounded up, are, and at most that many; NaN is as many. int32 (8,)."""
+
+    def generate(c, b, s, a):
+        up, limit = call(b, "llvm.ceil.v8f32", V8F, [a[0]]), splat(b, b.sitofp(a[1], F32), 8)
+        return b.fptosi(b.select(b.fcmp_ordered("<", up, limit), up, limit), V8I)
+
+    return i32x8(f32x8, types.int64), generate
+
+
+@intrinsic
+def inverse_or_zero(context, x):
+    """1 / x in every lane of 8, 0 where x is 0."""
+
+    def generate(c, b, s, a):
+        return b.select(b.fcmp_ordered("==", a[0], constant(V8F, 0.0)), constant(V8F, 0.0), b.fdiv(constant(V8F, 1.0), a[0]))
+
+    return f32x8(f32x8), generate
+
+
+@intrinsic
+def add_neighbours(context, x):
+    """Lane i = x[2 i] + x[2 i + 1] of 16 int32."""
+
+    def generate(c, b, s, a):
+        return b.add(*(shuffle(b, a[0], a[0], list(range(i, 16, 2))) for i in range(2)))
+
+    return i32x8(i32x16), generate
 
 
 @intrinsic
@@ -67,10 +157,43 @@ def largest(context, x):
 
 
 @intrinsic(prefer_literal=True)
-def shift_left(context, x, bits):
-    """x * 2**bits in every lane of 16 int32."""
-    n = bits.literal_value
-    return i32x16(i32x16, bits), lambda c, b, s, a: b.shl(a[0], constant(V16I, n))
+def times(context, x, factor):
+    """x * factor, a constant, in every lane of 16 or 8 int32."""
+    n = factor.literal_value
+    return x(x, factor), lambda c, b, s, a: b.mul(a[0], constant(x.llvm_type, n))
+
+
+@intrinsic
+def narrow(context, x):
+    """The low 16 bits of 16 int32."""
+    return i16x16(i32x16), lambda c, b, s, a: b.trunc(a[0], V16H)
+
+
+@intrinsic(prefer_literal=True)
+def in_fours(context, x, zeros):
+    """The low 16 bits of 8 int32, each four twice; or zeros instead of the first time."""
+
+    def generate(c, b, s, a):
+        fours = [(8 if empty else half) + i for half in (0, 4) for empty in (zeros.literal_value, 0) for i in range(4)]
+        return b.trunc(shuffle(b, a[0], constant(V8I, 0), fours), V16H)
+
+    return i16x16(i32x8, zeros), generate
+
+
+@intrinsic(prefer_literal=True)
+def round_64(context, address, factors, first):
+    """The low bytes of 64 float32 at the address, the first 32 times factors[first], the others times the next, rounded to even."""
+
+    def generate(c, b, s, a):
+        words = []
+        for i in range(4):
+            factor = shuffle(b, a[1], a[1], [first.literal_value + i // 2] * 16)
+            x = b.load(pointer(b, b.add(a[0], ir.Constant(I64, i * 64)), V16F), align=4)
+            words.append(b.bitcast(b.fadd(b.fmul(x, factor), constant(V16F, MAGIC)), V16I))
+        low, high = (shuffle(b, x, y, list(range(32))) for x, y in (words[:2], words[2:]))
+        return b.trunc(shuffle(b, low, high, list(range(64))), V64B)
+
+    return u8x64(types.int64, f32x8, first), generate
 
 
 @intrinsic
@@ -84,12 +207,6 @@ def to_f32(context, x):
 def round_to_i32(context, x):
     """16 float32 that int32 holds, rounded, halves to even; of others and of NaN any number."""
     return i32x16(f32x16), lambda c, b, s, a: b.fptosi(call(b, "llvm.rint.v16f32", V16F, [a[0]]), V16I)
-
-
-@intrinsic
-def total_i32(context, x):
-    """The sum of 16 int32."""
-    return types.int32(i32x16), lambda c, b, s, a: call(b, "llvm.vector.reduce.add.v16i32", I32, [a[0]])
 
 
 @intrinsic

@@ -12,7 +12,6 @@ from glmrun.kernels.simd.types import (
     I64,
     V4I,
     V8I,
-    V16B,
     V16H,
     V16I,
     V32B,
@@ -20,6 +19,7 @@ from glmrun.kernels.simd.types import (
     V64B,
     call,
     constant,
+    fold_in_fours,
     i16x16,
     i32x8,
     i32x16,
@@ -67,27 +67,45 @@ def emit_pair_sums(builder, pairs):
 
 
 @intrinsic
-def store_start(context, address, codes, total):
-    """What the dot product of 16 int8 codes with others that carry +32 begins with: int32, -32 times the total of the codes.
+def store_starts(context, address, codes, sums):
+    """What dot products of 16 int8 codes with others that carry +32 begin with, of 256 codes at an address: int32 (16,), -32 times
+    the sums of 16 codes.
 
-    Where products are added up in 16 bits: two int16, of the codes 0 1, 4 5, 8 9, 12 13 and of the others: vpmaddubsw's pairs.
+    Where products are added up in 16 bits: two int16 each, of the codes 0 1, 4 5, 8 9, 12 13 and of the others: vpmaddubsw's pairs.
     With NEON no code carries anything, and nothing is stored.
     """
 
     def generate(c, b, s, a):
         if has_neon():
             return c.get_dummy_value()
-        if sums_in_16_bits():
-            sums = b.sext(b.load(pointer(b, a[1], V16B), align=1), V16H)
-            for lanes in ([range(8), range(8, 16)], [range(4), range(4, 8)], [(0, 2), (1, 3)]):
-                sums = b.add(*(shuffle(b, sums, sums, list(some)) for some in lanes))
-            start = b.mul(sums, constant(sums.type, -32))
-        else:
-            start = b.mul(a[2], ir.Constant(I32, -32))
-        b.store(start, pointer(b, a[0], start.type), align=4)
+        if not sums_in_16_bits():
+            b.store(b.mul(a[2], constant(V16I, -32)), pointer(b, a[0], V16I), align=4)
+            return c.get_dummy_value()
+        for i in range(0, 256, 32):
+            line = b.load(pointer(b, b.add(a[1], ir.Constant(I64, i)), V32B), align=1)
+            sums = emit_pairs(b, constant(V32B, 1), line)
+            for lanes in ((0, 1, 4, 5), (0, 1)):  # of each 8 or 4: what is added to its neighbours
+                span = 2 * len(lanes)
+                sums = b.add(
+                    *(shuffle(b, sums, sums, [at + i + k for at in range(0, sums.type.count, span) for i in lanes]) for k in (0, 2))
+                )
+            b.store(b.mul(sums, constant(sums.type, -32)), pointer(b, b.add(a[0], ir.Constant(I64, i // 4)), sums.type), align=4)
         return c.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int32), generate
+    return types.void(types.int64, types.int64, i32x16), generate
+
+
+@intrinsic
+def sums_of_16(context, x0, x1, x2, x3):
+    """int32 (16,): the sums of each 16 of 256 int8."""
+
+    def generate(c, b, s, a):
+        ones = constant(V64B, 1)
+        rows = [_quads_avx2(b, ones, x) if sums_in_16_bits() else emit_dot_codes(b, constant(V16I, 0), ones, x) for x in a]
+        rows = fold_in_fours(b, rows, b.add)
+        return shuffle(b, rows[0], rows[0], [4 * i + j for j in range(4) for i in range(4)])
+
+    return i32x16(u8x64, u8x64, u8x64, u8x64), generate
 
 
 def emit_with_signs(builder, x, signs):

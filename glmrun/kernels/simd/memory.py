@@ -9,10 +9,10 @@ from glmrun.kernels.simd.types import (
     F16,
     F32,
     I8,
-    I16,
     I32,
     I64,
     V8F,
+    V8I,
     V16B,
     V16F,
     V16H,
@@ -23,6 +23,7 @@ from glmrun.kernels.simd.types import (
     f32x8,
     f32x16,
     i16x16,
+    i32x8,
     i32x16,
     pointer,
     shuffle,
@@ -129,9 +130,9 @@ def _store(numba_type, llvm_type, align):
 
 load_f32, store_f32 = _load(types.float32, F32, 4), _store(types.float32, F32, 4)
 load_i64, store_i64 = _load(types.int64, I64, 8), _store(types.int64, I64, 8)
-store_i32, store_i16 = _store(types.int32, I32, 4), _store(types.int16, I16, 2)
 load_u32 = _load(types.uint32, I32, 1)
 store_f32x16, store_f32x8, store_i32x16 = _store(f32x16, V16F, 4), _store(f32x8, V8F, 4), _store(i32x16, V16I, 4)
+store_i32x8, store_i16x16 = _store(i32x8, V8I, 4), _store(i16x16, V16H, 2)
 store_u8x64 = _store(u8x64, V64B, 1)
 
 

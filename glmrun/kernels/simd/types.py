@@ -60,6 +60,17 @@ def shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
+def fold_in_fours(builder, rows, combine):
+    """Of 4 or 8 vectors of 16 lanes 1 or 2: what combine() makes of each four neighbouring lanes of the first, the second, ..."""
+    for lanes in (((0, 16, 1, 17), (2, 18, 3, 19)), ((0, 1, 16, 17), (2, 3, 18, 19))):
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        folded = [
+            [shuffle(builder, x, y, [i + lane for i in range(0, 16, 4) for lane in some]) for some in lanes] for x, y in pairs
+        ]
+        rows = [combine(*parts) for parts in folded]
+    return rows
+
+
 def opaque(builder, value):
     """The same value, in no instruction; LLVM forgets where it came from: else it adds many products as a tree, and spills it.
 
