@@ -178,7 +178,7 @@ def _rates(rows: list[dict[str, Any]]) -> tuple[str, str]:
 def _quality_table(found: dict[str, Any], speeds: dict[str, Any]) -> list[str]:
     files = found["files"]
     lines = [
-        f"**Quality**: nano against its BF16 file, {found['positions']:,} positions and {found['questions']} questions held out:",
+        f"**Quality**: nano against its BF16 file, {found['positions']:,} positions and {found['questions']:,} questions held out:",
         "",
         "| nano as | MiB | bits a weight | MB a token | pp512 / tg64 | perplexity, ratio | KL divergence | same top | right |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,6 +1,6 @@
 """Write nano's held-out questions, on which make_nano.py measured it, as a suite for `glmrun eval`.
 
-python scripts/make_skills.py [--per-skill 60] [--seed 47] [--out glmrun/nano/skills.jsonl] [--check 20000]
+python scripts/make_skills.py [--per-skill 100] [--seed 47] [--out glmrun/nano/skills.jsonl] [--check 20000]
 
 --check N draws N training documents and N of practice, and ends with 1 if one of them holds a question of the suite, whatever its
 case and marks.
@@ -78,7 +78,7 @@ def taught(suite_documents: list[Document], n: int, seed: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--per-skill", type=int, default=60)
+    parser.add_argument("--per-skill", type=int, default=100)
     parser.add_argument("--seed", type=int, default=47)
     parser.add_argument("--out", type=Path, default=ROOT / "glmrun" / "nano" / "skills.jsonl")
     parser.add_argument("--check", type=int, metavar="N", default=0)

@@ -205,12 +205,12 @@ def test_nanos_skills_are_the_questions_that_it_was_measured_on() -> None:
     questions = read_suite(CHECKPOINT / "skills.jsonl")
     counts = {skill: sum(q.skill == skill for q in questions) for skill in sorted({q.skill for q in questions})}
     assert counts == {skill: row["of"] for skill, row in skills.items()}
-    written = make_skills.suite(make_skills.test_documents(random.Random("test 47"), 60))
+    written = make_skills.suite(make_skills.test_documents(random.Random("test 47"), 100))
     assert written == (CHECKPOINT / "skills.jsonl").read_text(encoding="utf-8")
 
 
 def test_practice_holds_no_question_of_the_suite_and_tells_what_is_declared() -> None:
-    asked = [d for d in make_skills.test_documents(random.Random("test 47"), 60) if d.text is None]
+    asked = [d for d in make_skills.test_documents(random.Random("test 47"), 100) if d.text is None]
     assert make_skills.taught(asked, 1500, 47) == []
     documents = list(islice(make_skills.training_documents(random.Random(3), 1.0), 600))
     known = [d for d in documents if d.skill == "chat"]
@@ -332,4 +332,4 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
         found, told = json.loads(process.stdout.read()), process.stderr.read()
     n_lines = out.read_bytes().count(b"\n")
     assert process.returncode == 130 and 2 <= found["skills"]["all"]["of"] == n_lines - 1
-    assert f"interrupted after {n_lines - 1} of 818 questions".encode() in told
+    assert f"interrupted after {n_lines - 1} of 1341 questions".encode() in told
