@@ -1,6 +1,8 @@
 """Perplexity and KL divergence against their definitions, in float64 and position by position."""
 
+import errno
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from test_cli import refused
 import glmrun
 from glmrun.cli.perplexity import report
 from glmrun.measure.perplexity import score, statistics
-from glmrun.measure.reference import Reference, ReferenceWriter
+from glmrun.measure.reference import Reference, writing
 from glmrun.measure.windows import Windows, cut
 from quant.errors import UserError
 
@@ -88,7 +90,7 @@ def test_windows_are_as_many_as_fit_or_were_asked_for() -> None:
 def test_the_statistics_are_those_of_the_definitions(tmp_path: Path) -> None:
     base, model = Oracle(), Oracle(noise=0.3)
     windows = cut(base, _text(640), 64)  # type: ignore[arg-type]
-    with ReferenceWriter(tmp_path / "base", windows, N_VOCAB) as writer:
+    with writing(tmp_path / "base", windows, N_VOCAB) as writer:
         _last(score(base, windows, writer=writer))  # type: ignore[arg-type]
     found = Reference(tmp_path / "base")
     assert (found.windows(model).ids == windows.ids).all()  # type: ignore[arg-type]
@@ -129,7 +131,7 @@ def test_the_statistics_are_those_of_the_definitions(tmp_path: Path) -> None:
 def test_the_reference_file_is_llama_perplexitys(tmp_path: Path) -> None:
     windows = Windows(np.arange(20, dtype=np.int32).reshape(2, 10), None)
     log_q = np.random.default_rng(0).normal(-8, 6, (8, N_VOCAB)).astype(np.float32)
-    with ReferenceWriter(tmp_path / "f", windows, N_VOCAB) as writer:
+    with writing(tmp_path / "f", windows, N_VOCAB) as writer:
         writer.write(log_q, np.arange(8))
     data = (tmp_path / "f").read_bytes()
     assert data[:8] == b"_logits_" and struct.unpack("<3i", data[8:20]) == (10, N_VOCAB, 2)
@@ -149,11 +151,31 @@ def test_the_reference_file_is_llama_perplexitys(tmp_path: Path) -> None:
     assert np.abs(log_p - kept).max() <= 2e-4 and np.abs(nll + kept[:, 3]).max() <= 2e-4
 
 
-def test_an_unfinished_reference_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+def test_an_unfinished_reference_leaves_no_file(tmp_path: Path, ended: type[BaseException] | OSError) -> None:
+    """A reference of the real model has gigabytes: neither Ctrl-C nor a full disk leaves a part of it."""
     windows = Windows(np.zeros((2, 10), np.int32), None)
-    with ReferenceWriter(tmp_path / "f", windows, N_VOCAB) as writer:
+    with pytest.raises((KeyboardInterrupt, UserError)), writing(tmp_path / "f", windows, N_VOCAB) as writer:
         writer.write(np.zeros((4, N_VOCAB), np.float32), np.zeros(4))
+        raise ended
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_for_a_reference_is_proven_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text").write_text("read meanwhile")
+    (tmp_path / "old").write_text("an older reference")
+    wanted = Windows(np.zeros((2, 10), np.int32), None)
+    for path, words in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "none" / "f", "does not exist"),
+        (tmp_path / "text", "one of the files it would be made from"),
+    ):
+        with pytest.raises(UserError, match=words), writing(path, wanted, N_VOCAB, [tmp_path / "text"]):
+            raise AssertionError("the work began")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(UserError, match="not enough disk space"), writing(tmp_path / "old", wanted, N_VOCAB):
+        raise AssertionError("the work began")
+    assert (tmp_path / "old").read_text() == "an older reference"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +189,7 @@ def test_an_unfinished_reference_leaves_no_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_reference_is_refused(tmp_path: Path, change: Callable[[bytes], bytes], words: str) -> None:
-    with ReferenceWriter(tmp_path / "f", Windows(np.zeros((2, 10), np.int32), None), N_VOCAB) as writer:
+    with writing(tmp_path / "f", Windows(np.zeros((2, 10), np.int32), None), N_VOCAB) as writer:
         writer.write(np.zeros((8, N_VOCAB), np.float32), np.zeros(8))
     (tmp_path / "f").write_bytes(change((tmp_path / "f").read_bytes()))
     with pytest.raises(UserError, match=words):
@@ -207,4 +229,4 @@ def test_wrong_use_of_perplexity_is_one_line(tmp_path: Path) -> None:
     assert "leave -f" in refused("ppl", "--kl-divergence", "--kl-divergence-base", "x", "-f", "y", code=2)
     assert "no such file" in refused("ppl", "--kl-divergence", "--kl-divergence-base", str(tmp_path / "x"), code=3)
     base = str(tmp_path / "nosuch" / "x.kld")
-    assert refused("ppl", "nano", "--kl-divergence-base", base, code=3) == f"error: {base}: No such file or directory"
+    assert "nosuch does not exist; create it" in refused("ppl", "nano", "--kl-divergence-base", base, code=3)

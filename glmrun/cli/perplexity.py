@@ -1,7 +1,8 @@
 """`glmrun perplexity`: how well a model predicts a text, and how far it is from a reference."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,10 +70,10 @@ def perplexity(
     path = loading.resolve_model(loading.one_model(model, named))
 
     from glmrun.measure.perplexity import score, statistics
-    from glmrun.measure.reference import Reference, ReferenceWriter
+    from glmrun.measure.reference import Reference, writing
     from glmrun.measure.windows import cut
 
-    reference, text, writer = None, "", None
+    reference, text, writing_base = None, "", None
     if base is not None and compare:
         reference = Reference(base)
         n_ctx = reference.ids.shape[1]
@@ -80,10 +81,11 @@ def perplexity(
         n_ctx, text, special = window or 512, *_text(file, special)
     opened = loading.load_model(path, n_ctx, threads, kv_type, draft="off")
     windows = reference.windows(opened, chunks) if reference else cut(opened, text, n_ctx, chunks, special)
+    if base is not None and reference is None:
+        read = [path] if file is None or file == "-" else [path, Path(file)]
+        writing_base = writing(base, windows, opened.config.vocab_size, read)
     with orderly_end():  # a reference is large
-        if base is not None and reference is None:
-            writer = ReferenceWriter(base, windows, opened.config.vocab_size)
-        scores, done = _watched(score(opened, windows, reference, writer), writer, path.name, len(windows.ids))
+        scores, done, interrupted = _watched(partial(score, opened, windows, reference), writing_base, path.name, len(windows.ids))
     if scores is None:
         raise typer.Exit(130)
     n_scored = done * windows.n_scored
@@ -96,7 +98,7 @@ def perplexity(
     else:
         value, error = scores.perplexity
         print(f"Final estimate: PPL = {value:.4f} +/- {error:.5f}")
-    if done < len(windows.ids):
+    if interrupted:
         raise typer.Exit(130)
 
 
@@ -110,21 +112,24 @@ def _text(file: str | None, special: bool) -> tuple[str, bool]:
 
 
 def _watched(
-    steps: "Iterator[tuple[int, Scores]]", writer: "ReferenceWriter | None", name: str, n_windows: int
-) -> "tuple[Scores | None, int]":
-    """Go through the steps behind a bar; returns (what was found, windows done) also after Ctrl-C."""
+    steps: "Callable[[ReferenceWriter | None], Iterator[tuple[int, Scores]]]",
+    writing_base: "AbstractContextManager[ReferenceWriter] | None",
+    name: str,
+    n_windows: int,
+) -> "tuple[Scores | None, int, bool]":
+    """Go through the steps behind a bar; returns (what was found, windows done, whether Ctrl-C ended it)."""
     from glmrun.terminal.progress import work_bar
 
-    done, scores = 0, None
-    with work_bar() as bar, writer or nullcontext():
-        bar.update(name, 0, n_windows)
-        try:
-            for done, scores in steps:
+    done, scores, interrupted = 0, None, False
+    try:
+        with writing_base or nullcontext() as writer, work_bar() as bar:
+            bar.update(name, 0, n_windows)
+            for done, scores in steps(writer):
                 bar.update(f"{name} PPL {scores.perplexity[0]:.4f}", done, n_windows)
-        except KeyboardInterrupt:
-            bar.clear()
-            note(f"interrupted after {done} of {n_windows} windows" + ("; no reference was written" if writer else ""))
-    return scores, done
+    except KeyboardInterrupt:
+        interrupted = True
+        note(f"interrupted after {done} of {n_windows} windows" + ("; no reference was written" if writing_base else ""))
+    return scores, done, interrupted
 
 
 def report(found: dict[str, Any]) -> str:

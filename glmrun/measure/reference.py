@@ -10,14 +10,16 @@ part keeps the perplexity of the reference exact where a text surprises it more 
 
 import os
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glmrun.measure.windows import Windows, bos_of
 from quant.errors import UserError
+from quant.publish import Output, publish
 
 if TYPE_CHECKING:
     from glmrun.engine.model import Model
@@ -33,25 +35,15 @@ def _row_shorts(n_vocab: int) -> int:
 
 
 class ReferenceWriter:
-    """Writes log-probabilities as they come; the file appears under its name only when close() found it complete.
+    """Appends log-probabilities to a reference, in a writing() block."""
 
-    Raises OSError when it can't be written.
-    """
-
-    def __init__(self, path: str | os.PathLike, windows: Windows, n_vocab: int) -> None:
-        self.path, self._n_vocab, self._left = Path(path), n_vocab, len(windows.ids) * windows.n_scored
-        self._unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            self._file = self._unfinished.open("wb")
-        except OSError as why:
-            raise OSError(why.errno, why.strerror, str(path)) from None  # the name that the user wrote
-        self._file.write(_MAGIC + struct.pack("<iii", windows.n_ctx, n_vocab, len(windows.ids)))
-        self._file.write(windows.ids.astype("<i4").tobytes())
-        self._nll: list[bytes] = []
+    def __init__(self, out: Output, path: Path, at: int, n_vocab: int) -> None:
+        self._out, self._path, self._n_vocab = out, path, n_vocab
+        self.at, self.nll = at, list[bytes]()
 
     def write(self, log_q: np.ndarray, nll: np.ndarray) -> None:
         """Append float32 log-probabilities (rows, n_vocab), and -log p of the tokens that came, (rows,)."""
-        self._nll.append(nll.astype("<f4").tobytes())
+        self.nll.append(nll.astype("<f4").tobytes())
         top, bottom = log_q.max(axis=1, keepdims=True), log_q.min(axis=1, keepdims=True)
         least = np.maximum(bottom, top - _RANGE)
         scale = (top - least) / _STEPS
@@ -59,21 +51,27 @@ class ReferenceWriter:
         rows = np.zeros((len(log_q), _row_shorts(self._n_vocab)), "<u2")  # uint16 (rows, row)
         rows[:, :4] = np.hstack([scale, least]).astype("<f4").view("<u2")
         rows[:, 4 : 4 + self._n_vocab] = codes
-        self._file.write(rows.tobytes())
-        self._left -= len(log_q)
+        self._out.write(self._path, self.at, rows.tobytes())
+        self.at += rows.nbytes
 
-    def __enter__(self) -> "ReferenceWriter":
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        with self._file:
-            if kind is None and self._left == 0:
-                self._file.write(b"".join(self._nll))
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                os.replace(self._unfinished, self.path)
-                return
-        self._unfinished.unlink(missing_ok=True)
+@contextmanager
+def writing(
+    path: str | os.PathLike, windows: Windows, n_vocab: int, sources: Iterable[Path] = ()
+) -> Iterator[ReferenceWriter]:  # fmt: skip
+    """A ReferenceWriter; the file appears under its name, in the place of another, when the block ends without an exception.
+
+    sources   files that are read meanwhile: none of them may be replaced
+    Raises UserError, before anything is computed where the folder is missing or the disk too small.
+    """
+    path, n_rows = Path(path), len(windows.ids) * windows.n_scored
+    head = _MAGIC + struct.pack("<iii", windows.n_ctx, n_vocab, len(windows.ids)) + windows.ids.astype("<i4").tobytes()
+    n_bytes = len(head) + n_rows * (2 * _row_shorts(n_vocab) + 4)
+    with publish(path, {path: n_bytes}, True, sources) as out:
+        out.write(path, 0, head)
+        writer = ReferenceWriter(out, path, len(head), n_vocab)
+        yield writer
+        out.write(path, writer.at, b"".join(writer.nll))
 
 
 class Reference:
