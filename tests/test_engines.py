@@ -50,3 +50,6 @@ def test_a_folder_with_a_blank_is_one_word(tmp_path: Path) -> None:
     assert shlex.split(done.stdout.decode().replace("\\\n", ""))[2] == str(folder) and b"holds 31.2 GB" in done.stderr
     assert "runs the checkpoint" in refused("plan", "Q4_K_M", "--engine", "vllm", code=2)
     assert "say for which program" in refused("plan", "--gpus", "2", code=2)
+    assert "takes at most 202,752" in refused("plan", "--engine", "vllm", "-c", "300k", code=2)
+    for option, value in (("--threads", ["4"]), ("--kv-type", ["f16"]), ("--devices", []), ("--measure", [])):
+        assert f"no place for {option};" in refused("plan", "--engine", "vllm", option, *value, code=2)

@@ -300,8 +300,20 @@ def test_convert_names_what_fits_before_it_begins(
 def test_the_disk_counts_for_a_file_that_is_not_there(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     machine_of(24 * GIB, disk=GIB)
     code, out = run(capsys, "q4_k_m")
-    assert code == 1 and "the disk is too full" in out
+    assert code == 1 and "the disk is too full for the file.\nNo quantization of it fits on the disk.\n" in out
+    assert "full for the file, and 7.86 GiB of memory are missing.\nNo quantization of it fits on" in run(capsys, "Q8_0")[1]
     assert run(capsys, "nano")[0] == 0
+    for available, disk, words in (
+        (64 * GIB, 20 * GIB, "Q4_K_M fits: 22.4 GB with a context of 32,768 tokens."),  # memory has room for Q6_K
+        (64 * GIB, 25 * GIB, "Q6_K fits: "),
+        (18 * GIB, 20 * GIB, "Q4_K_M fits with a context of "),
+        (8 * GIB, 20 * GIB, "Q4_K_M fits in part: "),
+        (GIB, 20 * GIB, "No quantization of it fits, not even in part."),
+    ):
+        machine_of(available, disk)
+        code, out = run(capsys, "Q8_0")
+        assert code == 1 and "the disk is too full for the file" in out and f"\n{words}" in out
+        assert json.loads(run(capsys, "Q8_0", "--json")[1])["instead"].startswith(words)
 
 
 def test_the_command_in_json(machine_of: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,15 @@ def parse_size(text: str) -> int:
         raise typer.BadParameter(str(why)) from None
 
 
+def context_of(ctx: int | None, limit: int) -> int:
+    """Tokens of the context that was asked for, or else the usual one; raises BadParameter beyond what the model takes."""
+    from glmrun.gguf.architecture import DEFAULT_CONTEXT
+
+    if ctx is not None and ctx > limit:
+        raise typer.BadParameter(f"-c: a context of {ctx:,} tokens; this model takes at most {limit:,}")
+    return min(DEFAULT_CONTEXT, limit) if ctx is None else ctx
+
+
 def parse_memory(text: str) -> int:
     """`512M` or `8G` as bytes."""
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mMgG])[iI]?[bB]?", text.strip())

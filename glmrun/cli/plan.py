@@ -26,6 +26,7 @@ Engine = Literal["vllm", "sglang", "llama-server"]  # a program on other machine
 
 
 def plan(
+    context: typer.Context,
     what: Annotated[
         str | None,
         typer.Argument(
@@ -70,18 +71,17 @@ def plan(
     """
     what, words = _model_and_words(what, named, words or [], devices)
     if engine is not None or gpus is not None:
+        for name in ("threads", "kv_type", "devices", "measure"):
+            if options.typed(context, name):
+                raise typer.BadParameter(f"--engine: its command has no place for --{name.replace('_', '-')}; leave it out")
         _print_command(engine, what, gpus, ctx, as_json)
         return
-    from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.machine import memory
     from glmrun.measure.advice import advice, in_part, machine_with, quantizations
     from glmrun.measure.bandwidth import memory_bandwidth
 
     demand, name, exists = _demand(what, kv_type)
-    limit = demand.config.max_position_embeddings
-    n_ctx = ctx if ctx is not None else min(DEFAULT_CONTEXT, limit)
-    if n_ctx > limit:
-        raise typer.BadParameter(f"-c: a context of {n_ctx:,} tokens; this model takes at most {limit:,}")
+    n_ctx = options.context_of(ctx, demand.config.max_position_embeddings)
     others = quantizations(demand.config, kv_type)
     listed = _listed(words) if devices else []
     speed = memory_bandwidth(threads, measure)
@@ -89,10 +89,10 @@ def plan(
     folder, free = _disk()
     fits_memory, fits_disk = demand.needed(n_ctx) <= found.available, exists or demand.file_bytes <= free
     part = instead = None
-    if not fits_memory:
-        here = machine_with(found.available, speed.bytes_per_second, _measurable(what if exists else None))
+    if not (fits_memory and fits_disk):
+        here = machine_with(found.available, speed.bytes_per_second, _measurable(what if exists else None), free)
         part = in_part(demand, here) if fits_disk else None
-        instead = advice(demand, others, n_ctx, here)
+        instead = advice(demand, others, n_ctx, here, exists)
     if as_json:
         disk = {"needed": 0 if exists else demand.file_bytes, "free": free, "folder": str(folder)}
         fits = {"disk": disk, "fits": fits_memory and fits_disk, "fits_in_part": part and asdict(part), "instead": instead}
@@ -123,9 +123,11 @@ def _model_and_words(what: str | None, named: str | None, words: list[str], with
 def _print_command(engine: Engine | None, what: str | None, gpus: int | None, ctx: int | None, as_json: bool) -> None:
     """Print the command for a shell; what it needs, and how to use the server, goes to standard error."""
     from glmrun.measure.engines import ADDRESS, SERVED_NAME, command, needs
+    from quant.config import FLASH
 
     if engine is None:
         raise typer.BadParameter("--gpus: say for which program: --engine vllm, sglang or llama-server")
+    options.context_of(ctx, FLASH.max_position_embeddings)
     words = command(engine, _source(engine, what), gpus, ctx)
     if as_json:
         print(json.dumps({"engine": engine, "command": words, "url": ADDRESS, "served_name": SERVED_NAME}, indent=2))
@@ -224,9 +226,10 @@ def _print_plan(
 def _verdict(demand: "Demand", n_ctx: int, found: "Memory", fits_memory: bool, fits_disk: bool) -> str:
     if fits_memory and fits_disk:
         return "\nIt fits."
-    if not fits_disk:
-        return "\nIt does not fit: the disk is too full for the file."
     missing = bytes_text(demand.needed(n_ctx) - found.available)
+    if not fits_disk:
+        more = "" if fits_memory else f", and {missing} of memory are missing"
+        return f"\nIt does not fit: the disk is too full for the file{more}."
     largest = demand.largest_context(found.available)
     if largest:
         return f"\nIt does not fit: {missing} are missing; a context of {largest:,} tokens fits (-c {largest})."

@@ -1,5 +1,6 @@
 """Which quantization of a model a machine has the memory for, and what it is like where a model fits only in part."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ ASSUMED_DISK = 1e9  # bytes a second, where no file can be measured
 
 @dataclass(frozen=True)
 class Machine:
-    """What a model would run on: bytes that are free, bytes a second of memory and disk."""
+    """What a model would run on: bytes that are free, bytes a second of memory and disk; room: bytes for a new file."""
 
     available: int
     memory_speed: float
     disk_speed: float
     disk_measured: bool
+    room: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ def quantizations(config: Config, cache: str | None = None) -> list[Demand]:
     return [demand_of_recipe(config, RECIPES[name], cache) for name in SHOWN]
 
 
-def machine_with(available: int, memory_speed: float, files: Iterable[Path]) -> Machine:
+def machine_with(available: int, memory_speed: float, files: Iterable[Path], room: float = math.inf) -> Machine:
     """This machine; its disk measured with the first of the files that is large enough for that."""
     measured = next((speed for path in files if path.is_file() and (speed := disk_bandwidth(path))), None)
-    return Machine(available, memory_speed, measured or ASSUMED_DISK, measured is not None)
+    return Machine(available, memory_speed, measured or ASSUMED_DISK, measured is not None, room)
 
 
 def in_part(demand: Demand, machine: Machine) -> InPart | None:
@@ -59,15 +61,20 @@ def in_part(demand: Demand, machine: Machine) -> InPart | None:
     return InPart(missing, machine.disk_speed, machine.disk_measured, speed) if missing and speed else None
 
 
-def advice(demand: Demand, others: Sequence[Demand], n_ctx: int, machine: Machine) -> str | None:
+def advice(demand: Demand, others: Sequence[Demand], n_ctx: int, machine: Machine, stored: bool = False) -> str | None:
     """What runs there instead of a model that does not fit: the most exact of the smaller ones that fits whole with n_ctx
     positions, else with fewer, else the fastest in part; None where the model itself is the best that there is.
+
+    stored   the model's own file needs no room any more
     """
-    smaller = [d for d in others if d.weights < demand.weights]
+    smaller = [d for d in others if d.weights < demand.weights and d.file_bytes <= machine.room]
+    itself = stored or demand.file_bytes <= machine.room
+    if not (smaller or itself):
+        return "No quantization of it fits on the disk."
     if whole := [d for d in smaller if d.needed(n_ctx) <= machine.available]:
         best = max(whole, key=lambda d: d.weights)
         return f"{best.name} fits: {best.needed(n_ctx) / 1e9:.1f} GB with a context of {n_ctx:,} tokens."
-    if demand.largest_context(machine.available):
+    if itself and demand.largest_context(machine.available):
         return None
     if shorter := [d for d in smaller if d.largest_context(machine.available)]:
         best = max(shorter, key=lambda d: d.weights)
@@ -76,4 +83,4 @@ def advice(demand: Demand, others: Sequence[Demand], n_ctx: int, machine: Machin
     if parts:
         _, name, part = max(parts, key=lambda found: found[0])
         return f"{name} {part}."
-    return None if in_part(demand, machine) else "No quantization of it fits, not even in part."
+    return None if itself and in_part(demand, machine) else "No quantization of it fits, not even in part."
