@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -268,13 +269,33 @@ def test_the_disk_is_checked_first(home: dict[str, str], monkeypatch: pytest.Mon
     client.check_disk(Reference("a/b"), [RemoteFile("x.gguf", 10)])
 
 
+def pull_on(machine: str, home: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """The same on a machine that is described by assignments to parts of glmrun."""
+    code = f"import sys, glmrun.machine as machine, glmrun.store.hub as hub, glmrun.cli as cli; {machine}; cli.main(sys.argv[1:])"
+    line = [sys.executable, "-c", code, "pull", *arguments]
+    return subprocess.run(line, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env=home)
+
+
 def test_what_does_not_fit_is_asked_for(home: dict[str, str], hub: Hub) -> None:
     hub.repos["a/b"] = {"m-Q4_K_M.gguf": BIG}
-    done = pull(home, "a/b", "-c", "999M")
-    assert "--yes says yes" in refusal(done, 1) and "does not fit" in done.stderr.decode()
+    small = "machine.memory = lambda: machine.Memory(1 << 31, 1 << 31, False)"
+    done = pull_on(small, home, "a/b")
+    assert "--yes says yes" in refusal(done, 1) and "does not fit, a context of" in done.stderr.decode()
     assert not hub.ranges("m-Q4_K_M.gguf")
-    assert pull(home, "a/b", "-c", "999M", "--dry-run").returncode == 0 and not hub.ranges("m-Q4_K_M.gguf")
-    assert pull(home, "a/b", "-c", "999M", "--yes").returncode == 0
+    assert "this model takes at most 202,752" in refusal(pull(home, "a/b", "-c", "999M"), 2)
+    assert pull_on(small, home, "a/b", "--dry-run").returncode == 0 and not hub.ranges("m-Q4_K_M.gguf")
+    assert pull_on(small, home, "a/b", "--yes").returncode == 0
+
+
+def test_a_converted_checkpoint_asks_for_no_room(home: dict[str, str], hub: Hub, tmp_path: Path) -> None:
+    hub.repos["a/b"] = {p.name: p.read_bytes() for p in write_folder(tmp_path / "b").iterdir()}
+    there = Path(home["GLMRUN_MODELS"], "b-Q4_K_M.gguf")
+    full = "hub.free_disk = lambda folder: 10"
+    assert "not enough disk space" in refusal(pull_on(full, home, "a/b"), 1)
+    there.parent.mkdir()
+    there.touch()
+    done = pull_on(full, home, "a/b:Q4_K_M", "-q", "q4_k_m")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{there}\n", b"converted already\n")
 
 
 # ---- models that are here --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from glmrun.store.hub import Reference, RemoteFile
     from quant.config import Config
+    from quant.recipes import Recipe
 
 
 def pull(
@@ -46,10 +47,14 @@ def pull(
     from glmrun.store import hub
 
     reference = hub.Reference.parse(model)
-    if quantization is not None and reference.quantization not in (None, quantization):
+    if quantization is not None and (reference.quantization or quantization).upper() != quantization.upper():
         raise UserError(f"two quantizations are asked for, {reference.quantization} and {quantization}; leave one out", "usage")
     reference = replace(reference, quantization=quantization or reference.quantization)
     files = hub.choose_files(reference, hub.list_files(reference))
+    if hub.is_checkpoint(files) and (path := _converted(reference)).exists():
+        note("converted already")
+        print(path)
+        return
     fits = _show_plan(reference, files, ctx)
     if dry_run:
         return
@@ -60,20 +65,18 @@ def pull(
 
 def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | None) -> bool:
     """Report what is fetched and whether the model fits into memory; raises UserError if the disk has no room."""
-    from glmrun.gguf.architecture import DEFAULT_CONTEXT
     from glmrun.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
     from glmrun.store import hub
-    from quant.recipes import recipe
 
     n_bytes, missing = sum(file.n_bytes for file in files), hub.bytes_missing(reference, files)
     if hub.is_checkpoint(files):
-        demand = demand_of_recipe(_config(reference, files), recipe(reference.quantization or hub.DEFAULT_QUANTIZATION))
+        demand = demand_of_recipe(_config(reference, files), _recipe(reference))
         hub.check_disk(reference, files, demand.file_bytes)
     else:
         demand = demand_of_download(files[0].name, n_bytes)
         hub.check_disk(reference, files)
-    n_ctx, available = ctx or DEFAULT_CONTEXT, memory().available
+    n_ctx, available = options.context_of(ctx, demand.config.max_position_embeddings), memory().available
     fits = demand.needed(n_ctx) <= available
     what = f"{len(files)} files, " if len(files) > 1 else f"{files[0].name}, "
     left = "" if missing == n_bytes else f", {bytes_text(missing)} of them still to fetch"
@@ -104,20 +107,27 @@ def _fetch(reference: "Reference", files: "list[RemoteFile]", threads: int | Non
         return hub.download(reference, files, bar.update)[0]
 
 
-def _convert(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
-    """Download a checkpoint and convert it into the models folder; the new file's place."""
+def _recipe(reference: "Reference") -> "Recipe":
+    """What a checkpoint becomes."""
     from glmrun.store.hub import DEFAULT_QUANTIZATION
-    from glmrun.store.local import models_folder
     from quant.recipes import recipe
 
-    chosen = recipe(reference.quantization or DEFAULT_QUANTIZATION)
-    path = models_folder() / f"{reference.repo.rpartition('/')[2]}-{chosen.name}.gguf"
-    if path.exists():
-        note("converted already")
-        return path
+    return recipe(reference.quantization or DEFAULT_QUANTIZATION)
+
+
+def _converted(reference: "Reference") -> "Path":
+    """Where the file is that a checkpoint becomes."""
+    from glmrun.store.local import models_folder
+
+    return models_folder() / f"{reference.repo.rpartition('/')[2]}-{_recipe(reference).name}.gguf"
+
+
+def _convert(reference: "Reference", files: "list[RemoteFile]", threads: int | None) -> "Path":
+    """Download a checkpoint and convert it into the models folder; the new file's place."""
+    path = _converted(reference)
     folder = _fetch(reference, files, threads).parent
     path.parent.mkdir(parents=True, exist_ok=True)
-    convert(str(folder), quantization=chosen.name, output=str(path), threads=threads)
+    convert(str(folder), quantization=_recipe(reference).name, output=str(path), threads=threads)
     note(f"the checkpoint stays in the cache; glmrun rm {reference.repo} frees its room")
     return path
 
