@@ -232,6 +232,9 @@ def test_bandwidth_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         (tmp_path / "bandwidth.json").write_text(damage)
         assert bandwidth._read_known(tmp_path / "bandwidth.json") == []
+    monkeypatch.setenv("GLMRUN_CACHE_DIR", str(tmp_path / "bandwidth.json"))  # no folder: nothing can be written or cleared away
+    monkeypatch.setattr(bandwidth, "_others_compute", lambda seconds, processor_seconds: False)
+    assert memory_bandwidth(1).bytes_per_second == 4e9
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -122,4 +122,5 @@ def _write_known(path: Path, known: list[Bandwidth]) -> None:
         unfinished.write_text(json.dumps([asdict(entry) for entry in known], indent=1), encoding="utf-8")
         os.replace(unfinished, path)
     except OSError:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that can't be written says so of what is not there, too
+            unfinished.unlink()

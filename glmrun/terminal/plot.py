@@ -1,5 +1,6 @@
 """Curves as a picture file; needs matplotlib, which the extra `plot` brings."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -44,4 +45,5 @@ def write(path: str, title: str, by: str, curves: Curves) -> None:
     except OSError as why:
         raise OSError(why.errno, why.strerror, path) from None  # the name that the user wrote
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
