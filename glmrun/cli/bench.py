@@ -221,9 +221,16 @@ def _measure(
                     out.row(row)
     except KeyboardInterrupt:
         interrupted = True
+    except (UserError, OSError):  # of a later file or test
+        _end(outputs if rows else [])
+        raise
+    _end(outputs)
+    return rows, interrupted
+
+
+def _end(outputs: "list[BenchOutput]") -> None:
     for out in outputs:
         out.end()
-    return rows, interrupted
 
 
 _Steps = Iterator[tuple["Case", int, "Result | None"]]
