@@ -224,6 +224,8 @@ def test_a_full_disk_is_one_line() -> None:
         for arguments in (["run", "nano", "hello", "--no-think"], ["inspect", "--help"]):
             done = glmrun(*arguments, scripted=True, capture_output=False, stdout=full, stderr=subprocess.PIPE)
             assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+        long = glmrun("inspect", "nano", "--tensors", capture_output=False, stdout=full, stderr=subprocess.PIPE)  # beyond a buffer
+        assert (long.returncode, long.stderr) == (1, b"error: the output can't be written: No space left on device\n")
 
 
 def test_sizes_and_counts_are_read() -> None:
@@ -319,6 +321,10 @@ def test_verify(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:
     file = tmp_path / "Tiny-1-F32.gguf"
     done = glmrun("verify", str(file))
     assert (done.returncode, done.stdout) == (0, b"") and b": intact, " in done.stderr
+    for place, words in ((".", ". is a folder"), ("no/r.json", "folder no does not exist")):
+        second = ("convert", str(folder), "-q", "f32", "-o", "second.gguf", "--report", place)
+        assert words in refused(*second, code=2, cwd=tmp_path)
+    assert not (tmp_path / "second.gguf").exists()  # refused before the work
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["file_bytes"] == file.stat().st_size and report["tensors"][0]["relative_error"] == 0
     data = bytearray(file.read_bytes())

@@ -192,12 +192,13 @@ def _leave_behind(started: list[str] | None) -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 
 
-def _output_fails() -> bool:
+def _output_fails(why: OSError) -> bool:
+    """Whether an error that names no file came from writing what was asked for; after one of a full disk nothing may be left."""
     try:
         sys.stdout.flush()
     except OSError:
         return True
-    return False
+    return why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _told(why: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
@@ -218,7 +219,7 @@ def _told(why: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
     if not isinstance(why, OSError) or why.errno not in _OUTSIDE:
         raise why
     place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
-    if not place and _output_fails():
+    if not place and _output_fails(why):
         place = "the output can't be written: "
     show_error(f"{place}{why.strerror}")
     return 3 if why.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR) else 1

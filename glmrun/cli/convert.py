@@ -119,8 +119,8 @@ def convert(
     choice = _choice(tensor_type or [], output_tensor_type, token_embedding_type, pure)
     overrides = dict(map(_override, metadata or []))
     split_bytes = _parse_bytes(split_max_size) if split_max_size else None
-    if report and not Path(report).parent.is_dir():
-        raise UserError(f"--report: the folder {Path(report).parent} does not exist", "usage")
+    if report:
+        _check_report(Path(report))
 
     from glmrun.gguf.source import open_source, read_importance
     from quant.convert import plan
@@ -155,6 +155,16 @@ def _choice(tensor_types: list[str], output: str | None, embedding: str | None, 
         except re.error as why:
             raise typer.BadParameter(f"--tensor-type: {pattern!r} is not a regular expression: {why}") from None
     return Choice(tuple(patterns), format_name(output) if output else None, format_name(embedding) if embedding else None, pure)
+
+
+def _check_report(path: Path) -> None:
+    """Raise UserError now if the report could not be written after hours of work."""
+    if not path.parent.is_dir():
+        raise UserError(f"--report: the folder {path.parent} does not exist", "usage")
+    if path.is_dir():
+        raise UserError(f"--report: {path} is a folder; name a file in it", "usage")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--report: {path} can't be written; name another file")
 
 
 def _prove(planned: "Plan") -> None:
