@@ -102,6 +102,8 @@ def test_a_difference_is_told_and_is_the_exit_code(tiny: Tiny, tmp_path: Path) -
     done = run("inspect", str(tiny.path), "--diff", str(other))
     assert done.returncode == 1 and done.stdout.decode().splitlines() == ['+ general.name = "other"']
     assert f"+ {name} = other data" in run("inspect", str(tiny.path), "--diff", str(other), "--hash").stdout.decode()
+    assert b"general" not in run("inspect", str(tiny.path), "--diff", str(other), "--hash", "--tensors").stdout
+    assert json.loads(run("inspect", str(tiny.path), "--diff", str(other), "--metadata", "--json").stdout).keys() == {"metadata"}
     found = json.loads(run("inspect", str(tiny.path), "--diff", str(other), "--hash", "--json").stdout)
     assert found == {"metadata": {"general.name": [None, "other"]}, "tensors": {name: ["same", "other data"]}}
 

@@ -56,7 +56,8 @@ def inspect(
 
     opened = open_gguf(loading.resolve_model(loading.one_model(model, named)))
     if diff is not None:
-        _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, hash_data, as_json)
+        kinds = [kind for kind, wanted in (("metadata", metadata), ("tensors", tensors)) if wanted or metadata == tensors]
+        _diff(opened, open_gguf(loading.resolve_model(diff)), pattern, kinds, hash_data, as_json)
         return
     digests = {name: digest for name, digest in _hashes(opened).items() if not name or pattern.search(name)} if hash_data else {}
     facts = _facts(opened)
@@ -69,11 +70,9 @@ def inspect(
         print(json_text(facts | lists))
         return
 
-    if hash_data:
-        for name, digest in digests.items():
-            print(f"{digest}  {one_line(name or str(opened.path))}")
-        return
-    if not tensors and not metadata:
+    for name, digest in digests.items():
+        print(f"{digest}  {one_line(name or str(opened.path))}")
+    if not tensors and not metadata and not hash_data:
         print(visible(_summary(facts)))
         for line in facts["warnings"]:
             print(f"warning: {one_line(line)}")
@@ -147,13 +146,12 @@ def _hashes(file: "GGUFFile") -> dict[str, str]:
     return found
 
 
-def _diff(a: "GGUFFile", b: "GGUFFile", pattern: re.Pattern[str], data: bool, as_json: bool) -> None:
-    """Print what differs, as `- a's` and `+ b's`; exit code 1 if anything does."""
+def _diff(a: "GGUFFile", b: "GGUFFile", pattern: re.Pattern[str], kinds: list[str], data: bool, as_json: bool) -> None:
+    """Print what differs of these kinds, as `- a's` and `+ b's`; exit code 1 if anything does."""
     from glmrun.measure.model_file import brief, difference
 
-    found = {
-        kind: {name: pair for name, pair in pairs.items() if pattern.search(name)} for kind, pairs in difference(a, b, data).items()
-    }
+    differing = difference(a, b, data)
+    found = {kind: {name: pair for name, pair in differing[kind].items() if pattern.search(name)} for kind in kinds}
     if as_json:
         print(json_text(found))
     else:
