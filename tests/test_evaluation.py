@@ -26,6 +26,7 @@ from glmrun.chat.request import ChatRequest
 from glmrun.measure.evaluation import Answered, ask, by_skill, evaluate, is_right, read_suite
 from glmrun.store.nano import CHECKPOINT
 from quant.errors import Interrupted, UserError
+from quant.system import lock
 
 
 def _suite(path: Path, *lines: dict[str, Any]) -> Path:
@@ -308,6 +309,16 @@ def test_another_runs_answers_are_not_mixed_in(tmp_path: Path) -> None:
     assert "holds no answers of glmrun eval" in refused("eval", file, "-o", str(tmp_path / "notes"), code=1)
     assert (tmp_path / "notes").read_text() == "bread, milk" and out.read_bytes() == kept
     assert "no such file" in refused("eval", str(tmp_path / "none"), code=3).lower()
+
+
+def test_two_runs_at_once_do_not_mix_their_answers(tmp_path: Path) -> None:
+    """The second one would read no answer and write each once more: 4 of 2 questions."""
+    suite, kept = _suite(tmp_path / "q.jsonl", {"prompt": "hello", "check": "regex", "answer": "."}), tmp_path / "a.jsonl"
+    arguments = ("eval", "nano", str(suite), "-o", str(kept), "-n", "1")
+    with kept.open("a") as other:
+        assert lock(other.fileno())
+        assert "another process is writing" in refused(*arguments, code=1) and kept.read_bytes() == b""
+    assert run(*arguments).returncode == 0 and len(kept.read_text().splitlines()) == 2
 
 
 def test_settings_of_the_user_do_not_change_the_makers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from glmrun.terminal.interrupt import interruptible
 from glmrun.terminal.sanitize import json_text
 from glmrun.terminal.tables import columns
 from quant.errors import UserError
+from quant.system import lock
 
 if TYPE_CHECKING:
     from glmrun.measure.evaluation import Answered, Question
@@ -99,7 +100,10 @@ def evaluate(
     if len(answers) < len(questions):
         opened = open_model()
         with kept.open("a", encoding="utf-8") as out:
-            if not out.tell():
+            if not lock(out.fileno()):
+                raise UserError(f"another process is writing {kept}; wait for it or name another output: -o", "busy")
+            answers = _read_answers(kept, about)  # another process may have gone on before
+            if not kept.stat().st_size:
                 _write(out, about)
             how = {"seed": seed, "max_tokens": max_tokens, "parallel": parallel, **sampling}
             interrupted = _ask(opened, questions, answers, out, how)
