@@ -166,6 +166,14 @@ def test_columns_beside_the_cache_are_counted(tiny_gguf: Callable[..., Tiny]) ->
     assert 0 < n_layers * block_bytes <= demand.columns * BLOCK <= 1.04 * n_layers * block_bytes
 
 
+def test_the_readme_says_what_plan_says() -> None:
+    text = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    q4, q6, q8, _ = advice.quantizations(FLASH)
+    least = [f"{d.needed(0) / 1e9:.1f}" for d in (q4, q6, q8)]
+    assert "Q4_K_M needs {} GB of memory, Q6_K {}, Q8_0 {}, and".format(*least) in text
+    assert f"1,000 tokens of context up to {1000 * max(d.cache_per_position for d in (q4, q6, q8)) / 1e9:.2f};" in text
+
+
 def test_devices(q4: Demand) -> None:
     listed = devices()
     assert len(listed) >= 60 and {d.kind for d in listed} == {"cpu", "mac", "gpu"}
