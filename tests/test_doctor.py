@@ -51,6 +51,21 @@ def test_settings_that_stop_every_command_are_a_problem(
     assert f"problem: {config}: line 1: there is no setting 'temprature'" in out and "hint: GLMRUN_SED means nothing" in out
 
 
+def test_a_value_that_no_command_takes_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('kv_type = "q4"\ncontext = "big"\nthreads = 2\ndraft = "ngram"\n')
+    monkeypatch.setenv("GLMRUN_CONFIG", str(config))
+    monkeypatch.setenv("GLMRUN_LOG_FORMAT", "xml")
+    assert exit_code("doctor", "--json") == 1
+    found = {problem["found"] for problem in json.loads(capsys.readouterr().out)["problems"]}
+    assert f"{config}, line 1: kv_type: 'q4' is not one of f32, f16, q8_0" in found
+    assert any(what.startswith(f"{config}, line 2: context: 'big' is not a size") for what in found)
+    assert any(what.startswith("GLMRUN_LOG_FORMAT: log_format: 'xml' is not one of") for what in found)
+    assert not any("threads: " in what or "draft: " in what for what in found)
+
+
 def test_a_broken_part_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(report: Report) -> dict[str, object]:
         raise ImportError("no such symbol: \x1b[31m")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
+    context: typer.Context,
     measure: Annotated[bool, typer.Option("--measure", help="Measure the memory's speed again, about a second.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -33,6 +34,7 @@ def doctor(
     report = examine(measure)
     try:
         settings.defaults()
+        _prove_settings(context, report)
     except UserError as why:
         report.problem(str(why), "correct it; most commands end with this line until then")
     for line in settings.misspelt():
@@ -46,6 +48,19 @@ def doctor(
         print(_text(report))
     if report.problems:
         raise typer.Exit(1)
+
+
+def _prove_settings(context: typer.Context, report: "Report") -> None:
+    """Add a problem for each setting whose option would refuse its value."""
+    root: Any = context.find_root().command
+    options = {option.envvar: option for command in reversed(root.commands.values()) for option in command.params}
+    for key, value, origin in settings.origins():
+        try:
+            if origin != "default" and (option := options.get(settings.variable(key))):
+                option.process_value(context, value)
+        except typer.BadParameter as why:
+            text = why.message.removeprefix("Value error, ")
+            report.problem(f"{origin}: {key}: {text}", "correct it; commands that use it end with this line until then")
 
 
 def _text(report: "Report") -> str:
