@@ -223,9 +223,9 @@ def test_a_kind_that_is_no_text_is_refused_before_anything_is_read(tmp_path: Pat
 
 def test_a_text_from_standard_input(tmp_path: Path) -> None:
     text, out = b"Water is wet, and fire is warm. " * 20, tmp_path / "x.gguf"
-    done = subprocess.run(
-        [sys.executable, "-m", "glmrun", "imatrix", "nano", "-f", "-", "-c", "16", "--chunks", "2", "-o", str(out)],
-        input=text, capture_output=True, timeout=600,
-    )  # fmt: skip
+    line = [sys.executable, "-m", "glmrun", "imatrix", "nano", "-f", "-", "-c", "16", "--chunks", "2", "-o", str(out)]
+    few = subprocess.run(line, input=b"Water", capture_output=True, timeout=600)
+    assert few.returncode == 1 and few.stderr.startswith(b"error: the text has ")
+    done = subprocess.run(line, input=text, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert gguf.GGUFReader(out).fields["imatrix.datasets"].contents() == ["standard input"]

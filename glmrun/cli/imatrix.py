@@ -44,7 +44,7 @@ def imatrix(
     ids = loaded.tokenizer.encode(text, special=True)
     n = min(len(ids) // chunk_size, chunks or len(ids))
     if n == 0:
-        raise UserError(f"{file} has {len(ids):,} tokens, less than one chunk of {chunk_size:,}; give more text, or a smaller -c")
+        raise UserError(f"the text has {len(ids):,} tokens, less than one chunk of {chunk_size:,}; give more text, or a smaller -c")
     collector = Collector(loaded, ["standard input" if file == "-" else Path(file).name])
     n_bytes = len(collector.result().packed())  # the same before and after
     with (
