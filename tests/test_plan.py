@@ -18,7 +18,16 @@ from glmrun.gguf.open import open_gguf
 from glmrun.machine import Memory, group_memory, memory
 from glmrun.measure import advice, bandwidth
 from glmrun.measure.bandwidth import Bandwidth, memory_bandwidth
-from glmrun.measure.plan import WORKING_BYTES, Demand, demand_of_file, demand_of_recipe, demand_of_tensors, devices, fits_device
+from glmrun.measure.plan import (
+    WORKING_BYTES,
+    Demand,
+    demand_of_download,
+    demand_of_file,
+    demand_of_recipe,
+    demand_of_tensors,
+    devices,
+    fits_device,
+)
 from quant.checkpoint import Checkpoint
 from quant.config import FLASH
 from quant.recipes import RECIPES, tensor_formats
@@ -39,6 +48,13 @@ def test_full_size_model(q4: Demand) -> None:
     assert demand_of_recipe(FLASH, RECIPES["Q4_K_M"], "q8_0").per_position == 28_764
     assert demand_of_recipe(FLASH, RECIPES["BF16"]).per_position == 2 * 54_144  # no matrix is quantized: a float32 cache
     assert demand_of_recipe(FLASH, RECIPES["BF16"], "f16").per_position == 54_144
+
+
+def test_a_download_asks_for_what_plan_says() -> None:
+    for name in ("Q4_K_M", "Q6_K", "Q8_0", "BF16"):
+        planned = demand_of_recipe(FLASH, RECIPES[name])
+        assert demand_of_download("x", planned.weights, RECIPES[name]).needed(32_768) == planned.needed(32_768)
+    assert demand_of_download("x", 5, None).needed(1) > demand_of_download("x", 5, RECIPES["Q8_0"]).needed(1)
 
 
 def test_largest_context_is_the_last_that_fits(q4: Demand) -> None:

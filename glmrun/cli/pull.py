@@ -68,13 +68,14 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
     from glmrun.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
     from glmrun.store import hub
+    from quant.recipes import RECIPES
 
     n_bytes, missing = sum(file.n_bytes for file in files), hub.bytes_missing(reference, files)
     if hub.is_checkpoint(files):
         demand = demand_of_recipe(_config(reference, files), _recipe(reference))
         hub.check_disk(reference, files, demand.file_bytes)
     else:
-        demand = demand_of_download(files[0].name, n_bytes)
+        demand = demand_of_download(files[0].name, n_bytes, RECIPES.get(hub.quantization_of(files[0].name) or ""))
         hub.check_disk(reference, files)
     n_ctx, available = options.context_of(ctx, demand.config.max_position_embeddings), memory().available
     fits = demand.needed(n_ctx) <= available

@@ -140,10 +140,12 @@ def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:
     return sum(experts.values()), read_per_token(config, experts)
 
 
-def demand_of_download(name: str, n_bytes: int) -> Demand:
-    """The demand of a file of the full-size model of which only the size is known."""
-    cache = cache_type({"Q4_K"})
-    return Demand(name, FLASH, n_bytes, n_bytes, n_bytes, cache, kv_bytes(FLASH, cache), column_bytes(FLASH, {"Q4_K"}, cache))
+def demand_of_download(name: str, n_bytes: int, recipe: Recipe | None) -> Demand:
+    """The demand of a file of the full-size model of which only the size is known, and what its name says of its formats."""
+    tensors = {} if recipe is None else tensor_formats(recipe, FLASH)
+    formats = {kind for shape, kind, _ in tensors.values() if len(shape) > 1} or {"Q4_K"}
+    cache = cache_type(formats)
+    return Demand(name, FLASH, n_bytes, n_bytes, n_bytes, cache, kv_bytes(FLASH, cache), column_bytes(FLASH, formats, cache))
 
 
 @dataclass(frozen=True)
