@@ -123,6 +123,16 @@ def test_sessions_are_found_by_a_part_of_their_name(state: Path) -> None:
     assert [path for path, _ in sessions.listed()] == [second] and not first.exists()
 
 
+def test_a_file_that_a_user_saved_is_not_deleted(state: Path, tmp_path: Path) -> None:
+    """Nor is what stands beside it under the same name."""
+    saved, program = tmp_path / "conv", tmp_path / "conv.py"
+    sessions.write_copy(saved, "", None, MESSAGES)
+    program.write_text("print()")
+    with pytest.raises(UserError, match="only an ID"):
+        sessions.remove(saved)
+    assert saved.exists() and program.exists()
+
+
 def test_no_session_yet() -> None:
     with pytest.raises(UserError, match="no earlier session"):
         sessions.find(None)

@@ -10,6 +10,7 @@ first `keep` messages stay).
 import codecs
 import contextlib
 import errno
+import glob
 import json
 import os
 import re
@@ -200,16 +201,18 @@ def find(name: str | None, kind: str = CHATS) -> Path:
     return found[0]
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, kind: str = CHATS) -> bool:
     """Whether a journal stands in our folder, and not somewhere that a user saved it to."""
-    return path.parent.resolve() == folder().resolve()
+    return path.parent.resolve() == folder(kind).resolve()
 
 
 def remove(path: Path) -> None:
-    """Delete a journal and what belongs to it; raises UserError while it is in use."""
+    """Delete a journal and what belongs to it; raises UserError while it is in use, and for a file that a user saved."""
+    if not (is_ours(path) or is_ours(path, RUNS)):  # beside it stand files of the same stem that are none of ours
+        raise UserError(f"{path} is a file and no kept session; only an ID is deleted here", "usage")
     session, _, _ = reopen(path)
     try:
-        for other in path.parent.glob(f"{path.stem}.*"):
+        for other in path.parent.glob(f"{glob.escape(path.stem)}.*"):
             other.unlink(missing_ok=True)
     finally:
         session.close()
