@@ -75,6 +75,7 @@ def test_thinking_folds_into_one_line(on_terminal: Callable[..., Terminal]) -> N
     assert without_times(terminal.sync()).split("\n") == [
         "▸ thinking 0.0 s · 6 tokens", "  thought 3", "  thought 4", "  thought 5", "nano · 16 / 2k · 10.0 tok/s",
     ]  # fmt: skip
+    assert not terminal.screen.cursor.hidden  # a signal that stops or ends the program now leaves a cursor to the shell
     view.feed(next(feed))
     assert without_times(terminal.sync()).split("\n") == ["▸ thought for 0.0 s · 6 tokens", "Answer", "nano · 17 / 2k · 10.0 tok/s"]
     view.feed(next(feed))
@@ -83,7 +84,7 @@ def test_thinking_folds_into_one_line(on_terminal: Callable[..., Terminal]) -> N
     line = "thought for 0.0 s · 6 tokens"
     thoughts = [text.strip() for text in THOUGHTS]
     assert without_times(terminal.close()).split("\n") == [f"▸ {line}", "Answer here", f"▾ {line}", *thoughts]
-    assert b"\x1b[2mthought 0" in terminal.raw and terminal.raw.count(b"?25l") > terminal.raw.count(b"?25h") > 1
+    assert b"\x1b[2mthought 0" in terminal.raw and terminal.raw.count(b"?25l") == terminal.raw.count(b"?25h") > 1
     assert terminal.raw.rfind(b"?25h") > terminal.raw.rfind(b"?25l")
 
 
@@ -221,10 +222,9 @@ def test_the_prompt_has_a_bar(on_terminal: Callable[..., Terminal], columns: int
     progress._timer.join()
     progress.update(Chunk(stats=Stats(3032, n_prefilled=256, prompt_seconds=4.0)))
     progress._bar._progress.refresh()
-    assert terminal.sync() == expected
+    assert terminal.sync() == expected and not terminal.screen.cursor.hidden
     progress.stop()
     assert terminal.close() == ""
-    assert terminal.raw.rfind(b"?25h") > terminal.raw.rfind(b"?25l")
 
 
 # -- safety -----------------------------------------------------------------------------------------------------------

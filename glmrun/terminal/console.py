@@ -64,9 +64,9 @@ def error_console() -> "Console":
     from rich.console import Console
 
     # FORCE_COLOR and the like mean colours: no bar moves in a file.
-    return Console(
-        stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, markup=False, emoji=False, quiet=_quiet
-    )  # fmt: skip
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, markup=False, emoji=False, quiet=_quiet)
+    console.show_cursor = lambda show=True: False  # type: ignore[method-assign]  # a signal would leave it hidden for the shell
+    return console
 
 
 def shows_codes(stream: TextIO) -> bool:

@@ -2,7 +2,8 @@
 
 Only rows that changed are written, in one write, and never more rows than the window has: what has left it at the top cannot
 be painted over. A terminal may draw a character wider than we think; while rows are open, it is told to cut lines off instead
-of folding them, so that the rows above are always as many as we count.
+of folding them, so that the rows above are always as many as we count. The cursor is hidden for no longer than one write: a signal
+may stop or end the program between two.
 """
 
 import os
@@ -38,7 +39,6 @@ class Tail:
         self._has_footer = False
         self._cut = False  # whether rows above these did not fit into the window
         self._given_up = ""  # printable characters of this tail that stand further up, out of reach
-        self._hidden = False  # the cursor
 
     @property
     def is_open(self) -> bool:
@@ -64,8 +64,7 @@ class Tail:
             at = len(shown)
         out.append(_move(at, max(len(shown) - 1, 0)))
         if any(out):
-            self._write(_HIDE_CURSOR, _CUT_LINES, *out, _FOLD_LINES)
-            self._hidden = True
+            self._write(_HIDE_CURSOR, _CUT_LINES, *out, _FOLD_LINES, _SHOW_CURSOR)
         self._rows, self._has_footer, self._cut = shown, footer is not None, cut
 
     def finish(self, lines: Sequence[str] = ()) -> None:
@@ -82,9 +81,7 @@ class Tail:
             out = ["\n"] if kept else []
         else:
             out = [_move(at, kept), "\r", _erased(len(self._rows) - kept), *(f"{line}\n" for line in lines[kept:])]
-        if self._hidden:
-            out.append(_SHOW_CURSOR)
-        self._rows, self._has_footer, self._cut, self._given_up, self._hidden = [], False, False, left, False
+        self._rows, self._has_footer, self._cut, self._given_up = [], False, False, left
         self._write(*out)
 
     def _follow_resize(self) -> None:
