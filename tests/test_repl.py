@@ -139,7 +139,7 @@ def test_what_asks_about_the_conversation_names_a_way_that_asks_less(
 
 def test_more_exchanges_than_there_are_cannot_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
     conversation = _pipe("one\n/undo 5\n/undo 2", code=2)
-    assert capsys.readouterr().err.count("there is only 1 exchange to take back, not") == 2 and len(conversation.messages) == 2
+    assert capsys.readouterr().err.count("there is only 1 exchange, not") == 2 and len(conversation.messages) == 2
     run_command(conversation, "/undo 1")
     assert conversation.messages == []
 

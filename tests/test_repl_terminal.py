@@ -107,8 +107,16 @@ def test_keys_for_thinking_and_for_stopping(tmp_path: Path) -> None:
     terminal.child.send("\x0f")  # Ctrl+O
     terminal.expect("thought for .* 2 tokens .*Let me think.")
     terminal.ready()
+    terminal.send("/think 7", "on, at most 7 tokens")
     terminal.child.send("\x1b[Z")  # Shift+Tab
     terminal.expect("thinking off")
+    terminal.ready()
+    terminal.child.send("\x1b[Z")
+    terminal.expect("thinking on, at most 7 tokens")
+    terminal.ready()
+    terminal.child.send("\x1b[Z")
+    terminal.expect("thinking off")
+    terminal.ready()
     terminal.send("/set format json", "JSON objects")
     terminal.send("messages", '"json_schema": {"type": "object"}')
     terminal.child.send("slow answer\r")
@@ -236,6 +244,10 @@ def test_a_message_that_is_edited_goes_only_when_the_new_one_is_sent(tmp_path: P
     terminal.send("/edit", "change the message and send it")
     terminal.child.send("\x03")
     terminal.send("/context", " 4 messages")
+    terminal.send("/edit", "change the message and send it")
+    terminal.child.send("\x15\x03")  # of an empty line
+    terminal.send("messages", '"You said: hello"')
+    terminal.send("/undo", "taken back: messages")
     terminal.send("/edit", "change the message and send it")
     terminal.send(" there", "You said: hello there")
     terminal.send("messages", '"You said: first".*"hello there".*"You said: hello there"')

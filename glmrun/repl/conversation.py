@@ -185,7 +185,7 @@ class Conversation:
             raise UserError("nothing has been asked yet")
         if count > len(places):
             there = f"there {'is' if len(places) == 1 else 'are'} only {counted(len(places), 'exchange')}"
-            raise UserError(f"{there} to take back, not {count}; nothing has changed")
+            raise UserError(f"{there}, not {count}; nothing has changed")
         return places[-count]
 
     def last_answer(self) -> dict[str, Any]:

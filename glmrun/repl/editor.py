@@ -111,7 +111,7 @@ class Editor:
 
         @keys.add("c-c")
         def _(event: KeyPressEvent) -> None:
-            if event.current_buffer.text:
+            if event.current_buffer.text or self._typing.edited is not None:
                 event.current_buffer.append_to_history()  # Up brings it back
                 event.current_buffer.reset()
                 self._typing.edited = None

@@ -13,7 +13,7 @@ from glmrun.repl.commands import Leave, is_command, run_command
 from glmrun.repl.conversation import Conversation, Typing
 from glmrun.repl.flags import in_words
 from glmrun.repl.quotes import open_quotes, without_quotes
-from glmrun.repl.values import show_last_thinking
+from glmrun.repl.values import show, show_last_thinking
 from glmrun.terminal.answer import draft_line, fitted
 from glmrun.terminal.console import note, show_error
 from glmrun.terminal.interrupt import quiet_keyboard
@@ -39,14 +39,15 @@ def chat_in_terminal(conversation: Conversation) -> int:
 
     def other_thinking() -> None:
         nonlocal bottom
-        run_command(conversation, f"/think {'off' if conversation.thinking else 'on'}")
+        conversation.thinking = not conversation.thinking  # its limit stays
+        show(conversation, "thinking")
         bottom = conversation.bottom()
 
     actions: dict[str, Callable[[], None]] = {"s-tab": other_thinking, "c-o": partial(show_last_thinking, conversation)}
 
     def toolbar() -> Any:
-        line = fitted(bottom, window(sys.stdout)[0])
-        return line if typing.edited is None else [("", "changing an earlier message, Ctrl+C leaves it · "), *line]
+        changing = "" if typing.edited is None else "changing an earlier message, Ctrl+C leaves it · "
+        return [("", changing), *fitted(bottom, window(sys.stdout)[0] - len(changing))]
 
     editor = Editor(typing, history, toolbar, actions, lambda: not conversation.messages)
     conversation.surface.keyboard = keyboard = Keyboard(editor.source, editor.pastes.shown, editor.pastes.length_at_end)
