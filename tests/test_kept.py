@@ -50,6 +50,29 @@ def test_a_call_goes_on_from_the_last_one(home: Path) -> None:
     assert glmrun("sessions", "--runs", "--rm", path.stem, env={**os.environ}).returncode == 0 and not path.exists()
 
 
+def test_a_call_keeps_all_of_the_answer_whatever_of_it_is_printed() -> None:
+    done = glmrun("run", "nano", "code", "-x", "--hide-thinking", scripted=True, env={**os.environ})
+    assert done.stdout == b"def f():\n    return 1\n" and b"Let me" not in done.stderr
+    answer = sent("--continue")["messages"][1]
+    assert answer["content"] == "Here:\n\n```python\ndef f():\n    return 1\n```\n"
+    assert answer["reasoning_content"] == "Let me think."
+
+
+def test_an_answer_without_a_code_block_is_not_called_a_thought() -> None:
+    done = glmrun("run", "nano", "code", "-x", "-n", "3", scripted=True, env={**os.environ})
+    assert done.returncode == 1 and b"(stopped at the limit of 3 tokens)" in done.stderr
+
+
+def test_a_call_that_goes_on_keeps_its_other_system_prompt_and_model(home: Path) -> None:
+    for more in ([], ["--continue", "-s", "Be brief."]):
+        assert glmrun("run", "nano", "hello", *more, scripted=True, env={**os.environ}).returncode == 0
+    assert sent("--continue")["messages"][0] == {"role": "system", "content": "Be brief."}
+    (other := home / "other.gguf").touch()
+    assert glmrun("run", str(other), "hello", "--continue", scripted=True, env={**os.environ}).returncode == 0
+    [path] = (home / "state" / "glmrun" / "runs").glob("*.jsonl")
+    assert sessions.read(path).model == str(other)
+
+
 def test_the_log_can_be_switched_off(home: Path) -> None:
     (home / "config.toml").write_text("log = false\n")
     sent()

@@ -155,15 +155,16 @@ class _Form:
     markdown: bool
 
     def show(self, chunks: Iterator[Chunk], answer: Answer, with_calls: bool) -> None:
-        """Print an answer as it comes, its tool calls too if nobody else does, and put it together."""
+        """Print an answer as it comes, its tool calls too if nobody else does, and put it together: whole, whatever is printed."""
         from glmrun.terminal.answer import show_answer
 
-        chunks = _without_thinking(chunks) if self.hide_thinking and not self.as_json else chunks
-        chunks = _first_code_block(chunks) if self.extract else chunks
         if self.as_json:
             collect(chunks, answer)
             return
-        show_answer(_at_the_end(chunks) if self.no_stream else chunks, answer, markdown=self.markdown)
+        chunks = _added_to(answer, chunks)
+        chunks = _without_thinking(chunks) if self.hide_thinking else chunks
+        chunks = _first_code_block(chunks) if self.extract else chunks
+        show_answer(_at_the_end(chunks) if self.no_stream else chunks, Answer(), markdown=self.markdown)
         for call in answer.tool_calls if with_calls else ():
             show_tool_call(call)
 
@@ -208,7 +209,7 @@ def _check(answer: Answer, extract: bool, schema: dict[str, Any] | None) -> None
     """Raise for an answer that was stopped or is not what was asked for."""
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
-    if extract and not answer.text:
+    if extract and not _code_block(answer.text):
         raise UserError("the answer has no code block")
     if schema is not None and not _is_json(answer.text):
         raise UserError("the answer is not whole JSON" + (": it was cut off" if answer.finish_reason == "length" else ""))
@@ -234,6 +235,12 @@ def _schema(answer_format: str, text: str | None) -> dict[str, Any] | None:
     return closed(schema)
 
 
+def _added_to(answer: Answer, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        answer.add(chunk)
+        yield chunk
+
+
 def _without_thinking(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         yield replace(chunk, reasoning="")
@@ -249,6 +256,13 @@ def _first_code_block(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         yield replace(chunk, text=text)
         if block.closed:
             return
+
+
+def _code_block(text: str) -> str:
+    from glmrun.terminal.code_block import FirstCodeBlock
+
+    block = FirstCodeBlock()
+    return block.feed(text) + block.finish()
 
 
 def _at_the_end(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

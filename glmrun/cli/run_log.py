@@ -55,6 +55,10 @@ class RunLog:
                 sessions.create(model_path(model), self.system, said, sessions.RUNS).close()
                 return
             session, saved, _ = sessions.reopen(self.path)
+            if self.system != saved.system:
+                session.append("system", text=self.system)
+            if (path := model_path(model)) != saved.model:
+                session.append("model", path=path)
             for message in said[len(saved.messages) :]:
                 session.append("message", message=message)
             session.close()
