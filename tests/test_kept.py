@@ -73,6 +73,20 @@ def test_a_call_that_goes_on_keeps_its_other_system_prompt_and_model(home: Path)
     assert sessions.read(path).model == str(other)
 
 
+def test_what_goes_on_keeps_its_system_prompt_but_for_a_persona(home: Path) -> None:
+    (home / "personas").mkdir()
+    (home / "personas" / "tutor.toml").write_text('system = "Teach."\n')
+    sent("-s", "Be brief.")
+    (home / "config.toml").write_text('system = "Be kind."\n')
+    assert sent("--continue")["messages"][0]["content"] == "Be brief."
+    assert sent("--continue", "--persona", "tutor")["messages"][0]["content"] == "Teach."
+    saved = home / "saved.jsonl"
+    sessions.write_copy(saved, "", "Be brief.", [])
+    for more, system in (((), "Be brief."), (("--persona", "tutor"), "Teach."), (("-s", "Sing."), "Sing.")):
+        done = glmrun("chat", "nano", "--resume", str(saved), *more, stdin=b"messages\n", scripted=True, env={**os.environ})
+        assert json.loads(done.stdout)["messages"][0]["content"] == system
+
+
 def test_the_log_can_be_switched_off(home: Path) -> None:
     (home / "config.toml").write_text("log = false\n")
     sent()

@@ -90,9 +90,8 @@ def chat(
     url = options.server_url(context, model)
     if url is not None:
         options.refuse_beside_url(context, *options.ENGINE, "keep_cache")
-    if system is not None:
-        options.text_argument(system, "the system prompt")
     earlier = _earlier(go_on, resume)
+    system = options.system_prompt(context, earlier is not None)
     tools = ToolCalls(tools_file, approve) if tools_file is not None else None
     open_model: Callable[..., Any] = partial(loading.open_model, url=url, patient=not interactive(), **options.of_engine(context))
     if interactive():
@@ -110,7 +109,7 @@ def chat(
             surface=Surface(typing, open_model=open_model, get_ready=loading.wait_for_disk, persona=settings.persona),
             kept=Kept(saving=history and (interactive() or earlier is not None), keep_cache=keep_cache),
         )
-        _begin(conversation, earlier, system if earlier is None or options.typed(context, "system") else None)
+        _begin(conversation, earlier, system)
     try:
         with orderly_end() if interactive() else nullcontext():
             code = chat_in_terminal(conversation) if interactive() else chat_in_pipe(conversation, options.stdin_lines())

@@ -346,6 +346,14 @@ def typed(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def system_prompt(context: typer.Context, goes_on: bool) -> str | None:
+    """The system prompt to begin with; for what goes on, which has its own, only one that was typed, or that of a persona."""
+    system, name = context.params["system"], context.params["persona"]
+    if goes_on and not typed(context, "system") and "system" not in (persona(name) if name else {}):
+        return None
+    return None if system is None else text_argument(system, "the system prompt")
+
+
 def server_url(context: typer.Context, model: str | None) -> str | None:
     """The server that a command talks to: --url, or the setting's unless MODEL is a file; None for this machine."""
     url: str | None = context.params["url"]

@@ -123,7 +123,7 @@ def run(
     words = [word for word in (first, *(more or [])) if word is not None]
     model_name, question = model_and_question(words, named, prompt, template, url is not None)
     text = with_texts(question, files or [])
-    kept = RunLog.begin(log, go_on, None if system is None else options.text_argument(system, "the system prompt"))
+    kept = RunLog.begin(log, go_on, options.system_prompt(context, go_on))
     messages = kept.asked(text)
     form = _Form(as_json, extract, hide_thinking, no_stream, markdown=not extract and schema is None)
 
