@@ -96,6 +96,14 @@ def test_a_tool_call(window: Callable[..., Window], tmp_path: Path) -> None:
         "",
         "",
     ]
+    chat.type("What time is it in Rome?\r")
+    wait_for(chat, r"^  run it\? .*\[y/N/a\]$", 2)
+    chat.type("\x03")
+    wait_for(chat, r"^  run it\? y: yes, N: no, a: always get_time \[y/N/a\]\n\(stopped\)$")
+    run = window(*GLMRUN, "run", "nano", "What time is it in Rome?", "--tools", str(tools), "--temp", "0")
+    wait_for(run, r"^  run it\? .*\[y/N/a\]$")
+    run.type("\x03")
+    wait_for(run, r"^  run it\? y: yes, N: no, a: always get_time \[y/N/a\]\n\(stopped\)\nexit code 130$")
 
 
 @pytest.mark.parametrize("columns", [20, 80])

@@ -49,7 +49,11 @@ def ask_key(question: str) -> str:
     with quiet_keyboard():
         termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before is no answer
         print(question, end="", file=sys.stderr, flush=True)
-        return os.read(sys.stdin.fileno(), 1).decode("utf-8", "replace")
+        try:
+            return os.read(sys.stdin.fileno(), 1).decode("utf-8", "replace")
+        except KeyboardInterrupt:
+            print(file=sys.stderr, flush=True)  # what follows would overwrite the question
+            raise
 
 
 @contextmanager

@@ -78,6 +78,9 @@ class Keyboard:
         try:
             print(question, end="", file=sys.stderr, flush=True)
             return answer.get()
+        except KeyboardInterrupt:
+            print(file=sys.stderr, flush=True)  # what follows would overwrite the question
+            raise
         finally:
             self._answer = None
 
