@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -124,6 +125,19 @@ def shown(pieces: Iterable[str], columns: int = 80, rows: int = 24) -> str:
 
 def test_a_text_is_laid_out() -> None:
     assert shown([DOCUMENT], 30) == AT_30  # the comment is folded by the terminal, all else by us
+
+
+@pytest.mark.parametrize(
+    "text", ["".join("  " * i + f"- item{i}\n" for i in range(15)), "> " * 30 + "quoted\n", "> - " * 12 + "both\n> " * 30]
+)
+def test_no_text_is_too_deep(text: str) -> None:
+    words = re.findall(r"\w+", text)
+    assert re.findall(r"\w+", shown([text + "\n\nend\n"])) == [*words, "end"]
+
+
+def test_a_line_of_blanks_is_blank_wherever_the_text_is_cut() -> None:
+    text = "one\n  \t\n- two\n"
+    assert {shown([text[:i], text[i:]]) for i in range(len(text))} == {"one\n\n • two"}
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (30, 6), (10, 3)])

@@ -6,7 +6,7 @@ formulas stay as they are written, HTML and link definitions are text, and a lin
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
+_DEEPEST = 18  # level of a list or quotation: an item's blocks are two deeper, and at 20 the parser stops
 MAX_OPEN = 16_000  # characters of a block; a longer one is cut, so that the time a text takes is proportional to its length
 
 # A line that may still become a rule, an item, a heading, part of a table, or the line under a heading.
@@ -137,7 +138,7 @@ class MarkdownText:
         last = blocks[-1]
         cut_off = limit < len(self._text) and len(self._text) > MAX_OPEN and len(blocks) == 1
         if end or cut_off or _is_closed(last, text):
-            self._blank, self._number = text.endswith("\n\n"), None
+            self._blank, self._number = _ends_blank(text), None
             return len(text), blocks
         self._blank = last.blank_before
         self._number = _number(last) if last.same_list else None if len(blocks) > 1 else self._number
@@ -191,7 +192,12 @@ def _is_closed(block: Block, text: str) -> bool:
     kind = block.tokens[0].type
     if kind in ("heading_open", "hr") or (kind == "formula" and block.tokens[0].info == "closed"):
         return True
-    return kind in _ENDED_BY_BLANK and not text.removesuffix("\n").rpartition("\n")[2].strip()
+    return kind in _ENDED_BY_BLANK and _ends_blank(text)
+
+
+def _ends_blank(text: str) -> bool:
+    """Whether the last line is blank."""
+    return not text.removesuffix("\n").rpartition("\n")[2].strip()
 
 
 def _closed(line: str) -> str:
@@ -237,11 +243,20 @@ def _plain_links(tokens: "list[Token]") -> "Iterator[Token]":
 @cache
 def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
+    from markdown_it.rules_block import blockquote, list_block
 
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("reference")
+    around = ["paragraph", "reference", "blockquote"]
+    parser.block.ruler.at("blockquote", _bounded(blockquote), {"alt": [*around, "list"]})
+    parser.block.ruler.at("list", _bounded(list_block), {"alt": around})
     parser.inline.ruler.before("escape", "formula", _inline_formula)
     parser.block.ruler.before("table", "formula", _displayed_formula, {"alt": ["paragraph", "blockquote", "list"]})
     return parser
+
+
+def _bounded(rule: Callable[[Any, int, int, bool], bool]) -> Callable[[Any, int, int, bool], bool]:
+    """A rule for what holds blocks; so deep that the parser would leave out the rest of the text, its marks are text."""
+    return lambda state, start, end, silent: state.level < _DEEPEST and rule(state, start, end, silent)
 
 
 def _inline_formula(state: Any, silent: bool) -> bool:
