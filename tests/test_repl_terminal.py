@@ -142,6 +142,36 @@ def test_an_end_from_outside_keeps_what_was_said_and_the_terminal(tmp_path: Path
     assert saved.messages[-1]["content"].startswith("tick tick tick") and saved.messages[-1]["finish_reason"] == "cancelled"
 
 
+@pytest.mark.parametrize("message", ["", "slow answer"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stopped_conversation_ends_with_its_terminal_or_by_kill(tmp_path: Path, message: str, killed: bool) -> None:
+    window = open_window(["env", f"PYTHONPATH={os.getcwd()}", f"XDG_STATE_HOME={tmp_path}", "sh", "-i"])
+    window.type(f"{sys.executable} {SCRIPT} chat nano\r")
+    wait_for(window, "^>>> Ask")
+    if message:
+        window.type(f"{message}\r")
+        wait_for(window, "tick tick tick")
+    window.type("\x1a")
+    wait_for(window, "Stopped")
+    window.type(f"jobs -p > {tmp_path}/process; echo $((9 * 111111))\r")
+    wait_for(window, "999999$")
+    process = Path("/proc", (tmp_path / "process").read_text().strip())
+    if killed:
+        window.type("kill %1; kill -s CONT %1\r")
+    else:
+        window.close()
+    end = time.monotonic() + 15
+    while process.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+        if killed:
+            window.type("\r")  # the shell takes notice
+    if hangs := process.exists():
+        os.kill(int(process.name), signal.SIGKILL)
+    if killed:
+        window.close()
+    assert not hangs
+
+
 def test_a_killed_conversation_goes_on(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
     terminal.send("hello", "You said: hello")

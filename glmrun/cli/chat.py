@@ -111,7 +111,7 @@ def chat(
         )
         _begin(conversation, earlier, system)
     try:
-        with orderly_end() if interactive() else nullcontext():
+        with orderly_end(lambda: typing.reading) if typing is not None else nullcontext():
             code = chat_in_terminal(conversation) if interactive() else chat_in_pipe(conversation, options.stdin_lines())
         if interactive() and conversation.messages and conversation.kept.session is not None:
             note("glmrun chat --continue goes on with this conversation")

@@ -46,6 +46,7 @@ class Typing:
     history: bool = True  # remember messages for the next start
     draft: str = ""  # what stands in the next line before anything is typed
     edited: int | None = None  # index of the message that the line replaces when it is sent
+    reading: bool = False  # a line is being typed: all that was said is on disk
 
 
 @dataclass

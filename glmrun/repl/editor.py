@@ -78,7 +78,11 @@ class Editor:
         """The next message; raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C on an empty line."""
         self._session.editing_mode = EditingMode.VI if self._typing.vi else EditingMode.EMACS
         draft, self._typing.draft = self._typing.draft, ""
-        typed = self._session.prompt([("bold", ">>> ")], default=draft, prompt_continuation=_continuation)
+        self._typing.reading = True
+        try:
+            typed = self._session.prompt([("bold", ">>> ")], default=draft, prompt_continuation=_continuation)
+        finally:
+            self._typing.reading = False
         text = _as_utf8(self.pastes.expanded(typed))
         self.pastes.clear()
         return f" {text}" if text.startswith("/") and not typed.startswith("/") else text  # a pasted path is no command

@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from typing import cast
+from contextlib import closing, contextmanager, suppress
+from typing import Any, cast
 
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.request import ChatModel
@@ -39,7 +39,7 @@ def quiet_keyboard() -> Iterator[None]:
     finally:
         if on_main_thread:
             signal.signal(signal.SIGCONT, handler)
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+        _give_back(before)
 
 
 def ask_key(question: str) -> str:
@@ -56,14 +56,32 @@ def ask_key(question: str) -> str:
             raise
 
 
+def _give_back(settings: list[Any]) -> None:
+    """The terminal's settings as they were; not where it is gone or another program's, which would stop us for good."""
+    import termios
+
+    if in_foreground():
+        with suppress(termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
+
+
 @contextmanager
-def orderly_end() -> Iterator[None]:
+def orderly_end(at_once: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """A lost terminal or `kill` ends the program as sys.exit() does: what was said is kept, the terminal is as it was.
 
     What was begun is cleared away. A signal that is ignored, as nohup has it, stays so.
+    at_once   whether there is nothing to keep and what runs would not end by an exception: the signal itself ends the program
     """
+    import termios
+
+    settings = termios.tcgetattr(sys.stdin) if in_foreground() else None
 
     def leave(number: int, _: object) -> None:
+        if at_once():
+            if settings is not None:
+                _give_back(settings)
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         raise SystemExit(128 + number)
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -77,7 +95,10 @@ def orderly_end() -> Iterator[None]:
 
 def in_foreground() -> bool:
     """Whether standard input is a terminal whose settings are ours to change: the system stops a background job that tries."""
-    return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    try:
+        return sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # it is gone
+        return False
 
 
 @contextmanager
