@@ -17,6 +17,7 @@ from glmrun.cli.loading import wait_for_disk
 from glmrun.repl import disk_rate, sessions
 from glmrun.repl.commands import COMMANDS, run_command
 from glmrun.repl.conversation import Conversation, Surface, Typing
+from glmrun.repl.export import code_blocks
 from glmrun.repl.kept import Kept
 from glmrun.repl.loop import chat_in_pipe
 from glmrun.repl.values import show_last_thinking
@@ -339,3 +340,8 @@ def test_an_answer_is_what_the_disk_is_measured_over(monkeypatch: pytest.MonkeyP
     conversation = Conversation(model)  # type: ignore[arg-type]
     conversation.say("hello")
     assert next(read, "both were asked for") == "both were asked for" and "GB/s from disk" in conversation.bottom_line()
+
+
+def test_a_code_block_is_found_behind_a_deep_list() -> None:
+    deep = "".join("  " * i + f"- item {i}\n" for i in range(15))
+    assert code_blocks(f"```\none\n```\n{deep}\n```\ntwo\n```\n") == ["one\n", "two\n"]

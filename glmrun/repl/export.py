@@ -37,9 +37,9 @@ def as_json(model: str, system: str | None, messages: Sequence[dict[str, Any]]) 
 
 def code_blocks(text: str) -> list[str]:
     """The contents of the fenced code blocks in a Markdown text; the last one may be open."""
-    from markdown_it import MarkdownIt
+    from glmrun.terminal.markdown import parser
 
-    return [token.content for token in MarkdownIt().parse(text) if token.type == "fence"]
+    return [token.content for token in parser().parse(text) if token.type == "fence"]
 
 
 def _fenced(text: str, language: str) -> str:

@@ -148,7 +148,7 @@ class MarkdownText:
         """All blocks of the text, list items as lists of one item."""
         blocks: list[Block] = []
         lines = text.split("\n")
-        tokens = _parser().parse(text)
+        tokens = parser().parse(text)
         _make_safe(tokens)
         for whole in siblings(tokens):
             items = list(siblings(whole[1:-1])) if whole[0].type.endswith("_list_open") else []
@@ -241,17 +241,18 @@ def _plain_links(tokens: "list[Token]") -> "Iterator[Token]":
 
 
 @cache
-def _parser() -> "MarkdownIt":
+def parser() -> "MarkdownIt":
+    """What finds the blocks of a text."""
     from markdown_it import MarkdownIt
     from markdown_it.rules_block import blockquote, list_block
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("reference")
+    made = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("reference")
     around = ["paragraph", "reference", "blockquote"]
-    parser.block.ruler.at("blockquote", _bounded(blockquote), {"alt": [*around, "list"]})
-    parser.block.ruler.at("list", _bounded(list_block), {"alt": around})
-    parser.inline.ruler.before("escape", "formula", _inline_formula)
-    parser.block.ruler.before("table", "formula", _displayed_formula, {"alt": ["paragraph", "blockquote", "list"]})
-    return parser
+    made.block.ruler.at("blockquote", _bounded(blockquote), {"alt": [*around, "list"]})
+    made.block.ruler.at("list", _bounded(list_block), {"alt": around})
+    made.inline.ruler.before("escape", "formula", _inline_formula)
+    made.block.ruler.before("table", "formula", _displayed_formula, {"alt": ["paragraph", "blockquote", "list"]})
+    return made
 
 
 def _bounded(rule: Callable[[Any, int, int, bool], bool]) -> Callable[[Any, int, int, bool], bool]:
