@@ -10,6 +10,9 @@ import pytest
 import glmrun
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.request import TooLong
+from glmrun.engine import constraint
+from glmrun.engine.call_grammar import _with_definitions
+from glmrun.engine.constraint import Grammar
 from glmrun.engine.model import Model
 from glmrun.engine.sampling import Sampler, logprobs
 from quant.errors import UserError
@@ -109,6 +112,28 @@ NESTED = {
 }  # fmt: skip
 
 
+def test_a_schema_comes_with_the_definitions_that_it_needs() -> None:
+    """Each argument came with all of them: 600 of both took 650 MB."""
+    definitions = {"a": {"type": "array", "items": {"$ref": "#/$defs/b~1c/x"}}, "b/c": {"x": {"type": "null"}}, "d": {}}
+    held = _with_definitions({"$ref": "#/$defs/a"}, {"$defs": definitions})
+    assert held is not None and set(json.loads(held)["$defs"]) == {"a", "b/c"}
+    assert _with_definitions({"$ref": "#/$defs/gone"}, {"$defs": definitions}) is None
+
+
+@pytest.mark.parametrize("room", [1000, 10])
+def test_schemas_beyond_what_there_is_room_for_are_held_to_their_types(nano: Model, room: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(constraint, "_MAX_SCHEMAS", room)
+    parameters = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
+    calls = Grammar(nano.tokenizer).calls([{"name": "f", "parameters": parameters}], "f", True, lambda: True)
+    tags = {tag: [nano.tokenizer.id_of(tag)] for tag in ("<tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")}
+    for piece in ("<tool_call>", "f", "<arg_key>", "a", "</arg_key>", "<arg_value>", "7", "7"):
+        [token] = tags.get(piece) or nano.tokenizer.encode(piece)
+        is_allowed = calls.allowed()[token]
+        if is_allowed:
+            calls.accept(token)
+    assert is_allowed == (room == 10)
+
+
 def is_place(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"zip"} and 9 < value["zip"] < 100
 
@@ -123,6 +148,59 @@ def test_arguments_that_refer_to_definitions_are_held_to_them(nano: Model, seed:
     assert is_place(said["place"]) and all(map(is_place, said["places"])) and said["kind"] in ("a", "b") and said["fixed"] == "x"
     assert said["days"] is None or said["days"] <= 9
     assert said["number"] in (1, 2) and isinstance(said["other"], int | None)
+
+
+NODE = {"type": "object", "properties": {"v": {"type": "integer", "maximum": 9}}, "required": ["v"]}
+SQUARE = {"properties": {"kind": {"const": "square"}, "side": {"type": "integer", "maximum": 9}}, "required": ["kind", "side"]}
+CIRCLE = {"properties": {"kind": {"const": "circle"}, "radius": {"enum": ["1", "2"]}}, "required": ["kind", "radius"]}
+
+
+def is_node(said: dict[str, Any]) -> bool:
+    return said["v"] <= 9
+
+
+def is_shape(said: dict[str, Any]) -> bool:
+    if said["kind"] == "square":
+        return said["side"] <= 9 and "radius" not in said
+    return said["kind"] == "circle" and said["radius"] in ("1", "2") and "side" not in said
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"$defs": {"Node": NODE}, "$ref": "#/$defs/Node"}, is_node),
+        ({"$defs": {"Node": NODE}, "allOf": [{"$ref": "#/$defs/Node"}, CIRCLE]}, lambda said: is_node(said) and is_shape(said)),
+        ({"oneOf": [SQUARE, CIRCLE]}, is_shape),
+        ({"type": "object", **NODE, "anyOf": [{"required": ["w"]}, CIRCLE]}, is_node),
+    ],
+    ids=["a model that refers to itself", "parts", "alternatives", "alternatives beside properties"],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(3))
+def test_arguments_are_found_wherever_the_schema_says_them(nano: Model, parameters: dict, expected: Any, seed: int) -> None:
+    """As pydantic writes models that refer to themselves, and others unions; of no properties only `{}` could be made."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    options = {"tools": tools, "tool_choice": "required", "thinking": False, "parallel_tool_calls": False, "seed": seed}
+    [(_, said)] = calls_of(list(nano.chat(HELLO, **options, temperature=0.8, max_tokens=400)))
+    assert expected(said)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        {"anyOf": [{"enum": ["C", "F"], "type": "string"}, {"type": "null"}], "default": None},
+        {"anyOf": [{"$ref": "#/$defs/Unit"}, {"type": "null"}]},
+        {"$ref": "#/$defs/Unit", "nullable": True},
+        {"enum": ["C", "F", None]},
+        {"oneOf": [{"const": "C"}, {"const": "F"}]},
+    ],
+    ids=str,
+)
+def test_an_enumeration_that_may_be_null_is_held_to(nano: Model, unit: dict[str, Any]) -> None:
+    parameters = {"$defs": {"Unit": {"enum": ["C", "F"]}}, "type": "object", "properties": {"unit": unit}, "required": ["unit"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    options = {"tools": tools, "tool_choice": "f", "thinking": False, "parallel_tool_calls": False, "temperature": 2.0}
+    said = [calls_of(list(nano.chat(HELLO, **options, seed=seed, max_tokens=100)))[0][1]["unit"] for seed in range(4)]
+    assert set(said) <= {"C", "F", None}
 
 
 def test_none_calls_nothing_even_where_a_call_is_likely(nano: Model) -> None:

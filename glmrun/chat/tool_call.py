@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glmrun.chat.parameters import DEEPEST, flat, followed
+
 _JSON_BEGUN = re.compile(r"\s*[^\s<{]{0,256}\s*\{")
 _MAX_NAME = 256  # characters
 _JSON_BODY = re.compile(r"\s*([^\s<{]*)\s*(\{.*\})\s*", re.DOTALL)
@@ -35,7 +37,7 @@ _MAX_LITERAL = 100_000  # characters given to Python's own parser
 def schemas(tools: Sequence[Mapping] | None) -> dict[str, dict]:
     """{function name: JSON schema of its parameters} of OpenAI-shaped declarations."""
     functions = [tool.get("function", tool) for tool in tools or ()]
-    return {f["name"]: f["parameters"] if isinstance(f.get("parameters"), dict) else {} for f in functions}
+    return {f["name"]: flat(f["parameters"]) if isinstance(f.get("parameters"), dict) else {} for f in functions}
 
 
 def declared_name(name: str, declared: Mapping[str, dict]) -> str:
@@ -210,12 +212,16 @@ def _property(schema: Mapping, key: str) -> Any:
 
 def types_of(schema: Any, root: Mapping) -> set[str]:
     """The JSON types that a schema, a part of root, admits; empty if it says nothing (or something this does not read)."""
-    return _allowed(schema, root, 8)
+    return _allowed(schema, root, {}, DEEPEST)
 
 
-def _allowed(schema: Any, root: Mapping, depth: int) -> set[str]:
+def _allowed(schema: Any, root: Mapping, known: dict[str, set[str]], depth: int) -> set[str]:
     if not isinstance(schema, dict) or not depth:
         return set()
+
+    def read(part: Any) -> set[str]:
+        return _allowed(part, root, known, depth - 1)
+
     types: set[str] = {"null"} if schema.get("nullable") is True else set()
     kind = schema.get("type")
     if isinstance(kind, str):
@@ -223,18 +229,11 @@ def _allowed(schema: Any, root: Mapping, depth: int) -> set[str]:
     if isinstance(kind, list):
         return types | {k for k in kind if isinstance(k, str)}
     if isinstance(schema.get("$ref"), str):
-        return types | _allowed(referred(schema["$ref"], root), root, depth - 1)
+        found = followed(schema["$ref"], root, known, read, set())
+        return types | found
     for word in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(word), list) and schema[word]:
-            each = [_allowed(option, root, depth - 1) for option in schema[word]]
+            each = [read(option) for option in schema[word]]
             return types.union(*each) if word == "allOf" or all(each) else set()
     values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else []
     return types | {_TYPES_OF_VALUES[type(value)] for value in values if type(value) in _TYPES_OF_VALUES}
-
-
-def referred(pointer: str, root: Mapping) -> Any:
-    """What a reference inside root means; None for the whole of it and for what is not there."""
-    at: Any = root
-    for part in pointer.removeprefix("#/").split("/") if pointer.startswith("#/") else ():
-        at = at.get(part) if isinstance(at, dict) else None
-    return at if at is not root else None

@@ -3,19 +3,22 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
+from urllib.parse import unquote
 
+from glmrun.chat.parameters import DEEPEST, followed, shapes
 from glmrun.chat.tokenizer import Tokenizer
-from glmrun.chat.tool_call import referred, types_of
+from glmrun.chat.tool_call import types_of
 from quant.errors import UserError
 
 MAX_CALLS = 16  # in one answer
 SPACE = r"( |\n {0,40})?"  # between the parts of JSON: as much as indentation needs, for small models go on with it for ever
 _TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _TYPED = {"integer", "number", "boolean", "null", "object", "array"}
-_DEFINITIONS = ("$defs", "definitions")
+_MOST_CHOICES = 10_000  # values of an enumeration
 _GUIDANCE = {"lenient": True, "whitespace_pattern": SPACE}  # lenient: without what no grammar holds, uniqueItems and the like
-_REFERENCE = re.compile(r'"\$ref": "(#/(?:\$defs|definitions)/)?')
+_DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/]+)")
 
 
 def call_grammar(
@@ -52,29 +55,29 @@ def _arguments(
     tokenizer: Tokenizer, rule: str, schema: Mapping[str, Any], is_usable: Callable[[str], bool]
 ) -> tuple[str, list[str]]:
     """What stands between a function's name and the end of its call, and the rules that this needs."""
-    properties, required = schema.get("properties"), schema.get("required")
-    if not isinstance(properties, Mapping):
-        return "", []
-    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
-    parts, rules = [], []
-    for i, (key, value) in enumerate(properties.items()):
-        parts.append(f"{rule}a{i}" + ("" if key in needed else "?"))
-        tags = {tag: _tag(tokenizer, tag) for tag in _TAGS}
-        rules.append(
-            f"{rule}a{i}: {tags['<arg_key>']} {json.dumps(key)} {tags['</arg_key>']}"
-            f" {tags['<arg_value>']} {_value(value, schema, is_usable)} {tags['</arg_value>']}"
-        )
-    return " ".join(parts), rules
+    made = []
+    rules: list[str] = []
+    for n, (properties, needed) in enumerate(shapes(schema)):
+        parts = []
+        for i, (key, value) in enumerate(properties.items()):
+            name = f"{rule}s{n}a{i}"
+            parts.append(name + ("" if key in needed else "?"))
+            tags = {tag: _tag(tokenizer, tag) for tag in _TAGS}
+            rules.append(
+                f"{name}: {tags['<arg_key>']} {json.dumps(key)} {tags['</arg_key>']}"
+                f" {tags['<arg_value>']} {_value(value, schema, is_usable)} {tags['</arg_value>']}"
+            )
+        made.append(" ".join(parts) or '""')
+    return f"({' | '.join(made)})", rules
 
 
 def _value(schema: Any, root: Mapping[str, Any], is_usable: Callable[[str], bool]) -> str:
     """A value: a text as it is, one of several texts, or JSON."""
     if not isinstance(schema, Mapping):
         return "TEXT?"
-    named = referred(schema["$ref"], root) if isinstance(schema.get("$ref"), str) else schema
-    choices = named.get("enum", [named.get("const")]) if isinstance(named, Mapping) else None
-    if isinstance(choices, list) and choices and all(isinstance(choice, str) and choice for choice in choices):
-        return "(" + " | ".join(json.dumps(choice) for choice in choices) + ")"
+    choices = _choices(schema, root, {}, DEEPEST)
+    if any(isinstance(choice, str) for choice in choices) and "" not in choices:
+        return "(" + " | ".join(json.dumps(choice if isinstance(choice, str) else json.dumps(choice)) for choice in choices) + ")"
     types = types_of(schema, root)
     if not types or not types <= _TYPED:
         return "TEXT?"
@@ -84,8 +87,43 @@ def _value(schema: Any, root: Mapping[str, Any], is_usable: Callable[[str], bool
     return f"%json {held}"
 
 
+def _choices(schema: Any, root: Mapping[str, Any], known: dict[str, list[Any]], depth: int) -> list[Any]:
+    """All values that a schema lists, texts, numbers and the like; none if it has others, or more than a grammar should name."""
+    if not isinstance(schema, Mapping) or not depth:
+        return []
+
+    def read(part: Any) -> list[Any]:
+        return _choices(part, root, known, depth - 1)
+
+    if isinstance(schema.get("$ref"), str):
+        values = followed(schema["$ref"], root, known, read, [])
+    elif options := next((schema[word] for word in ("anyOf", "oneOf") if isinstance(schema.get(word), list)), None):
+        each = [read(option) for option in options]
+        values = [*chain(*each)] if all(each) and sum(map(len, each)) <= _MOST_CHOICES else []
+    elif isinstance(schema.get("enum"), list):
+        values = schema["enum"]
+    else:
+        values = [schema["const"]] if "const" in schema else [None] if schema.get("type") == "null" else []
+    if not values or len(values) > _MOST_CHOICES or not all(isinstance(value, str | int | None) for value in values):
+        return []
+    return [*values, None] if schema.get("nullable") is True else values
+
+
 def _with_definitions(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str | None:
-    """A part of root as a schema of its own, as JSON; None if it refers to other parts than definitions."""
-    named = {key: root[key] for key in _DEFINITIONS if key in root} if _REFERENCE.search(json.dumps(schema)) else {}
-    text = json.dumps({**named, **schema, "x-guidance": _GUIDANCE})
-    return text if all(_REFERENCE.findall(text)) else None  # any other reference would mean another part of this text
+    """A part of root as a schema of its own, with the definitions that it needs, as JSON; None if it refers to other parts."""
+    definitions: dict[str, dict[str, Any]] = {}
+    rest: list[Any] = [schema]
+    for part in rest:
+        if isinstance(part, list):
+            rest += part
+        elif isinstance(part, Mapping):
+            rest += part.values()
+            if isinstance(pointer := part.get("$ref"), str):
+                word, name = found.groups() if (found := _DEFINITION.match(pointer)) else ("", "")
+                name = unquote(name).replace("~1", "/").replace("~0", "~")
+                if not isinstance(root.get(word), Mapping) or name not in root[word]:
+                    return None
+                if name not in definitions.setdefault(word, {}):
+                    definitions[word][name] = root[word][name]
+                    rest.append(root[word][name])
+    return json.dumps({**definitions, **schema, "x-guidance": _GUIDANCE})

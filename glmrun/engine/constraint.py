@@ -14,6 +14,7 @@ from glmrun.engine.call_grammar import MAX_CALLS, SPACE, call_grammar
 from quant.errors import UserError
 
 _FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}  # that llguidance holds
+_MAX_SCHEMAS = 2 << 20  # characters of schemas in the grammar of calls, each some thirty bytes of memory; the rest is typed only
 _VALUES = ("const", "default", "enum", "examples")  # hold no schemas
 
 
@@ -47,8 +48,12 @@ class Grammar:
         """
         from llguidance import LLMatcher
 
+        room = _MAX_SCHEMAS
+
         def is_usable(schema: str) -> bool:
-            return not LLMatcher(self._ll, LLMatcher.grammar_from_json_schema(schema), log_level=0).is_error()
+            nonlocal room
+            room -= len(schema)
+            return room >= 0 and not LLMatcher(self._ll, LLMatcher.grammar_from_json_schema(schema), log_level=0).is_error()
 
         lark = call_grammar(self._tokenizer, tools, name, 1 if one else MAX_CALLS, is_usable)
         matcher = self._matcher(LLMatcher.grammar_from_lark(lark), "the schema of a tool that must be called")
