@@ -194,6 +194,29 @@ def test_a_server_that_ends_lets_answers_end(monkeypatch: pytest.MonkeyPatch) ->
     assert model.closed == ["some wait"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_had_not_begun_is_an_error_and_no_empty_answer(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents take an empty answer that reached its limit for one, and ask again at once."""
+    monkeypatch.setattr("glmrun.server.listen.GRACE_SECONDS", 0.1)
+    model = Steps()
+    with served(model, Options(n_places=1)) as server:
+        running = connected(server.port, "some wait", True)
+        until(lambda: model.begun == ["some wait"])
+        waiting = connected(server.port, "two", stream)
+        until(lambda: len(server.service.desk.jobs) == 2)
+    for client, words in ((running, "length"), (waiting, "the server is ending")):
+        text = b""
+        while piece := client.recv(1 << 16):
+            text += piece
+        assert words in text.decode() and (stream or client is running or b" 429 " in text.split(b"\r\n")[0])
+        assert (b'"length"' in text) == (client is running)
+    assert model.begun == ["some wait"]
+    with served(Steps(), Options(seconds=0.05)) as server:
+        late = server.post(CHAT, body("wait", stream=stream))
+        assert "no answer had begun after 0.05 s" in late.text and "length" not in late.text
+    assert [record.status for record in server.records] == [429]
+
+
 def test_heads_that_do_not_arrive_end_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glmrun.server.listen.HEAD_SECONDS", 0.3)
     with served(Steps()) as server:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from glmrun.chat.chunk import Chunk, Stats
 from quant.errors import UserError
 
+ENDING = "the server is ending; ask another one"
 PULSE_SECONDS = 10.0  # of silence, after which a client is told that we are still there
 
 
@@ -34,6 +35,7 @@ class Job:
     began: float | None = None  # when its place was free
     gone: threading.Event = field(default_factory=threading.Event)  # nobody reads any more
     late: threading.Event = field(default_factory=threading.Event)  # what is there has to do
+    wrote: bool = False  # a token, of any of its answers
     items: "asyncio.Queue[tuple[int, Chunk] | UserError | None]" = field(default_factory=asyncio.Queue)
     future: "Future[None] | None" = None
 
@@ -75,19 +77,29 @@ class Job:
             self._put(None)
 
     def _answer(self, number: int, answer: Iterator[Chunk]) -> None:
-        stats = Stats()
-        for chunk in answer:
+        stats, is_whole = Stats(), False
+        for chunk in answer if not self._is_late else ():
             if self.gone.is_set():
                 break
-            stats = chunk.stats
+            stats, is_whole = chunk.stats, chunk.finish_reason is not None
+            self.wrote = self.wrote or chunk.token is not None
             self._put((number, chunk))
-            if chunk.finish_reason is not None:
-                break
-            if self.late.is_set() or time.monotonic() - self.came > self.seconds:
-                self._put((number, Chunk(finish_reason="length", stats=stats)))
+            if is_whole or self._is_late:
                 break
         if close := getattr(answer, "close", None):
             close()
+        if not (is_whole or self.gone.is_set()):
+            self._cut(number, stats)
+
+    @property
+    def _is_late(self) -> bool:
+        return self.late.is_set() or time.monotonic() - self.came > self.seconds
+
+    def _cut(self, number: int, stats: Stats) -> None:
+        """End an answer with what is there. Raises Busy if that is nothing: agents take an empty answer for one, and ask on."""
+        if not self.wrote:
+            raise Busy(ENDING if self.late.is_set() else f"no answer had begun after {self.seconds:g} s; ask again later", 5)
+        self._put((number, Chunk(finish_reason="length", stats=stats)))
 
     def _put(self, item: tuple[int, Chunk] | UserError | None) -> None:
         with suppress(RuntimeError):  # the loop has ended
@@ -118,7 +130,7 @@ class Desk:
     def check(self) -> None:
         """Raise Busy if another job would not be taken."""
         if self.closing:
-            raise Busy("the server is ending; ask another one", 5)
+            raise Busy(ENDING, 5)
         if len(self.jobs) >= self.n_places + self.n_waiting:
             raise Busy(f"{len(self.jobs)} requests are answered or wait already; ask again later", 5)
 
