@@ -1,5 +1,6 @@
 """Bodies that Codex and OpenAI's libraries send to /v1/responses, and what they read. Forms are recorded, texts are ours."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,7 +136,7 @@ def test_the_form_of_the_answer() -> None:
 @pytest.mark.parametrize(
     ("choice", "expected", "names"),
     [
-        ("required", "required", ["exec", "other"]), ("none", "none", ["exec", "other"]),
+        ("required", "required", ["exec", "other"]), ("any", "required", ["exec", "other"]), ("none", "none", ["exec", "other"]),
         ({"type": "function", "name": "other"}, "other", ["exec", "other"]), ({"type": "web_search"}, "auto", ["exec", "other"]),
         ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "other"}]}, "required", ["other"]),
     ],
@@ -156,6 +157,7 @@ def test_the_choice_of_tools(choice: Any, expected: str, names: list[str]) -> No
         ({"input": [{"type": "function_call", "call_id": "c"}]}, "input.0.name"),
         ({"tools": [{"type": "function"}]}, "tools.0.name"),
         ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"), ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "exec"}, "tool_choice"), ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"reasoning": {"effort": "some"}}, "reasoning.effort"), ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"), ({"temperature": []}, "temperature"),
     ],
@@ -182,7 +184,7 @@ def test_media_are_refused_with_the_items_index(kind: str) -> None:
 
 STATS = Stats(n_prompt=30, n_cached=20, n_generated=7)
 CHUNKS = [
-    Chunk(reasoning="a", stats=STATS), Chunk(reasoning="b", text="c", stats=STATS),
+    Chunk(reasoning="a", stats=replace(STATS, n_generated=1)), Chunk(reasoning="b", text="c", stats=replace(STATS, n_generated=3)),
     Chunk(tool_calls=[{"id": f"call_{n}", "function": {"name": "exec", "arguments": "{}"}} for n in (0, 1)], stats=STATS),
     Chunk(finish_reason="tool_calls", stats=STATS),
 ]  # fmt: skip
@@ -208,7 +210,7 @@ def test_usage() -> None:
     usage = responses_answer(sent(CHUNKS))["usage"]
     assert usage == {
         "input_tokens": 30, "input_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 0}, "output_tokens": 7,
-        "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": 37,
+        "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 37,
     }  # fmt: skip
 
 

@@ -55,6 +55,13 @@ def test_streamed_and_whole_say_what_the_model_says(server: Served, nano: Model,
     assert whole.status_code == 200 and text_of(whole.json()) == said
 
 
+def test_tokens_of_an_answer_are_counted_alike(server: Served) -> None:
+    chat = server.post("/v1/chat/completions", {"messages": HELLO, "temperature": 0}).json()["usage"]
+    responses = server.post("/v1/responses", {"input": HELLO[0]["content"], "temperature": 0}).json()["usage"]
+    assert responses["output_tokens"] == chat["completion_tokens"] and responses["input_tokens"] == chat["prompt_tokens"]
+    assert responses["output_tokens_details"] == chat["completion_tokens_details"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_prompt_that_does_not_fit_is_refused_in_words_that_agents_know(server: Served, name: str) -> None:
     path, body, *_ = CASES[name]

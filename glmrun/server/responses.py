@@ -15,7 +15,7 @@ from glmrun.server.open_call import OpenCall
 from glmrun.server.openai_chat import logprobs_of
 from glmrun.server.openai_error import openai_error
 from glmrun.server.responses_body import CALLS, ITEMS, Body, Format, Item, Part, ToolChoice
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
 _MEDIA = ("input_image", "input_audio", "input_file", "input_video", "output_audio", "image_url", "computer_screenshot")
@@ -111,9 +111,14 @@ def _choice(said: Body) -> tuple[str, list[dict[str, Any]]]:
     tools = [function(tool.name, tool.description, tool.parameters) for tool in given]
     if choice.type == "function":
         return declared(choice.name, tools, "tool_choice.name"), tools
-    if choice.type == "required" and not tools:
+    kind = {"any": "required"}.get(choice.type, choice.type)
+    if kind == "required" and not tools:
         raise BadRequest("tool_choice: a call is demanded, and there are no functions among the tools", "tool_choice")
-    return choice.type if choice.type in ("auto", "none", "required") else "auto", tools
+    if kind in ("auto", "none", "required"):
+        return kind, tools
+    if kind not in [tool.type for tool in said.tools or ()]:
+        raise BadRequest(f"tool_choice: expected auto, none, required or one of the tools, found {brief(kind)}", "tool_choice")
+    return "auto", tools
 
 
 def _conversation(said: Body) -> list[dict[str, Any]]:
@@ -259,7 +264,8 @@ class ResponseWriter:
     def _events(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         self.stats = chunk.stats
         self.finish_reason = chunk.finish_reason
-        self.n_thought += bool(chunk.reasoning)
+        if chunk.reasoning:
+            self.n_thought = chunk.stats.n_generated
         self.likely += logprobs_of(chunk.logprobs or ())
         more, begun = self.call.take(chunk)
         if more:
