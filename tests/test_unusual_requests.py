@@ -66,6 +66,20 @@ def test_the_oldest_http_has_no_host(server: Served, head: str, status: int) -> 
         assert b"chunked" not in answer and answer.endswith(b"data: [DONE]\n\n")
 
 
+def test_what_others_would_rather_speak_leaves_no_advice_in_the_log(
+    server: Served, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Java asks for HTTP/2 in its first request to each server; a log of JSON stays one, and nobody has to install anything."""
+    body = json.dumps(SHORT).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(body)
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n"
+    for sent, status in ((head + upgrade + body, b"HTTP/1.1 200 "), (b"\x16\x03\x01\r\n\r\n", b"HTTP/1.1 400 ")):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+            client.sendall(sent)
+            assert client.recv(13) == status
+    assert not caplog.records and not capfd.readouterr().err
+
+
 def test_bodies_in_other_dress(server: Served) -> None:
     plain = json.dumps(SHORT).encode()
     assert server.post(CHAT, b"\xef\xbb\xbf" + plain).status_code == 200

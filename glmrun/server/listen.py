@@ -94,7 +94,8 @@ def bound(host: str, port: int) -> socket.socket:
 def listening(service: Service, bound_to: socket.socket) -> Iterator[None]:
     """Serve on a thread while the block runs; then drain and end."""
     config = uvicorn.Config(
-        Paths(service).app(), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        Paths(service).app(), http=Connection, ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
+        server_header=False,
         h11_max_incomplete_event_size=MAX_HEADERS, timeout_keep_alive=60, limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=int(GRACE_SECONDS) + 5,
     )  # fmt: skip
