@@ -206,6 +206,7 @@ def test_a_document_that_is_text_is_read() -> None:
         ({"thinking": {"type": "deep"}}, "thinking.type"), ({"temperature": "hot"}, "temperature"),
         ({"tools": [{"input_schema": {}}]}, "tools.0.name"), ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"), ({"output_config": {"effort": "some"}}, "output_config.effort"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a"}]}]}, "messages.0.content.0.name"),
         ({"system": 5}, "system"), ({"max_tokens": []}, "max_tokens"),
     ],
 )  # fmt: skip

@@ -85,11 +85,16 @@ def test_a_request_that_asks_nothing_loads_the_model() -> None:
         assert asked.writer.whole([])["done_reason"] == "load"
 
 
+CALL_NAME = "messages.0.tool_calls.0.function.name"
+
+
 @pytest.mark.parametrize(
     ("asks", "body", "param"),
     [
         (chat, {"messages": [{"role": "robot"}]}, "messages.0.role"), (chat, {"messages": 5}, "messages"),
         (chat, {"messages": [*QUESTION, {"role": "user", "content": "", "images": ["AA"]}]}, "messages.1.images"),
+        (chat, {"tools": [{"function": {"name": ""}}]}, "tools.0.function.name"),
+        (chat, {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]}, CALL_NAME),
         (chat, {"think": "deeply"}, "think"), (chat, {"format": "xml"}, "format"),
         (chat, {"options": {"top_p": 7}}, "options.top_p"),
         (chat, {"options": {"stop": [5]}}, "options.stop.0"), (chat, {"tools": [{"function": {}}]}, "tools.0.function.name"),

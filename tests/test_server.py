@@ -96,6 +96,7 @@ def test_what_is_wrong_is_named(server: Served, body: dict[str, Any], param: str
     ("raw", "words"),
     [
         (b"", "empty"), (b"{", "not valid JSON"), (b"[]", "an object is expected"), (b'{"a": NaN}', "NaN"), (b'"\xff"', "UTF-8"),
+        (b"null", "a JSON null;"),
         (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "nested"), (b"[" * 100_000, "nested"), (b"{} x", "not valid JSON"),
         (b'{"a":' + b"1" * 5000 + b"}", "not valid JSON"), (b'{"messages": [], "messages": 1}', "messages"),
     ],
@@ -185,7 +186,8 @@ def test_health_needs_no_key_and_waits_for_the_model(guarded: Served) -> None:
 def test_paths_that_are_not_there_say_what_base_urls_are(server: Served) -> None:
     answer = server.post("/v2/chat", {})
     assert answer.status_code == 404 and "without /v1" in answer.json()["error"]["message"]
-    assert server.get(CHAT).status_code == 405
+    wrong = server.get(CHAT)
+    assert wrong.status_code == 405 and "takes POST, not GET" in wrong.json()["error"]["message"]
     assert server.get("/v1/v1/models").status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import socket
 from typing import Any
 
@@ -123,6 +124,35 @@ def chat(**body: Any) -> Any:
 def test_a_choice_of_tools_in_all_its_forms(choice: Any, expected: str, names: str) -> None:
     asked = chat(tools=TOOLS, tool_choice=choice)
     assert (asked.tool_choice, "".join(tool["function"]["name"] for tool in asked.tools)) == (expected, names)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "robot", "content": "x"}, "has the role 'robot'"), ({"content": "x"}, "has the role None"),
+        ({"role": "user", "content": 5}, "has the content 5"),
+        ({"role": "user", "content": [{"type": "hologram"}]}, "has the part"),
+        ({"role": "assistant", "content": "", "reasoning": {}}, "has the reasoning"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}, "tool call 0 of message 1"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_message_is_named_with_its_own_index(message: dict[str, Any], words: str) -> None:
+    """A schema beside tools stands in a message of its own in front of the client's."""
+    format = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    with pytest.raises(BadRequest, match=re.escape(words)) as refused:
+        OpenAIChat().asked({"messages": [*QUESTION, message], "tools": TOOLS, "response_format": format}, "glm")
+    assert refused.value.param == "messages.1" and "message 1" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["grammar", "json_schema", "guided_choice", "guided_json", "structured_outputs"])
+def test_what_would_hold_an_answer_elsewhere_is_not_passed_over(server: Served, name: str) -> None:
+    for path, body in ((CHAT, SHORT), ("/v1/completions", {"prompt": "q", "max_tokens": 1})):
+        refused = server.post(path, {**body, name: ["a"]})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == name
+        assert server.post(path, {**body, name: None}).status_code == 200
+    assert server.post(CHAT, {**SHORT, "modalities": ["text", "audio"]}).json()["error"]["param"] == "modalities"
+    assert server.post(CHAT, {**SHORT, "modalities": ["text"]}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class ChatFormat:
 def _messages(messages: Any) -> list[dict]:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise UserError("messages must be a list of at least one {'role': ..., 'content': ...}", "usage")
-    return _in_order([_message(message, f"message {i}") for i, message in enumerate(messages)])
+    return _in_order([shaped_message(message, f"message {i}") for i, message in enumerate(messages)])
 
 
 def _in_order(messages: list[dict]) -> list[dict]:
@@ -126,7 +126,8 @@ def _in_order(messages: list[dict]) -> list[dict]:
     return ordered
 
 
-def _message(message: Any, where: str) -> dict:
+def shaped_message(message: Any, where: str) -> dict:
+    """A message in the shape that templates agree on. Raises UserError (usage) that begins with `where`."""
     if not isinstance(message, dict):
         raise UserError(f"{where} is {_brief(message)}; expected {{'role': ..., 'content': ...}}", "usage")
     role = message.get("role")

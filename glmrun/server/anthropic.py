@@ -227,6 +227,8 @@ def _conversation(said: Body) -> list[dict[str, Any]]:
 
 
 def _assistant(blocks: list[Block], i: int, where: str) -> dict[str, Any]:
+    if unnamed := [k for k, block in enumerate(blocks) if block.type == "tool_use" and not block.name]:
+        raise BadRequest(f"{where}.{unnamed[0]}.name: a call has a name", f"{where}.{unnamed[0]}.name")
     calls = [
         {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments(block.input)}}
         for block in blocks

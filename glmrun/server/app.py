@@ -159,7 +159,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = {404: "there is no such path", 405: f"{request.method} is not what this path takes"}
+    taken = (error.headers or {}).get("Allow", "another method")
+    what = {404: "there is no such path", 405: f"this path takes {taken}, not {request.method}"}
     reason = what.get(error.status_code, HTTPStatus(error.status_code).phrase)
     base = f"http://{request.url.netloc}"
     reason += f": {request.url.path[:200]!r}; base URLs are {base}/v1, for Anthropic's and Ollama's clients without /v1"

@@ -61,7 +61,7 @@ def parsed(raw: bytes) -> dict[str, Any]:
         what = str(why).splitlines()[0].partition(";")[0]  # behind it Python's advice to programmers
         raise BadRequest(f"the body is not valid JSON: {what}") from None
     if not isinstance(value, dict):
-        kind = "text (encoded twice?)" if isinstance(value, str) else type(value).__name__
+        kind = {str: "text (encoded twice?)", type(None): "null"}.get(type(value), type(value).__name__)
         raise BadRequest(f"the body is a JSON {kind}; an object is expected")
     _check_size(value)
     return value

@@ -14,7 +14,7 @@ from glmrun.engine.generate import reporter
 from glmrun.engine.model import MAX_LOGPROBS, Model
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
-from glmrun.server.openai_body import SamplingBody
+from glmrun.server.openai_body import SamplingBody, refuse_unread
 from glmrun.server.openai_chat import Tally, event, timings, usage_of
 from glmrun.server.openai_error import openai_error, status_of
 from quant.errors import UserError
@@ -68,6 +68,7 @@ class Completions:
     def asked(self, body: dict[str, Any], model: str) -> AskedToContinue:
         """As Interface.asked()."""
         form = held_to(CompletionBody, body)
+        refuse_unread(body)
         if form.suffix:
             raise BadRequest("suffix: this model writes behind a text, not into it; leave it out", "suffix")
         if form.best_of is not None and form.best_of > (form.n or 1):

@@ -25,7 +25,7 @@ def _as_list(given: Any) -> Any:
 
 
 class FunctionCall(BaseModel):
-    name: str
+    name: str = Field(min_length=1)
     arguments: Any = None
 
 
@@ -45,7 +45,7 @@ class Message(BaseModel):
 
 
 class Function(BaseModel):
-    name: str
+    name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = None
 

@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmrun.server.interface import BadRequest
+from quant.errors import brief
 
 MAX_ANSWERS = 16
+# What other servers hold an answer to: whoever sends one of these counts on it.
+_UNREAD = ("grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 
 
 class Strict(BaseModel):
@@ -119,6 +122,15 @@ class ChatBody(SamplingBody):
     chat_template_kwargs: TemplateOptions | None = None
     return_progress: bool | None = None
     continue_final_message: bool | None = None
+
+
+def refuse_unread(body: dict[str, Any]) -> None:
+    """Raise BadRequest for what an answer would not be, and its client would not see it."""
+    for name in _UNREAD:
+        if body.get(name):
+            raise BadRequest(f"{name}: not read here; response_format of chat completions takes a JSON schema", name)
+    if body.get("modalities") not in (None, [], ["text"]):
+        raise BadRequest(f"modalities: this model writes text only, found {brief(str(body['modalities']))}", "modalities")
 
 
 def _token(text: str) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 from glmrun.chat.chunk import Chunk, Logprob, Stats
 from glmrun.chat.request import ChatRequest
+from glmrun.chat.template import shaped_message
 from glmrun.server.form import arguments, begins_answer, declared, effort, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.open_call import OpenCall
-from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking
+from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking, refuse_unread
 from glmrun.server.openai_error import openai_error, status_of
 from quant.errors import UserError, brief
 
@@ -35,6 +36,7 @@ class OpenAIChat:
     def asked(self, body: dict[str, Any], model: str) -> Asked:
         """As Interface.asked()."""
         form = held_to(ChatBody, body)
+        refuse_unread(body)
         messages = [_message(message, i) for i, message in enumerate(form.messages)]
         if form.functions:
             raise BadRequest("functions: this older form is not read here; send tools and tool_choice", "functions")
@@ -80,6 +82,10 @@ def _message(message: dict[str, Any], i: int) -> dict[str, Any]:
         message["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": arguments(call["function"].get("arguments"))}} for call in calls
         ]
+    try:
+        shaped_message(message, f"message {i}")
+    except UserError as why:
+        raise BadRequest(str(why), f"messages.{i}") from None
     return message
 
 
