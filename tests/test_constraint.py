@@ -99,6 +99,18 @@ def test_a_format_that_no_grammar_holds_is_a_remark() -> None:
     assert fits('"2026-11-30"', {"type": "string", "format": "date"}) and not fits('"soon"', {"type": "string", "format": "date"})
 
 
+def test_one_of_several_models_is_one_of_them() -> None:
+    """As pydantic writes a union, whose models stand elsewhere: no grammar was made of it."""
+    kinds = {"sq": {"side": {"type": "integer"}}, "ci": {"r": {"type": "number"}}}
+    models = {
+        kind: {"type": "object", "properties": {"kind": {"const": kind}, **own}, "required": ["kind", *own]}
+        for kind, own in kinds.items()
+    }
+    shape = {"$defs": models, "discriminator": {"propertyName": "kind"}, "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in models]}
+    assert fits('{"kind": "sq", "side": 2}', shape) and fits('{"kind": "ci", "r": 0.5}', shape)
+    assert not fits('{"kind": "ci", "side": 2}', shape) and not fits('{"kind": "tri"}', shape)
+
+
 @pytest.fixture(scope="module")
 def nano() -> Model:
     return glmrun.load(n_ctx=512)

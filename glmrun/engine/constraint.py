@@ -14,6 +14,7 @@ from glmrun.engine.call_grammar import MAX_CALLS, SPACE, call_grammar
 from quant.errors import UserError
 
 _FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}  # that llguidance holds
+_GUIDANCE: Any = {"whitespace_pattern": SPACE, "coerce_one_of": True}  # a value of two alternatives of a oneOf is not kept out
 _MAX_SCHEMAS = 2 << 20  # characters of schemas in the grammar of calls, each some thirty bytes of memory; the rest is typed only
 _VALUES = ("const", "default", "enum", "examples")  # hold no schemas
 
@@ -36,7 +37,7 @@ class Grammar:
 
         try:
             text = json.dumps(_without_remarks(schema))
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE})
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_GUIDANCE)
         except (TypeError, ValueError) as why:
             raise UserError(f"the JSON schema is not usable: {_one_line(why)}", "usage") from None
         return Constraint(self._matcher(grammar, "the JSON schema"), self._tokenizer, begins)
