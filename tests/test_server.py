@@ -186,6 +186,14 @@ def test_health_needs_no_key_and_waits_for_the_model(guarded: Served) -> None:
 def test_paths_that_are_not_there_say_what_base_urls_are(server: Served) -> None:
     answer = server.post("/v2/chat", {})
     assert answer.status_code == 404 and "without /v1" in answer.json()["error"]["message"]
+    for path, name in (
+        ("/v1/embeddings", "embeddings"),
+        ("/api/embed", "embed"),
+        ("/v1/audio/speech", "audio"),
+        ("/api/pull", "pull"),
+    ):
+        other = server.post(path, {})  # their base URL is right
+        assert other.status_code == 404 and f"{name} is other servers' business" in other.text and "base URL" not in other.text
     wrong = server.get(CHAT)
     assert wrong.status_code == 405 and "takes POST, not GET" in wrong.json()["error"]["message"]
     assert server.get("/v1/v1/models").status_code == 200

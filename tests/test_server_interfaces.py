@@ -163,5 +163,5 @@ def test_every_refusal_has_the_shape_of_its_interface(nano: Model) -> None:
             assert isinstance(line.json()["error"], str)
         known = {"x-api-key": "secret"}
         assert locked.get("/v1/messages/batches", **known).json()["error"]["type"] == "not_found_error"
-        missing = locked.post("/api/embed", {}, **known).json()["error"]
+        missing = locked.post("/api/nothing", {}, **known).json()["error"]
         assert "no such path" in missing and "Ollama's clients without /v1" in missing

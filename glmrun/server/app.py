@@ -1,6 +1,7 @@
 """The server's paths."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
@@ -33,6 +34,11 @@ from glmrun.server.reply import Record, Reply
 from glmrun.server.service import Options, Service
 from quant.errors import UserError
 
+# Paths below a base URL that is right, which their clients would doubt.
+_OTHER = re.compile(
+    r"/(?:v1|api)/(embed\b|embeddings|rerank|audio|images|videos|moderations|files|batches|fine_tuning|assistants|threads|"
+    r"conversations|vector_stores|uploads|realtime|messages/batches|pull|push|create|copy|delete|blobs)"
+)
 _BODY_STATUS: dict[type[UserError], int] = {TooLarge: 413, Compressed: 415}
 
 
@@ -162,8 +168,12 @@ async def _not_found(request: Request, error: Exception) -> Response:
     taken = (error.headers or {}).get("Allow", "another method")
     what = {404: "there is no such path", 405: f"this path takes {taken}, not {request.method}"}
     reason = what.get(error.status_code, HTTPStatus(error.status_code).phrase)
-    base = f"http://{request.url.netloc}"
-    reason += f": {request.url.path[:200]!r}; base URLs are {base}/v1, for Anthropic's and Ollama's clients without /v1"
+    reason += f": {request.url.path[:200]!r}; "
+    if other := _OTHER.match(request.url.path):
+        reason += f"{other[1]} is other servers' business, this one answers chats and completions"
+    else:
+        base = f"http://{request.url.netloc}"
+        reason += f"base URLs are {base}/v1, for Anthropic's and Ollama's clients without /v1"
     body = refusal(request.url.path, error.status_code, UserError(reason, "missing"))
     return JSONResponse(body, error.status_code, error.headers)
 
