@@ -126,7 +126,14 @@ def test_stop_regenerate_and_edit(page: Page, server: Server) -> None:
     page.wait(DONE)
     assert texts(page) == ["hello", "Another one."]
     assert [request["messages"][-1]["content"] for request in server.requests] == ["slow", "hello", "hello"]
-    assert [len(request["messages"]) for request in server.requests] == [1, 1, 1]
+    assert [len(request["messages"]) for request in server.requests] == [1, 1, 1] and not page.dialogs
+    page.type("and more")
+    page.press("Enter")
+    page.wait(DONE)
+    assert len(texts(page)) == 4
+    click(page, "Regenerate", 0)  # of the first answer: the question and the answer behind it would be gone without a word
+    page.wait(DONE)
+    assert len(page.dialogs) == 1 and "What follows" in page.dialogs[0] and texts(page) == ["hello", "Another one."]
 
 
 def test_settings_reach_the_server(page: Page, server: Server) -> None:
