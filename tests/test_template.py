@@ -4,11 +4,12 @@ import json
 from unittest.mock import Mock
 
 import pytest
-from test_tokenizer import CONTROL, TAGS, tokenizer
+from test_tokenizer import CONTROL, TAGS, changed, tokenizer
 
 from glmrun.chat import sandbox
 from glmrun.chat.seal import Seal
 from glmrun.chat.template import ChatFormat
+from glmrun.chat.tokenizer import Tokenizer
 from quant.errors import UserError
 
 START = "[gMASK]<sop>"
@@ -363,3 +364,28 @@ def test_templates_get_what_published_ones_expect():
     assert chat_format(source).render([user("é'<"), user("b")]) == '{\n "role": "user",\n "content": "é\'<"\n}'
     assert chat_format("{{ strftime_now('%Y') }}").render([user("a")]).isdigit()
     assert chat_format("{%- if true %}\n  {%- set a = 1 %}\n{% endif %}\nx").render([user("a")]) == "x"
+
+
+def test_what_a_template_wraps_for_training_stands_as_it_is():
+    """Fine-tuning tools write the tag, and transformers takes it; such a file could not chat."""
+    wrapped = "\n  {% generation %}\n{{ m.content }}{% set a = 2 %}{%- endgeneration %}|\n"
+    source = "{% set a = 1 %}{% for m in messages %}" + wrapped + "{% endfor %}{{ a }}"
+    assert chat_format(source).render([user("x"), user("y")]) == "x|\ny|\n1"
+
+
+def test_the_files_own_first_and_last_token_are_known_to_templates():
+    """They were rendered as nothing, where transformers and llama.cpp write the tokens."""
+    last = tokenizer().id_of("<|endoftext|>")
+    first = tokenizer().id_of("[gMASK]")
+    both = ChatFormat(
+        "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", Tokenizer.from_metadata(changed(bos_token_id=first))
+    )
+    assert both.render([user("a[gMASK]")]) == "[gMASK]a[gMASK]<|endoftext|>"
+    assert both.encode([user("a[gMASK]")]) == [first, *tokenizer().encode("a[gMASK]"), last]
+    assert chat_format("{{ bos_token is defined }}{{ eos_token }}").render([user("a")]) == "False<|endoftext|>"
+
+
+@pytest.mark.parametrize("tools", [None, []])
+def test_no_tools_are_none_to_templates(tools):
+    """As in transformers: templates that ask whether they are none described an empty list of them."""
+    assert chat_format("{{ tools is none }}").render([user("a")], tools=tools) == "True"

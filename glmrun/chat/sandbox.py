@@ -52,9 +52,20 @@ def render(source: str, context: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=8)
 def _template(source: str) -> "jinja2.Template":
+    from jinja2 import nodes
+    from jinja2.ext import Extension, LoopControlExtension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    class Generation(Extension):
+        """{% generation %} text {% endgeneration %}: marks for training what the model wrote; the text stands as it is."""
+
+        tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation])
     environment.filters["tojson"] = to_json  # jinja2's own escapes for HTML
     environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
     return environment.from_string(source)

@@ -89,9 +89,9 @@ class ChatFormat:
             self._check_source()
             shaped, declared = _messages(messages), _tools(tools)
             mark = unused_character(self.source, shaped, declared)
-            variables = {
+            variables = self._tokenizer.markers | {
                 "messages": [self._seal.apply(message, mark) | {"role": message["role"]} for message in shaped],
-                "tools": self._seal.apply(declared, mark),
+                "tools": self._seal.apply(declared, mark) or None,  # templates ask whether it is none
                 "enable_thinking": thinking,
                 "clear_thinking": clear_thinking,
                 "add_generation_prompt": add_generation_prompt,

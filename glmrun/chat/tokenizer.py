@@ -57,10 +57,12 @@ class Tokenizer:
     n_vocab         number of tokens
     eog_ids         every id that ends generation
     undefined_ids   int64 array of ids that stand for nothing and must never be sampled
+    markers         {"bos_token": text, "eos_token": text}, as chat templates call them; those that the file names
     """
 
     def __init__(self, ids: dict[str, int], types: np.ndarray, merges: list[str], pre: str, eog_ids: Iterable[int]) -> None:
         self._ids, self._types, self._merges, self._pre = ids, types, merges, pre
+        self.markers: dict[str, str] = {}
         self._tokens = tokens = list(ids)
         self.n_vocab = len(tokens)
         self.eog_ids = frozenset(eog_ids)
@@ -91,6 +93,8 @@ class Tokenizer:
         if len(merges) > MAX_MERGES:
             raise UserError(f"tokenizer.ggml.merges has {len(merges):,} entries; glmrun takes up to {MAX_MERGES:,}")
         found = cls(ids, types, merges, pre, _eog_ids(metadata, ids))
+        named = {name: metadata.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")}
+        found.markers = {name: tokens[i] for name, i in named.items() if type(i) is int and 0 <= i < len(tokens)}
         lengths = [len(text) for text in found.special_texts]
         if max(lengths, default=0) > MAX_SPECIAL or sum(lengths) > MAX_SPECIALS:
             raise UserError(
