@@ -13,7 +13,7 @@ from quant.mapping import Card, Piece, metadata, pieces
 from quant.shards import INDEX, SINGLE, WEIGHT_DTYPES, SourceTensor, open_shards, some
 from quant.strict_json import read_json_object
 from quant.text import without_mark
-from quant.vocabulary import read_vocabulary
+from quant.vocabulary import Vocabulary, read_vocabulary
 
 _MODEL_TYPE, _CLASS = "glm4_moe_lite", "Glm4MoeLiteForCausalLM"
 SMALL_FILES = (  # what a model needs beside its weights, in the order in which it is fetched
@@ -106,14 +106,20 @@ class Checkpoint:
         if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
             notes.append(f"{SINGLE} holds the whole model: {INDEX} and the shards that it names are left out")
         tensors = _needed_tensors(folder, config, tensors)
-        eos, pad = _token_ids(folder, source, "eos_token_id", config), _token_ids(folder, source, "pad_token_id", config)
-        generation = folder / "generation_config.json"
+        pad = _token_ids(folder / "config.json", source, "pad_token_id", config)
+        generation = _json_of(folder / "generation_config.json")
+        vocabulary = read_vocabulary(folder / "tokenizer.json", config.vocab_size)
+        ends = [
+            *_token_ids(folder / "config.json", source, "eos_token_id", config),
+            *_token_ids(folder / "generation_config.json", generation, "eos_token_id", config),
+            *_end_of_tokenizer(folder, vocabulary),
+        ]
         card = Card(
             name=_name(folder.resolve()),
-            vocabulary=read_vocabulary(folder / "tokenizer.json", config.vocab_size),
+            vocabulary=vocabulary,
             chat_template=_chat_template(folder),
-            generation_config=read_json_object(generation) if generation.is_file() else {},
-            eos_token_ids=eos,
+            generation_config=generation,
+            eos_token_ids=list(dict.fromkeys(ends)),
             pad_token_id=pad[0] if pad else None,
             license=_license(folder / "README.md"),
         )
@@ -242,13 +248,24 @@ def _is_ignored(name: str, config: Config) -> bool:
     return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
 
 
-def _token_ids(folder: Path, source: dict[str, Any], key: str, config: Config) -> list[int]:
+def _json_of(path: Path) -> dict[str, Any]:
+    """The object in a file that need not be there."""
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _end_of_tokenizer(folder: Path, vocabulary: Vocabulary) -> list[int]:
+    """The tokenizer's own end token: fine-tuning in another chat format changes it there, and not always in config.json."""
+    end = _json_of(folder / "tokenizer_config.json").get("eos_token")
+    text = end.get("content") if isinstance(end, dict) else end
+    return [vocabulary.ids[text]] if isinstance(text, str) and text in vocabulary.ids else []
+
+
+def _token_ids(path: Path, source: dict[str, Any], key: str, config: Config) -> list[int]:
     value = source.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for i in ids:
         if type(i) is not int or not 0 <= i < config.vocab_size:
-            where = folder / "config.json"
-            raise UserError(f"{where}: {key} is {brief(value)}; glmrun expects token ids below vocab_size, {config.vocab_size}")
+            raise UserError(f"{path}: {key} is {brief(value)}; glmrun expects token ids below vocab_size, {config.vocab_size}")
     return ids
 
 
@@ -264,7 +281,7 @@ def _chat_template(folder: Path) -> str | None:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not valid UTF-8 at byte {error.start}") from None
     path = folder / "tokenizer_config.json"
-    template = read_json_object(path).get("chat_template") if path.is_file() else None
+    template = _json_of(path).get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")

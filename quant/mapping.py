@@ -57,7 +57,7 @@ class Card:
     vocabulary: Vocabulary
     chat_template: str | None = None
     generation_config: Mapping[str, Any] = field(default_factory=dict)
-    eos_token_ids: Collection[int] = ()  # config.json's; GLM's end tokens are written too where the vocabulary names them
+    eos_token_ids: Collection[int] = ()  # the folder's; GLM's end tokens are written too where the vocabulary names them
     pad_token_id: int | None = None
     license: str | None = None
 

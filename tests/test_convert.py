@@ -268,6 +268,19 @@ def test_more_end_tokens_than_keys(tmp_path: Path, eos: list[int]) -> None:
     assert Tokenizer.from_metadata(open_gguf(tmp_path / "x.gguf").metadata).eog_ids == {*eos, 263, 264}
 
 
+@pytest.mark.parametrize("eos", [[260, 263, 264], None])
+def test_end_tokens_that_config_json_does_not_name(tmp_path: Path, eos: object) -> None:
+    """generation_config.json's are what transformers ends with, and a tuned tokenizer has its own: answers went on behind both."""
+    folder = write_folder(tmp_path / "a", eos_token_id=eos)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [261, 260]}')
+    for own, more in (("the", {257}), ({"content": "<sop>"}, {262}), ("absent", set()), (None, set())):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": own}))
+        run(folder, tmp_path / "x.gguf", force=True)
+        assert Tokenizer.from_metadata(open_gguf(tmp_path / "x.gguf").metadata).eog_ids == {260, 261, 263, 264} | more
+    (folder / "generation_config.json").write_text('{"eos_token_id": [261, 999]}')
+    assert "generation_config.json: eos_token_id is [261, 999]" in str(refused(folder, tmp_path / "y.gguf"))
+
+
 def test_numbers_beyond_float32_and_texts_beyond_unicode(tmp_path: Path) -> None:
     large = plan(Checkpoint.open(write_folder(tmp_path / "a", rope_theta=1e300)), "BF16")
     with pytest.raises(UserError, match=r"rope\.freq_base is 1e\+300"):
