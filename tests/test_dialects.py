@@ -15,7 +15,9 @@ from support.tiny_model import ODD, ODDER, Tiny
 import glmrun
 from glmrun.cli import loading
 from glmrun.gguf.open import open_gguf
+from glmrun.gguf.source import GGUFSource
 from glmrun.tensors import repack as conversion
+from quant.convert import convert, plan
 from quant.errors import UserError
 from quant.formats import FOREIGN
 
@@ -100,6 +102,25 @@ def test_unsplit_attn_kv_b(tiny_gguf: Callable[..., Tiny], tmp_path: Path, archi
     exact, rounded = (Naive(weights, SMALL, f, absorbed=True).logits(TOKENS) for f in (None, formats))
     noise = np.median(errors(rounded, exact))
     assert np.median(errors(model.logits(TOKENS), exact)) <= 3 * noise + 1e-10
+
+
+def test_heads_listed_as_one_matrix(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
+    """As ik_llama.cpp's converter writes them, beside attn_kv_b; such a file was called one that contradicts itself."""
+    parts = Parts.read(tiny.path)
+    unsplit_kv_b(parts, "Q8_0")
+    split = Parts.read(tiny.path)
+    for name in [name for name in split.blocks if ".attn_k_b." in name or ".attn_v_b." in name]:
+        heads, rows, columns = split.shapes[name]
+        parts.blocks[name], parts.formats[name], parts.shapes[name] = split.blocks[name], "Q8_0", (heads * rows, columns)
+    a = "deepseek2.attention."
+    parts.metadata |= {f"{a}{part}_length": parts.metadata.pop(f"{a}{part}_length_mla") for part in ("key", "value")}
+    path = parts.write(tmp_path / "flat.gguf")
+    model = glmrun.load(path, n_ctx=64)
+    assert np.array_equal(model.logits(TOKENS), ours) and model.weights.notes == []
+    for _ in convert(plan(GGUFSource.open(path), "Q8_0"), tmp_path / "again.gguf"):
+        pass
+    assert open_gguf(tmp_path / "again.gguf").tensors["blk.0.attn_k_b.weight"].shape == split.shapes["blk.0.attn_k_b.weight"]
+    assert np.array_equal(logits(tmp_path / "again.gguf"), ours)
 
 
 def test_fused_gate_and_up(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:

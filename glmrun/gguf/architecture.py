@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from glmrun.gguf.dialects import fused, head_widths, layers, of_trunk
+from glmrun.gguf.dialects import as_listed, fused, head_widths, layers, of_trunk
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.neighbours import another_model
 from glmrun.gguf.open import open_gguf
@@ -99,7 +99,7 @@ def _check_tensors(file: GGUFFile, config: Config) -> None:
             continue
         if tensor is None:
             raise UserError(f"{file.path}: the tensor {wanted} is missing; its metadata promises a model that needs it")
-        if tensor.shape != shape:
+        if tensor.shape not in as_listed(name, shape):
             raise UserError(f"{file.path}: {name} has the shape {tensor.shape}; its metadata promises {shape}")
     _check_no_others(file, config, known)
 

@@ -1,5 +1,6 @@
 """What files of others say otherwise, keep together or leave out, in our terms: guessed here and nowhere else."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, in
         shape = (c.n_routed_experts, 2 * width, c.hidden_size)
         return f"{block}.ffn_gate_up_exps.weight", shape, 2 * width, 0 if "gate" in field else width, width
     return None
+
+
+def as_listed(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Shapes in which a file may list a tensor: ik_llama.cpp's converter makes attn_k_b and attn_v_b one matrix of all heads."""
+    heads = ".attn_k_b." in name or ".attn_v_b." in name
+    return (shape, (math.prod(shape[:-1]), shape[-1])) if heads else (shape,)
 
 
 def head_widths(file: GGUFFile, kv_lora_rank: int, qk_rope_head_dim: int) -> tuple[int, int]:

@@ -96,7 +96,8 @@ def in_file(file: GGUFFile, config: Config, ahead: bool = False) -> dict[str, Te
     for name, shape in _used(file, config, ahead).items():
         if name in file.tensors:
             tensor = file.tensors[name]
-            found[name] = tensor if tensor.shape == shape else first_rows(tensor, shape[0])
+            whole = len(tensor.rows) == prod(shape[:-1])  # perhaps a stack that the file lists as one matrix
+            found[name] = replace(tensor, shape=shape) if whole else first_rows(tensor, shape[0])
     return found
 
 
