@@ -3,10 +3,13 @@
 An error in a column costs in proportion to the mean square of what the column is multiplied by, so quantizers weigh with it.
 Source   llama.cpp's tools/imatrix: for each tensor, NAME.in_sum2 float32 (counts, columns) and NAME.counts float32 (counts, 1);
          general.type = imatrix, imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
+         its older form, which ik_llama.cpp writes: i32 entries | entries x (i32 bytes, name, i32 calls, i32 values, float32 values)
+         | perhaps i32 chunks, i32 bytes, the text's name; values are mean squares times calls, little-endian
 """
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ from quant.gguf_header import MetadataValue, TensorEntry, pack_header, padding
 # So many vectors whose columns are all alike are added to those that a matrix has seen: an expert that rarely is chosen is
 # weighed nearly evenly, not by the accident of a few tokens.
 _PRIOR = 32
+_CHUNK = 512  # vectors of one call: the older form counts calls alone, and this is what llama-imatrix reads together unless told
+_MAX_ENTRIES, _MAX_NAME = 1 << 16, 256
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Importance:
             return False
         matrices, columns = math.prod(shape[:-2]), shape[-1]
         found = self.sums[name].shape
-        if found not in ((matrices, columns), (1, matrices * columns)):
+        if found not in ((matrices, columns), (1, matrices * columns), (1, columns)):
             raise UserError(
                 f"the importance matrix has {found[0]} x {found[1]} values for {name}, "
                 f"the model {matrices} x {columns}: it is of another model"
@@ -55,7 +60,8 @@ class Importance:
         """float32 (matrices, columns), mean squares, as the searches of quant/blocks weigh errors; None if it does not know."""
         if not self.knows(name, shape):
             return None
-        sums = self.sums[name].reshape(math.prod(shape[:-2]), shape[-1]).astype(np.float64)  # (matrices, columns)
+        found = self.sums[name].reshape(-1, shape[-1]).astype(np.float64)
+        sums = np.broadcast_to(found, (math.prod(shape[:-2]), shape[-1]))  # (matrices, columns)
         counts = self.counts[name].astype(np.float64)[:, None]  # (matrices, 1), or (1, 1)
         seen = np.broadcast_to(counts, (len(sums), 1))
         even = sums.sum() / seen.sum() / sums.shape[1]  # the mean square of all columns
@@ -125,3 +131,39 @@ def from_tensors(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray],
         chunk_size if isinstance(chunk_size, int) and 0 <= chunk_size < 1 << 32 else 0,
         (file,),
     )
+
+
+def is_old_form(start: bytes) -> bool:
+    """Whether a file that begins with these 512 bytes looks like an importance matrix of llama.cpp's older form."""
+    n_entries, length = np.frombuffer(start.ljust(8, b"\0"), "<i4", 2).tolist()
+    return 0 < n_entries <= _MAX_ENTRIES and 0 < length <= _MAX_NAME and bool(re.fullmatch(rb"[\w.-]+", start[8 : 8 + length]))
+
+
+def from_old_form(raw: bytes, file: Path) -> Importance:
+    """An importance matrix from the bytes of a file in llama.cpp's older form. Raises UserError where they end too early."""
+    at = 0
+
+    def take(dtype: str, n: int) -> np.ndarray:
+        nonlocal at
+        n_bytes = n * np.dtype(dtype).itemsize
+        if not 0 <= n_bytes <= len(raw) - at:
+            raise UserError(
+                f"{file}: an importance matrix that is cut off or damaged at byte {at:,} of {len(raw):,}; fetch it again"
+            )
+        at += n_bytes
+        return np.frombuffer(raw, dtype, n, at - n_bytes)
+
+    def number() -> int:
+        return int(take("<i4", 1)[0])
+
+    tensors: dict[str, np.ndarray] = {}
+    for _ in range(number()):
+        name = take("u1", number()).tobytes().decode(errors="replace")
+        n_calls = number()
+        tensors[f"{name}.in_sum2"] = take("<f4", number()).reshape(1, -1) * np.float32(_CHUNK)
+        tensors[f"{name}.counts"] = np.full((1, 1), n_calls * _CHUNK, np.float32)
+    metadata: dict[str, Any] = {"general.type": "imatrix", "imatrix.chunk_size": _CHUNK}
+    if at < len(raw):
+        metadata["imatrix.chunk_count"] = number()
+        metadata["imatrix.datasets"] = [take("u1", number()).tobytes().decode(errors="replace")]
+    return from_tensors(metadata, tensors, file)

@@ -1,5 +1,6 @@
 """Importance matrices: what the kernels sum against the model in NumPy, the file against gguf-py, and what a conversion gains."""
 
+import struct
 import subprocess
 import sys
 from collections import defaultdict
@@ -22,7 +23,7 @@ from quant.errors import UserError
 from quant.gguf_header import TensorEntry, pack_header
 from quant.importance import Importance
 
-EXPERTS, HEADS = "blk.1.ffn_down_exps.weight", "blk.0.attn_k_b.weight"
+EXPERTS, HEADS, SHARED = "blk.1.ffn_down_exps.weight", "blk.0.attn_k_b.weight", "blk.1.attn_k_b.weight"
 IDS = np.random.default_rng(5).integers(0, ODD.vocab_size, 70).tolist()
 
 
@@ -150,6 +151,39 @@ def test_heads_with_one_count_or_one_each() -> None:
     assert np.array_equal(weights, each.weights(HEADS, (2, 16, 3)))
     even = float(one.sums[HEADS].sum()) / 7 / 6
     assert weights.reshape(-1) == pytest.approx((one.sums[HEADS][0] + 32 * even) / 39, rel=1e-6)
+
+
+def old_form(importance: Importance, n_calls: int, named: bool) -> bytes:
+    """The matrix in llama.cpp's older form: means times calls, and who made it if `named`."""
+    out = struct.pack("<i", len(importance.sums))
+    for name, sums in importance.sums.items():
+        means = sums / importance.counts[name][:, None]
+        out += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", n_calls, means.size)
+        out += (means * n_calls).astype("<f4").tobytes()
+    return out + (struct.pack("<ii", n_calls, 5) + b"a.txt" if named else b"")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_llama_cpps_older_form(tmp_path: Path, named: bool) -> None:
+    """It was called no GGUF file. Beside thousands of tokens the 32 even ones change little."""
+    path, rng = tmp_path / "x.dat", np.random.default_rng(2)
+    names = {EXPERTS: (3, 8), HEADS: (1, 6), SHARED: (1, 3)}
+    sums = {name: rng.uniform(1, 2, shape).astype(np.float32) for name, shape in names.items()}
+    written = Importance(sums, {name: np.full(shape[0], 4608, np.float32) for name, shape in names.items()}, [], 9, 512)
+    path.write_bytes(old_form(written, 9, named))
+    found = read_importance(path)
+    assert (found.datasets, found.n_chunks, found.chunk_size) == ((["a.txt"], 9, 512) if named else ([], 0, 512))
+    for name, shape in ((EXPERTS, (3, 16, 8)), (HEADS, (2, 16, 3))):
+        assert found.weights(name, shape) == pytest.approx(written.weights(name, shape), rel=1e-5)
+    of_all = found.weights(SHARED, (2, 16, 3))  # one row for all heads
+    assert of_all is not None and of_all == pytest.approx(np.repeat(sums[SHARED] / 4608, 2, axis=0), rel=0.01)
+    for n in range(40, path.stat().st_size - 4):
+        (tmp_path / "cut.dat").write_bytes(path.read_bytes()[:n])
+        if not (named and n == len(old_form(written, 9, False))):
+            with pytest.raises(UserError, match="cut off or damaged at byte"):
+                read_importance(tmp_path / "cut.dat")
+    with pytest.raises(UserError, match="no such file"):
+        read_importance(tmp_path / "none.dat")
 
 
 def test_what_is_no_importance_matrix_is_refused(tmp_path: Path, tiny_gguf: Callable[..., Tiny]) -> None:

@@ -1,5 +1,6 @@
 """A GGUF file as the source of a conversion (quant.plan.Source): the same tensors in other formats, everything else kept."""
 
+import contextlib
 import re
 from math import prod
 from pathlib import Path
@@ -15,7 +16,7 @@ from glmrun.gguf.parts import join
 from quant.checkpoint import Checkpoint
 from quant.config import Config, tensor_shapes
 from quant.gguf_header import MetadataValue
-from quant.importance import Importance, from_tensors, is_importance
+from quant.importance import Importance, from_old_form, from_tensors, is_importance, is_old_form
 from quant.mapping import ARCHITECTURE, Piece, hyper_parameters
 from quant.recipes import RECIPES
 from quant.shards import Shard, SourceTensor
@@ -95,7 +96,13 @@ def _value(key: str, value: Any) -> MetadataValue:
 
 
 def read_importance(path: str | Path) -> Importance:
-    """The importance matrix in a GGUF file, ours or llama.cpp's. Raises UserError."""
+    """The importance matrix in a file, ours or llama.cpp's in either of its forms. Raises UserError."""
+    path = Path(path)
+    with contextlib.suppress(OSError):  # open_parts() says what is wrong
+        if path.is_file():
+            with open(path, "rb") as stream:
+                if is_old_form(start := stream.read(512)):
+                    return from_old_form(start + stream.read(), path)
     file = open_parts(path)[0]
     tensors = file.tensors if is_importance(file.metadata) else {}  # a model's weights would fill the memory
-    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in tensors.items()}, Path(path))
+    return from_tensors(file.metadata, {name: tensor.floats() for name, tensor in tensors.items()}, path)
