@@ -201,7 +201,7 @@ METADATA: list[tuple[str, dict[str, Any], str]] = [
     ("G35", {T + "pre": "x" * 100_000}, "tokenizer.ggml.pre is 'xxx"),
     ("G35", {T + "model": "llama"}, "tokenizer.ggml.model is 'llama'"),
     ("G48", {"general.type": "adapter"}, "general.type is 'adapter', not a model"),
-    ("G48", {"general.type": "mmproj"}, "not a model"),
+    ("G48", {"general.type": "mmproj", "general.architecture": "clip"}, "general.type is 'mmproj', not a model"),
     ("G48", {"general.type": [1, 2]}, "not a model"),
 ]  # fmt: skip
 

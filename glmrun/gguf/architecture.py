@@ -58,11 +58,11 @@ def config_from_gguf(file: GGUFFile) -> Config:
 
     Raises UserError for another architecture, a missing or impossible hyper-parameter, a missing or misshapen tensor.
     """
-    if other := another_model(file):
-        raise UserError(f"{file.path}: {other}")
     kind = file.metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
         raise UserError(f"{file.path}: its general.type is {brief(kind)}, not a model; glmrun expects the model itself")
+    if other := another_model(file):
+        raise UserError(f"{file.path}: {other}")
     values = {name: file.hyper_parameter(key, kind) for name, (key, kind) in _KEYS.items()}
     head, values["v_head_dim"] = head_widths(file, values["kv_lora_rank"], values["qk_rope_head_dim"])
     values["qk_nope_head_dim"] = head - values["qk_rope_head_dim"]
