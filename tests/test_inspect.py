@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,13 @@ def test_a_difference_is_told_and_is_the_exit_code(tiny: Tiny, tmp_path: Path) -
     assert json.loads(run("inspect", str(tiny.path), "--diff", str(other), "--metadata", "--json").stdout).keys() == {"metadata"}
     found = json.loads(run("inspect", str(tiny.path), "--diff", str(other), "--hash", "--json").stdout)
     assert found == {"metadata": {"general.name": [None, "other"]}, "tensors": {name: ["same", "other data"]}}
+
+
+def test_a_value_of_another_type_is_a_difference(tiny: Tiny) -> None:
+    """Such a file is refused, and nothing was told."""
+    file, key = open_gguf(tiny.path), "deepseek2.expert_weights_norm"
+    other = replace(file, metadata=file.metadata | {key: int(file.metadata[key])})
+    assert difference(file, other) == {"metadata": {key: [file.metadata[key], other.metadata[key]]}, "tensors": {}}
 
 
 def test_other_formats_are_differences(tiny_gguf: Callable[..., Tiny]) -> None:

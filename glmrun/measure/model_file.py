@@ -169,7 +169,8 @@ def difference(a: "GGUFFile", b: "GGUFFile", data: bool = False) -> dict[str, di
     data   compare the tensors' bytes too: those of one shape and format then stand there as ["same", "other data"]
     """
     first, second = ({key: _comparable(value) for key, value in file.metadata.items()} for file in (a, b))
-    metadata = {key: [first.get(key), second.get(key)] for key in first | second if first.get(key) != second.get(key)}
+    pairs = {key: [first.get(key), second.get(key)] for key in first | second}
+    metadata = {key: [x, y] for key, (x, y) in pairs.items() if x != y or type(x) is not type(y)}  # true is no 1 to a reader
     tensors: dict[str, list[Any]] = {}
     for name in a.tensors | b.tensors:
         x, y = ([list(t.shape), t.format] if (t := file.tensors.get(name)) else None for file in (a, b))
