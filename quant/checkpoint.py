@@ -1,10 +1,13 @@
 """A Hugging Face model folder of the GLM-4.7-Flash family, as transformers 4 and 5 save it: checked whole, read lazily."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from quant.config import FLASH, Config
 from quant.errors import UserError, brief
@@ -25,6 +28,7 @@ SMALL_FILES = (  # what a model needs beside its weights, in the order in which 
     "README.md",
 )
 _MAX_TEMPLATE = 1 << 20
+_COMPARED = 64  # rows of two matrices that are looked at before they are taken for the same
 
 # What is GLM-4.7-Flash whatever config.json calls it; prunings have fewer experts and layers.
 _SHAPES = ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "moe_intermediate_size")
@@ -103,6 +107,11 @@ class Checkpoint:
             raise UserError(f"{folder / 'config.json'}: {why}", why.kind) from None
         tensors = open_shards(folder)
         config, notes = _settle_prediction_layer(config, tensors)
+        if config.tie_word_embeddings and _has_own_head(tensors):
+            config = replace(config, tie_word_embeddings=False)
+            notes.append(
+                "config.json ties the output to the embedding, but the weights have both, and different: both are converted"
+            )
         if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
             notes.append(f"{SINGLE} holds the whole model: {INDEX} and the shards that it names are left out")
         tensors = _needed_tensors(folder, config, tensors)
@@ -218,6 +227,20 @@ def _settle_prediction_layer(config: Config, tensors: dict[str, SourceTensor]) -
     if config.num_nextn_predict_layers and not prediction:
         notes.append("config.json promises a next-token-prediction layer, the weights have none: converting the model without it")
     return replace(config, num_nextn_predict_layers=len(prediction)), notes
+
+
+def _has_own_head(tensors: dict[str, SourceTensor]) -> bool:
+    """Whether there is an output matrix beside the embedding that is another one: transformers 5 then does not tie them.
+
+    Some rows are compared, not 600 MB twice.
+    """
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head is None or embedding is None or not {head.dtype, embedding.dtype} <= WEIGHT_DTYPES:
+        return False
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return True
+    rows = {i * (head.shape[0] - 1) // (_COMPARED - 1) for i in range(_COMPARED)} if math.prod(head.shape) else ()
+    return any(not np.array_equal(head.read_rows(i, 1), embedding.read_rows(i, 1)) for i in rows)
 
 
 def _needed_tensors(folder: Path, config: Config, tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:

@@ -259,8 +259,10 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
     head = tensors.pop("lm_head.weight")
     assert "lm_head.weight" in str(refusal(lambda: Checkpoint.open(write_folder(tmp_path / "a", tensors=tensors))))
     tied = replace(SMALL, tie_word_embeddings=True)
-    for name, weights in (("b", tensors), ("c", tensors | {"lm_head.weight": head})):
+    for name, weights in (("b", tensors), ("c", tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})):
         assert "lm_head.weight" not in Checkpoint.open(write_folder(tmp_path / name, tied, weights)).tensors
+    kept = Checkpoint.open(write_folder(tmp_path / "d", tied, tensors | {"lm_head.weight": head}))  # as transformers 5 keeps it
+    assert "lm_head.weight" in kept.tensors and kept.config == SMALL and "the weights have both" in kept.notes[0]
 
 
 def test_fused_experts(tmp_path: Path) -> None:
