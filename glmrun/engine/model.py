@@ -101,12 +101,14 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """End the threads and give the caches' memory back. Nothing may run on the model any more."""
+        """End what runs, as cancel() does, then the threads, and give the caches' memory back. Later calls raise UserError."""
+        self._cancels += 1
         self.prefault.stop()
         self._finite.stop()
         self.runner.close()
         if self._disk is not None:
             self._disk.close()
+        self._idle.room = 0  # for what is given back behind this
         self._idle.close()
         self._keeping()
 
@@ -162,10 +164,11 @@ class Model:
         """Logits after every token, float32 (len(tokens), n_vocab), in one pass from an empty cache.
 
         Raises UserError if there are no tokens, more than the context holds, or one outside the vocabulary, and if the file has
-        been changed or holds weights that are not finite.
+        been changed or holds weights that are not finite. Cancelled, it has those of the first tokens only, or of none.
         """
         parts = list(self.logits_after(tokens, 0, self.runner.max_tokens, copy=True))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        none = np.empty((0, self.config.vocab_size), np.float32)  # float32 (0, n_vocab)
+        return parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
 
     def logits_after(self, tokens: Sequence[int], first: int, rows: int = 256, copy: bool = False) -> Iterator[np.ndarray]:
         """Logits after tokens[first:] in parts, float32 (at most rows, n_vocab) each, in one pass from an empty cache.

@@ -7,6 +7,7 @@ run only, so nobody's answer depends on the company.
 
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,6 +102,8 @@ class Runner:
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []  # those of them that the step has
         self._leader: _Request | None = None
+        self._inside: set[int] = set()  # threads that are in step()
+        self._closed = False
         self._n_answers = 0
         self._n_due = 0  # answers that got a token in the last step, and have not asked for the next one yet
         self._seconds = 0.0  # of the last step
@@ -131,6 +134,8 @@ class Runner:
         """
         if os.getpid() != self._pid:
             raise UserError("this model was opened before the process forked; load it again in the child")
+        if self._closed:
+            raise _closed()
         for watched in self._watched:
             watched.check()
 
@@ -168,10 +173,13 @@ class Runner:
         work         without runs: what else is to be done with the team; it returns whether it was not cancelled
         An exception from a signal cancels the step; no thread stays behind in the caller's buffers.
         """
+        if cancelled():
+            return False
         self.check()
         request = _Request(runs, cancelled, importance, work)
         assert request.n_tokens <= self.max_tokens and request.n_parts <= MAX_RUNS
         try:
+            self._inside.add(threading.get_ident())  # before _batch() asks whether all this is closed
             with self._lock:
                 self._waiting.append(request)
                 self._n_due -= not request.n_read
@@ -187,6 +195,8 @@ class Runner:
         finally:
             if self._leader is request:  # a signal came between
                 self._leader = None
+            self._inside.discard(threading.get_ident())
+            self._end_team()
         if request.error is not None:
             raise request.error
         return request.fulfilled
@@ -216,7 +226,7 @@ class Runner:
         except BaseException:
             given_up = True
             self.cancel()
-            while thread.ident is not None and not outcome:
+            while thread.ident is not None and not outcome and not sys.is_finalizing():  # then daemon threads run no more
                 with suppress(queue.Empty):
                     ended.get(timeout=0.1)
             raise
@@ -244,8 +254,17 @@ class Runner:
         self._team.cancel()
 
     def close(self) -> None:
-        """End the threads."""
-        if os.getpid() == self._pid:
+        """End the running step and the threads. Those who wait or ask later get UserError."""
+        if os.getpid() != self._pid:
+            return
+        self._closed = True
+        while self._inside - {threading.get_ident()}:
+            self.cancel()
+            time.sleep(0.002)
+        self._end_team()  # if it is a signal handler that calls, inside a step, that does it
+
+    def _end_team(self) -> None:
+        if self._closed and not self._inside:
             self._team.close()
 
     def _lead_or_wait(self, own: _Request) -> None:
@@ -297,7 +316,8 @@ class Runner:
             self._news.wait_for(lambda: self._n_due <= 0, PATIENCE if reads else min(PATIENCE, COMPANY * self._seconds))
             self._n_due = 0
             for request in self._waiting:
-                if request.cancelled():
+                if request.cancelled() or self._closed:
+                    request.error = None if request.cancelled() else _closed()
                     request.fulfilled = False
             waiting = [request for request in self._waiting if request.fulfilled is None]
         of_prompts = self.piece(len(waiting[0].runs[0].sequence.tokens)) if waiting and waiting[0].runs else None
@@ -317,3 +337,7 @@ class Runner:
         for run in runs:
             fill(self._passes, run.sequence, at_once=len(run.tokens) > len(run.logits))
         return True
+
+
+def _closed() -> UserError:
+    return UserError("this model was closed; load it again")
