@@ -1,4 +1,4 @@
-"""glmrun.load() as programs use it: close() while others ask, an end in the middle of an answer."""
+"""glmrun.load() as programs use it: arguments of every kind, close() while others ask, an end in the middle of an answer."""
 
 import subprocess
 import sys
@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from support.comparison import text_of, tokens_of
 from support.tiny_model import ODD, Tiny
 
 import glmrun
@@ -15,11 +17,77 @@ from glmrun.engine.passes import Passes
 from quant.errors import UserError
 
 QUESTION = [{"role": "user", "content": "Hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
 @pytest.fixture(scope="module")
 def path(tiny_gguf: Callable[..., Tiny]) -> Any:
     return tiny_gguf("Q4_K_M", ODD).path
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[1.0], [1.5], ["5"], [True], [[1, 2]], [[1], [2]], [[1], [2, 3]], [[]], np.zeros((2, 2), int), b"abc", bytearray(b"a"), "abc",
+     [None], None, 5, [2**70], np.array([1.7, 2.0])],
+    ids=str,
+)  # fmt: skip
+def test_tokens_that_are_no_row_of_whole_numbers_are_refused(nano: Model, tokens: Any) -> None:
+    with pytest.raises(UserError, match="whole numbers"):
+        nano.logits(tokens)
+    if not isinstance(tokens, str):
+        with pytest.raises(UserError, match="whole numbers"):
+            nano.generate(tokens)
+
+
+@pytest.mark.parametrize("tokens", [np.array([1, 2], np.uint16), (1, 2), range(1, 3), iter([1, 2]), [np.int32(1), 2]], ids=str)
+def test_tokens_come_in_any_row(nano: Model, tokens: Any) -> None:
+    assert np.array_equal(nano.logits(tokens), nano.logits([1, 2]))
+
+
+def test_a_stop_text_may_stand_alone(nano: Model) -> None:
+    """As a row of letters each of them would end the answer."""
+    options = {"max_tokens": 40, "temperature": 0, "thinking": False}
+    text = text_of(list(nano.chat(QUESTION, **options)))
+    word = text[10:14]
+    for stop in (word, [word], ("", word)):
+        assert text_of(list(nano.chat(QUESTION, stop=stop, **options))) == text[: text.index(word)]
+    prompt = {"max_tokens": 40, "temperature": 0}
+    text = text_of(list(nano.generate("Hello", **prompt)))
+    assert text_of(list(nano.generate("Hello", stop=text[8:12], **prompt))) == text[: text.index(text[8:12])]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stop", 5), ("stop", [5]), ("stop", b"x"), ("stop", [b"x"]), ("tool_choice", None), ("tool_choice", {}), ("temp", 1),
+     ("forbidden", [1]), ("constraint", 1), ("bogus", 1)],
+)  # fmt: skip
+def test_options_that_are_none_are_named_before_the_first_chunk(nano: Model, name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=name):
+        nano.chat(QUESTION, tools=TOOLS, **{name: value})
+    if name != "tool_choice":
+        with pytest.raises(UserError, match=name):
+            nano.generate("Hi", **{name: value})
+
+
+def test_numbers_may_be_numpys(nano: Model) -> None:
+    def ids(**options: Any) -> list[int]:
+        return tokens_of(list(nano.chat(QUESTION, **options)))
+
+    plain = ids(max_tokens=5, think_budget=2, logprobs=1, seed=3, logit_bias={7: 2.0})
+    bias = {np.int64(7): np.float32(2)}
+    assert ids(max_tokens=np.int64(5), think_budget=np.int32(2), logprobs=np.int64(1), seed=np.int64(3), logit_bias=bias) == plain
+    assert ids(max_tokens=5, sampling={"temperature": 0}) == ids(max_tokens=5, temperature=0)
+    for options in ({"max_tokens": True}, {"max_tokens": 1.0}, {"think_budget": True}, {"logit_bias": {True: 1.0}}):
+        with pytest.raises(UserError):
+            nano.chat(QUESTION, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"n_ctx": "8"}, {"n_ctx": 8.5}, {"n_ctx": True}, {"n_threads": "2"}, {"n_threads": 1.5}], ids=str
+)
+def test_sizes_that_are_no_whole_numbers_are_refused(path: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="asked for"):
+        glmrun.load(path, **options)
 
 
 def test_logits_that_are_cancelled_end_early(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.remote_answer import RemoteAnswer, count, error_text
-from glmrun.chat.request import ChatRequest
+from glmrun.chat.request import ChatRequest, stop_texts
 from glmrun.machine import network_error
 from quant.config import FLASH
 from quant.errors import Interrupted, UserError
@@ -105,8 +105,8 @@ class RemoteModel:
         if request.json_schema is not None:
             schema = {"name": "answer", "schema": request.json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if request.stop:
-            body["stop"] = list(request.stop)
+        if stop := stop_texts(request.stop):
+            body["stop"] = list(stop)
         template = {} if request.thinking else {"enable_thinking": False}
         template |= {} if request.clear_thinking else {"clear_thinking": False}
         if template:

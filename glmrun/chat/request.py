@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from glmrun.chat.chunk import Chunk
-from quant.errors import UserError
+from quant.errors import UserError, brief
 
 
 class TooLong(UserError):
@@ -30,7 +30,7 @@ class ChatRequest:
     think_budget     close the thinking after so many tokens; None: the model closes it
     max_tokens       at most so many new tokens; None: until the model ends or the context is full
     json_schema      the answer, after the thinking, is JSON of this schema; not together with tools
-    stop             texts that end the answer and do not appear in it
+    stop             texts, or one, that end the answer and do not appear in it
     sampling         temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty,
                      logit_bias, seed; None or absent: as the model advises
     tool_choice      auto; none: no tool is called; required: at least one is; or the name of the declared function to call
@@ -46,7 +46,7 @@ class ChatRequest:
     think_budget: int | None = None
     max_tokens: int | None = None
     json_schema: dict[str, Any] | None = None
-    stop: Sequence[str] = ()
+    stop: str | Sequence[str] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
@@ -61,8 +61,17 @@ class ChatRequest:
     @classmethod
     def of(cls, messages: list[dict[str, Any]], **options: Any) -> Self:
         """The request that keyword arguments of Model.chat() mean: fields by their names, every other is a setting of sampling."""
+        sampling = {**(options.pop("sampling", None) or {})}
         named = {name: value for name, value in options.items() if name in cls.__dataclass_fields__}
-        return cls(messages, **named, sampling={name: value for name, value in options.items() if name not in named})
+        return cls(messages, **named, sampling=sampling | {name: value for name, value in options.items() if name not in named})
+
+
+def stop_texts(stop: Any) -> tuple[str, ...]:
+    """The texts of ChatRequest.stop. Raises UserError (usage) if it is something else."""
+    texts = (stop,) if isinstance(stop, str) else stop or ()
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"stop is {brief(stop)}; expected a text or a list of texts", "usage", "stop")
+    return tuple(text for text in texts if text)
 
 
 class ChatModel(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from glmrun.chat.chunk import Chunk
-from glmrun.chat.request import ChatRequest, TooLong
+from glmrun.chat.request import ChatRequest, TooLong, stop_texts
 from glmrun.chat.stream import ChatStream
 from glmrun.chat.template import ChatFormat
 from glmrun.chat.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from glmrun.engine.generate import Limits, generate, reporter, texts, until
 from glmrun.engine.pace import LEAST_PIECE
 from glmrun.engine.passes import Run
 from glmrun.engine.runner import Runner
-from glmrun.engine.sampling import Sampler, ThinkBudget, advised
+from glmrun.engine.sampling import OPTIONS, Sampler, ThinkBudget, advised, is_whole
 from glmrun.engine.sequence import Idle, Shelf
 from glmrun.engine.sequence import Sequence as Conversation
 from glmrun.engine.speculative import Drafter
@@ -42,7 +42,7 @@ class Model:
 
     Any number of threads may call chat(), generate() and logits() at once; each call gets the answer that it would get alone.
     (Where a step of a long prompt would last for more than a second it is read in smaller pieces in company. Then fewer tokens
-    meet an expert at once, and the last bits may differ.)
+    meet an expert at once, and the last bits may differ. So they may where another call has read the beginning of a prompt.)
     A model ends with close(), or with the block of a `with`.
     """
 
@@ -73,10 +73,11 @@ class Model:
         self.chat_format = ChatFormat(self.file.metadata.get("tokenizer.chat_template"), self.tokenizer)
         self.n_ctx_train = limit = self.config.max_position_embeddings
         self.n_ctx = n_ctx if n_ctx is not None else min(limit, DEFAULT_CONTEXT)
-        if not 1 <= self.n_ctx <= limit:
-            raise UserError(f"a context of {self.n_ctx:,} tokens was asked for; this model takes 1 to {limit:,}", "usage")
-        if n_threads is not None and n_threads < 1:
-            raise UserError(f"{n_threads} threads were asked for; at least 1 is needed", "usage")
+        if not (is_whole(self.n_ctx) and 1 <= self.n_ctx <= limit):
+            asked = f"{self.n_ctx:,}" if is_whole(self.n_ctx) else repr(self.n_ctx)
+            raise UserError(f"a context of {asked} tokens was asked for; this model takes 1 to {limit:,}", "usage")
+        if n_threads is not None and not (is_whole(n_threads) and n_threads >= 1):
+            raise UserError(f"{n_threads!r} threads were asked for; at least 1 is needed", "usage")
         self.weights = Weights(self.file, self.config, kv_type, converting, self._looks_ahead)
         self._finite = FiniteCheck(self.file, self.weights.tensors.values(), whole=self.prefault.partial is None)  # beside the rest
         try:
@@ -142,11 +143,13 @@ class Model:
         """
         room = self.n_ctx if room is None else room
         try:
-            ids = np.array(list(tokens), np.int64)  # int64 (n,)
-        except (TypeError, ValueError, OverflowError):
-            raise UserError("tokens are whole numbers, one for each position", "usage") from None
-        if not len(ids):
+            ids = np.array(list(tokens))  # (n,)
+        except (TypeError, ValueError):
+            ids = np.array(None)
+        if ids.shape == (0,):
             raise UserError("the prompt is empty: there is nothing to continue", "usage")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or isinstance(tokens, bytes | bytearray):
+            raise UserError("tokens are whole numbers, one for each position", "usage")
         if len(ids) > room:
             raise TooLong(len(ids), room)
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
@@ -156,7 +159,7 @@ class Model:
             )
         self.runner.check()
         self.prefault.experts_on_demand()
-        return ids
+        return ids.astype(np.int64)  # int64 (n,)
 
     # ---- ids ---------------------------------------------------------------------------------------------------------
 
@@ -238,22 +241,23 @@ class Model:
         self,
         prompt: str | Sequence[int],
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         logprobs: int | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
         """Continue a text (no chat format around it, nothing in it becomes a control token) or token ids.
 
         max_tokens   at most this many new tokens; None: until the model ends or the context is full
-        stop         texts that end the answer and do not appear in it
+        stop         texts, or one, that end the answer and do not appear in it
         logprobs     report the probability of each token and of so many likeliest ones; None: without
         sampling     what ChatRequest.sampling may hold; by default as the file advises
         Raises UserError before the first chunk.
         """
         ids = self.checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        ends = stop_texts(stop)
         chunks = self._generate(ids, self.sampler(**sampling), _checked_max_tokens(max_tokens), _checked_logprobs(logprobs))
         chunks = texts(self.tokenizer, chunks)
-        return until(chunks, tuple(stop)) if stop else chunks
+        return until(chunks, ends) if ends else chunks
 
     def chat(self, messages: list[dict], **options: Any) -> Iterator[Chunk]:
         """Answer a conversation: OpenAI-shaped messages and tools in, chunks of thinking, answer and tool calls out.
@@ -266,7 +270,7 @@ class Model:
 
     def answer(self, request: ChatRequest) -> Iterator[Chunk]:
         """As chat()."""
-        tools, json_schema = request.tools, request.json_schema
+        tools, json_schema, ends = request.tools, request.json_schema, stop_texts(request.stop)
         if json_schema is not None and tools:
             raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", "usage")
         shape = (request.thinking, request.clear_thinking, not request.continues)
@@ -286,12 +290,15 @@ class Model:
         chunks = self._generate(ids, sampler, _checked_max_tokens(request.max_tokens), _checked_logprobs(request.logprobs))
         one_call = not request.parallel_tool_calls
         chunks = answer_of(self.chat_format, ids.tolist(), stream, chunks, one_call)
-        return until(chunks, request.stop) if request.stop else chunks
+        return until(chunks, ends) if ends else chunks
 
     def _choose_tool(self, request: ChatRequest, sampler: Sampler, answers: Callable[[], bool]) -> None:
         """Hold the sampler to the request's tool_choice; answers(): the thinking is over."""
         if request.tool_choice == "auto":
             return
+        if not isinstance(request.tool_choice, str):
+            kinds = "auto, none, required, or the name of a function"
+            raise UserError(f"tool_choice is {brief(request.tool_choice)}; expected {kinds}", "usage", "tool_choice")
         if request.tool_choice == "none":
             opening = [i for i in [self.tokenizer.id_of("<tool_call>")] if i is not None and request.tools]
             sampler.forbidden = np.union1d(self.tokenizer.undefined_ids, np.array(opening, np.int64))  # int64 (n_forbidden,)
@@ -315,9 +322,11 @@ class Model:
 
     def sampler(self, **sampling: Any) -> Sampler:
         """A Sampler with the given settings; where one is absent or None, the file's advice or glmrun's default."""
+        if unknown := sampling.keys() - OPTIONS:
+            raise UserError(f"there is no option {', '.join(sorted(unknown))}; of sampling there are {', '.join(OPTIONS)}", "usage")
         given = {name: value for name, value in sampling.items() if value is not None}
         biases = given.get("logit_bias")
-        if isinstance(biases, Mapping) and not all(type(i) is int and 0 <= i < self.config.vocab_size for i in biases):
+        if isinstance(biases, Mapping) and not all(is_whole(i) and 0 <= i < self.config.vocab_size for i in biases):
             raise UserError(
                 f"logit_bias is {brief(biases)}; expected token ids from 0 to {self.config.vocab_size - 1}", "usage", "logit_bias"
             )
@@ -339,12 +348,12 @@ def looks_ahead(file: ModelFile, draft: str) -> bool:
 
 
 def _checked_max_tokens(max_tokens: int | None) -> int | None:
-    if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1):
+    if max_tokens is not None and not (is_whole(max_tokens) and max_tokens >= 1):
         raise UserError(f"max_tokens is {max_tokens!r}; a whole number of at least 1 is expected", "usage")
     return max_tokens
 
 
 def _checked_logprobs(n_top: int | None) -> int | None:
-    if n_top is not None and (type(n_top) is not int or not 0 <= n_top <= MAX_LOGPROBS):
+    if n_top is not None and not (is_whole(n_top) and 0 <= n_top <= MAX_LOGPROBS):
         raise UserError(f"logprobs is {n_top!r}; a whole number from 0 to {MAX_LOGPROBS} is expected", "usage")
     return n_top

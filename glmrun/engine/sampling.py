@@ -30,6 +30,7 @@ _LIMITS: dict[str, tuple[type, float, float, str]] = {
     "seed": (int, 0, (1 << 64) - 1, "leave it out for a new one each time"),
 }
 
+OPTIONS = (*_LIMITS, "logit_bias")
 MAX_BIASES, MAX_BIAS = 1024, 100.0
 MAX_LOWERED = 128  # tokens, while only the largest logits are exact: half of those (kernels/likely.py)
 
@@ -57,6 +58,11 @@ def advised(metadata: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{key} is {brief(value)}; expected {_expected(name)}")
         found[name] = value
     return found
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python's or NumPy's."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_legal(name: str, value: Any) -> bool:
@@ -110,7 +116,8 @@ class Sampler:
             if not (_is_legal(name, value) or (name == "seed" and value is None)):
                 raise UserError(f"{name} is {value!r}; expected {_expected(name)}", "usage")
         biases = self.logit_bias.values() if isinstance(self.logit_bias, Mapping) else [math.inf]
-        if len(biases) > MAX_BIASES or not all(isinstance(b, int | float) and abs(b) <= MAX_BIAS for b in biases):
+        numbers = (int, float, np.integer, np.floating)
+        if len(biases) > MAX_BIASES or not all(isinstance(b, numbers) and abs(b) <= MAX_BIAS for b in biases):
             raise UserError(
                 f"logit_bias is {brief(self.logit_bias)}; expected up to {MAX_BIASES:,} token ids, each with a number of at most"
                 f" {MAX_BIAS:g} in size",
@@ -209,7 +216,7 @@ class ThinkBudget:
     _drawn: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if type(self.budget) is not int or self.budget < 0:
+        if not is_whole(self.budget) or self.budget < 0:
             raise UserError(f"the thinking budget is {self.budget!r}; expected a whole number of at least 0 tokens", "usage")
 
     @property
