@@ -131,6 +131,44 @@ def test_close_ends_what_runs_and_later_calls_are_refused(path: Any) -> None:
         model.close()
 
 
+HANDLER = """
+import signal, sys, threading, time
+import glmrun
+
+def close(*_):
+    model.close()
+    sys.exit(7)
+
+def ask():
+    try:
+        while True:
+            list(model.generate([1, 2, 3], seed=1))
+    except Exception:
+        pass
+
+signal.signal(signal.SIGALRM, close)
+for n in range(8):
+    model = glmrun.load(n_ctx=256, n_threads=2)
+    others = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    signal.setitimer(signal.ITIMER_REAL, 0.1 + n / 100)
+    try:
+        ask()
+    except SystemExit:
+        pass
+    for thread in others:
+        thread.join()
+    while any(thread.name.startswith("glmrun") for thread in threading.enumerate()):
+        time.sleep(0.01)
+"""
+
+
+def test_a_signal_handler_may_close_a_model_that_others_ask() -> None:
+    result = subprocess.run([sys.executable, "-c", HANDLER], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 END = """
 import glmrun
 from glmrun.engine.model import Model

@@ -258,10 +258,12 @@ class Runner:
         if os.getpid() != self._pid:
             return
         self._closed = True
-        while self._inside - {threading.get_ident()}:
+        self.cancel()
+        # A signal handler inside a step does not wait: all others may wait for that step. Whoever comes out last ends the threads.
+        while self._inside and threading.get_ident() not in self._inside:
             self.cancel()
             time.sleep(0.002)
-        self._end_team()  # if it is a signal handler that calls, inside a step, that does it
+        self._end_team()
 
     def _end_team(self) -> None:
         if self._closed and not self._inside:
