@@ -145,6 +145,19 @@ def test_a_wrong_message_is_named_with_its_own_index(message: dict[str, Any], wo
     assert refused.value.param == "messages.1" and "message 1" in str(refused.value)
 
 
+def test_a_schema_under_other_servers_names() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for given in (
+        {"json_schema": schema}, {"guided_json": schema}, {"guided_json": json.dumps(schema)},
+        {"structured_outputs": {"json": schema}}, {"response_format": {"type": "text"}, "guided_json": schema},
+    ):  # fmt: skip
+        assert OpenAIChat().asked({"messages": QUESTION, **given}, "glm").requests[0].json_schema == schema
+    for name, value in (("guided_json", "{"), ("structured_outputs", {"choice": ["a"]}), ("structured_outputs", {"json": 5})):
+        with pytest.raises(BadRequest) as refused:
+            OpenAIChat().asked({"messages": QUESTION, name: value}, "glm")
+        assert refused.value.param and refused.value.param.startswith(name)
+
+
 @pytest.mark.parametrize("name", ["grammar", "json_schema", "guided_choice", "guided_json", "structured_outputs"])
 def test_what_would_hold_an_answer_elsewhere_is_not_passed_over(server: Served, name: str) -> None:
     for path, body in ((CHAT, SHORT), ("/v1/completions", {"prompt": "q", "max_tokens": 1})):

@@ -2,14 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Json
 
 from glmrun.server.interface import BadRequest
 from quant.errors import brief
 
 MAX_ANSWERS = 16
 # What other servers hold an answer to: whoever sends one of these counts on it.
-_UNREAD = ("grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+_UNREAD = ("grammar", "guided_regex", "guided_choice", "guided_grammar")
+_SCHEMAS = ("json_schema", "guided_json", "structured_outputs")  # llama.cpp's name, vLLM's two
 
 
 class Strict(BaseModel):
@@ -48,6 +49,18 @@ class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+Schema = dict[str, Any] | Json[dict[str, Any]]
+
+
+class StructuredOutputs(Strict):
+    json_: Schema | None = Field(default=None, alias="json")
+    json_object: Literal[False] | None = None  # this and what follows holds an answer to something else
+    regex: None = None
+    choice: None = None
+    grammar: None = None
+    structural_tag: None = None
 
 
 class SamplingBody(Strict):
@@ -108,6 +121,9 @@ class ChatBody(SamplingBody):
     functions: Any = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    json_schema: Schema | None = None
+    guided_json: Schema | None = None
+    structured_outputs: StructuredOutputs | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     reasoning_effort: str | None = None
@@ -124,9 +140,9 @@ class ChatBody(SamplingBody):
     continue_final_message: bool | None = None
 
 
-def refuse_unread(body: dict[str, Any]) -> None:
-    """Raise BadRequest for what an answer would not be, and its client would not see it."""
-    for name in _UNREAD:
+def refuse_unread(body: dict[str, Any], schemas: bool = False) -> None:
+    """Raise BadRequest for what an answer would not be, and its client would not see it; schemas: whether those are read."""
+    for name in _UNREAD if schemas else _UNREAD + _SCHEMAS:
         if body.get(name):
             raise BadRequest(f"{name}: not read here; response_format of chat completions takes a JSON schema", name)
     if body.get("modalities") not in (None, [], ["text"]):

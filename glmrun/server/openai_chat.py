@@ -12,7 +12,7 @@ from glmrun.chat.template import shaped_message
 from glmrun.server.form import arguments, begins_answer, declared, effort, held_to, refuse_media, told
 from glmrun.server.interface import Asked, BadRequest
 from glmrun.server.open_call import OpenCall
-from glmrun.server.openai_body import ChatBody, ResponseFormat, TemplateOptions, Thinking, refuse_unread
+from glmrun.server.openai_body import ChatBody, TemplateOptions, Thinking, refuse_unread
 from glmrun.server.openai_error import openai_error, status_of
 from quant.errors import UserError, brief
 
@@ -36,13 +36,13 @@ class OpenAIChat:
     def asked(self, body: dict[str, Any], model: str) -> Asked:
         """As Interface.asked()."""
         form = held_to(ChatBody, body)
-        refuse_unread(body)
+        refuse_unread(body, schemas=True)
         messages = [_message(message, i) for i, message in enumerate(form.messages)]
         if form.functions:
             raise BadRequest("functions: this older form is not read here; send tools and tool_choice", "functions")
         choice, tools = _offered(form.tool_choice, _functions(form.tools or []))
         thinking, budget = _thinking(form)
-        schema = _schema(form.response_format)
+        schema = _schema(form)
         if schema is not None and tools:
             messages, schema = told(schema, messages), None
         continues = form.continue_final_message or messages[-1].get("prefix") is True
@@ -155,9 +155,12 @@ def _tool_choice(choice: Any, tools: list[dict[str, Any]]) -> str:
     return declared(name, tools, "tool_choice")
 
 
-def _schema(form: ResponseFormat | None) -> dict[str, Any] | None:
+def _schema(body: ChatBody) -> dict[str, Any] | None:
+    """What the answer is held to, under the names of all servers."""
+    form = body.response_format
     if form is None or form.type == "text":
-        return None
+        others = body.json_schema, body.guided_json, body.structured_outputs.json_ if body.structured_outputs else None
+        return next((schema for schema in others if schema is not None), None)
     if form.type == "json_object":
         return form.schema_ or {"type": "object"}
     if form.json_schema is None and form.schema_ is not None:
