@@ -228,3 +228,27 @@ def test_another_place_of_the_same_sources_finds_the_same_code(tmp_path: Path) -
     result = _python(code, cache_folder(), PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
     assert result.stdout.split() == [str(tmp_path / "glmrun" / "forward.py"), str(kernels.folder)], result.stderr
     assert {path: path.stat().st_mtime_ns for path in kernels.folder.rglob("*.nb?")} == before
+
+
+def test_a_folder_that_is_complete_is_used_though_it_cannot_be_written(tmp_path: Path) -> None:
+    """As in an image that was made with glmrun warmup: every start there compiled all kernels again."""
+    code = (
+        "import errno, os, sys\n"
+        "def hook(event, given):\n"
+        "    writes = event == 'open' and isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)\n"
+        "    writes = writes or event in ('os.mkdir', 'os.utime', 'os.rename', 'os.remove')\n"
+        "    if writes and not str(given[0]).startswith('/dev/'):\n"
+        "        raise OSError(errno.EROFS, 'Read-only file system', given[0])\n"
+        "sys.addaudithook(hook)\n"
+        "import glmrun\n"
+        "from glmrun.kernels.compiled import cache\n"
+        "from glmrun.store.nano import nano_path\n"
+        "with glmrun.load(nano_path('Q8_0')) as model: assert model.logits([1, 2]).shape == (2, 2048)\n"
+        "from glmrun.forward import forward\n"
+        "print(cache.folder, cache.are_compiled(), dict(forward.stats.cache_hits) != {}, dict(forward.stats.cache_misses))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}
+    glmrun_once = [sys.executable, "-m", "glmrun", "run", "nano", "hi", "--max-tokens", "1"]
+    assert subprocess.run(glmrun_once, env=environment, capture_output=True).returncode == 0  # kernels and nano are there
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-3:] == ["True", "True", "{}"], done

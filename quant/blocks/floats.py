@@ -6,7 +6,8 @@ BF16  seeeeeeeemmmmmmm                   2 bytes, the upper half of an F32
 """
 
 import numpy as np
-from numba import njit
+
+from quant.blocks.compiled import compiled
 
 
 def decode_f32(blocks: np.ndarray) -> np.ndarray:
@@ -31,7 +32,7 @@ def encode_f16(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarra
     return out.view(np.uint8)  # (n, 2 columns)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _encode_f16(x, out):
     for i in range(len(x)):
         out[i] = half_from_single(x[i])
@@ -45,7 +46,7 @@ def decode_bf16(blocks: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _decode_bf16(bits, out):
     for i in range(len(bits)):
         out[i] = np.uint32(bits[i]) << np.uint32(16)
@@ -58,7 +59,7 @@ def encode_bf16(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarr
     return out.view(np.uint8)  # (n, 2 columns)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _encode_bf16(bits, out):
     for i in range(len(bits)):
         b = bits[i]
@@ -66,7 +67,7 @@ def _encode_bf16(bits, out):
         out[i] = (b >> 16) | 64 if nan else (b + 0x7FFF + (b >> 16 & 1)) >> 16
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def half_from_single(x):
     """The float16 bits (0 .. 65535) of a float32: round to nearest even; infinite or NaN only if x is, or from 65,520 up."""
     bits = int(np.float32(x).view(np.int32))
@@ -80,7 +81,7 @@ def half_from_single(x):
     return half | (bits >> 16 & 0x8000)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def single_from_half(half):
     """The float32 of float16 bits (0 .. 65535) that stand for a finite number."""
     size = np.int32(half & 0x7FFF)
@@ -88,7 +89,7 @@ def single_from_half(half):
     return -x if half & 0x8000 else x
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def largest_bits(bits):
     """The largest of the bits of float32 numbers (int32), their signs left out: magnitudes compare like these, NaN above all."""
     largest = np.int32(0)

@@ -5,8 +5,8 @@ that, one lane for each block, by the error of what a reader will see: for any d
 """
 
 import numpy as np
-from numba import njit
 
+from quant.blocks.compiled import compiled
 from quant.blocks.lanes import (
     load,
     maximum,
@@ -31,7 +31,7 @@ def weights_by_lane(weights: np.ndarray | None, n_columns: int) -> np.ndarray | 
     return blocks[following].transpose(0, 2, 1).reshape(-1)  # (blocks per row * 512,)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def encode_sixteen(rows, begin, w, k, levels, bottom, top, codes, scales):
     """codes, scales = q and d of the sixteen blocks from rows[begin] on, those behind the end zero.
 
@@ -83,7 +83,7 @@ def encode_sixteen(rows, begin, w, k, levels, bottom, top, codes, scales):
     transpose(x, 256, 16, codes, 16, 32)
 
 
-@njit(cache=True, forceinline=True, error_model="numpy")
+@compiled(forceinline=True, error_model="numpy")
 def _half(extreme, level):
     """extreme / level rounded to the float16 a file can hold: never infinite, and never zero unless extreme is."""
     zero = splat(np.float32(0))
@@ -96,18 +96,18 @@ def _half(extreme, level):
     return where_less(d, zero, zero - rounded, rounded)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _codes(v, inverse, bottom, top):
     return minimum(maximum(nearest(v * inverse), bottom), top)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _squared(w, i, v, d, q):
     rest = v - d * q
     return weigh(w, i, rest) * rest
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _four_errors(x, w, k, a, b, c, d, bottom, top):
     """sum(w * (x - scale * code)**2) of each lane for four scales; four at a time, because each sum waits for itself."""
     e, f, g, h = reciprocal(a), reciprocal(b), reciprocal(c), reciprocal(d)

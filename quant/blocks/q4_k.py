@@ -10,8 +10,8 @@ q         4 bits: run k, byte i holds value i of sub-block 2k (lower nibble) and
 """
 
 import numpy as np
-from numba import njit
 
+from quant.blocks.compiled import compiled
 from quant.blocks.lanes import (
     halves,
     lane,
@@ -71,7 +71,7 @@ def encode_q4_k(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarr
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _encode(rows, weights, blocks_per_row, out):
     """out[b] = block of rows[256 b : 256 b + 256]; weights float32 (blocks_per_row * 512,) or None, out uint8 (n * 144,)."""
     x = np.empty(512, np.float32)  # (value, lane): lanes 0-7 are the sub-blocks of one block, 8-15 of the next
@@ -91,7 +91,7 @@ def _encode(rows, weights, blocks_per_row, out):
             _pack(y, fit, side, up, down, out, 144 * (first + side))
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _gather(rows, begin, x):
     """Lay two blocks into the lanes, each scaled below 4 by a power of two, so that no sum overflows or vanishes.
 
@@ -113,7 +113,7 @@ def _gather(rows, begin, x):
     return halves(up_a, up_b), down
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _search(x, w, k, grids, up, down):
     """The fit of least error found."""
     zero = splat(np.float32(0))
@@ -132,7 +132,7 @@ def _search(x, w, k, grids, up, down):
     return fit
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _fit(x, w, k, grids):
     """((w, w x, 1 / w), scale, offset): the constant sums, and the least squares x = scale * code - offset of the best grid.
 
@@ -169,7 +169,7 @@ def _fit(x, w, k, grids):
     return constant, best_scale, best_offset
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _remember(grids, i, scale, sums):
     store(grids, i, scale)
     store(grids, i + 16, sums[0])
@@ -177,7 +177,7 @@ def _remember(grids, i, scale, sums):
     store(grids, i + 48, sums[2])
 
 
-@njit(cache=True, forceinline=True, error_model="numpy")
+@compiled(forceinline=True, error_model="numpy")
 def _least_squares(sums, constant):
     """(scale, offset >= 0, how much of sum(w x x) the two explain) for codes of these sums."""
     zero = splat(np.float32(0))
@@ -197,7 +197,7 @@ def _least_squares(sums, constant):
     return scale, offset, zero - _error(sums, constant, scale, offset)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _error(sums, constant, scale, offset):
     """sum(w (x - (scale * code - offset))**2) - sum(w x x) of each lane."""
     sum_q, sum_qq, sum_qx = sums
@@ -206,19 +206,19 @@ def _error(sums, constant, scale, offset):
     return scale * (scale * sum_qq - (sum_qx + sum_qx)) + offset * (offset * sum_w - (rest + rest))
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _codes(v, inverse, shift):
     return minimum(maximum(nearest(v * inverse + shift), splat(np.float32(0))), splat(np.float32(15)))
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _add(w, i, v, q, sums):
     sum_q, sum_qq, sum_qx = sums
     uq = weigh(w, i, q)
     return sum_q + uq, sum_qq + uq * q, sum_qx + uq * v
 
 
-@njit(cache=True)
+@compiled()
 def _two_sums(x, w, k, inverse_a, shift_a, inverse_b, shift_b):
     """The sums of two sets of codes, each x * inverse + shift rounded."""
     zero = splat(np.float32(0))
@@ -230,7 +230,7 @@ def _two_sums(x, w, k, inverse_a, shift_a, inverse_b, shift_b):
     return a, b
 
 
-@njit(cache=True)
+@compiled()
 def _sums(x, w, k, scale, offset):
     """The sums of the best codes for a scale and an offset."""
     zero = splat(np.float32(0))
@@ -242,7 +242,7 @@ def _sums(x, w, k, scale, offset):
     return sums
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _as_halves(d, up, down):
     """A number for each block, rounded to the float16 a file can hold; never below zero."""
     zero = np.float32(0)
@@ -251,12 +251,12 @@ def _as_halves(d, up, down):
     return halves(a, b)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _six_bits(a):
     return minimum(maximum(nearest(a), splat(np.float32(0))), splat(np.float32(63)))
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _near(sums, constant, d, dmin, per_m, s, best):
     """best = (error, s, m), or what leaves less error for codes of these sums: s and its two neighbours, each with its own m."""
     error, best_s, best_m = best
@@ -270,7 +270,7 @@ def _near(sums, constant, d, dmin, per_m, s, best):
     return error, best_s, best_m
 
 
-@njit(cache=True)
+@compiled()
 def _best_grid(grids, constant, d, dmin):
     """(s, m) of least error over the codes of all grids."""
     zero = splat(np.float32(0))
@@ -281,7 +281,7 @@ def _best_grid(grids, constant, d, dmin):
     return best[1], best[2]
 
 
-@njit(cache=True)
+@compiled()
 def _from_five_starts(x, w, k, fit, sums, constant):
     """(s, m) near those of fit: the codes of s - 2 .. s + 2, and for each the s and m of least error."""
     zero = splat(np.float32(0))
@@ -301,7 +301,7 @@ def _from_five_starts(x, w, k, fit, sums, constant):
     return best[1], best[2]
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _keep_better(fit, sums, error, other, other_sums, constant):
     """(fit, sums, error of the block in each lane), or the other where that block's error is less."""
     other_error = total_of_eight(_error(other_sums, constant, other[0] * other[2], other[1] * other[3]))
@@ -321,7 +321,7 @@ def _keep_better(fit, sums, error, other, other_sums, constant):
     )
 
 
-@njit(cache=True, forceinline=True, error_model="numpy")
+@compiled(forceinline=True, error_model="numpy")
 def _refit(fit, sums, constant, up, down):
     """(d, dmin) of least squares over each whole block, its codes, s and m held."""
     zero = splat(np.float32(0))
@@ -337,7 +337,7 @@ def _refit(fit, sums, constant, up, down):
     return _as_halves(d, up, down), _as_halves(dmin, up, down)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _quantize(x, fit, codes):
     """codes = the best codes of x, sub-block after sub-block."""
     d, dmin, s, m = fit
@@ -348,7 +348,7 @@ def _quantize(x, fit, codes):
         transpose(x, 256 * half, 16, codes, 16 * half, 32)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _pack(codes, fit, side, up, down, out, at):
     """Write one block, its 144 bytes as drawn above, at out[at]; codes float32 (lane, value)."""
     d, dmin, s, m = fit

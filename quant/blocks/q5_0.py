@@ -8,8 +8,8 @@ low   bits 0-3: lower nibble of byte i is q[i], upper nibble is q[i + 16]
 """
 
 import numpy as np
-from numba import njit
 
+from quant.blocks.compiled import compiled
 from quant.blocks.floats import half_from_single
 from quant.blocks.lanes import lane, load, nearest, splat, store_bytes, total_of_all
 from quant.blocks.one_scale import encode_sixteen, weights_by_lane
@@ -50,7 +50,7 @@ def encode_q5_0(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarr
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _encode(rows, weights, blocks_per_row, levels, bits, out):
     """out[22 b :] = block of rows[32 b :]; weights of one_scale.weights_by_lane() or None, levels float32 (4 n,)."""
     codes = np.empty(512, np.float32)  # (block, value)

@@ -10,8 +10,8 @@ q     6 bits. For half h (values 128h .. 128h + 127) and i = 0 .. 31, value 128h
 """
 
 import numpy as np
-from numba import njit
 
+from quant.blocks.compiled import compiled
 from quant.blocks.lanes import (
     lane,
     largest_of_all,
@@ -64,7 +64,7 @@ def encode_q6_k(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarr
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _encode(rows, weights, blocks_per_row, out):
     """out[b] = block of rows[256 b : 256 b + 256]; weights float32 (blocks_per_row * 256,) or None, out uint8 (n * 210,)."""
     x = np.empty(256, np.float32)  # (value, lane)
@@ -78,7 +78,7 @@ def _encode(rows, weights, blocks_per_row, out):
         _pack(y, as_half(d, up, down)[0], s, out, 210 * b)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _scaled(x, w, k):
     """Scale x below 4 by a power of two, so that no sum overflows or vanishes.
 
@@ -102,7 +102,7 @@ def _scaled(x, w, k):
     return tails, (top if top > bottom else -bottom) * down, up, down
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _search(x, w, k, tails, whole, up, down):
     """(d, s by lane) of least error found; d in the block's range."""
     zero, (lowest, _, highest, _, nothing) = splat(np.float32(0)), tails
@@ -124,7 +124,7 @@ def _search(x, w, k, tails, whole, up, down):
     return lane(where_less(zero, gain, splat(other_d), splat(d)), 0), where_less(zero, gain, other_s, s)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _best_of_four(x, w, k, tails, d, candidates, error, s):
     """(error, s), or the candidate of less error sum(w (x - d * s * code)**2), the codes being the nearest ones.
 
@@ -146,18 +146,18 @@ def _best_of_four(x, w, k, tails, d, candidates, error, s):
     return _better(tails, d, candidates[3], e, error_e, error, s)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _inverse(d, s):
     return reciprocal(splat(d) * s)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _rounded_off(w, i, t):
     rest = t - nearest(t)
     return weigh(w, i, rest) * rest
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _better(tails, d, other_s, inverse, rounding, error, s):
     """(error, s), or what other_s leaves if that is less: `rounding` in steps, and what the outermost values lose by clipping."""
     zero, two = splat(np.float32(0)), splat(np.float32(2))
@@ -172,7 +172,7 @@ def _better(tails, d, other_s, inverse, rounding, error, s):
     return minimum(other, error), where_less(other, error, other_s, s)
 
 
-@njit(cache=True)
+@compiled()
 def _sums(x, w, k, scale):
     """(sum(w q q), sum(w q x)) of each lane for the best codes q of a scale."""
     zero, inverse = splat(np.float32(0)), reciprocal(scale)
@@ -184,17 +184,17 @@ def _sums(x, w, k, scale):
     return squares, products
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _codes(v, inverse):
     return minimum(maximum(nearest(v * inverse), splat(np.float32(-32))), splat(np.float32(31)))
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _eight_bits(s):
     return minimum(maximum(nearest(s), splat(np.float32(-128))), splat(np.float32(127)))
 
 
-@njit(cache=True, forceinline=True, error_model="numpy")
+@compiled(forceinline=True, error_model="numpy")
 def _quantize(x, d, s, codes):
     """codes = the best codes of x, 0 .. 63, sub-block after sub-block."""
     inverse = reciprocal(splat(d) * s)
@@ -203,7 +203,7 @@ def _quantize(x, d, s, codes):
     transpose(x, 0, 16, codes, 0, 16)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _pack(codes, bits, s, out, at):
     """Write one block, its 210 bytes as drawn above, at out[at]; codes float32 (lane, value)."""
     sixteen = splat(np.float32(16))

@@ -6,8 +6,8 @@ d  float16; q  int8, -127 .. 127 as encoded (-128 is legal when read)
 """
 
 import numpy as np
-from numba import njit
 
+from quant.blocks.compiled import compiled
 from quant.blocks.floats import half_from_single
 from quant.blocks.lanes import load, store_bytes
 from quant.blocks.one_scale import encode_sixteen, weights_by_lane
@@ -36,7 +36,7 @@ def encode_q8_0(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarr
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _encode(rows, weights, blocks_per_row, levels, out):
     """out[34 b :] = block of rows[32 b :]; weights of one_scale.weights_by_lane() or None, levels float32 (4 n,)."""
     codes = np.empty(512, np.float32)  # (block, value)

@@ -1,8 +1,8 @@
 """What the searches of Q4_K and Q6_K share: column weights, and a block's way into a safe range and its scale's way out of it."""
 
 import numpy as np
-from numba import njit
 
+from quant.blocks.compiled import compiled
 from quant.blocks.floats import half_from_single, single_from_half
 from quant.blocks.lanes import load, maximum, splat, store, where_less
 
@@ -22,7 +22,7 @@ def column_weights(weights: np.ndarray | None, n_columns: int) -> np.ndarray:
     return np.maximum(weights / np.float64(largest), 1e-6).astype(np.float32)  # (columns,)
 
 
-@njit(cache=True)
+@compiled()
 def magnitude(block):
     """The largest |x| of a float32 (256,)."""
     zero = splat(np.float32(0))
@@ -35,7 +35,7 @@ def magnitude(block):
     return spread.max()
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def binade(largest):
     """The power of two at or below largest, and its inverse; both kept normal, so that largest * inverse stays below 4."""
     exponent = int(np.float32(largest).view(np.int32)) >> 23 & 255
@@ -43,7 +43,7 @@ def binade(largest):
     return np.int32(exponent << 23).view(np.float32), np.int32((254 - exponent) << 23).view(np.float32)
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def as_half(d, up, down):
     """(bits, value) of the float16 a file can hold nearest to d * up, its value told in the block's range: * down.
 
@@ -56,7 +56,7 @@ def as_half(d, up, down):
     return bits, single_from_half(bits) * down
 
 
-@njit(cache=True, forceinline=True, error_model="numpy")
+@compiled(forceinline=True, error_model="numpy")
 def reciprocal(step):
     """1 / step, or 0 where step is 0: then every code is the same, and any will do."""
     zero = splat(np.float32(0))

@@ -44,8 +44,12 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def _has_all(chosen: Path) -> bool:
+    return os.path.exists(chosen / "complete")  # False, too, where we may not look
+
+
 def _choose_folder() -> Path | None:
-    """Our folder of Numba's cache; None where nothing can be written, and then every start compiles."""
+    """Our folder of Numba's cache; None where nothing can be written and not all is there, and then every start compiles."""
     chosen = cache_folder() / "kernels" / _digest()
     try:
         chosen.mkdir(parents=True, exist_ok=True)
@@ -53,7 +57,8 @@ def _choose_folder() -> Path | None:
         probe.touch()
         probe.unlink()
     except OSError:
-        return None
+        if not _has_all(chosen):
+            return None
     numba.config.CACHE_DIR = str(chosen)
     return chosen
 
@@ -68,12 +73,12 @@ _deferred = False
 
 def are_compiled() -> bool:
     """Whether a start on this machine has compiled all kernels before; if not, it takes part of a minute."""
-    return folder is not None and (folder / "complete").exists()
+    return folder is not None and _has_all(folder)
 
 
 def note_compiled() -> None:
     """Called when all kernels have been imported, and so compiled unless that was deferred."""
-    if folder is not None and not _deferred:
+    if folder is not None and not _deferred and not _has_all(folder):
         (folder / "complete").touch()
 
 
@@ -89,6 +94,10 @@ class _Locator(UserProvidedCacheLocator):
     @classmethod
     def get_suitable_cache_subpath(cls, py_file: str) -> str:
         return Path(py_file).parent.name
+
+    def ensure_cache_path(self) -> None:
+        if not are_compiled():  # what is complete is only read, from an image that can't be written, for instance
+            super().ensure_cache_path()
 
     def get_source_stamp(self) -> str:
         return ""  # the folder's name holds the sources' digest
