@@ -216,6 +216,9 @@ def test_the_values_in_force_can_be_read(capsys: pytest.CaptureFixture[str]) -> 
     for line, words in (
         ("/set temp", "temp 0.7 preset coding"), ("/show temperature", "temp 0.7 preset coding"), ("/set min-p", "min-p 0.25 /set"),
         ("/show repeat-penalty", "repeat-penalty 1 default"), ("/set seed", "seed - another one each time"),
+        ("/set seed 5", "seed 5 /set"), ("/set seed none", "seed - another one each time"), ("/set temp none", "temp 1 default"),
+        ("/set max-tokens 9", "max-tokens 9 /set"), ("/set max-tokens none", "max-tokens - no limit"),
+        ("/set max-tokens none", "max-tokens - no limit"), ("/set min-p none", "min-p 0.01 default"),
         ("/set context", "context 200 of at most 1,000 tokens"), ("/show thinking", "thinking on"),
         ("/set format json", "answers are JSON"),
         ("/set noformat", "answers are as"),

@@ -242,7 +242,7 @@ COMMANDS = {
         ("on", "off", *get_args(Thinking), "keep", "forget"),
     ),
     "set": Command(
-        values.set_value, "/set [NAME [VALUE]]", f"show or set {', '.join(_SETTABLE)}", _SETTABLE
+        values.set_value, "/set [NAME [VALUE|none]]", f"show or set {', '.join(_SETTABLE)}", _SETTABLE
     ),
     "show": Command(values.show, "/show [NAME]", "what is in force: model, context, settings and where each comes from"),
     "stats": Command(values.stats, "/stats [on|off]", "this session's counts; the line after each answer", _ON_OFF),

@@ -28,7 +28,9 @@ def set_value(conversation: Conversation, rest: str) -> None:
         return
     if name and name not in SETTINGS:
         raise UserError(f"/set NAME VALUE, where NAME is one of {', '.join([*SETTINGS, *OTHERS])}")
-    if text:
+    if name and text == "none":
+        conversation.settings.pop(SETTINGS[name][0], None)
+    elif text:
         _set_number(conversation, name, text)
     say("\n".join(_in_force(conversation, (name,) if name else SETTINGS)))
 
@@ -38,7 +40,7 @@ def _set_number(conversation: Conversation, name: str, text: str) -> None:
     try:
         value = kind(text)
     except ValueError:
-        raise UserError(f"{name} takes {'a whole number' if kind is int else 'a number'}, not {text!r}") from None
+        raise UserError(f"{name} takes {'a whole number' if kind is int else 'a number'}, or none, not {text!r}") from None
     if argument != "max_tokens":
         try:
             Sampler(**{argument: value})
