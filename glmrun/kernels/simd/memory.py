@@ -205,7 +205,8 @@ def room_for(context, n):
     size = n.literal_value
 
     def generate(c, b, s, a):
-        room = cgutils.alloca_once(b, ir.ArrayType(I8, size))
+        with b.goto_entry_block():
+            room = b.alloca(ir.ArrayType(I8, size))  # Numba's own alloca_once() fills it with zeros at each call
         room.align = 64
         return b.ptrtoint(room, I64)
 
