@@ -127,8 +127,7 @@ def scores(m, panel, columns, whole, tail, n, few, out):
     """out[p, q] = softmax_scale * query[q] . row[p], for n positions and some more.
 
     columns, whole   blocks that follow one another, and how many of them are still met; the one behind them is at `tail`
-    few              whether there are no more than FEW queries
-    Memory is asked for the values of these positions, and for the next keys.
+    few              whether there are no more than FEW queries: then memory is asked for these positions' values and the next keys
     """
     aligned_stack()
     keys, scales = key_stride(m), 2 * m.row - m.latent
@@ -146,7 +145,7 @@ def scores(m, panel, columns, whole, tail, n, few, out):
             cells = row + half
             for k in range(0, m.latent, BLOCK):
                 b = k // BLOCK * 128 + half
-                if half == 0:
+                if few and half == 0:
                     ask(here, share, k // BLOCK, here + asked)
                     ask(then, key_share, k // BLOCK, then + asked_keys)
                 codes, scale = panel + k * QUERIES + half, column + scales + k // BLOCK * 4
@@ -169,7 +168,7 @@ def scores(m, panel, columns, whole, tail, n, few, out):
 def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads.
 
-    Memory is asked for the keys of the blocks that are met next.
+    For few queries memory is asked for the keys of the blocks that are met next.
     """
     aligned_stack()
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
@@ -185,7 +184,7 @@ def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
                 codes, factor = weights + b * BLOCK * QUERIES + half, factors + b * 128 + half
                 column, scale = block + values + k * BLOCK, block + scales + k * 4
                 start = scale + m.latent * 4
-                if half == 0 and b + blocks < whole:
+                if few and half == 0 and b + blocks < whole:
                     ahead = block + blocks * block_bytes(m)
                     ask(ahead, share, k // COLUMNS, ahead + values)
                 if few and half >= 64:

@@ -134,8 +134,7 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
     """scores[p, q] = softmax_scale * query[q] . row[p], for n positions and some more.
 
     columns, whole   blocks that follow one another, and how many of them are still met; the one behind them is at `tail`
-    few              whether there are no more than FEW queries
-    Memory is asked for the values of these positions, and for the next keys.
+    few              whether there are no more than FEW queries: then memory is asked for these positions' values and the next keys
     """
     aligned_stack()
     keys, scales = key_stride(m), 2 * m.row - m.latent
@@ -152,9 +151,9 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
         for k in range(0, m.latent, BLOCK):
             b = k // BLOCK
             codes, scale = panel + k * QUERIES, column + scales + b * 4
-            ask(here, share, b, here + asked)
-            ask(then, key_share, b, then + asked_keys)
             if few:
+                ask(here, share, b, here + asked)
+                ask(then, key_share, b, then + asked_keys)
                 tile = add_latent_scores_few(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
             else:
                 tile = add_latent_scores(tile, codes, factors + b * 128, starts + b * 128, column + k, keys, scale, keys)
@@ -174,7 +173,7 @@ def scores(m, panel, columns, whole, tail, n, few, scores):
 def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
     """out[k, q] = shrinks[q] * out[k, q] + sum_p weights[q, p] * latent[p, k], of the blocks that scores() reads.
 
-    Memory is asked for the keys of the blocks that are met next.
+    For few queries memory is asked for the keys of the blocks that are met next.
     """
     aligned_stack()
     factors, blocks = weights + TILE * QUERIES, (n + BLOCK - 1) // BLOCK
@@ -186,10 +185,10 @@ def gather(m, weights, columns, whole, tail, n, few, shrinks, out):
         for b in range(blocks):
             block = columns + b * block_bytes(m) if b < whole else tail
             codes, factor, x = weights + b * BLOCK * QUERIES, factors + b * 128, block + values + k * BLOCK
-            if b + blocks < whole:
-                ahead = block + blocks * block_bytes(m)
-                ask(ahead, share, k // COLUMNS, ahead + values)
             if few:
+                if b + blocks < whole:
+                    ahead = block + blocks * block_bytes(m)
+                    ask(ahead, share, k // COLUMNS, ahead + values)
                 tile = add_values_few(tile, codes, factor, 0, x, BLOCK, block + scales + k * 4, 4)
             else:
                 tile = add_values(tile, codes, factor, 0, x, BLOCK, block + scales + k * 4, 4)
