@@ -96,8 +96,11 @@ class _Locator(UserProvidedCacheLocator):
         return Path(py_file).parent.name
 
     def ensure_cache_path(self) -> None:
-        if not are_compiled():  # what is complete is only read, from an image that can't be written, for instance
+        try:
             super().ensure_cache_path()
+        except OSError:  # what is complete is only read, from an image that can't be written, for instance
+            if not are_compiled():
+                raise
 
     def get_source_stamp(self) -> str:
         return ""  # the folder's name holds the sources' digest
