@@ -1,18 +1,14 @@
-"""`python -m glmrun`, and the console script: an interrupt while the program is still being read ends it without a word."""
+"""`python -m glmrun`, and where the console script finds main(): an interrupt while the program is read ends it without a word."""
 
 import signal
 
+_handler = signal.getsignal(signal.SIGINT)
+if _handler is signal.default_int_handler:  # else whoever started us wants interrupts ignored
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-def start() -> None:
-    """Read the command line's modules, then run it; exits with its code."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:  # else whoever started us wants interrupts ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from glmrun.cli import main
+from glmrun.cli import main  # noqa: E402
 
-    signal.signal(signal.SIGINT, handler)
-    main()
-
+signal.signal(signal.SIGINT, _handler)
 
 if __name__ == "__main__":
-    start()
+    main()

@@ -382,8 +382,8 @@ def test_an_interrupt_while_the_program_is_read() -> None:
         "    def find_spec(self, name, *rest):\n"
         "        if name == module: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupts())\n"
-        "from glmrun.__main__ import start\n"
-        "start()\n"
+        "from glmrun.__main__ import main\n"
+        "main()\n"
     )
     for module, expected in (("typer", -2), ("glmrun.cli.serve", -2), ("glmrun.store.local", 130)):
         done = subprocess.run([sys.executable, "-c", code, module, "list"], capture_output=True, env=os.environ, timeout=60)
