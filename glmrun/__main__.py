@@ -8,7 +8,8 @@ if _handler is signal.default_int_handler:  # else whoever started us wants inte
 
 from glmrun.cli import main  # noqa: E402
 
-signal.signal(signal.SIGINT, _handler)
+if _handler is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _handler)
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,5 @@
 """A Hugging Face model folder of the GLM-4.7-Flash family, as transformers 4 and 5 save it: checked whole, read lazily."""
 
-import math
 import os
 import re
 from dataclasses import dataclass, fields, replace
@@ -28,7 +27,7 @@ SMALL_FILES = (  # what a model needs beside its weights, in the order in which 
     "README.md",
 )
 _MAX_TEMPLATE = 1 << 20
-_COMPARED = 64  # rows of two matrices that are looked at before they are taken for the same
+_COMPARED = 4096  # rows of two matrices that are in memory at once
 
 # What is GLM-4.7-Flash whatever config.json calls it; prunings have fewer experts and layers.
 _SHAPES = ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "moe_intermediate_size")
@@ -232,15 +231,17 @@ def _settle_prediction_layer(config: Config, tensors: dict[str, SourceTensor]) -
 def _has_own_head(tensors: dict[str, SourceTensor]) -> bool:
     """Whether there is an output matrix beside the embedding that is another one: transformers 5 then does not tie them.
 
-    Some rows are compared, not 600 MB twice.
+    All of them is compared: fine-tuning may have changed the rows of a few tokens.
     """
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head is None or embedding is None or not {head.dtype, embedding.dtype} <= WEIGHT_DTYPES:
         return False
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
         return True
-    rows = {i * (head.shape[0] - 1) // (_COMPARED - 1) for i in range(_COMPARED)} if math.prod(head.shape) else ()
-    return any(not np.array_equal(head.read_rows(i, 1), embedding.read_rows(i, 1)) for i in rows)
+    if len(head.shape) != 2:
+        return False  # and is refused for its shape
+    parts = [(first, min(_COMPARED, head.shape[0] - first)) for first in range(0, head.shape[0], _COMPARED)]
+    return any(not np.array_equal(head.read_rows(*part), embedding.read_rows(*part)) for part in parts)
 
 
 def _needed_tensors(folder: Path, config: Config, tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:

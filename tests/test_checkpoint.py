@@ -263,6 +263,10 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
         assert "lm_head.weight" not in Checkpoint.open(write_folder(tmp_path / name, tied, weights)).tensors
     kept = Checkpoint.open(write_folder(tmp_path / "d", tied, tensors | {"lm_head.weight": head}))  # as transformers 5 keeps it
     assert "lm_head.weight" in kept.tensors and kept.config == SMALL and "the weights have both" in kept.notes[0]
+    dtype, embedding = tensors["model.embed_tokens.weight"]
+    one_row = embedding.copy()
+    one_row[7] = head[1][7]
+    assert Checkpoint.open(write_folder(tmp_path / "e", tied, tensors | {"lm_head.weight": (dtype, one_row)})).config == SMALL
 
 
 def test_fused_experts(tmp_path: Path) -> None:

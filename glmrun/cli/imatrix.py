@@ -10,7 +10,6 @@ from glmrun.cli import loading, options
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import orderly_end
 from quant.errors import UserError
-from quant.text import decode_text
 
 
 def imatrix(
@@ -35,7 +34,7 @@ def imatrix(
     from glmrun.terminal.progress import work_bar
     from quant.publish import publish
 
-    text = options.read_stdin() if file == "-" else decode_text(Path(file).read_bytes(), file)
+    text, read = options.read_text(file), [] if file == "-" else [Path(file)]
     path, target = loading.resolve_model(loading.one_model(model, named)), Path(output)
     loaded = loading.load_model(path, chunk_size, threads, draft="off")
 
@@ -45,11 +44,11 @@ def imatrix(
     n = min(len(ids) // chunk_size, chunks or len(ids))
     if n == 0:
         raise UserError(f"the text has {len(ids):,} tokens, less than one chunk of {chunk_size:,}; give more text, or a smaller -c")
-    collector = Collector(loaded, ["standard input" if file == "-" else Path(file).name])
+    collector = Collector(loaded, [path.name for path in read] or ["standard input"])
     n_bytes = len(collector.result().packed())  # the same before and after
     with (
         orderly_end(),
-        publish(target, {target: n_bytes}, force, [path, *([] if file == "-" else [Path(file)])]) as out,
+        publish(target, {target: n_bytes}, force, [path, *read]) as out,
         work_bar() as bar,
     ):
         began = time.monotonic()

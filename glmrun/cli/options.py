@@ -290,6 +290,11 @@ def read_stdin() -> str:
     return decode_text(b"".join(stdin_lines()), "standard input")
 
 
+def read_text(file: str) -> str:
+    """A text file, - for standard input; raises UserError as read_stdin() and decode_text() do."""
+    return read_stdin() if file == "-" else decode_text(Path(file).read_bytes(), file)
+
+
 def stdin_lines() -> Iterator[bytes]:
     """The lines of standard input, none where the shell closed it. Raises UserError if it can't be read."""
     try:

@@ -12,7 +12,6 @@ from glmrun.cli import loading, options
 from glmrun.terminal.console import note
 from glmrun.terminal.interrupt import orderly_end
 from glmrun.terminal.sanitize import json_text
-from quant.text import decode_text
 
 if TYPE_CHECKING:
     from glmrun.measure.perplexity import Scores
@@ -108,7 +107,7 @@ def _text(file: str | None, special: bool) -> tuple[str, bool]:
         from glmrun.store.nano import CHECKPOINT
 
         return (CHECKPOINT / "heldout.txt").read_text(encoding="utf-8"), True
-    return options.read_stdin() if file == "-" else decode_text(Path(file).read_bytes(), file), special
+    return options.read_text(file), special
 
 
 def _watched(

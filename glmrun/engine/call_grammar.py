@@ -55,14 +55,13 @@ def _arguments(
     tokenizer: Tokenizer, rule: str, schema: Mapping[str, Any], is_usable: Callable[[str], bool]
 ) -> tuple[str, list[str]]:
     """What stands between a function's name and the end of its call, and the rules that this needs."""
-    made = []
-    rules: list[str] = []
+    tags = {tag: _tag(tokenizer, tag) for tag in _TAGS}
+    made, rules = list[str](), list[str]()
     for n, (properties, needed) in enumerate(shapes(schema)):
         parts = []
         for i, (key, value) in enumerate(properties.items()):
             name = f"{rule}s{n}a{i}"
             parts.append(name + ("" if key in needed else "?"))
-            tags = {tag: _tag(tokenizer, tag) for tag in _TAGS}
             rules.append(
                 f"{name}: {tags['<arg_key>']} {json.dumps(key)} {tags['</arg_key>']}"
                 f" {tags['<arg_value>']} {_value(value, schema, is_usable)} {tags['</arg_value>']}"

@@ -84,16 +84,17 @@ def quantize_row(x, n, few, out):
     starts_4, packed = out + minus_128_sums_of_4(n), out + k_quant_codes(n)
     packed_multiples, packed_sums, units = packed + n, packed + n + n // 8, packed + n + n // 4
     room = room_for(2048)
-    tops, padded, apart = room, room + 512, room + 1536
+    tops, padded, results = room, room + 512, room + 1536
     for group in range(0, n, 256):
         end = min(group + 256, n)
         whole, source = end - group == 256, x + group * 4
-        codes, beside, starts = out + group, out + n + group // 8, out + n + n // 2 + n // 8 + group // 4
-        step = n // 8  # from scales to sums of 32, multiples, sums of 16, starts of 32 and of 16
+        own_codes, own_beside, own_starts = out + group, out + n + group // 8, out + n + 5 * n // 8 + group // 4
+        codes, beside, starts = own_codes, own_beside, own_starts
+        step = n // 8  # from scales to sums of 32, multiples, sums of 16, -128 times the sums of 32
         if not whole:  # computed as if it were, zeros behind it
             for k in range(0, 1024, 64):
                 store_f32x16(padded + k, load_f32x16(source + k) if k < (end - group) * 4 else zero_f32x16())
-            source, codes, beside, starts, step = padded, apart, apart + 256, apart + 416, 32
+            source, codes, beside, starts, step = padded, results, results + 256, results + 416, 32
         for k in range(0, 512, 64):
             store_f32x16(tops + k, larger_magnitude(load_f32x16(source + 2 * k), load_f32x16(source + 2 * k + 64)))
         largest = largest_of_eight(tops)
@@ -119,10 +120,10 @@ def quantize_row(x, n, few, out):
         store_i32x8(beside + 4 * step, times(sums_32, -128))
         store_starts(starts, codes, sums_16)
         if not whole:
-            _copy(codes, end - group, out + group)
+            _copy(codes, end - group, own_codes)
             for j in range(5):
-                _copy(beside + j * step, (end - group) // 8, out + n + group // 8 + j * (n // 8))
-            _copy(starts, (end - group) // 4, out + n + n // 2 + n // 8 + group // 4)
+                _copy(beside + j * step, (end - group) // 8, own_beside + j * (n // 8))
+            _copy(starts, (end - group) // 4, own_starts)
         if not few:
             continue
         for k in range(group, end, 64):

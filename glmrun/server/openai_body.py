@@ -10,6 +10,7 @@ from quant.errors import brief
 MAX_ANSWERS = 16
 # What other servers hold an answer to: whoever sends one of these counts on it.
 _UNREAD = ("grammar", "guided_regex", "guided_choice", "guided_grammar")
+_KINDS = ("json_object", "regex", "choice", "grammar", "structural_tag")  # of structured_outputs, beside json
 _SCHEMAS = ("json_schema", "guided_json", "structured_outputs")  # llama.cpp's name, vLLM's two
 
 
@@ -56,11 +57,6 @@ Schema = dict[str, Any] | Json[dict[str, Any]]
 
 class StructuredOutputs(Strict):
     json_: Schema | None = Field(default=None, alias="json")
-    json_object: Literal[False] | None = None  # this and what follows holds an answer to something else
-    regex: None = None
-    choice: None = None
-    grammar: None = None
-    structural_tag: None = None
 
 
 class SamplingBody(Strict):
@@ -142,8 +138,11 @@ class ChatBody(SamplingBody):
 
 def refuse_unread(body: dict[str, Any], schemas: bool = False) -> None:
     """Raise BadRequest for what an answer would not be, and its client would not see it; schemas: whether those are read."""
-    for name in _UNREAD if schemas else _UNREAD + _SCHEMAS:
-        if body.get(name):
+    found = {name: body.get(name) for name in (_UNREAD if schemas else _UNREAD + _SCHEMAS)}
+    if isinstance(other := body.get("structured_outputs"), dict):
+        found |= {f"structured_outputs.{kind}": other.get(kind) for kind in _KINDS}
+    for name, value in found.items():
+        if value:
             raise BadRequest(f"{name}: not read here; response_format of chat completions takes a JSON schema", name)
     if body.get("modalities") not in (None, [], ["text"]):
         raise BadRequest(f"modalities: this model writes text only, found {brief(str(body['modalities']))}", "modalities")

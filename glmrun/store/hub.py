@@ -147,8 +147,9 @@ def _checkpoint_files(reference: Reference, files: list[RemoteFile]) -> list[Rem
     if SINGLE in names:
         shards = [names[SINGLE]]
     else:  # whatever the index calls them
-        shards = [f for f in files if re.fullmatch(r"[^/]+\.safetensors", f.name) and not _OTHER_WEIGHTS.match(f.name)]
-    if "config.json" not in names or not (SINGLE in names or (INDEX in names and shards)):
+        weights = [f for f in files if re.fullmatch(r"[^/]+\.safetensors", f.name) and not _OTHER_WEIGHTS.match(f.name)]
+        shards = weights if INDEX in names else []
+    if "config.json" not in names or not shards:
         raise UserError(f"{reference.repo} has neither a GGUF file nor a checkpoint in safetensors")
     small = [names[name] for name in (*SMALL_FILES, INDEX) if name in names]
     return small + sorted(shards, key=lambda f: f.name)
