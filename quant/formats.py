@@ -60,20 +60,20 @@ class Format:
         return self._codec("encode")(rows, weights)
 
     def repack(self, blocks: np.ndarray) -> np.ndarray:
-        """Rows of a format that is only read as rows of FORMATS[runs_as]: uint8 (n, bytes of a row) -> uint8 (n, bytes of a row).
+        """Rows of a format that is only read as rows of WRITTEN[runs_as]: uint8 (n, bytes of a row) -> uint8 (n, bytes of a row).
 
         The same values, except for what `loss` says.
         """
         module = import_module(f"quant.blocks.{self.module}")
         if repack := getattr(module, f"repack_{self.name.lower()}", None):
             return repack(blocks)
-        return FORMATS[self.runs_as].encode(self.decode(blocks))
+        return WRITTEN[self.runs_as].encode(self.decode(blocks))
 
     def _codec(self, verb: str):
         return getattr(import_module(f"quant.blocks.{self.module}"), f"{verb}_{self.name.lower()}")
 
 
-FORMATS = {
+WRITTEN = {
     f.name: f
     for f in (
         Format("F32", 0, 1, 4, "floats"),
@@ -85,6 +85,9 @@ FORMATS = {
         Format("Q4_K", 12, 256, 144, "q4_k"),
     )
 }
+
+# Formats of published files that kernels read where they stand, and convert does not write.
+_READ: dict[str, Format] = {}
 
 # Formats of published files that no kernel reads: converted once, when a model is opened. Q8_0's 127 steps add little to the 15 or
 # 31 of a format with a minimum, at half the size of F16 and on the fast kernels. Codes that fit into Q5_0 take two thirds of that.
@@ -104,6 +107,7 @@ FOREIGN = {
     )
 }
 
+FORMATS = WRITTEN | _READ  # what the kernels read
 READABLE = FORMATS | FOREIGN
 _BY_TYPE = {f.ggml_type: f for f in READABLE.values()}
 

@@ -9,7 +9,7 @@ from math import prod
 
 from quant.config import Config, tensor_shapes
 from quant.errors import UserError
-from quant.formats import FORMATS
+from quant.formats import WRITTEN
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def tensor_formats(recipe: Recipe, config: Config, choice: Choice | None = None)
     found = {}
     for name, shape in tensor_shapes(config).items():
         kind = choose_format(recipe, name, shape, config.n_blocks, config.n_routed_experts, config.tie_word_embeddings, choice)
-        found[name] = shape, kind, prod(shape[:-1]) * FORMATS[kind].row_bytes(shape[-1])
+        found[name] = shape, kind, prod(shape[:-1]) * WRITTEN[kind].row_bytes(shape[-1])
     for pattern, kind in choice.tensors if choice is not None else ():
         if not any(map(pattern.search, found)):
             raise UserError(f"no tensor's name matches {pattern.pattern!r}, so none becomes {kind}; names are like {name}", "usage")
@@ -81,8 +81,8 @@ def tensor_formats(recipe: Recipe, config: Config, choice: Choice | None = None)
 
 def format_name(name: str) -> str:
     """The format of that name, upper or lower case; raises UserError (usage) listing the choices."""
-    if name.upper() not in FORMATS:
-        raise UserError(f"unknown tensor type {name!r}; choose one of {', '.join(FORMATS)}", "usage")
+    if name.upper() not in WRITTEN:
+        raise UserError(f"unknown tensor type {name!r}; choose one of {', '.join(WRITTEN)}", "usage")
     return name.upper()
 
 
@@ -110,7 +110,7 @@ def choose_format(
     matched = next((kind for pattern, kind in choice.tensors if pattern.search(tensor_name)), None)
     more_bits = not choice.pure and recipe.name == "Q4_K_M" and _wants_more_bits(tensor_name, n_blocks, n_experts, tied)
     chosen = named or matched or ("Q6_K" if more_bits else recipe.default)
-    while shape[-1] % FORMATS[chosen].block_length:
+    while shape[-1] % WRITTEN[chosen].block_length:
         chosen = _FALLBACK[chosen]
     return chosen
 

@@ -19,8 +19,7 @@ from quant.config import Config
 
 Array = np.ndarray
 
-# Rows that meet activation vectors rounded to int8, with one scale for each 32.
-QUANTIZED = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")
+FLOATS = ("F32", "F16", "BF16")  # rows of all others meet activation vectors rounded to int8, with one scale for each 32
 
 
 def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -41,7 +40,7 @@ def round_activations(x: Array, format_name: str) -> Array:
     The scale of 32 neighbours is largest magnitude / 127, rounded up to a multiple of what 256 (or the row's last) share:
     their largest magnitude / 127**2; q = x / scale, rounded half to even.
     """
-    if format_name not in QUANTIZED:
+    if format_name in FLOATS:
         return x
     blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)  # (..., n_blocks, 32)
     top = np.abs(blocks).max(-1)  # (..., n_blocks)
@@ -243,12 +242,12 @@ class Naive:
     @property
     def quantized(self) -> bool:
         """Whether formats are given and one of them is quantized: the cache then keeps float16."""
-        return self.formats is not None and any(name in QUANTIZED for name in self.formats.values())
+        return self.formats is not None and any(name not in FLOATS for name in self.formats.values())
 
     @property
     def int8_attention(self) -> bool:
         """Whether one of them is coarser than Q8_0: attention then computes in int8."""
-        return self.formats is not None and any(name in QUANTIZED and name != "Q8_0" for name in self.formats.values())
+        return self.formats is not None and any(name not in (*FLOATS, "Q8_0") for name in self.formats.values())
 
     def weight(self, name: str) -> Array:
         """A tensor, in the type computed in."""

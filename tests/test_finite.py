@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.foreign_file import Parts, random_blocks
+from support.foreign_file import READ_ONLY, Parts, random_blocks
 from support.tiny_model import Tiny
 
 import glmrun
@@ -13,7 +13,7 @@ from glmrun.gguf.file import TensorInfo
 from glmrun.gguf.open import open_gguf
 from glmrun.tensors.finite import FiniteCheck, first_not_finite
 from quant.errors import UserError
-from quant.formats import FOREIGN, FORMATS, READABLE
+from quant.formats import READABLE, WRITTEN
 
 FIELDS = {"Q6_K": (208,), "Q4_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q5_K": (0, 2)}
 BAD = {
@@ -25,10 +25,10 @@ BAD = {
 
 
 def tensor_of(name: str, n_rows: int, n_columns: int) -> TensorInfo:
-    if name in FOREIGN:
+    if name in READ_ONLY:
         blocks = random_blocks(name, n_rows, n_columns, 0.1)
     else:
-        blocks = FORMATS[name].encode(np.random.default_rng(1).standard_normal((n_rows, n_columns), np.float32))
+        blocks = WRITTEN[name].encode(np.random.default_rng(1).standard_normal((n_rows, n_columns), np.float32))
     return TensorInfo("t", (n_rows, n_columns), name, blocks.reshape(-1))
 
 
@@ -76,7 +76,7 @@ def test_a_model_with_one_is_refused_before_the_first_token(tiny_gguf: Callable[
         list(model.generate([1, 2, 3], max_tokens=3))
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", READ_ONLY)
 def test_one_in_a_format_that_is_converted(tiny_gguf: Callable[..., Tiny], tmp_path: Path, name: str) -> None:
     """What the kernels are given would not show it."""
     parts, tensor = Parts.read(tiny_gguf("Q4_K_M").path), "blk.1.ffn_up_exps.weight"

@@ -3,8 +3,9 @@
 import gguf
 import numpy as np
 import pytest
+from support.foreign_file import READ_ONLY
 
-from quant.formats import FOREIGN, FORMATS
+from quant.formats import FOREIGN, READABLE, WRITTEN
 
 SCALES = {
     "Q4_0": (0,),
@@ -22,7 +23,7 @@ EXACT = ("Q4_0", "Q3_K", "IQ4_NL", "MXFP4")
 
 def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.ndarray:
     """Random rows, uint8 (n_rows, n_blocks blocks); float16 fields are normal numbers of that size."""
-    rng, f = np.random.default_rng(n_rows * n_blocks), FOREIGN[name]
+    rng, f = np.random.default_rng(n_rows * n_blocks), READABLE[name]
     blocks = rng.integers(0, 256, (n_rows * n_blocks, f.block_bytes), dtype=np.uint8)
     for field in SCALES[name]:
         numbers = (size * rng.standard_normal((len(blocks), 1))).astype("<f2")
@@ -32,9 +33,9 @@ def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.n
     return blocks.reshape(n_rows, -1)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", READ_ONLY)
 def test_decode_is_bit_identical_for_every_scale(name: str) -> None:
-    f, patterns = FOREIGN[name], np.arange(1 << 16, dtype="<u2")
+    f, patterns = READABLE[name], np.arange(1 << 16, dtype="<u2")
     for field in SCALES[name]:
         blocks = np.random.default_rng(field).integers(0, 256, (1 << 16, f.block_bytes), dtype=np.uint8)
         blocks[:, field : field + 2] = patterns.view(np.uint8).reshape(-1, 2)
@@ -45,9 +46,9 @@ def test_decode_is_bit_identical_for_every_scale(name: str) -> None:
         assert np.array_equal(decoded.view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", READ_ONLY)
 def test_decode_keeps_leading_axes(name: str) -> None:
-    f = FOREIGN[name]
+    f = READABLE[name]
     blocks = blocks_of(name, 6, 3).reshape(2, 3, -1)
     assert f.decode(blocks).shape == (2, 3, 3 * f.block_length)
     assert np.array_equal(f.decode(blocks)[1, 2], f.decode(blocks[1, 2]))
@@ -60,8 +61,8 @@ def test_what_a_conversion_keeps(name: str) -> None:
         blocks = blocks_of(name, n_rows, n_blocks)
         values = f.decode(blocks)
         repacked = f.repack(blocks)
-        assert repacked.shape == (n_rows, FORMATS[f.runs_as].row_bytes(values.shape[1]))
-        got = FORMATS[f.runs_as].decode(repacked)
+        assert repacked.shape == (n_rows, WRITTEN[f.runs_as].row_bytes(values.shape[1]))
+        got = WRITTEN[f.runs_as].decode(repacked)
         assert (f.loss == "") == (name in EXACT)
         if name in EXACT:
             assert np.array_equal(got, values)
@@ -76,7 +77,7 @@ def test_what_a_conversion_keeps(name: str) -> None:
 def test_small_scales_of_iq4_xs_stay_exact() -> None:
     """d below float16's normal numbers, as in most real weights: its multiples are float16 numbers until they are large."""
     blocks = blocks_of("IQ4_XS", 4, 8, size=2.0**-19)
-    assert np.array_equal(FORMATS["Q8_0"].decode(FOREIGN["IQ4_XS"].repack(blocks)), FOREIGN["IQ4_XS"].decode(blocks))
+    assert np.array_equal(WRITTEN["Q8_0"].decode(FOREIGN["IQ4_XS"].repack(blocks)), FOREIGN["IQ4_XS"].decode(blocks))
 
 
 def test_mxfp4_with_every_exponent() -> None:
@@ -88,6 +89,6 @@ def test_mxfp4_with_every_exponent() -> None:
     with np.errstate(over="ignore"):
         expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.MXFP4)
     assert np.array_equal(values, expected)
-    got = FORMATS["Q5_0"].decode(f.repack(blocks))
+    got = WRITTEN["Q5_0"].decode(f.repack(blocks))
     assert np.array_equal(got[104:144], values[104:144]) and (np.abs(got[:104] - values[:104]) <= 4e-7).all()
     assert not np.isfinite(got[144:][values[144:] != 0]).any()

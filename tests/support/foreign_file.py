@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.open import open_gguf
-from quant.formats import FOREIGN, FORMATS, READABLE
+from quant.formats import READABLE, WRITTEN
 from quant.gguf_header import TensorEntry, pack_header, padding
 
+READ_ONLY = [name for name in READABLE if name not in WRITTEN]
 # Where a block keeps its float16 numbers: the scale and, behind it, the minimum's, as a multiple of the scale that centres values.
 _SCALES: dict[str, tuple[int, float | None]] = {
     "Q4_0": (0, None), "Q4_1": (0, -7.5), "Q5_1": (0, -15.5), "IQ4_NL": (0, None), "IQ4_XS": (0, None),
@@ -42,7 +43,7 @@ class Parts:
 
     def put(self, name: str, values: np.ndarray, format_name: str) -> None:
         """Store a tensor, replacing the one of that name, in a format that we can write."""
-        blocks = FORMATS[format_name].encode(values.reshape(-1, values.shape[-1]))
+        blocks = WRITTEN[format_name].encode(values.reshape(-1, values.shape[-1]))
         self.blocks[name], self.formats[name], self.shapes[name] = blocks, format_name, values.shape
 
     def take(self, name: str) -> np.ndarray:
@@ -63,8 +64,8 @@ class Parts:
 
 
 def random_blocks(name: str, n_rows: int, n_columns: int, spread: float, seed: int = 0) -> np.ndarray:
-    """Rows of a foreign format with random codes, around zero and with that standard deviation, uint8 (n_rows, bytes of a row)."""
-    f, rng = FOREIGN[name], np.random.default_rng(seed)
+    """Rows of a format in READ_ONLY, random codes, around zero, with that standard deviation, uint8 (n_rows, bytes of a row)."""
+    f, rng = READABLE[name], np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (n_rows * n_columns // f.block_length, f.block_bytes), dtype=np.uint8)
     if name == "MXFP4":  # its scales are powers of two
         blocks[:, 0] = 128

@@ -13,7 +13,7 @@ from naive import Naive, read_weights
 from tokenizers.pre_tokenizers import ByteLevel
 
 from quant.config import Config, tensor_shapes
-from quant.formats import FORMATS
+from quant.formats import WRITTEN
 
 ODD = Config(
     hidden_size=512,
@@ -67,7 +67,7 @@ def mixed(name: str, shape: tuple[int, ...]) -> str:
 
 def everything(name: str, shape: tuple[int, ...]) -> str:
     """All seven formats in one file, so that no kernel relies on its neighbours' format."""
-    names = list(FORMATS)
+    names = list(WRITTEN)
     return names[sum(map(ord, name)) % len(names)]
 
 
@@ -83,7 +83,7 @@ def format_of(choice: str, name: str, shape: tuple[int, ...]) -> str:
         wanted, part = wanted.split(" in ")
         wanted = wanted if part in name else "F32"
     for narrower in (wanted, {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}.get(wanted, "F16"), "F16"):
-        if shape[-1] % FORMATS[narrower].block_length == 0:
+        if shape[-1] % WRITTEN[narrower].block_length == 0:
             return narrower
     raise AssertionError("F16 holds any row")
 
@@ -182,7 +182,7 @@ def write_tiny(
         writer.add_eom_token_id(tokens.index("<|observation|>"))
 
     for name, values in (weights or random_weights(c, seed)).items():
-        chosen = FORMATS[format_of(choice, name, values.shape)]
+        chosen = WRITTEN[format_of(choice, name, values.shape)]
         if chosen.name == "F32":
             writer.add_tensor(name, values)
             continue
