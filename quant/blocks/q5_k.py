@@ -1,4 +1,4 @@
-"""Q5_K: 256 values in 176 bytes, as 8 sub-blocks of 32; x = (d * s[j]) * q - (dmin * m[j]). Read only: it runs as Q8_0.
+"""Q5_K: 256 values in 176 bytes, as 8 sub-blocks of 32; x = (d * s[j]) * q - (dmin * m[j]). Read only.
 
 byte  0   2      4                 16        48                        176
       | d | dmin | s and m, 8 x 6  | high 32 | low: 4 runs of 32 bytes |

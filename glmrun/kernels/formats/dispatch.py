@@ -7,8 +7,8 @@ computes nothing.
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import floats, panel, q4_k, q5_0, q6_k, q8_0, tile
-from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q5_0, Q6_K, Q8_0
+from glmrun.kernels.formats import floats, panel, q4_k, q5_0, q5_k, q6_k, q8_0, tile
+from glmrun.kernels.layout import BF16, F16, F32, Q4_K, Q5_0, Q5_K, Q6_K, Q8_0
 from glmrun.kernels.simd.target import dot_bits, has_neon
 
 if dot_bits() == 512 or has_neon():
@@ -26,6 +26,8 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); x in the form that reads_codes(weight_format) tells."""
     if weight_format == Q4_K:
         q4_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == Q5_K:
+        q5_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q6_K:
         q6_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q8_0:
@@ -45,6 +47,8 @@ def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, 
     """dot_rows() of x0 into out0 and of x1 into out1, the same numbers: each row is unpacked once."""
     if weight_format == Q4_K:
         q4_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+    elif weight_format == Q5_K:
+        q5_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q6_K:
         q6_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q8_0:
@@ -71,6 +75,8 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
         codes, factors = out + half * 64, out + columns * 32 + half * 64
         if weight_format == Q4_K:
             panel.q4_k(table, columns, codes, factors)
+        elif weight_format == Q5_K:
+            panel.q5_k(table, columns, codes, factors)
         elif weight_format == Q6_K:
             panel.q6_k(table, columns, codes, factors)
         elif weight_format == Q8_0:
@@ -83,6 +89,8 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
 def _of_format(weight_format, codes, n, columns, table, offset, add, ahead, run, end):
     if weight_format == Q4_K:
         tiles.q4_k(codes, n, columns, table, offset, add, ahead, run, end)
+    elif weight_format == Q5_K:
+        tiles.q5_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format == Q6_K:
         tiles.q6_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format in (Q8_0, Q5_0):

@@ -8,9 +8,10 @@ from numba import int64, types
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats import q4_k as _q4_k
 from glmrun.kernels.formats import q5_0 as _q5_0
+from glmrun.kernels.formats import q5_k as _q5_k
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
-from glmrun.kernels.formats.transpose import q4_k_codes, q4_k_factors, q5_0_block, q6_k_codes, q6_k_factors, q8_0_block
+from glmrun.kernels.formats.transpose import q4_k_codes, q4_k_factors, q5_0_block, q5_k_codes, q6_k_codes, q6_k_factors, q8_0_block
 from glmrun.kernels.simd.memory import aligned_stack, store_i64
 
 TABLE = 16 * 8  # bytes: addresses of the 16 rows that are unpacked together
@@ -38,6 +39,17 @@ def q4_k(table, n, codes, factors):
         q4_k_factors(table, b * _q4_k.BLOCK, factors + b * 2048)
         for i in range(2):
             q4_k_codes(table, b * _q4_k.BLOCK + 16 + i * 64, codes + (b * 2 + i) * 4096)
+
+
+@kernel(_unpack, apart=True)
+def q5_k(table, n, codes, factors):
+    """Q5_K rows, as Q4_K's: codes 0 to 31."""
+    aligned_stack()
+    for b in range(n // 256):
+        block = b * _q5_k.BLOCK
+        q4_k_factors(table, block, factors + b * 2048)
+        q5_k_codes(table, block + 48, block + 16, codes + b * 8192, 0)
+        q5_k_codes(table, block + 112, block + 16, codes + b * 8192 + 4096, 4)
 
 
 @kernel(_unpack, apart=True)

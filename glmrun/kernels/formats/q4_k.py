@@ -41,38 +41,39 @@ SOME = 1 if dot_bits() else 8  # blocks whose scales are multiplied together; on
 SCALES = 128  # bytes for those of a block: up to 64, and its factors
 ROOM = SOME * SCALES
 # The sub-block of each 16 products, in the lower and the upper half of a block.
-_store_scales, _add_lower, _add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
+_store_scales, add_lower, add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
 
 
 @kernel(f32x8(int64, i16x16, int64, int64, int64, f32x8, int64), inline="always")
-def _minimums(block, scales, codes, i, n_blocks, minus, out):
+def minimums(block, scales, codes, i, n_blocks, minus, out):
     """minus, the sums of lanes, with the minimums' part of block i added; the products of scales and d D are left at `out`.
 
     scales   s_j and m_j in the order of packed_scales()
     codes    where x has its codes in the order of the block's, and what belongs to them
-    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in a dot product, of an int32 4 * 7620 * 8001.
+    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in a dot product, of an int32 4 * 7620 * 8001;
+    of Q5_K, which shares this, 4 * 31 * 127 and 4 * 15748 * 8001.
     """
     behind = codes + n_blocks * 256
     products = scales * load_i16x16(behind + i * 32)
     _store_scales(products, out)
     factors = four_f16_times(block, load_f32(behind + n_blocks * 64 + i * 4))
     store_f32x8(out + 64, factors)
-    minimums = sum_products_i16(products, load_i16x16(behind + n_blocks * 32 + i * 32))
-    return fma(to_f32(minimums), splat_lane_x8(factors, 1), minus)
+    sums = sum_products_i16(products, load_i16x16(behind + n_blocks * 32 + i * 32))
+    return fma(to_f32(sums), splat_lane_x8(factors, 1), minus)
 
 
 @kernel(i32x16(int64, int64, int64), inline="always")
 def _lower(block, codes, scales):
-    """Sums of sub-blocks 0 to 3 times x's codes times the scales that _minimums() left."""
+    """Sums of sub-blocks 0 to 3 times x's codes times the scales that minimums() left."""
     c0, c1 = nibbles(block + 16, 0), nibbles(block + 16, 1)
-    return _add_lower(zero_i32x16(), c0, load_u8x64(codes), c1, load_u8x64(codes + 64), scales)
+    return add_lower(zero_i32x16(), c0, load_u8x64(codes), c1, load_u8x64(codes + 64), scales)
 
 
 @kernel(i32x16(i32x16, int64, int64, int64), inline="always")
 def _and_upper(sums, block, codes, scales):
     """The same with sub-blocks 4 to 7 added."""
     c0, c1 = nibbles(block + 80, 0), nibbles(block + 80, 1)
-    return _add_upper(sums, c0, load_u8x64(codes + 128), c1, load_u8x64(codes + 192), scales)
+    return add_upper(sums, c0, load_u8x64(codes + 128), c1, load_u8x64(codes + 192), scales)
 
 
 @kernel(f32x16(i32x16, int64, f32x16), inline="always")
@@ -91,7 +92,7 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
             after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
                 block, at = row + i * BLOCK, room + (i - first) * SCALES
-                minus = _minimums(block, packed_scales(block), codes, i, n_blocks, minus, at)
+                minus = minimums(block, packed_scales(block), codes, i, n_blocks, minus, at)
             for i in range(first, after):
                 block, at, k = row + i * BLOCK, room + (i - first) * SCALES, codes + i * 256
                 prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
@@ -113,8 +114,8 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
             for i in range(first, after):
                 block, at = row + i * BLOCK, (i - first) * SCALES
                 scales = packed_scales(block)
-                m0 = _minimums(block, scales, codes0, i, n_blocks, m0, room0 + at)
-                m1 = _minimums(block, scales, codes1, i, n_blocks, m1, room1 + at)
+                m0 = minimums(block, scales, codes0, i, n_blocks, m0, room0 + at)
+                m1 = minimums(block, scales, codes1, i, n_blocks, m1, room1 + at)
             for i in range(first, after):
                 block, at, k = row + i * BLOCK, (i - first) * SCALES, i * 256
                 prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)

@@ -1,7 +1,8 @@
 """A tile of 16 rows and 4 or 2 columns for 16 registers of 256 bits, and for any CPU (layout: tile.py): eight rows are a vector,
 the sums of products stay in registers, the float32 sums in memory, where they are touched once in 32 columns.
 
-With AVX2 and without vpdpbusd products are added up in 16 bits as long as they are exact: 8 * 2 * 15 * 127 of Q4_K fit. Those of
+With AVX2 and without vpdpbusd products are added up in 16 bits as long as they are exact: 8 * 2 * 15 * 127 of Q4_K fit, and
+4 * 2 * 31 * 127 of Q5_K. Those of
 Q6_K begin at -32 times the sum of the activations and may wrap on the way: all that is left in the end is the sum of 8 (q - 32) x,
 at most 8 * 32 * 127. Those of Q8_0 and Q5_0 are signed: the size of a code times x with the code's sign is at most 2 * 128 * 127
 for two.
@@ -34,12 +35,17 @@ def _broadcast(builder, address, llvm_type):
     return splat(builder, load(builder, address, llvm_type), 8)
 
 
-def _dots(builder, codes, columns, starts, groups, signed):
+def _dots(builder, codes, columns, starts, groups, fit, signed):
     """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c], int32 (8,); cells in the order r * len(columns) + c.
 
+    fit      of so many groups the products can be added up in 16 bits
     signed   codes of Q8_0 or Q5_0: where products are added up in 16 bits they are signed, and starts are None
     """
     sums, pairs_fit = list(starts), sums_in_16_bits() and not signed
+    if pairs_fit and groups > fit:
+        parts = [(behind(builder, codes, i * 128), [behind(builder, x, i * 4) for x in columns]) for i in range(0, groups, fit)]
+        dots = [_dots(builder, *part, starts if i == 0 else [None] * len(sums), fit, fit, signed) for i, part in enumerate(parts)]
+        return [opaque(builder, builder.add(*halves)) for halves in zip(*dots, strict=True)]
     for group in range(groups):
         rows = [load(builder, behind(builder, codes, group * 128 + r * 32), _V32B, 32) for r in range(2)]
         if signed and sums_in_16_bits():
@@ -69,7 +75,7 @@ def _starts(builder, columns, signed):
     return builder.bitcast(words, V16H) if sums_in_16_bits() else words
 
 
-def _adding(groups, signed=False, has_starts=False, has_minimums=False):
+def _adding(groups, fit=8, signed=False, has_starts=False, has_minimums=False):
     @intrinsic
     def add(context, cells, codes, columns, at, factors, scale, extra):
         """cells[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 4 * groups columns.
@@ -81,7 +87,7 @@ def _adding(groups, signed=False, has_starts=False, has_minimums=False):
         def generate(c, b, s, a):
             cells, codes, factors, column = a[0], a[1], a[4], unpack(b, a[2], columns.count)
             starts = [_starts(b, b.add(x, a[6]) if has_starts else None, signed) for x in column] * 2
-            dots = _dots(b, codes, [b.add(x, a[3]) for x in column], starts, groups, signed)
+            dots = _dots(b, codes, [b.add(x, a[3]) for x in column], starts, groups, fit, signed)
             for k, x in enumerate(column):
                 scale = _broadcast(b, b.add(x, a[5]), F32)
                 sums = _broadcast(b, b.add(x, a[6]), F32) if has_minimums else None
@@ -101,7 +107,8 @@ def _adding(groups, signed=False, has_starts=False, has_minimums=False):
     return add
 
 
-add_q4_k, add_16, add_32 = _adding(8, has_minimums=True), _adding(4, has_starts=True), _adding(8, signed=True, has_starts=True)
+add_q4_k, add_q5_k = (_adding(8, fit, has_minimums=True) for fit in (8, 4))
+add_16, add_32 = _adding(4, has_starts=True), _adding(8, signed=True, has_starts=True)
 
 
 @intrinsic
@@ -155,6 +162,26 @@ def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
                 ask(ahead, run, j, end)
             add_q4_k(cells, codes + j * 1024, columns, j * 32, factors + (j // 8 * 16 + j % 8) * 128, scales + j * 4, sums + j * 4)
         write(cells, columns, table, offset + half * 64, add)
+
+
+if sums_in_16_bits():
+
+    @kernel(signatures(WIDTHS), apart=True)
+    def q5_k(panel, n, columns, table, offset, add, ahead, run, end):
+        """q4_k() for Q5_K rows."""
+        aligned_stack()
+        scales, sums, cells = n, n + n // 8, panel - CELLS
+        for half in range(2):
+            codes, factors = panel + half * 64, panel + n * 32 + half * 64
+            clear(cells, columns)
+            for j in range(n // 32):
+                if half == 0:
+                    ask(ahead, run, j, end)
+                scale = factors + (j // 8 * 16 + j % 8) * 128
+                add_q5_k(cells, codes + j * 1024, columns, j * 32, scale, scales + j * 4, sums + j * 4)
+            write(cells, columns, table, offset + half * 64, add)
+else:
+    q5_k = q4_k  # codes up to 127 are all the same to it
 
 
 @kernel(signatures(WIDTHS), apart=True)

@@ -203,6 +203,9 @@ def q4_k(panel, n, columns, table, offset, add, ahead, run, end):
         write(tile, table, offset + part * _PART, add)
 
 
+q5_k = q4_k  # codes up to 127 are all the same to it
+
+
 @kernel(signatures(WIDTHS), apart=True)
 def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
     """q4_k() for Q6_K rows."""

@@ -119,6 +119,27 @@ def q4_k_codes(context, table, offset, out):
     return types.void(int64, int64, int64), generate
 
 
+@intrinsic(prefer_literal=True)
+def q5_k_codes(context, table, low_bits, high_bits, out, first):
+    """128 columns of 5-bit codes, sub-blocks `first` (0 or 4) to first + 3: nibbles of the 64 bytes at low_bits as Q4_K's; bit j of
+    the 32 bytes at high_bits belongs to sub-block j."""
+    bit = first.literal_value
+
+    def generate(c, b, s, a):
+        low, high = _words(b, a[0], a[1], 0, 64), _words(b, a[0], a[2], 0, 32)
+
+        def codes():
+            for i, word in enumerate(low):
+                for odd in range(2):
+                    fifth = _bits(b, high[i % 8], bit + i // 8 * 2 + odd - 4, 0x10)
+                    yield i // 8 * 16 + odd * 8 + i % 8, b.or_(_bits(b, word, 4 * odd, 0x0F), fifth)
+
+        _store_codes(b, codes(), a[3])
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64, first), generate
+
+
 @intrinsic
 def q6_k_factors(context, table, offset, out):
     """d s_j of the sixteen sub-blocks of the Q6_K blocks at the offset."""

@@ -178,6 +178,25 @@ def five_bits(context, first, second):
 
 
 @intrinsic(prefer_literal=True)
+def five_bits_of_four(context, low_bits, high_bits, first, odd):
+    """64 of a Q5_K block's 5-bit codes: 32 each of sub-blocks first + odd and first + odd + 2, `first` 0 or 4, `odd` 0 or 1.
+
+    Nibbles, low ones or for odd = 1 high ones, of 64 bytes at low_bits; bit j of 32 bytes at high_bits belongs to sub-block j.
+    """
+    bit, upper = first.literal_value + odd.literal_value, odd.literal_value
+
+    def generate(c, b, s, a):
+        nibbles = b.load(pointer(b, a[0], V64B), align=1)
+        if upper:
+            nibbles = _shift(b, nibbles, "lshr", 4, 4)
+        fifths = _twice(b, b.load(pointer(b, a[1], V32B), align=1))
+        fifths = _shift(b, fifths, "shl", 4 - bit, 2 - bit) if bit < 2 else _shift(b, fifths, "lshr", bit - 4, bit - 2)
+        return b.or_(b.and_(nibbles, constant(V64B, 15)), b.and_(fifths, constant(V64B, 16)))
+
+    return u8x64(types.int64, types.int64, first, odd), generate
+
+
+@intrinsic(prefer_literal=True)
 def pick_two(context, x, low, high):
     """Lanes 0 to 7 = x[low], lanes 8 to 15 = x[high], of 8 float32."""
     lanes = [low.literal_value] * 8 + [high.literal_value] * 8
