@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.foreign_file import Parts
 from support.tiny_model import ODD, Tiny, write_tiny
 
 import glmrun
@@ -17,6 +18,7 @@ from glmrun.engine.runner import Runner
 from glmrun.engine.sequence import Sequence
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError
+from quant.formats import FORMATS, WRITTEN
 
 N_CTX = 5120
 CONFIG = replace(ODD, max_position_embeddings=N_CTX)
@@ -50,14 +52,19 @@ def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Weig
 
     def weights(recipe: str) -> Weights:
         if recipe not in made:
-            path = write_tiny(tmp_path_factory.mktemp("batch") / f"{recipe}.gguf", CONFIG, recipe, seed=3).path
+            path = tmp_path_factory.mktemp("batch") / f"{recipe}.gguf"
+            write_tiny(path, CONFIG, "F32" if recipe == "read only" else recipe, seed=3)
+            if recipe == "read only":
+                parts = Parts.read(path)
+                parts.put_random(*(name for name in FORMATS if name not in WRITTEN))
+                parts.write(path)
             made[recipe] = glmrun.load(path, n_ctx=64)
         return made[recipe].weights
 
     return weights
 
 
-@pytest.mark.parametrize("recipe", ["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q4_K_M"])
+@pytest.mark.parametrize("recipe", ["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q4_K_M", "read only"])
 def test_company_changes_no_bit(weights_of: Callable[[str], Weights], recipe: str) -> None:
     weights, rng = weights_of(recipe), np.random.default_rng(8)
     alone, together = Runner(weights, N_CTX, 1), Runner(weights, N_CTX, 2, max_tokens=1024)

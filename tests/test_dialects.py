@@ -142,14 +142,8 @@ def test_fused_gate_and_up(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None
 def test_foreign_formats(tiny_gguf: Callable[..., Tiny], tmp_path: Path, name: str) -> None:
     """Every matrix whose rows fit in the format, held to the size of the rounding noise (tests/test_forward.py)."""
     parts = Parts.read(tiny_gguf("F32", SMALL).path)
-    ran = dict(parts.formats)
-    for tensor, shape in list(parts.shapes.items()):
-        if len(shape) < 2 or shape[-1] % READABLE[name].block_length or "ffn_gate_inp" in tensor:
-            continue
-        spread = 1.0 if "token_embd" in tensor else 1 / np.sqrt(shape[-2 if "attn_k_b" in tensor else -1])
-        n_rows = int(np.prod(shape[:-1]))
-        parts.blocks[tensor] = random_blocks(name, n_rows, shape[-1], spread, seed=n_rows)
-        parts.formats[tensor], ran[tensor] = name, READABLE[name].runs_as or name
+    parts.put_random(name)
+    ran = {tensor: READABLE[found].runs_as or found for tensor, found in parts.formats.items()}
     path = parts.write(tmp_path / "foreign.gguf")
     model = glmrun.load(path, n_ctx=64)
     notes = model.weights.notes

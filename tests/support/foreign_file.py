@@ -46,6 +46,15 @@ class Parts:
         blocks = WRITTEN[format_name].encode(values.reshape(-1, values.shape[-1]))
         self.blocks[name], self.formats[name], self.shapes[name] = blocks, format_name, values.shape
 
+    def put_random(self, *formats: str) -> None:
+        """Random blocks of these formats, in turn, instead of all matrices whose rows they divide; activations stay near 1."""
+        for i, (name, shape) in enumerate(self.shapes.items()):
+            f = READABLE[formats[i % len(formats)]]
+            if len(shape) > 1 and shape[-1] % f.block_length == 0 and "ffn_gate_inp" not in name:
+                spread = 1.0 if "token_embd" in name else 1 / np.sqrt(shape[-2 if "attn_k_b" in name else -1])
+                n_rows = int(np.prod(shape[:-1]))
+                self.blocks[name], self.formats[name] = random_blocks(f.name, n_rows, shape[-1], spread, seed=n_rows), f.name
+
     def take(self, name: str) -> np.ndarray:
         """Remove a tensor and return its values, float32 (shape)."""
         return READABLE[self.formats.pop(name)].decode(self.blocks.pop(name)).reshape(self.shapes.pop(name))
