@@ -1,4 +1,4 @@
-"""Q4_1: 32 values in 20 bytes, x = d * q + m. Read only: it runs as Q8_0, rounded once more.
+"""Q4_1: 32 values in 20 bytes, x = d * q + m. Read only.
 
 byte  0   2   4                          20
       | d | m | q0 q1 ...            q15 |

@@ -1,4 +1,4 @@
-"""Q5_1: 32 values in 24 bytes, x = d * q + m. Read only: it runs as Q8_0, rounded once more.
+"""Q5_1: 32 values in 24 bytes, x = d * q + m. Read only.
 
 byte  0   2   4        8                        24
       | d | m | high   | low0 low1 ...   low15 |

@@ -6,12 +6,24 @@ Each function takes a table of 16 addresses of rows, the number of columns, and 
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import q4_1 as _q4_1
 from glmrun.kernels.formats import q4_k as _q4_k
 from glmrun.kernels.formats import q5_0 as _q5_0
+from glmrun.kernels.formats import q5_1 as _q5_1
 from glmrun.kernels.formats import q5_k as _q5_k
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
-from glmrun.kernels.formats.transpose import q4_k_codes, q4_k_factors, q5_0_block, q5_k_codes, q6_k_codes, q6_k_factors, q8_0_block
+from glmrun.kernels.formats.transpose import (
+    q4_1_block,
+    q4_k_codes,
+    q4_k_factors,
+    q5_0_block,
+    q5_1_block,
+    q5_k_codes,
+    q6_k_codes,
+    q6_k_factors,
+    q8_0_block,
+)
 from glmrun.kernels.simd.memory import aligned_stack, store_i64
 
 TABLE = 16 * 8  # bytes: addresses of the 16 rows that are unpacked together
@@ -21,7 +33,7 @@ _unpack = types.void(int64, int64, int64, int64)
 @kernel(int64(int64))
 def panel_bytes(n):
     """Room for a panel of any format with n columns."""
-    return n * 32 + n // 16 * 128
+    return n * 32 + (n + 255) // 256 * 2048
 
 
 @kernel(types.void(int64, int64, int64, int64, int64))
@@ -77,3 +89,19 @@ def q5_0(table, n, codes, factors):
     aligned_stack()
     for b in range(n // 32):
         q5_0_block(table, b * _q5_0.BLOCK, factors + b * 128, codes + b * 1024)
+
+
+@kernel(_unpack, apart=True)
+def q4_1(table, n, codes, factors):
+    """Q4_1 rows, as Q4_K's: of 256 columns eight scales, then eight minimums."""
+    aligned_stack()
+    for b in range(n // 32):
+        q4_1_block(table, b * _q4_1.BLOCK, factors + (b // 8 * 16 + b % 8) * 128, codes + b * 1024)
+
+
+@kernel(_unpack, apart=True)
+def q5_1(table, n, codes, factors):
+    """Q5_1 rows, as Q4_K's: codes 0 to 31; of 256 columns eight scales, then eight minimums."""
+    aligned_stack()
+    for b in range(n // 32):
+        q5_1_block(table, b * _q5_1.BLOCK, factors + (b // 8 * 16 + b % 8) * 128, codes + b * 1024)

@@ -26,16 +26,16 @@ def dot(row, n_blocks, x):
     while i + 4 <= n_blocks:
         block = row + i * BLOCK
         prefetch(block + AHEAD), prefetch(block + AHEAD + 64)
-        c0 = five_bits(block + 2, block + 24)
-        c1 = five_bits(block + 46, block + 68)
+        c0 = five_bits(block + 2, block + 24, 112)
+        c1 = five_bits(block + 46, block + 68, 112)
         a, b = add_four(c0, c1, spaced_f16(block, 4, BLOCK), x, i, n_blocks, a, b)
         i += 4
     block = row + i * BLOCK
     if i + 2 <= n_blocks:
-        a = add_two(five_bits(block + 2, block + 24), spaced_f16(block, 2, BLOCK), x, i, n_blocks, a)
+        a = add_two(five_bits(block + 2, block + 24, 112), spaced_f16(block, 2, BLOCK), x, i, n_blocks, a)
         block += 2 * BLOCK
     if n_blocks % 2:
-        b = add_last(five_bits(block + 2, block + 2), spaced_f16(block, 1, BLOCK), x, n_blocks, b)
+        b = add_last(five_bits(block + 2, block + 2, 112), spaced_f16(block, 1, BLOCK), x, n_blocks, b)
     return total(a + b)
 
 
@@ -55,18 +55,18 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
         while i + 4 <= n_blocks:
             block = row + i * BLOCK
             prefetch(block + AHEAD), prefetch(block + AHEAD + 64)
-            c0, c1 = five_bits(block + 2, block + 24), five_bits(block + 46, block + 68)
+            c0, c1 = five_bits(block + 2, block + 24, 112), five_bits(block + 46, block + 68, 112)
             d = spaced_f16(block, 4, BLOCK)
             a0, b0 = add_four(c0, c1, d, x0, i, n_blocks, a0, b0)
             a1, b1 = add_four(c0, c1, d, x1, i, n_blocks, a1, b1)
             i += 4
         block = row + i * BLOCK
         if i + 2 <= n_blocks:
-            codes, d = five_bits(block + 2, block + 24), spaced_f16(block, 2, BLOCK)
+            codes, d = five_bits(block + 2, block + 24, 112), spaced_f16(block, 2, BLOCK)
             a0, a1 = add_two(codes, d, x0, i, n_blocks, a0), add_two(codes, d, x1, i, n_blocks, a1)
             block += 2 * BLOCK
         if n_blocks % 2:
-            codes, d = five_bits(block + 2, block + 2), spaced_f16(block, 1, BLOCK)
+            codes, d = five_bits(block + 2, block + 2, 112), spaced_f16(block, 1, BLOCK)
             b0, b1 = add_last(codes, d, x0, n_blocks, b0), add_last(codes, d, x1, n_blocks, b1)
         store_f32(out0 + r * 4, total(a0 + b0))
         store_f32(out1 + r * 4, total(a1 + b1))

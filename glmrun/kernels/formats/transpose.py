@@ -188,6 +188,15 @@ def q8_0_block(context, table, offset, factors, out):
     return types.void(int64, int64, int64, int64), generate
 
 
+def _five_bits(builder, fifth, low):
+    """32 columns of 5-bit codes, low nibbles first: (i, value) for each vector; bit k of `fifth` belongs to column k."""
+    for i in range(8):
+        four = builder.and_(builder.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
+        spread = builder.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
+        high = builder.shl(_bits(builder, spread, 0, 1), constant(V16I, 4))
+        yield i, builder.or_(_bits(builder, low[i % 4], i // 4 * 4, 0x0F), high)
+
+
 @intrinsic
 def q5_0_block(context, table, offset, factors, out):
     """The scale and 32 columns of codes, 16 taken off, + OFFSET of the Q5_0 blocks at the offset."""
@@ -195,15 +204,41 @@ def q5_0_block(context, table, offset, factors, out):
     def generate(c, b, s, a):
         _store(b, _half(b, _words(b, a[0], a[1], 0, 16)[0], False), a[2], 0)
         fifth, low = _words(b, a[0], a[1], 2, 16)[0], _words(b, a[0], a[1], 6, 16)
+        more = constant(V64B, (OFFSET - 16) % 256)
+        codes = ((i, b.bitcast(b.add(b.bitcast(code, V64B), more), V16I)) for i, code in _five_bits(b, fifth, low))
+        _store_codes(b, codes, a[3])
+        return c.get_dummy_value()
 
-        def codes():
-            for i in range(8):
-                four = b.and_(b.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
-                spread = b.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
-                code = b.or_(_bits(b, low[i % 4], i // 4 * 4, 0x0F), b.shl(_bits(b, spread, 0, 1), constant(V16I, 4)))
-                yield i, b.bitcast(b.add(b.bitcast(code, V64B), constant(V64B, (OFFSET - 16) % 256)), V16I)
+    return types.void(int64, int64, int64, int64), generate
 
-        _store_codes(b, codes(), a[3])
+
+def _scale_and_minimum(builder, both, factors):
+    """Write a block's two float16, the minimum eight vectors behind the scale."""
+    _store(builder, _half(builder, both, False), factors, 0)
+    _store(builder, _half(builder, both, True), factors, 8)
+
+
+@intrinsic
+def q4_1_block(context, table, offset, factors, out):
+    """The scale, the minimum and 32 columns of codes of the Q4_1 blocks at the offset."""
+
+    def generate(c, b, s, a):
+        _scale_and_minimum(b, _words(b, a[0], a[1], 0, 16)[0], a[2])
+        low = _words(b, a[0], a[1], 4, 16)
+        _store_codes(b, ((i, _bits(b, low[i % 4], i // 4 * 4, 0x0F)) for i in range(8)), a[3])
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64), generate
+
+
+@intrinsic
+def q5_1_block(context, table, offset, factors, out):
+    """The scale, the minimum and 32 columns of codes of the Q5_1 blocks at the offset."""
+
+    def generate(c, b, s, a):
+        both, fifth, *_ = _words(b, a[0], a[1], 0, 16)
+        _scale_and_minimum(b, both, a[2])
+        _store_codes(b, _five_bits(b, fifth, _words(b, a[0], a[1], 8, 16)), a[3])
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate

@@ -124,6 +124,19 @@ def spaced_f16(context, address, count, stride):
 
 
 @intrinsic(prefer_literal=True)
+def first_f32(context, address, count):
+    """`count` (1, 2 or 4) float32 in the first lanes of 8; zeros behind."""
+    n = count.literal_value
+
+    def generate(c, b, s, a):
+        some = ir.VectorType(F32, n)
+        lanes = [min(lane, n) for lane in range(8)]  # the n-th is the other operand's first
+        return shuffle(b, b.load(pointer(b, a[0], some), align=4), constant(some, 0.0), lanes)
+
+    return f32x8(types.int64, count), generate
+
+
+@intrinsic(prefer_literal=True)
 def splat_lane_x8(context, x, lane):
     """x[lane] in 8 lanes, of 8 float32."""
     return f32x8(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 8)
@@ -158,9 +171,10 @@ def _bits(builder, word):
     return builder.icmp_unsigned("!=", builder.and_(spread, bit), constant(V32B, 0))
 
 
-@intrinsic
-def five_bits(context, first, second):
-    """The 5-bit codes of two Q5_0 blocks' (qh, qs) at two addresses, 32 each, plus 112: 128 more than what they stand for."""
+@intrinsic(prefer_literal=True)
+def five_bits(context, first, second, more):
+    """The 5-bit codes of two blocks' (high bits, low bits) at two addresses, 32 each, plus 112 or 128."""
+    high_bit, none = more.literal_value + 16, more.literal_value
 
     def generate(c, b, s, a):
         def block(address):
@@ -170,9 +184,26 @@ def five_bits(context, first, second):
             words = ir.VectorType(I16, 16)
             shifted = b.bitcast(b.lshr(b.bitcast(both, words), constant(words, 0, 4)), V32B)
             low = b.and_(shifted, constant(V32B, 15))
-            return b.or_(low, b.select(high, constant(V32B, 0x80), constant(V32B, 0x70)))
+            return b.or_(low, b.select(high, constant(V32B, high_bit), constant(V32B, none)))
 
         return shuffle(b, block(a[0]), block(a[1]), list(range(64)))
+
+    return u8x64(types.int64, types.int64, more), generate
+
+
+@intrinsic
+def four_bits(context, first, second):
+    """The 4-bit codes at two addresses, 16 bytes and 32 codes each, plus 128: low nibbles, then high ones."""
+
+    def generate(c, b, s, a):
+        def block(address):
+            packed = b.load(pointer(b, address, V16B), align=1)
+            both = shuffle(b, packed, packed, list(range(16)) * 2)
+            shifted = b.lshr(b.bitcast(both, V16H), constant(V16H, 0, 4))
+            return b.bitcast(shifted, V32B)
+
+        codes = b.and_(shuffle(b, block(a[0]), block(a[1]), list(range(64))), constant(V64B, 15))
+        return b.or_(codes, constant(V64B, 0x80))
 
     return u8x64(types.int64, types.int64), generate
 
