@@ -1,18 +1,22 @@
 """The kernels, one by one, against NumPy on the same numbers: odd sizes, both ways through multiply(), extreme blocks."""
 
+import ctypes
+import mmap
+import os
+
 import numpy as np
 import pytest
 
 from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
-from glmrun.kernels.formats import q4_k, q5_0, q6_k, q8_0
+from glmrun.kernels.formats import q3_k, q4_k, q5_0, q6_k, q8_0
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
 from quant.formats import FORMATS
 
-BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,)}  # where a block keeps its float16 scales
+BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0", "Q3_K")
+SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "Q3_K": (108,)}  # where a block keeps its float16 scales
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
@@ -80,6 +84,23 @@ def test_an_odd_number_of_blocks(name: str, columns: int) -> None:
         expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T
         error = np.abs(product(name, blocks, rows, columns) - expected).max()
         assert error <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no mprotect")
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_is_read_behind_the_last_row(name: str) -> None:
+    """The last tensor may end where the file does, and the file where a page does: a byte more is a bus error."""
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+    memory = mmap.mmap(-1, 1 << 17)
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (1 << 17) - page
+    assert libc.mprotect(ctypes.c_void_p(behind), ctypes.c_size_t(page), 0) == 0
+    for columns in (256, 32) if FORMATS[name].block_length < 256 else (256,):
+        source = random_rows(name, 33, columns)
+        blocks = np.frombuffer(memory, np.uint8)[-page - source.nbytes : -page].reshape(source.shape)
+        blocks[:] = source.view(np.uint8)
+        for n in (1, 2, 9):
+            rows, _ = rounded(np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32), name)
+            assert np.array_equal(product(name, blocks, rows, columns), product(name, source, rows, columns))
 
 
 @pytest.mark.parametrize("fill", [0x00, 0x7F, 0x80, 0xFF])
@@ -156,7 +177,7 @@ def test_rounding_of_activations() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "BF16"])
+@pytest.mark.parametrize("name", [*BLOCK_FORMATS, "F32", "BF16"])
 def test_what_is_not_finite_stays_visible(name: str, bad: float) -> None:
     """In the compiled kernels too: no flag lets LLVM assume that NaN does not happen."""
     blocks = random_rows(name, 3, 512)
@@ -191,13 +212,13 @@ def test_rope_angles_are_exact_far_out(position: int) -> None:
     assert np.abs(table[:, 1] - np.sin(angle)).max() <= 1e-6
 
 
-@pytest.mark.parametrize("name,columns", [("Q4_K", 512), ("Q6_K", 512), ("Q8_0", 512), ("Q8_0", 224), ("Q5_0", 192), ("Q5_0", 224)])
+@pytest.mark.parametrize("name,columns", [*((name, 512) for name in BLOCK_FORMATS), ("Q8_0", 224), ("Q5_0", 192), ("Q5_0", 224)])
 def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
     blocks, (rows, values) = (
         random_rows(name, 33, columns),
         rounded(np.random.default_rng(3).standard_normal((2, columns)).astype(np.float32), name),
     )
-    kernels, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0}[name], np.zeros((4, 33), np.float32)
+    kernels, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0, "Q3_K": q3_k}[name], np.zeros((4, 33), np.float32)
     at = (blocks.ctypes.data, blocks.shape[1], 33, columns // FORMATS[name].block_length)
     kernels.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
     for i in range(2):
