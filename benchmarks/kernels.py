@@ -33,27 +33,11 @@ from glmrun.kernels.team import Team, wait
 from glmrun.measure.bandwidth import read_bandwidth
 from quant.formats import FORMATS
 
-COLUMNS = {
-    "Q4_K": 2048,
-    "Q5_K": 2048,
-    "Q6_K": 1536,
-    "Q8_0": 2048,
-    "Q5_0": 192,
-    "Q4_1": 2048,
-    "Q5_1": 192,
-    "BF16": 2048,
-    "F16": 2048,
-    "F32": 2048,
-}
+COLUMNS = {"Q6_K": 1536, "Q5_0": 192, "Q5_1": 192}  # of the others 2,048
+# Where a block keeps its float16 scales.
 SCALES = {
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "Q8_0": (0,),
-    "Q5_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_1": (0, 2),
-}  # where a block keeps its float16 scales
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2),
+}  # fmt: skip
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 
 
@@ -94,7 +78,7 @@ class Activations:
 
 def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[float, int]:
     """(best seconds of one matmul of n activation vectors, bytes of its weights)."""
-    form, columns = FORMATS[name], COLUMNS[name]
+    form, columns = FORMATS[name], COLUMNS.get(name, 2048)
     blocks = random_rows(name, rows, columns)
     weight = np.array([(blocks.ctypes.data, form.ggml_type, rows, columns, blocks.shape[1])], WEIGHT)[0]
     x = Activations(n, columns, form.ggml_type)
@@ -123,7 +107,8 @@ def main() -> None:
     print(f"{team.n_threads} threads: {bandwidth / 1e9:.1f} GB/s read, {peak / 1e9:.0f} GMAC/s int8\n")
     print("| format | columns | one vector, GB/s | of the bandwidth | 512 vectors, GMAC/s | of the peak |")
     print("|---|---|---|---|---|---|")
-    for name, columns in COLUMNS.items():
+    for name in FORMATS:
+        columns = COLUMNS.get(name, 2048)
         row_bytes = FORMATS[name].row_bytes(columns)
         one, n_bytes = seconds(team, name, LARGE // row_bytes, 1, options.rounds)
         many, _ = seconds(team, name, ROWS, MANY, options.rounds)

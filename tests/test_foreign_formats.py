@@ -18,7 +18,7 @@ SCALES = {
     "Q5_K": (0, 2),
     "MXFP4": (),
 }
-EXACT = ("Q4_0", "Q3_K", "IQ4_NL", "MXFP4")
+EXACT = ("Q4_0", "IQ4_NL", "MXFP4")
 
 
 def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.ndarray:

@@ -1,5 +1,8 @@
 """The kernels, one by one, against NumPy on the same numbers: odd sizes, both ways through multiply(), extreme blocks."""
 
+import ctypes
+import mmap
+import os
 from importlib import import_module
 
 import numpy as np
@@ -15,7 +18,9 @@ from quant.formats import FORMATS
 BLOCK_FORMATS = [name for name, f in FORMATS.items() if f.block_length > 1]
 OF_32 = [name for name, f in FORMATS.items() if f.block_length == 32]
 # Where a block keeps its float16 scales.
-SCALES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2)}
+SCALES = {
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2),
+}  # fmt: skip
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
@@ -83,6 +88,23 @@ def test_an_odd_number_of_blocks(name: str, columns: int) -> None:
         expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T
         error = np.abs(product(name, blocks, rows, columns) - expected).max()
         assert error <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no mprotect")
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_is_read_behind_the_last_row(name: str) -> None:
+    """The last tensor may end where the file does, and the file where a page does: a byte more is a bus error."""
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+    memory = mmap.mmap(-1, 1 << 17)
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (1 << 17) - page
+    assert libc.mprotect(ctypes.c_void_p(behind), ctypes.c_size_t(page), 0) == 0
+    for columns in (256, 32) if FORMATS[name].block_length < 256 else (256,):
+        source = random_rows(name, 33, columns)
+        blocks = np.frombuffer(memory, np.uint8)[-page - source.nbytes : -page].reshape(source.shape)
+        blocks[:] = source.view(np.uint8)
+        for n in (1, 2, 9):
+            rows, _ = rounded(np.random.default_rng(n).standard_normal((n, columns)).astype(np.float32), name)
+            assert np.array_equal(product(name, blocks, rows, columns), product(name, source, rows, columns))
 
 
 @pytest.mark.parametrize("fill", [0x00, 0x7F, 0x80, 0xFF])
@@ -159,7 +181,7 @@ def test_rounding_of_activations() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "BF16"])
+@pytest.mark.parametrize("name", [*BLOCK_FORMATS, "F32", "BF16"])
 def test_what_is_not_finite_stays_visible(name: str, bad: float) -> None:
     """In the compiled kernels too: no flag lets LLVM assume that NaN does not happen."""
     blocks = random_rows(name, 3, 512)

@@ -1,5 +1,4 @@
-"""Q3_K: 256 values in 110 bytes, as 16 sub-blocks of 16; x = (d * (s[j] - 32)) * (q - 4). Read only: it runs as Q6_K, which
-holds the same values.
+"""Q3_K: 256 values in 110 bytes, as 16 sub-blocks of 16; x = (d * (s[j] - 32)) * (q - 4). Read, not written.
 
 byte  0            32                         96           108  110
       | high 32    | low: 2 halves of 32      | s 16 x 6   | d  |
@@ -37,15 +36,3 @@ def decode_q3_k(blocks: np.ndarray) -> np.ndarray:
     q = _codes(raw).view(np.int8).reshape(-1, 16, 16) - np.int8(4)  # (n, 16, 16)
     with np.errstate(invalid="ignore"):
         return ((d * _scales(raw))[:, :, None] * q).reshape(*blocks.shape[:-1], blocks.shape[-1] // 110 * 256)  # (..., 256 n)
-
-
-def repack_q3_k(blocks: np.ndarray) -> np.ndarray:
-    """uint8 (rows, 110 n) -> the same values as Q6_K, uint8 (rows, 210 n); layout in q6_k.py."""
-    raw = np.ascontiguousarray(blocks).reshape(-1, 110)  # (n, 110)
-    q = (_codes(raw) + np.uint8(28)).reshape(-1, 2, 4, 32)  # (n, half, k, i): q - 4 = (q + 28) - 32
-    out = np.empty((len(raw), 210), np.uint8)  # (n, 210)
-    out[:, :128] = (q[:, :, :2] & 15 | q[:, :, 2:] << 4).reshape(-1, 128)
-    out[:, 128:192] = np.bitwise_or.reduce(q >> 4 << _SHIFTS[:, None], axis=2).reshape(-1, 64)
-    out[:, 192:208] = _scales(raw).view(np.uint8)
-    out[:, 208:] = raw[:, 108:]
-    return out.reshape(len(blocks), -1)  # (rows, 210 n)

@@ -6,6 +6,7 @@ Each function takes a table of 16 addresses of rows, the number of columns, and 
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import q3_k as _q3_k
 from glmrun.kernels.formats import q4_1 as _q4_1
 from glmrun.kernels.formats import q4_k as _q4_k
 from glmrun.kernels.formats import q5_0 as _q5_0
@@ -14,6 +15,8 @@ from glmrun.kernels.formats import q5_k as _q5_k
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
 from glmrun.kernels.formats.transpose import (
+    q3_k_codes,
+    q3_k_factors,
     q4_1_block,
     q4_k_codes,
     q4_k_factors,
@@ -73,6 +76,15 @@ def q6_k(table, n, codes, factors):
         for i in range(2):
             low, high = b * _q6_k.BLOCK + i * 64, b * _q6_k.BLOCK + 128 + i * 32
             q6_k_codes(table, low, high, codes + (b * 2 + i) * 4096)
+
+
+@kernel(_unpack, apart=True)
+def q3_k(table, n, codes, factors):
+    """Q3_K rows, as Q6_K's: codes 28 to 35."""
+    aligned_stack()
+    for b in range(n // 256):
+        q3_k_factors(table, b * _q3_k.BLOCK, factors + b * 2048)
+        q3_k_codes(table, b * _q3_k.BLOCK, codes + b * 8192)
 
 
 @kernel(_unpack, apart=True)

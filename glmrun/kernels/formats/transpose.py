@@ -4,6 +4,8 @@ Rows are given by a table of 16 addresses, int64 (16,), and an offset behind eac
 tile.py): four columns of 16 rows are one vector, two vectors of the same rows stand 128 bytes apart.
 """
 
+from itertools import pairwise
+
 from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
@@ -173,6 +175,45 @@ def q6_k_codes(context, table, low_bits, high_bits, out):
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate
+
+
+@intrinsic
+def q3_k_factors(context, table, offset, out):
+    """d (s_j - 32) of the sixteen sub-blocks of the Q3_K blocks at the offset; packed as in quant/blocks/q3_k.py."""
+
+    def generate(c, b, s, a):
+        words = _words(b, a[0], a[1], 94, 16)  # the block's last: two other bytes, then the scales, then d
+        *low, high = (b.or_(b.lshr(x, constant(V16I, 16)), b.shl(y, constant(V16I, 16))) for x, y in pairwise(words))
+        d = _half(b, words[3], True)
+        for j in range(16):
+            if j % 4 == 0:
+                four = b.or_(_bits(b, low[j // 4 % 2], j // 8 * 4, 0x0F), _bits(b, high, j // 2 - 4, 0x30))
+                four = b.bitcast(b.sub(b.bitcast(four, V64B), constant(V64B, 32)), V16I)
+            _store(b, b.fmul(_byte(b, four, j % 4, signed=True), d), a[2], j)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+@intrinsic
+def q3_k_codes(context, table, offset, out):
+    """256 columns of 3-bit codes of the Q3_K blocks at the offset, as Q6_K's that stand for the same."""
+
+    def generate(c, b, s, a):
+        high = _words(b, a[0], a[1], 0, 32)
+        for half in range(2):
+            low = _words(b, a[0], a[1], 32 + half * 32, 32)
+
+            def codes(half=half, low=low):
+                for i in range(32):
+                    pair, single = _bits(b, low[i % 8], i // 8 * 2, 0x03), _bits(b, high[i % 8], half * 4 + i // 8 - 2, 0x04)
+                    code = b.bitcast(b.or_(pair, single), V64B)
+                    yield i, b.bitcast(b.add(code, constant(V64B, 252 if has_neon() else 28)), V16I)
+
+            _store_codes(b, codes(), _at(b, a[2], half * 4096))
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
 
 
 @intrinsic

@@ -161,6 +161,44 @@ def six_bits(context, low_bits, high_bits, half):
     return u8x64(types.int64, types.int64, half), generate
 
 
+@intrinsic(prefer_literal=True)
+def three_bits(context, low_bits, high_bits, quarter):
+    """64 of a Q3_K block's 3-bit codes: pairs of bits of 32 bytes at low_bits, single bits of 32 bytes at high_bits.
+
+    quarter    which 64 of the 256: of the low bits those of each half stand at an address of their own
+    """
+    half, upper = divmod(quarter.literal_value, 2)
+
+    def generate(c, b, s, a):
+        pairs, single = (_twice(b, b.load(pointer(b, address, V32B), align=1)) for address in a[:2])
+        pairs, right = _shift(b, pairs, "lshr", 4 * upper, 4 * upper + 2), 4 * half + 2 * upper - 2
+        single = _shift(b, single, "lshr", right, right + 1) if right >= 0 else _shift(b, single, "shl", 2, 1)
+        return b.or_(b.and_(pairs, constant(V64B, 3)), b.and_(single, constant(V64B, 4)))
+
+    return u8x64(types.int64, types.int64, quarter), generate
+
+
+@intrinsic
+def six_bit_scales(context, address):
+    """A Q3_K block's sixteen s_j - 32 as int16, from its last 16 bytes: two others, then the scales, then d.
+
+    Byte j (j < 8) holds the lower 4 bits of s_j and of s_j+8, byte 8 + j (j < 4) the upper 2 of s_j, s_j+4, s_j+8 and s_j+12.
+    """
+
+    def generate(c, b, s, a):
+        block = b.load(pointer(b, a[0], V16B), align=1)
+        words, quads = ir.VectorType(I64, 2), ir.VectorType(I32, 4)
+        lower = shuffle(b, block, block, [*range(2, 10), *range(2, 10)])
+        lower = b.bitcast(b.lshr(b.bitcast(lower, words), ir.Constant(words, [0, 4])), V16B)
+        upper = shuffle(b, block, block, [*range(10, 14)] * 4)
+        upper = b.and_(b.lshr(b.bitcast(upper, quads), ir.Constant(quads, [0, 2, 4, 6])), constant(quads, 0x03030303))
+        upper = b.bitcast(b.shl(upper, constant(quads, 4)), V16B)
+        scales = b.or_(b.and_(lower, constant(V16B, 15)), upper)
+        return b.sext(b.sub(scales, constant(V16B, 32)), V16H)
+
+    return i16x16(types.int64), generate
+
+
 def _bits(builder, word):
     """32 truth values from 32 bits: in one move where the CPU has registers of them, else each byte spread over its eight bits."""
     if dot_bits() == 512:
