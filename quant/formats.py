@@ -87,7 +87,7 @@ WRITTEN = {
 }
 
 # Formats of published files that kernels read where they stand, and convert does not write.
-_READ: dict[str, Format] = {}
+_READ = {f.name: f for f in (Format("IQ4_XS", 23, 256, 136, "iq4"),)}
 
 # Formats of published files that no kernel reads: converted once, when a model is opened. Q8_0's 127 steps add little to the 15 or
 # 31 of a format with a minimum, at half the size of F16 and on the fast kernels. Codes that fit into Q5_0 take two thirds of that.
@@ -102,7 +102,6 @@ FOREIGN = {
         Format("Q3_K", 11, 256, 110, "q3_k", "Q6_K"),
         Format("Q5_K", 13, 256, 176, "q5_k", "Q8_0", _ROUNDED),
         Format("IQ4_NL", 20, 32, 18, "iq4", "Q8_0"),
-        Format("IQ4_XS", 23, 256, 136, "iq4", "Q8_0", "scales rounded to 11 bits"),
         Format("MXFP4", 39, 32, 17, "mxfp4", "Q5_0"),
     )
 }

@@ -5,14 +5,14 @@ import pytest
 
 from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
-from glmrun.kernels.formats import q4_k, q5_0, q6_k, q8_0
+from glmrun.kernels.formats import iq4_xs, q4_k, q5_0, q6_k, q8_0
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
 from quant.formats import FORMATS
 
-BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0")
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,)}  # where a block keeps its float16 scales
+BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0", "IQ4_XS")
+SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "IQ4_XS": (0,)}  # where a block keeps its float16 scales
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_rounding_of_activations() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "BF16"])
+@pytest.mark.parametrize("name", [*BLOCK_FORMATS, "F32", "BF16"])
 def test_what_is_not_finite_stays_visible(name: str, bad: float) -> None:
     """In the compiled kernels too: no flag lets LLVM assume that NaN does not happen."""
     blocks = random_rows(name, 3, 512)
@@ -191,13 +191,14 @@ def test_rope_angles_are_exact_far_out(position: int) -> None:
     assert np.abs(table[:, 1] - np.sin(angle)).max() <= 1e-6
 
 
-@pytest.mark.parametrize("name,columns", [("Q4_K", 512), ("Q6_K", 512), ("Q8_0", 512), ("Q8_0", 224), ("Q5_0", 192), ("Q5_0", 224)])
+@pytest.mark.parametrize("name,columns", [(name, 512) for name in BLOCK_FORMATS] + [("Q8_0", 224), ("Q5_0", 192), ("Q5_0", 224)])
 def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
     blocks, (rows, values) = (
         random_rows(name, 33, columns),
         rounded(np.random.default_rng(3).standard_normal((2, columns)).astype(np.float32), name),
     )
-    kernels, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0}[name], np.zeros((4, 33), np.float32)
+    modules = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0, "IQ4_XS": iq4_xs}
+    kernels, out = modules[name], np.zeros((4, 33), np.float32)
     at = (blocks.ctypes.data, blocks.shape[1], 33, columns // FORMATS[name].block_length)
     kernels.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
     for i in range(2):

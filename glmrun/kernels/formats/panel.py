@@ -6,11 +6,21 @@ Each function takes a table of 16 addresses of rows, the number of columns, and 
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import iq4_xs as _iq4_xs
 from glmrun.kernels.formats import q4_k as _q4_k
 from glmrun.kernels.formats import q5_0 as _q5_0
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
-from glmrun.kernels.formats.transpose import q4_k_codes, q4_k_factors, q5_0_block, q6_k_codes, q6_k_factors, q8_0_block
+from glmrun.kernels.formats.transpose import (
+    iq4_codes,
+    iq4_xs_factors,
+    q4_k_codes,
+    q4_k_factors,
+    q5_0_block,
+    q6_k_codes,
+    q6_k_factors,
+    q8_0_block,
+)
 from glmrun.kernels.simd.memory import aligned_stack, store_i64
 
 TABLE = 16 * 8  # bytes: addresses of the 16 rows that are unpacked together
@@ -65,3 +75,13 @@ def q5_0(table, n, codes, factors):
     aligned_stack()
     for b in range(n // 32):
         q5_0_block(table, b * _q5_0.BLOCK, factors + b * 128, codes + b * 1024)
+
+
+@kernel(_unpack, apart=True)
+def iq4_xs(table, n, codes, factors):
+    """IQ4_XS rows: the values that the codes choose, + tile.OFFSET; a scale for each 32."""
+    aligned_stack()
+    for b in range(n // 256):
+        iq4_xs_factors(table, b * _iq4_xs.BLOCK, factors + b * 1024)
+        for i in range(8):
+            iq4_codes(table, b * _iq4_xs.BLOCK + 8 + i * 16, codes + (b * 8 + i) * 1024)
