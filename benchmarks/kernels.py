@@ -37,6 +37,7 @@ COLUMNS = {"Q6_K": 1536, "Q5_0": 192, "Q5_1": 192}  # of the others 2,048
 # Where a block keeps its float16 scales.
 SCALES = {
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2),
+    "IQ4_XS": (0,),
 }  # fmt: skip
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 

@@ -94,6 +94,7 @@ _READ = {
         Format("Q5_1", 7, 32, 24, "q5_1"),
         Format("Q3_K", 11, 256, 110, "q3_k"),
         Format("Q5_K", 13, 256, 176, "q5_k"),
+        Format("IQ4_XS", 23, 256, 136, "iq4"),
     )
 }
 
@@ -106,7 +107,6 @@ FOREIGN = {
         Format("Q4_0", 2, 32, 18, "q4_0", "Q5_0"),
         Format("Q2_K", 10, 256, 84, "q2_k", "Q8_0", _ROUNDED),
         Format("IQ4_NL", 20, 32, 18, "iq4", "Q8_0"),
-        Format("IQ4_XS", 23, 256, 136, "iq4", "Q8_0", "scales rounded to 11 bits"),
         Format("MXFP4", 39, 32, 17, "mxfp4", "Q5_0"),
     )
 }

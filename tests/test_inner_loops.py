@@ -43,7 +43,7 @@ def loops_for(cpu: str, features: str, folder: Path, *arguments: str) -> dict:
 def test_inner_loops_stay_in_registers(cpu: str, tmp_path: Path) -> None:
     features, target, most, wide = CPUS[cpu]
     found = loops_for(cpu, features, tmp_path)
-    assert found["target"] == target and len(found["loops"]) == (26 if cpu == "haswell" else 24)  # there Q5_K has tiles of its own
+    assert found["target"] == target and len(found["loops"]) == (28 if cpu == "haswell" else 26)  # there Q5_K has tiles of its own
     for name, loop in found["loops"].items():
         assert not loop["waits"], (name, loop)  # a row of Q4_K took three times as long for one such load
         if ".dot_rows" in name:
@@ -58,7 +58,7 @@ def test_inner_loops_for_arm(cpu: str, tmp_path: Path) -> None:
     0 to 6 % in attention's and the rows' loops; 15 % in gather for cortex-a76, whose scheduling holds more at once."""
     features, target, triple = ARM[cpu]
     found = loops_for(cpu, features, tmp_path, triple)
-    assert found["target"] == target and len(found["loops"]) == 16
+    assert found["target"] == target and len(found["loops"]) == 17
     for name, loop in found["loops"].items():
         most = 3 if ".tile_in" in name else (0.16 if ".gather." in name else 0.08) * loop["instructions"]
         assert not loop["x86"] and loop["stack"] <= most, (name, loop)

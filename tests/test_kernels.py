@@ -20,6 +20,7 @@ OF_32 = [name for name, f in FORMATS.items() if f.block_length == 32]
 # Where a block keeps its float16 scales.
 SCALES = {
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2),
+    "IQ4_XS": (0,),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from numba import from_dtype, types
 from numba.extending import intrinsic
 
 F32, F16, Q4_1, Q5_0, Q5_1, Q8_0, Q3_K, Q4_K, Q5_K, Q6_K, BF16 = 0, 1, 3, 6, 7, 8, 11, 12, 13, 14, 30  # GGML's numbers
+IQ4_XS = 23
 
 WEIGHT = np.dtype(
     [

@@ -1,4 +1,4 @@
-"""IQ4_NL and IQ4_XS: 4-bit codes that choose among 16 values. Read only: both run as Q8_0, whose int8 holds the 16 values.
+"""IQ4_NL and IQ4_XS: 4-bit codes that choose among 16 values. Read only: IQ4_NL runs as Q8_0, whose int8 holds the 16 values.
 
 IQ4_NL: 32 values in 18 bytes, x = d * value[q].
 byte  0   2                          18
@@ -13,12 +13,12 @@ q  4 bits: of a sub-block's 16 bytes, the lower nibble of byte i is q[i], the up
 
 import numpy as np
 
-_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
 
 def _values(q: np.ndarray) -> np.ndarray:
     """uint8 (n, 16) of two codes each -> int8 (n, 32)."""
-    return _VALUES[np.concatenate([q & 15, q >> 4], axis=1)]  # (n, 32)
+    return VALUES[np.concatenate([q & 15, q >> 4], axis=1)]  # (n, 32)
 
 
 def _scales(raw: np.ndarray) -> np.ndarray:
@@ -53,16 +53,3 @@ def repack_iq4_nl(blocks: np.ndarray) -> np.ndarray:
     out[:, :2] = raw[:, :2]
     out[:, 2:] = _values(raw[:, 2:]).view(np.uint8)
     return out.reshape(len(blocks), -1)  # (rows, 34 n)
-
-
-def repack_iq4_xs(blocks: np.ndarray) -> np.ndarray:
-    """uint8 (rows, 136 n) -> Q8_0, uint8 (rows, 272 n): the same codes, d * (s - 32) rounded to float16 (by 2^-11 of it at most).
-
-    Scales too small for float16's normal numbers are multiples of d's own last bit and stay exact.
-    """
-    raw = np.ascontiguousarray(blocks).reshape(-1, 136)  # (n, 136)
-    out = np.empty((8 * len(raw), 34), np.uint8)  # (8 n, 34)
-    with np.errstate(over="ignore"):
-        out[:, :2] = _scales(raw).astype("<f2").view(np.uint8)
-    out[:, 2:] = _values(raw[:, 8:].reshape(-1, 16)).view(np.uint8)
-    return out.reshape(len(blocks), -1)  # (rows, 272 n)

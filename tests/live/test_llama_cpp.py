@@ -125,6 +125,18 @@ def test_a_file_of_llama_cpps_own_quantizer_runs_as_well(name, recipe, request, 
     assert between <= FEW * itself
 
 
+@pytest.mark.parametrize("recipe", ["IQ4_XS"])
+def test_a_file_in_a_format_that_convert_does_not_write(recipe, nano, gguf_of, tmp_path):
+    path = tmp_path / "theirs.gguf"
+    llama.quantize(gguf_of(nano, "BF16"), path, recipe)
+    assert recipe.removesuffix("_MOE") in read_weights(path)[1].values()
+    ours, theirs, flash = ours_on(path, nano.texts), theirs_on(path, nano.texts), theirs_on(path, nano.texts, flash=True)
+    between, itself = np.median(errors(ours, theirs)), np.median(errors(flash, theirs))
+    middle = [np.median(errors(x, nano.truth)) for x in (ours, theirs, flash)]
+    print(f"\nnano {recipe}: glmrun-llama.cpp {between:.2e}, flash on-off {itself:.2e}; errors", *[f"{x:.2e}" for x in middle])
+    assert between <= FEW * itself and middle[0] <= max(middle[1:])
+
+
 def test_a_full_shape_model_cut_to_a_few_layers_runs_in_both(tmp_path):
     path = tmp_path / "cut.gguf"
     command = [sys.executable, str(ROOT / "scripts" / "make_synthetic.py"), "--layers", "3", "-q", "Q4_K_M", "-o", str(path)]

@@ -6,6 +6,7 @@ Each function takes a table of 16 addresses of rows, the number of columns, and 
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import iq4_xs as _iq4_xs
 from glmrun.kernels.formats import q3_k as _q3_k
 from glmrun.kernels.formats import q4_1 as _q4_1
 from glmrun.kernels.formats import q4_k as _q4_k
@@ -15,6 +16,8 @@ from glmrun.kernels.formats import q5_k as _q5_k
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
 from glmrun.kernels.formats.transpose import (
+    iq4_codes,
+    iq4_xs_factors,
     q3_k_codes,
     q3_k_factors,
     q4_1_block,
@@ -117,3 +120,13 @@ def q5_1(table, n, codes, factors):
     aligned_stack()
     for b in range(n // 32):
         q5_1_block(table, b * _q5_1.BLOCK, factors + (b // 8 * 16 + b % 8) * 128, codes + b * 1024)
+
+
+@kernel(_unpack, apart=True)
+def iq4_xs(table, n, codes, factors):
+    """IQ4_XS rows: the values that the codes choose, + tile.OFFSET; a scale for each 32."""
+    aligned_stack()
+    for b in range(n // 256):
+        iq4_xs_factors(table, b * _iq4_xs.BLOCK, factors + b * 1024)
+        for i in range(8):
+            iq4_codes(table, b * _iq4_xs.BLOCK + 8 + i * 16, codes + (b * 8 + i) * 1024)

@@ -9,10 +9,10 @@ A panel holds 32 rows unpacked to one byte a weight, so that one instruction mul
 A table tells what the columns read and where their results go, ENTRY bytes each: int64 address of the activation, int64 address of
 the row of float32 results, float32 factor of the results.
 
-Codes are unsigned: those of Q6_K carry +32, those of Q8_0 and Q5_0 +128. The sums that this adds are taken off where the
-dot products start, from what quantize_row puts beside the activations. What a column holds does not depend on the tile's width.
-Only where products are added up in 16 bits, which codes up to 255 don't allow, the codes of Q8_0 and Q5_0 are signed; with NEON all
-codes are, and none carries anything.
+Codes are unsigned: those of Q6_K carry +32, those of Q8_0 and of what shares its tiles +128. The sums that this adds are taken off
+where the dot products start, from what quantize_row puts beside the activations. What a column holds does not depend on the tile's
+width. Only where products are added up in 16 bits, which codes up to 255 don't allow, these are signed; with NEON all codes are,
+and none carries anything.
 The tiles themselves: tile_in_registers.py for 32 registers, tile_16x4.py for all others.
 """
 
@@ -26,7 +26,7 @@ from glmrun.kernels.simd.target import signed_factors
 from glmrun.kernels.simd.types import I64, pointer
 
 ROWS = 32  # of a panel
-OFFSET = 0 if signed_factors() else 128  # that codes of Q8_0 and Q5_0 carry
+OFFSET = 0 if signed_factors() else 128  # that codes of Q8_0 and the like carry
 ENTRY, RESULT, FACTOR = 24, 8, 16  # bytes: of a column's entry in the table, and where its parts stand
 
 

@@ -11,8 +11,10 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.formats.tile import OFFSET
+from glmrun.kernels.simd.tables import emit_look_up
 from glmrun.kernels.simd.target import has_i8mm, has_neon
 from glmrun.kernels.simd.types import F16, I16, I32, I64, V16F, V16I, V64B, constant, pointer, shuffle
+from quant.blocks import iq4
 
 _STRIDE = 128
 _LOW_PAIR = [lane + i for lane in range(0, 16, 4) for i in (0, 16, 1, 17)]
@@ -283,3 +285,40 @@ def q5_1_block(context, table, offset, factors, out):
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64, int64), generate
+
+
+@intrinsic
+def iq4_xs_factors(context, table, offset, out):
+    """d (s_j - 32) of the eight sub-blocks of the IQ4_XS blocks at the offset."""
+
+    def generate(c, b, s, a):
+        first, low = _words(b, a[0], a[1], 0, 16)[:2]
+        d = _half(b, first, False)
+        for j in range(8):
+            four, two = b.lshr(low, constant(V16I, 4 * j)), b.lshr(first, constant(V16I, 12 + 2 * j))
+            six = b.or_(b.and_(four, constant(V16I, 0x0F)), b.and_(two, constant(V16I, 0x30)))
+            _store(b, b.fmul(b.sitofp(b.sub(six, constant(V16I, 32)), V16F), d), a[2], j)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+def _codes_of(values):
+    table = [(value + OFFSET) % 256 for value in values]
+
+    @intrinsic
+    def codes(context, table_of_rows, offset, out):
+        """32 columns of what the 4-bit codes in the 16 bytes at the offset stand for, + OFFSET: the low nibbles', then the high."""
+
+        def generate(c, b, s, a):
+            words = _words(b, a[0], a[1], 0, 16)
+            nibbles = ((i, b.bitcast(_bits(b, words[i % 4], i // 4 * 4, 0x0F), V64B)) for i in range(8))
+            _store_codes(b, ((i, b.bitcast(emit_look_up(b, table, four), V16I)) for i, four in nibbles), a[2])
+            return c.get_dummy_value()
+
+        return types.void(int64, int64, int64), generate
+
+    return codes
+
+
+iq4_codes = _codes_of(iq4.VALUES.tolist())

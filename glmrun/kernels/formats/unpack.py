@@ -4,7 +4,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from glmrun.kernels.simd.target import dot_bits
+from glmrun.kernels.simd.tables import emit_look_up
+from glmrun.kernels.simd.target import dot_bits, has_neon, signed_factors
 from glmrun.kernels.simd.types import (
     F16,
     F32,
@@ -14,6 +15,7 @@ from glmrun.kernels.simd.types import (
     I32,
     I64,
     V8F,
+    V8I,
     V16B,
     V16F,
     V16H,
@@ -31,6 +33,7 @@ from glmrun.kernels.simd.types import (
     splat,
     u8x64,
 )
+from quant.blocks import iq4
 
 
 def _twice(builder, half):
@@ -244,6 +247,52 @@ def four_bits(context, first, second):
         return b.or_(codes, constant(V64B, 0x80))
 
     return u8x64(types.int64, types.int64), generate
+
+
+def _values_of(table):
+    # Where dot_offset_128() takes 128 off again, LLVM sees two flips of a bit and leaves out both.
+    flip = 0x80 if signed_factors() else 0
+
+    @intrinsic
+    def values(context, first, second):
+        """What 4-bit codes stand for, plus 128, of 16 bytes at each of two addresses: low nibbles, then high."""
+
+        def generate(c, b, s, a):
+            lower, upper = (b.load(pointer(b, address, V16B), align=1) for address in a)
+            packed = shuffle(b, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
+            shifted = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
+            codes = b.bitcast(b.lshr(b.bitcast(packed, shifted), constant(shifted, 0, 4, 0, 4)), V64B)
+            found = emit_look_up(b, [value & 0xFF ^ 0x80 ^ flip for value in table], b.and_(codes, constant(V64B, 15)))
+            return b.xor(found, constant(V64B, flip))
+
+        return u8x64(types.int64, types.int64), generate
+
+    return values
+
+
+iq4_values = _values_of(iq4.VALUES.tolist())
+
+
+@intrinsic
+def iq4_xs_scales(context, block):
+    """d (s_j - 32) of an IQ4_XS block's eight sub-blocks, exact in float32 (layout: quant/blocks/iq4.py)."""
+
+    def generate(c, b, s, a):
+        d = b.load(pointer(b, a[0], I16), align=1)
+        d = b.fpext(b.bitcast(splat(b, d, 8), ir.VectorType(F16, 8)), V8F)
+        first, second = (b.load(pointer(b, b.add(a[0], ir.Constant(I64, i)), I32), align=1) for i in (0, 4))
+        high = b.lshr(splat(b, first, 8), ir.Constant(V8I, [*range(12, 28, 2)]))
+        low = b.lshr(splat(b, second, 8), ir.Constant(V8I, [*range(0, 32, 4)]))
+        six = b.or_(b.and_(high, constant(V8I, 0x30)), b.and_(low, constant(V8I, 15)))
+        return b.fmul(d, b.sitofp(b.sub(six, constant(V8I, 32)), V8F))
+
+    return f32x8(types.int64), generate
+
+
+@intrinsic
+def upper_half(context, x):
+    """Lanes 4 to 7 of 8 float32 twice."""
+    return f32x8(f32x8), lambda c, b, s, a: shuffle(b, a[0], a[0], [*range(4, 8)] * 2)
 
 
 @intrinsic(prefer_literal=True)
