@@ -214,6 +214,7 @@ def test_an_answer_that_had_not_begun_is_an_error_and_no_empty_answer(stream: bo
     with served(Steps(), Options(seconds=0.05)) as server:
         late = server.post(CHAT, body("wait", stream=stream))
         assert "no answer had begun after 0.05 s" in late.text and "length" not in late.text
+        assert stream or (late.status_code, late.headers["retry-after"]) == (429, "5")
     assert [record.status for record in server.records] == [429]
 
 
