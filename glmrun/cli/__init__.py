@@ -216,6 +216,9 @@ def _told(why: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
     if isinstance(why, _USAGE_ERROR):
         show_error(_usage_text(why, arguments))
         return 2
+    if isinstance(why, RuntimeError) and str(why) == "can't start new thread":
+        show_error("the system starts no more threads; raise the limit on processes (ulimit -u, a container's pids limit)")
+        return 1
     if not isinstance(why, OSError) or why.errno not in _OUTSIDE:
         raise why
     place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
