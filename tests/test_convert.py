@@ -248,6 +248,22 @@ def test_tied_embeddings_have_no_output_tensor(tmp_path: Path) -> None:
     assert "output.weight" not in read(tmp_path / "x.gguf").tensors
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_a_prediction_layer_leaves_out_is_the_trunks(tmp_path: Path, tied: bool) -> None:
+    config, weights = replace(SMALL, tie_word_embeddings=tied), source_tensors(SMALL)
+    if tied:
+        del weights["lm_head.weight"]
+    pairs = {"embed_tokens": "model.embed_tokens", "shared_head.norm": "model.norm"}
+    pairs["shared_head.head"] = "model.embed_tokens" if tied else "lm_head"
+    twice, left_out = dict(weights), dict(weights)
+    for own, trunk in pairs.items():
+        twice[f"model.layers.3.{own}.weight"] = weights[f"{trunk}.weight"]
+        del left_out[f"model.layers.3.{own}.weight"]
+    for name, tensors in (("twice", twice), ("left_out", left_out)):
+        run(write_folder(tmp_path / name / "Small-GLM", config, tensors), tmp_path / f"{name}.gguf", "Q8_0")
+    assert (tmp_path / "left_out.gguf").read_bytes() == (tmp_path / "twice.gguf").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("eos", "want"),
     [
