@@ -148,7 +148,8 @@ def test_pull_list_use_and_remove(home: dict[str, str], hub: Hub, tiny_gguf: Cal
 
     listed = json.loads(glmrun("list", "--json", env=home).stdout)
     assert [(m["name"], m["quantization"], m["bytes"], m["kind"]) for m in listed] == [
-        (f"{FLASH}:Q8_0", "Q8_0", len(data), "pulled")
+        ("nano", "Q8_0", None, "built in"),
+        (f"{FLASH}:Q8_0", "Q8_0", len(data), "pulled"),
     ]
     assert f"{FLASH}:Q8_0".encode() in glmrun("ls", env=home).stdout
     for name in (f"{FLASH}:Q8_0", "flash", "q8_0"):
@@ -159,7 +160,7 @@ def test_pull_list_use_and_remove(home: dict[str, str], hub: Hub, tiny_gguf: Cal
     asked = glmrun("rm", "flash", env=home)
     assert b"add --yes" in asked.stderr and asked.returncode == 1 and path.exists()
     assert glmrun("rm", "FLASH", "--yes", env=home).returncode == 0
-    assert not path.exists() and json.loads(glmrun("list", "--json", env=home).stdout) == []
+    assert not path.exists() and [m["name"] for m in json.loads(glmrun("list", "--json", env=home).stdout)] == ["nano"]
     assert not [p for p in Path(home["HF_HOME"]).rglob("*") if p.is_file() and p.stat().st_size == len(data)]
 
 
