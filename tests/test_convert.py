@@ -279,6 +279,17 @@ def test_end_tokens(tmp_path: Path, eos: object, want: tuple[int, ...]) -> None:
     assert "tokenizer.ggml.eos_token_ids" not in found
 
 
+def test_flags_of_added_tokens_that_gguf_cannot_say(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a")
+    assert not Checkpoint.open(folder).notes
+    path = folder / "tokenizer.json"
+    source = json.loads(path.read_text())
+    source["added_tokens"][3] |= {"rstrip": True, "normalized": True}
+    path.write_text(json.dumps(source))
+    [said] = Checkpoint.open(folder).notes
+    assert "'<|user|>', which GGUF cannot say" in said
+
+
 @pytest.mark.parametrize("eos", [[260, 263, 264, 262], [262, 265, 260]])
 def test_more_end_tokens_than_keys(tmp_path: Path, eos: list[int]) -> None:
     run(write_folder(tmp_path / "a", eos_token_id=eos), tmp_path / "x.gguf")
