@@ -114,9 +114,10 @@ class Checkpoint:
         if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
             notes.append(f"{SINGLE} holds the whole model: {INDEX} and the shards that it names are left out")
         tensors = _needed_tensors(folder, config, tensors)
+        vocabulary = read_vocabulary(folder / "tokenizer.json", config.vocab_size)
+        notes += vocabulary.notes
         pad = _token_ids(folder / "config.json", source, "pad_token_id", config)
         generation = _json_of(folder / "generation_config.json")
-        vocabulary = read_vocabulary(folder / "tokenizer.json", config.vocab_size)
         ends = [
             *_token_ids(folder / "config.json", source, "eos_token_id", config),
             *_token_ids(folder / "generation_config.json", generation, "eos_token_id", config),

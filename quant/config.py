@@ -33,6 +33,13 @@ _RANGES = {
     "vocab_size": (1, 1 << 20),
 }
 
+# Field of the prediction layer that a file or a checkpoint may leave out -> the trunk's tensor that it is then.
+_SHARED = {
+    "nextn.embed_tokens": "token_embd.weight",
+    "nextn.shared_head_head": "output.weight",
+    "nextn.shared_head_norm": "output_norm.weight",
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -143,6 +150,12 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     if not c.tie_word_embeddings:
         shapes["output.weight"] = vocab
     return shapes
+
+
+def of_trunk(config: Config, name: str) -> str | None:
+    """The trunk's tensor that may stand for `name` of the prediction layer; None for a tensor that nothing stands for."""
+    found = _SHARED.get(name.removeprefix(f"blk.{config.num_hidden_layers}.").removesuffix(".weight"))
+    return "token_embd.weight" if found == "output.weight" and config.tie_word_embeddings else found
 
 
 def _block_shapes(c: Config, i: int) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_ARCH, ExpertGatingFuncType, Keys, get_tensor_name_map
 
-from quant.config import Config, tensor_shapes
+from quant.config import Config, of_trunk, tensor_shapes
 from quant.errors import UserError, brief
 from quant.gguf_header import MetadataValue
 from quant.vocabulary import Vocabulary
@@ -65,11 +65,15 @@ class Card:
 def pieces(config: Config, names: Collection[str]) -> dict[str, list[Piece]]:
     """{GGUF tensor name: the pieces whose rows, one after the other, are the tensor}, in the order of the file.
 
-    names   the checkpoint's tensor names; they only decide whether a layer's experts are stored one by one or fused
+    names   the checkpoint's tensor names; they only decide whether a layer's experts are stored one by one or fused, and
+            whether the prediction layer has an embedding and a head of its own
     """
     renamed, found = _renamed(config.n_blocks), {}
     for name, shape in tensor_shapes(config).items():
         if source := renamed.get(name):
+            trunk = renamed.get(of_trunk(config, name) or "")
+            if trunk and trunk in names and source not in names:
+                source = trunk
             found[name] = [Piece(source, shape, 0, shape[0] if len(shape) == 2 else 1)]
             continue
         _, i, kind, _ = name.split(".")

@@ -37,6 +37,12 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def bytes_there(path: Path) -> int:
+    """Bytes that an unfinished `path` takes of the disk."""
+    partial = partial_path(path)
+    return partial.stat().st_blocks * 512 if partial.exists() else 0
+
+
 class Output:
     """Files being written, in a publish() block.
 
@@ -279,8 +285,7 @@ def _check_target(path: Path, force: bool, sources: Iterable[Path], kept: bool =
 
 
 def _check_space(path: Path, sizes: Mapping[Path, int]) -> None:
-    there = [name.stat().st_blocks * 512 for name in map(partial_path, sizes) if name.exists()]
-    needed, free = sum(sizes.values()) - sum(there), shutil.disk_usage(path.parent).free
+    needed, free = sum(sizes.values()) - sum(map(bytes_there, sizes)), shutil.disk_usage(path.parent).free
     if free < needed:
         raise Interrupted(f"not enough disk space for {path}: {needed:,} bytes needed, {free:,} free; nothing was written")
 

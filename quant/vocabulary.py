@@ -13,6 +13,7 @@ from quant.errors import UserError, brief
 from quant.strict_json import MAX_TOKENIZER, read_json_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+_UNSAID = ("lstrip", "rstrip", "single_word")  # flags of an added token; GLM's own tokens have none of them
 _MAX_ADDED = 256  # characters, as when the file is read
 
 # GLM's pre-tokenizer, as tokenizer.json writes it and with the case-insensitive group written out; GGUF's name is "glm4".
@@ -29,6 +30,7 @@ class Vocabulary:
     types: list[int]
     merges: list[str]  # "left right"
     pre: str
+    notes: list[str] = field(default_factory=list)  # lines the user should see
     ids: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,9 +57,12 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     for text, i in model["vocab"].items():
         _place(path, texts, i, text)
         types[i] = NORMAL
-    for text, i, special in _added_tokens(path, source.get("added_tokens") or []):
+    flagged = list[str]()
+    for token in _added_tokens(path, source.get("added_tokens") or []):
+        text, i = token["content"], token["id"]
         _place(path, texts, i, text)
-        types[i] = CONTROL if special else USER_DEFINED
+        types[i] = CONTROL if token.get("special") else USER_DEFINED
+        flagged += [text] if any(token.get(flag) for flag in _UNSAID) else []
     tokens = [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
     if len(set(tokens)) < len(tokens):
         text, n = Counter(tokens).most_common(1)[0]
@@ -66,7 +71,8 @@ def read_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     made = {merge.replace(" ", "") for merge in merges}
     if any(types[i] == NORMAL and len(text) > 1 and text not in made for text, i in model["vocab"].items()):
         pre = _with_words(path, pre, bool(model.get("ignore_merges")))
-    return Vocabulary(tokens, types, merges, pre)
+    said = f"tokenizer.json sets {' or '.join(_UNSAID)} of the added tokens {brief(', '.join(flagged))}, which GGUF cannot say"
+    return Vocabulary(tokens, types, merges, pre, [f"{said}: text beside them may be cut otherwise"] if flagged else [])
 
 
 def _with_words(path: Path, pre: str, ignore_merges: bool) -> str:
@@ -124,13 +130,13 @@ def _flatten(step: Any) -> Iterator[dict[str, Any]]:
             yield step
 
 
-def _added_tokens(path: Path, added: Any) -> Iterator[tuple[str, int, bool]]:
+def _added_tokens(path: Path, added: Any) -> Iterator[dict[str, Any]]:
     for token in added if isinstance(added, list) else [added]:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or type(token.get("id")) is not int:
             raise UserError(f"{path}: an added token without text and id: {str(token)[:80]}")
         if len(token["content"]) > _MAX_ADDED:
             raise UserError(f"{path}: an added token of {len(token['content']):,} characters; glmrun takes up to {_MAX_ADDED}")
-        yield token["content"], token["id"], bool(token.get("special"))
+        yield token
 
 
 def _place(path: Path, texts: list[str | None], i: Any, text: str) -> None:

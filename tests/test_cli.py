@@ -113,6 +113,9 @@ def test_without_a_command_the_help_is_printed() -> None:
         (["convert", "."], 3, "config.json"),
         (["convert", ".", "-q", "Q9_9"], 2, "Q4_K_M, Q6_K, Q8_0"),
         (["convert"], 2, "SRC"),
+        (["convert", "nano", "-o", "-"], 2, "not standard output; name a file"),
+        (["imatrix", "nano", "-f", __file__, "-o", "-"], 2, "not standard output; name a file"),
+        (["eval", "nano", "-o", "-"], 2, "not standard output; name a file"),
     ],
 )
 def test_wrong_usage_is_one_line_and_a_code(arguments: list[str], code: int, words: str) -> None:

@@ -248,6 +248,22 @@ def test_tied_embeddings_have_no_output_tensor(tmp_path: Path) -> None:
     assert "output.weight" not in read(tmp_path / "x.gguf").tensors
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_a_prediction_layer_leaves_out_is_the_trunks(tmp_path: Path, tied: bool) -> None:
+    config, weights = replace(SMALL, tie_word_embeddings=tied), source_tensors(SMALL)
+    if tied:
+        del weights["lm_head.weight"]
+    pairs = {"embed_tokens": "model.embed_tokens", "shared_head.norm": "model.norm"}
+    pairs["shared_head.head"] = "model.embed_tokens" if tied else "lm_head"
+    twice, left_out = dict(weights), dict(weights)
+    for own, trunk in pairs.items():
+        twice[f"model.layers.3.{own}.weight"] = weights[f"{trunk}.weight"]
+        del left_out[f"model.layers.3.{own}.weight"]
+    for name, tensors in (("twice", twice), ("left_out", left_out)):
+        run(write_folder(tmp_path / name / "Small-GLM", config, tensors), tmp_path / f"{name}.gguf", "Q8_0")
+    assert (tmp_path / "left_out.gguf").read_bytes() == (tmp_path / "twice.gguf").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("eos", "want"),
     [
@@ -261,6 +277,17 @@ def test_end_tokens(tmp_path: Path, eos: object, want: tuple[int, ...]) -> None:
     found = plan(Checkpoint.open(write_folder(tmp_path / "a", eos_token_id=eos)), "BF16").metadata
     assert tuple(found[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot", "eom")) == want
     assert "tokenizer.ggml.eos_token_ids" not in found
+
+
+def test_flags_of_added_tokens_that_gguf_cannot_say(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a")
+    assert not Checkpoint.open(folder).notes
+    path = folder / "tokenizer.json"
+    source = json.loads(path.read_text())
+    source["added_tokens"][3] |= {"rstrip": True, "normalized": True}
+    path.write_text(json.dumps(source))
+    [said] = Checkpoint.open(folder).notes
+    assert "'<|user|>', which GGUF cannot say" in said
 
 
 @pytest.mark.parametrize("eos", [[260, 263, 264, 262], [262, 265, 260]])

@@ -214,7 +214,24 @@ def test_an_answer_that_had_not_begun_is_an_error_and_no_empty_answer(stream: bo
     with served(Steps(), Options(seconds=0.05)) as server:
         late = server.post(CHAT, body("wait", stream=stream))
         assert "no answer had begun after 0.05 s" in late.text and "length" not in late.text
+        assert stream or (late.status_code, late.headers["retry-after"]) == (429, "5")
     assert [record.status for record in server.records] == [429]
+
+
+def test_an_answer_for_which_no_thread_starts_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name.startswith("glmrun-answer"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with served(Steps()) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", limited)
+            refused = server.post(CHAT, body("one"))
+        assert refused.status_code == 429 and refused.headers["retry-after"] and not server.service.desk.jobs
+        assert server.post(CHAT, body("two")).json()["choices"][0]["message"]["content"] == "two"
 
 
 def test_heads_that_do_not_arrive_end_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:

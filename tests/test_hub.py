@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.checkpoint_folder import write_folder
@@ -19,6 +20,7 @@ from glmrun.store import hub as client
 from glmrun.store.hub import Reference, RemoteFile, choose_files, is_plain_path, quantization_of
 from glmrun.store.local import local_models, matching, remove
 from quant.errors import UserError
+from quant.publish import partial_path
 
 FLASH = "ggml-org/GLM-4.7-Flash-GGUF"
 BIG = bytes(range(256)) * 400  # 102,400 bytes
@@ -148,7 +150,8 @@ def test_pull_list_use_and_remove(home: dict[str, str], hub: Hub, tiny_gguf: Cal
 
     listed = json.loads(glmrun("list", "--json", env=home).stdout)
     assert [(m["name"], m["quantization"], m["bytes"], m["kind"]) for m in listed] == [
-        (f"{FLASH}:Q8_0", "Q8_0", len(data), "pulled")
+        ("nano", "Q8_0", None, "built in"),
+        (f"{FLASH}:Q8_0", "Q8_0", len(data), "pulled"),
     ]
     assert f"{FLASH}:Q8_0".encode() in glmrun("ls", env=home).stdout
     for name in (f"{FLASH}:Q8_0", "flash", "q8_0"):
@@ -159,7 +162,7 @@ def test_pull_list_use_and_remove(home: dict[str, str], hub: Hub, tiny_gguf: Cal
     asked = glmrun("rm", "flash", env=home)
     assert b"add --yes" in asked.stderr and asked.returncode == 1 and path.exists()
     assert glmrun("rm", "FLASH", "--yes", env=home).returncode == 0
-    assert not path.exists() and json.loads(glmrun("list", "--json", env=home).stdout) == []
+    assert not path.exists() and [m["name"] for m in json.loads(glmrun("list", "--json", env=home).stdout)] == ["nano"]
     assert not [p for p in Path(home["HF_HOME"]).rglob("*") if p.is_file() and p.stat().st_size == len(data)]
 
 
@@ -269,6 +272,19 @@ def test_the_disk_is_checked_first(home: dict[str, str], monkeypatch: pytest.Mon
     client.check_disk(Reference("a/b"), [RemoteFile("x.gguf", 10)])
 
 
+def test_each_disk_is_checked_for_what_goes_there(home: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home on a small disk, and the cache on a large one."""
+    models, there = Path("/elsewhere/models"), [RemoteFile("x.gguf", 100)]
+    disk = lambda folder: SimpleNamespace(stat=lambda: SimpleNamespace(st_dev=int(folder == models)))  # noqa: E731
+    monkeypatch.setattr(client, "nearest", disk)
+    monkeypatch.setattr(client, "free_disk", lambda folder: 150 if folder == models else 120)
+    client.check_disk(Reference("a/b"), there, models, 140)
+    with pytest.raises(UserError, match=rf"in {models}: 160 bytes needed, 150 free; GLMRUN_MODELS names another"):
+        client.check_disk(Reference("a/b"), there, models, 160)
+    with pytest.raises(UserError, match=r"240 bytes needed, 120 free; HF_HUB_CACHE"):  # one disk for both
+        client.check_disk(Reference("a/b"), there, client.cache_folder(), 140)
+
+
 def pull_on(machine: str, home: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """The same on a machine that is described by assignments to parts of glmrun."""
     code = f"import sys, glmrun.machine as machine, glmrun.store.hub as hub, glmrun.cli as cli; {machine}; cli.main(sys.argv[1:])"
@@ -293,6 +309,10 @@ def test_a_converted_checkpoint_asks_for_no_room(home: dict[str, str], hub: Hub,
     full = "hub.free_disk = lambda folder: 10"
     assert "not enough disk space" in refusal(pull_on(full, home, "a/b"), 1)
     there.parent.mkdir()
+    fits = f"hub.free_disk = lambda folder: {sum(map(len, hub.repos['a/b'].values()))}"
+    assert "not enough disk space" in refusal(pull_on(fits, home, "a/b", "--dry-run"), 1)
+    partial_path(there).write_bytes(bytes(1 << 24))  # what an interrupted conversion has written needs no room again
+    assert pull_on(fits, home, "a/b", "--dry-run").returncode == 0
     there.touch()
     done = pull_on(full, home, "a/b:Q4_K_M", "-q", "q4_k_m")
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{there}\n", b"converted already\n")

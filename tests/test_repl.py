@@ -92,6 +92,16 @@ def _refuse_at_once(_: ChatRequest) -> Iterator[Chunk]:
     raise UserError("no server answers there")
 
 
+def test_a_switch_without_a_value_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = _pipe("one", surface=Surface(typing=Typing(vi=False, history=False)))
+    capsys.readouterr()
+    for line, said in (("/set vi", "emacs"), ("/set history", "no longer"), ("/set vi on", "in vi"), ("/set vi", "in vi")):
+        assert run_command(conversation, line) and said in capsys.readouterr().err
+    typing = conversation.surface.typing
+    assert typing is not None and not typing.history and not conversation.kept.saving
+    assert not run_command(conversation, "/set vi maybe") and "takes on or off, not 'maybe'" in capsys.readouterr().err
+
+
 def _refuse_when_read(_: ChatRequest) -> Iterator[Chunk]:
     raise UserError("no server answers there")
     yield Chunk()

@@ -5,10 +5,12 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.command_line import exit_code
 from support.scripted_model import ScriptedModel
 from test_cli import SCRIPT, glmrun, refused
 
@@ -69,6 +71,15 @@ def test_standard_input_that_can_not_be_read_is_named() -> None:
     for arguments in (("run", "nano", "hello", "--no-think"), ("chat", "nano", "--no-think")):
         done = with_closed("0>/dev/null", *arguments)
         assert (done.returncode, done.stderr) == (1, b"error: standard input can't be read: Bad file descriptor\n")
+
+
+def test_a_limit_on_threads_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert exit_code("verify", "nano") == 1
+    assert capsys.readouterr().err.startswith("error: the system starts no more threads; raise the limit")
 
 
 def test_switches_for_numba_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.atomic import atomic_add
 from glmrun.kernels.simd.memory import load_i64, store_i64
 from glmrun.kernels.team import CANCEL, Team, atomic_load, available_cores, barrier
+from quant.errors import UserError
 
 
 @kernel(int64(int64, int64, int64, int64, int64), entry=True)
@@ -105,3 +106,20 @@ def test_a_forgotten_team_ends_its_threads() -> None:
             return
         time.sleep(0.02)
     raise AssertionError("the thread is still there")
+
+
+def test_a_team_that_can_not_be_whole_leaves_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with few processes allowed."""
+    before, start, left = set(threading.enumerate()), threading.Thread.start, [2]
+
+    def limited(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr("glmrun.kernels.team.available_cores", lambda: 3)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(UserError, match="3 threads are to compute, and the system starts only 2; ask for fewer"):
+        Team()
+    assert not set(threading.enumerate()) - before

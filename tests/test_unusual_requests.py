@@ -102,6 +102,22 @@ def test_bodies_that_no_json_could_repeat(server: Served, raw: str, words: str) 
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
 
 
+def test_a_whole_number_may_be_written_with_a_point(server: Served) -> None:
+    """Lua, Java's Gson and Python's floats write 2.0 where 2 is meant."""
+    numbers = '"max_tokens": 2.0, "n": 1.0, "seed": 1e3, "top_k": 3.0'
+    sent = {
+        CHAT: f'{{"messages": {json.dumps(QUESTION)}, {numbers}, "logprobs": true, "top_logprobs": 1.0, "thinking_budget": -1.0}}',
+        "/v1/completions": f'{{"prompt": [5.0, 6.0], {numbers}, "logprobs": 1.0, "best_of": 1.0}}',
+        "/v1/messages": f'{{"messages": {json.dumps(QUESTION)}, "max_tokens": 2.0, "top_k": 3.0}}',
+        "/v1/responses": '{"input": "q", "max_output_tokens": 2.0, "top_logprobs": 1.0}',
+        "/api/generate": '{"prompt": "q", "options": {"num_predict": 2.0, "seed": 1e3, "top_k": 3.0, "repeat_last_n": 4.0}}',
+        "/detokenize": '{"tokens": [5.0]}',
+    }
+    assert {path: server.post(path, body.encode()).status_code for path, body in sent.items()} == dict.fromkeys(sent, 200)
+    half = server.post(CHAT, {"messages": QUESTION, "max_tokens": 2.5})
+    assert half.status_code == 400 and half.json()["error"]["param"] == "max_tokens"
+
+
 def test_an_advice_to_programmers_is_none_for_clients(server: Served) -> None:
     message = server.post(CHAT, b'{"seed": ' + b"1" * 5000 + b"}").json()["error"]["message"]
     assert "5000 digits" in message and "sys." not in message

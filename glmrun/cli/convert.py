@@ -59,7 +59,15 @@ def convert(
         typer.Option("-q", "--quant", "--quantize", "--outtype", metavar="NAME", help="See --list-quants; upper or lower case."),
     ] = "Q4_K_M",
     output: Annotated[
-        str | None, typer.Option("-o", "--output", "--outfile", metavar="FILE", help="Left out: <folder's name>-<NAME>.gguf, here.")
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            "--outfile",
+            callback=options.output_file,
+            metavar="FILE",
+            help="Left out: <folder's name>-<NAME>.gguf, here.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what an interrupted conversion has finished.")] = False,
@@ -94,7 +102,12 @@ def convert(
     ] = None,
     report: Annotated[
         str | None,
-        typer.Option("--report", metavar="FILE", help="Write sizes, types, errors and checksums of all tensors as JSON."),
+        typer.Option(
+            "--report",
+            callback=options.output_file,
+            metavar="FILE",
+            help="Write sizes, types, errors and checksums of all tensors as JSON.",
+        ),
     ] = None,
     threads: options.Threads = None,
     list_quants: Annotated[

@@ -36,7 +36,13 @@ def evaluate(
     named: loading.Named = None,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Answers, a JSON object a line; left out: FILE-MODEL.jsonl."),
+        typer.Option(
+            "-o",
+            "--output",
+            callback=options.output_file,
+            metavar="FILE",
+            help="Answers, a JSON object a line; left out: FILE-MODEL.jsonl.",
+        ),
     ] = None,
     preset: options.Preset = None,
     temp: Annotated[

@@ -16,7 +16,9 @@ def imatrix(
     file: Annotated[str, typer.Option("-f", "--file", metavar="FILE", help="Text as the model will meet, - for standard input.")],
     model: Annotated[str | None, loading.MODEL] = None,
     named: loading.Named = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The importance matrix.")] = "imatrix.gguf",
+    output: Annotated[
+        str, typer.Option("-o", "--output", callback=options.output_file, metavar="FILE", help="The importance matrix.")
+    ] = "imatrix.gguf",
     chunk_size: Annotated[int, typer.Option("-c", "--chunk-size", min=16, metavar="N", help="Tokens read together.")] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", min=1, metavar="N", help="Stop after N chunks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,

@@ -28,7 +28,8 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print a JS
 
     models = local_models()
     if as_json:
-        rows = [
+        nano = {"name": "nano", "kind": "built in", "quantization": "Q8_0", "bytes": None, "path": None, "modified": None}
+        rows = [nano] + [
             {
                 "name": m.name, "kind": m.kind, "quantization": m.quantization, "bytes": m.n_bytes, "path": str(m.path),
                 "modified": datetime.fromtimestamp(m.modified).astimezone().isoformat(timespec="seconds"),

@@ -33,6 +33,13 @@ def context_of(ctx: int | None, limit: int) -> int:
     return min(DEFAULT_CONTEXT, limit) if ctx is None else ctx
 
 
+def output_file(name: str | None) -> str | None:
+    """The name of a file to be written; raises BadParameter for -, where other programs write into a pipe."""
+    if name == "-":
+        raise typer.BadParameter("- would be a file of that name and not standard output; name a file")
+    return name
+
+
 def parse_memory(text: str) -> int:
     """`512M` or `8G` as bytes."""
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mMgG])[iI]?[bB]?", text.strip())

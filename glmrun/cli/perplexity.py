@@ -41,7 +41,12 @@ def perplexity(
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option("--kl-divergence-base", metavar="FILE", help="Write this model's predictions to FILE, as the reference."),
+        typer.Option(
+            "--kl-divergence-base",
+            callback=options.output_file,
+            metavar="FILE",
+            help="Write this model's predictions to FILE, as the reference.",
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--kl-divergence", help="Compare with the reference in --kl-divergence-base; the text is taken from it.")

@@ -68,12 +68,14 @@ def _show_plan(reference: "Reference", files: "list[RemoteFile]", ctx: int | Non
     from glmrun.machine import memory
     from glmrun.measure.plan import demand_of_download, demand_of_recipe
     from glmrun.store import hub
+    from quant.publish import bytes_there
     from quant.recipes import RECIPES
 
     n_bytes, missing = sum(file.n_bytes for file in files), hub.bytes_missing(reference, files)
     if hub.is_checkpoint(files):
         demand = demand_of_recipe(_config(reference, files), _recipe(reference))
-        hub.check_disk(reference, files, demand.file_bytes)
+        path = _converted(reference)
+        hub.check_disk(reference, files, path.parent, max(0, demand.file_bytes - bytes_there(path)))
     else:
         demand = demand_of_download(files[0].name, n_bytes, RECIPES.get(hub.quantization_of(files[0].name) or ""))
         hub.check_disk(reference, files)

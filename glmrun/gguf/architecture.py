@@ -8,11 +8,11 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from glmrun.gguf.dialects import as_listed, fused, head_widths, layers, of_trunk
+from glmrun.gguf.dialects import as_listed, fused, head_widths, layers
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.neighbours import another_model
 from glmrun.gguf.open import open_gguf
-from quant.config import Config, tensor_shapes
+from quant.config import Config, of_trunk, tensor_shapes
 from quant.errors import UserError, brief
 
 DEFAULT_CONTEXT = 32_768  # tokens, where the model takes that many

@@ -6,18 +6,11 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.file import GGUFFile
-from quant.config import Config
+from quant.config import Config, of_trunk
 from quant.vocabulary import UNUSED
 
 MAX_PADDING = 1 << 16  # rows of the embedding without a token
 COMPARED = 64  # rows of two matrices that are looked at before they are taken for the same
-
-# Field of the prediction layer that a file may leave out -> the trunk's tensor that it is then.
-_SHARED = {
-    "nextn.embed_tokens": "token_embd.weight",
-    "nextn.shared_head_head": "output.weight",
-    "nextn.shared_head_norm": "output_norm.weight",
-}
 
 
 def fused(config: Config, name: str) -> tuple[str, tuple[int, ...], int, int, int] | None:
@@ -64,12 +57,6 @@ def layers(file: GGUFFile) -> tuple[int, int]:
     if nextn and not there:
         nextn, blocks = 0, blocks - (f"blk.{blocks - 1}.attn_norm.weight" not in file.tensors)
     return blocks - nextn, nextn
-
-
-def of_trunk(config: Config, name: str) -> str | None:
-    """The trunk's tensor that may stand for `name` of the prediction layer; None for a tensor that nothing stands for."""
-    found = _SHARED.get(name.removeprefix(f"blk.{config.num_hidden_layers}.").removesuffix(".weight"))
-    return "token_embd.weight" if found == "output.weight" and config.tie_word_embeddings else found
 
 
 def shared(file: GGUFFile, config: Config, name: str) -> str | None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.architecture import config_from_gguf
-from glmrun.gguf.dialects import fused, of_trunk
+from glmrun.gguf.dialects import fused
 from glmrun.gguf.file import GGUFFile
 from glmrun.gguf.open import open_parts
 from glmrun.gguf.parts import join
 from quant.checkpoint import Checkpoint
-from quant.config import Config, tensor_shapes
+from quant.config import Config, of_trunk, tensor_shapes
 from quant.gguf_header import MetadataValue
 from quant.importance import Importance, from_old_form, from_tensors, is_importance, is_old_form
 from quant.mapping import ARCHITECTURE, Piece, hyper_parameters

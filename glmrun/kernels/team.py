@@ -17,6 +17,7 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import worker_record
 from glmrun.kernels.simd.atomic import atomic_add, atomic_load, atomic_store, pause
 from glmrun.machine import available_cores
+from quant.errors import UserError
 from quant.system import core_wait
 
 # Offsets in bytes: each counter has its own pair of cache lines.
@@ -106,11 +107,19 @@ class Team:
         self._work: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(self.n_threads)]
         self._threads: list[threading.Thread] = []
         self._runs = 0
+        weakref.finalize(self, _dismiss, self._work)
         for thread, work in enumerate(self._work):
             arguments = (work, self._flags, self.flags, thread)
-            self._threads.append(threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}"))
-            self._threads[-1].start()
-        weakref.finalize(self, _dismiss, self._work)
+            starting = threading.Thread(target=_serve, args=arguments, daemon=True, name=f"glmrun-{thread}")
+            try:
+                starting.start()
+            except RuntimeError:
+                self.close()
+                raise UserError(
+                    f"{self.n_threads} threads are to compute, and the system starts only {thread}; "
+                    "ask for fewer, or raise this user's or container's limit on processes"
+                ) from None
+            self._threads.append(starting)
 
     def close(self) -> None:
         """End the threads; nothing runs on them any more."""

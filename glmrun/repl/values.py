@@ -118,14 +118,16 @@ def _set_format(conversation: Conversation, text: str) -> None:
 
 def _set_vi(conversation: Conversation, text: str) -> None:
     typing = line(conversation)
-    typing.vi = on("/set vi", text)
+    if text:
+        typing.vi = on("/set vi", text)
     say(f"keys as in {'vi' if typing.vi else 'emacs'}")
 
 
 def _set_history(conversation: Conversation, text: str) -> None:
     typing = line(conversation)
-    typing.history = conversation.kept.saving = on("/set history", text)
-    if not typing.history:
+    if text:
+        typing.history = conversation.kept.saving = on("/set history", text)
+    if text == "off":
         conversation.close()
     say("messages and the conversation are " + ("remembered" if typing.history else "remembered no longer; what was stays on disk"))
 
@@ -211,9 +213,9 @@ def whole(text: str, what: str, least: int = 1) -> int:
 
 def on(name: str, text: str) -> bool:
     """Whether a switch is to be on; raises UserError that names it."""
-    if text not in ("", "on", "off"):
+    if text not in ("on", "off"):
         raise UserError(f"{name} takes on or off, not {text!r}")
-    return text != "off"
+    return text == "on"
 
 
 def line(conversation: Conversation) -> Typing:

@@ -9,7 +9,7 @@ from glmrun.chat.request import ChatRequest
 from glmrun.server.anthropic import request_of
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
-from glmrun.server.openai_body import Strict
+from glmrun.server.openai_body import Strict, Whole
 from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.service import Service
 
@@ -104,7 +104,7 @@ def count_tokens(service: Service, body: dict[str, Any]) -> dict[str, int]:
 
 
 class DetokenizeBody(Strict):
-    tokens: list[int]
+    tokens: list[Whole]
 
 
 def detokenize(service: Service, body: dict[str, Any]) -> dict[str, Any]:

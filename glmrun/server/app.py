@@ -17,19 +17,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from glmrun.chat.chunk import Chunk
-from glmrun.chat.request import TooLong
 from glmrun.server import about, anthropic, ollama, ollama_models, responses
-from glmrun.server.body import Compressed, TooLarge, read_json
+from glmrun.server.body import read_json
 from glmrun.server.completions import Completions
-from glmrun.server.desk import Busy
 from glmrun.server.guard import Guard
-from glmrun.server.interface import ContextOverflow, Interface
+from glmrun.server.interface import Interface
 from glmrun.server.kept import Kept
 from glmrun.server.meters import CONTENT_TYPE_LATEST
 from glmrun.server.openai_chat import OpenAIChat
-from glmrun.server.openai_error import openai_error, status_of
+from glmrun.server.openai_error import openai_error
 from glmrun.server.page import page
-from glmrun.server.refusal import refusal
+from glmrun.server.refusal import on_the_wire, refusal
 from glmrun.server.reply import Record, Reply
 from glmrun.server.service import Options, Service
 from quant.errors import UserError
@@ -39,7 +37,6 @@ _OTHER = re.compile(
     r"/(?:v1|api)/(embed\b|embeddings|rerank|audio|images|videos|moderations|files|batches|fine_tuning|assistants|threads|"
     r"conversations|vector_stores|uploads|realtime|messages/batches|pull|push|create|copy|delete|blobs)"
 )
-_BODY_STATUS: dict[type[UserError], int] = {TooLarge: 413, Compressed: 415}
 
 
 def interfaces(options: Options, kept: Kept) -> dict[str, Interface]:
@@ -146,15 +143,6 @@ class Paths:
             return JSONResponse(await asyncio.to_thread(tell, self._service, given))
 
         return answer
-
-
-def on_the_wire(error: UserError) -> tuple[UserError, int, dict[str, str] | None]:
-    """An error as clients know it, its HTTP status and headers."""
-    if isinstance(error, TooLong):
-        error = ContextOverflow(error.n_tokens, error.n_ctx)
-    if isinstance(error, Busy):
-        return error, 503 if error.retry_seconds < 5 else 429, {"Retry-After": str(error.retry_seconds)}
-    return error, _BODY_STATUS.get(type(error)) or status_of(error), None
 
 
 async def _refused(request: Request, error: Exception) -> Response:

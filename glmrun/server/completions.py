@@ -14,7 +14,7 @@ from glmrun.engine.generate import reporter
 from glmrun.engine.model import MAX_LOGPROBS, Model
 from glmrun.server.form import held_to
 from glmrun.server.interface import BadRequest
-from glmrun.server.openai_body import SamplingBody, refuse_unread
+from glmrun.server.openai_body import SamplingBody, Whole, refuse_unread
 from glmrun.server.openai_chat import Tally, event, timings, usage_of
 from glmrun.server.openai_error import openai_error, status_of
 from quant.errors import UserError
@@ -26,11 +26,11 @@ _FINISH = {"stop": "stop", "length": "length", "cancelled": "length"}
 
 
 class CompletionBody(SamplingBody):
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[Whole] | list[str] | list[list[Whole]]
     echo: bool | None = None
-    logprobs: int | bool | None = None
+    logprobs: Whole | bool | None = None
     suffix: str | None = None
-    best_of: int | None = None
+    best_of: Whole | None = None
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,12 @@ class Desk:
         job = Job(answers, self.seconds, asyncio.get_running_loop())
         with self._lock:
             self._jobs.add(job)
-        job.future = self._pool.submit(job.work)
+        try:
+            job.future = self._pool.submit(job.work)
+        except RuntimeError:  # it stands in the pool's row all the same
+            job.leave()
+            self._forget(job)
+            raise Busy("the system starts no thread for this answer; ask again later", 5) from None
         job.future.add_done_callback(lambda _: self._forget(job))
         return job
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json
 
 from glmrun.server.interface import BadRequest
 from quant.errors import brief
@@ -12,6 +12,13 @@ MAX_ANSWERS = 16
 _UNREAD = ("grammar", "guided_regex", "guided_choice", "guided_grammar")
 _KINDS = ("json_object", "regex", "choice", "grammar", "structural_tag")  # of structured_outputs, beside json
 _SCHEMAS = ("json_schema", "guided_json", "structured_outputs")  # llama.cpp's name, vLLM's two
+
+
+def _whole(given: Any) -> Any:
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # JSON knows one kind of number, and languages that do, too, write 1.0
 
 
 class Strict(BaseModel):
@@ -30,8 +37,8 @@ class Thinking(Strict):
     type: str | None = None
     enabled: bool | None = None
     effort: str | None = None
-    budget_tokens: int | None = Field(default=None, ge=0)
-    max_tokens: int | None = Field(default=None, ge=0)
+    budget_tokens: Whole | None = Field(default=None, ge=0)
+    max_tokens: Whole | None = Field(default=None, ge=0)
     clear_thinking: bool | None = None
 
 
@@ -64,17 +71,17 @@ class SamplingBody(Strict):
 
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, le=1 << 31)
+    top_k: Whole | None = Field(default=None, ge=-1, le=1 << 31)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=100)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=-1)
+    seed: Whole | None = None
+    max_tokens: Whole | None = Field(default=None, ge=-1)
     stop: str | list[str] | None = None
-    n: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
+    n: Whole | None = Field(default=None, ge=1, le=MAX_ANSWERS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -111,7 +118,7 @@ class SamplingBody(Strict):
 
 class ChatBody(SamplingBody):
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=-1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=-1)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none", "required", "any"] | dict[str, Any] | None = None
     functions: Any = None
@@ -121,15 +128,15 @@ class ChatBody(SamplingBody):
     guided_json: Schema | None = None
     structured_outputs: StructuredOutputs | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     reasoning_effort: str | None = None
     reasoning: Thinking | None = None
     thinking: Thinking | bool | None = None
     think: bool | str | None = None
     enable_thinking: bool | None = None
-    thinking_budget: int | None = Field(default=None, ge=-1)
-    thinking_budget_tokens: int | None = Field(default=None, ge=-1)
-    reasoning_budget: int | None = Field(default=None, ge=-1)
+    thinking_budget: Whole | None = Field(default=None, ge=-1)
+    thinking_budget_tokens: Whole | None = Field(default=None, ge=-1)
+    reasoning_budget: Whole | None = Field(default=None, ge=-1)
     clear_thinking: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     return_progress: bool | None = None

@@ -15,6 +15,7 @@ from glmrun.server.completions import AskedToContinue, Completions
 from glmrun.server.desk import Job
 from glmrun.server.interface import Asked, Interface
 from glmrun.server.openai_error import status_of
+from glmrun.server.refusal import on_the_wire
 from quant.errors import UserError
 
 SEND_SECONDS = 60.0  # for which a client may read nothing while something is there to be sent
@@ -111,14 +112,15 @@ class Reply:
                 started = True
                 await _send(send, [b" "])
             collecting.result()
-            status, body = 200, self._asked.writer.whole(answers)
+            status, headers, body = 200, None, self._asked.writer.whole(answers)
         except UserError as error:
-            status, body = status_of(error), self._interface.error(status_of(error), error)
+            error, status, headers = on_the_wire(error)
+            body = self._interface.error(status, error)
         finally:
             collecting.cancel()
         self._record.status = status
         if not started:
-            await _start(send, status, "application/json")
+            await _start(send, status, "application/json", headers)
         await _send(send, [json.dumps(body).encode()], more=False)
 
     async def _items(self) -> AsyncGenerator[tuple[int, Chunk] | None, None]:
@@ -146,8 +148,8 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def _start(send: Send, status: int, media_type: str) -> None:
-    headers = {"content-type": media_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
+async def _start(send: Send, status: int, media_type: str, more: dict[str, str] | None = None) -> None:
+    headers = {"content-type": media_type, "cache-control": "no-cache", "x-accel-buffering": "no", **(more or {})}
     await send({"type": "http.response.start", "status": status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
 
 

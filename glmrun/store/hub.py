@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from glmrun.machine import free_disk, network_error
+from glmrun.machine import free_disk, nearest, network_error
 from quant.errors import UserError
 from quant.system import lock
 
@@ -173,12 +173,19 @@ def _bytes_there(reference: Reference, file: RemoteFile) -> int:
     return 0
 
 
-def check_disk(reference: Reference, files: list[RemoteFile], more: int = 0) -> None:
-    """Raise UserError if the disk of the cache has no room for what is missing and `more` bytes."""
-    folder = cache_folder()
-    missing, free = bytes_missing(reference, files) + more, free_disk(folder)
-    if missing > free:
-        raise UserError(f"not enough disk space in {folder}: {missing:,} bytes needed, {free:,} free; HF_HUB_CACHE names another")
+def check_disk(reference: Reference, files: list[RemoteFile], models: Path | None = None, more: int = 0) -> None:
+    """Raise UserError if there is no room for what is missing on the cache's disk, and on that of `models` for `more` bytes."""
+    cache, missing = cache_folder(), bytes_missing(reference, files)
+    if models is not None and nearest(models).stat().st_dev != nearest(cache).stat().st_dev:
+        _check_room(models, more, "GLMRUN_MODELS")
+    else:
+        missing += more
+    _check_room(cache, missing, "HF_HUB_CACHE")
+
+
+def _check_room(folder: Path, needed: int, variable: str) -> None:
+    if needed > (free := free_disk(folder)):
+        raise UserError(f"not enough disk space in {folder}: {needed:,} bytes needed, {free:,} free; {variable} names another")
 
 
 def download(reference: Reference, files: list[RemoteFile], report: Report = lambda what, done, total: None) -> list[Path]:

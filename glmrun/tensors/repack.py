@@ -16,10 +16,10 @@ from math import prod
 
 import numpy as np
 
-from glmrun.gguf.dialects import fused, of_trunk, shared
+from glmrun.gguf.dialects import fused, shared
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.machine import available_cores, available_memory
-from quant.config import Config, tensor_shapes
+from quant.config import Config, of_trunk, tensor_shapes
 from quant.errors import UserError
 from quant.formats import FOREIGN, FORMATS, READABLE
 

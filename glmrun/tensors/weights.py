@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glmrun.gguf.dialects import of_trunk
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.attention.cached_row import row_bytes
 from glmrun.kernels.attention.columns import block_bytes
 from glmrun.kernels.layout import CODES, EITHER, F16, F32, FLOATS, LAYER, MODEL, Q8_0, TWO_TERMS, WEIGHT
 from glmrun.tensors.repack import DRAFT_HEAD, Converting, first_rows, tensors_to_run
-from quant.config import Config, read_per_token
+from quant.config import Config, of_trunk, read_per_token
 from quant.errors import UserError
 from quant.formats import FORMATS, READABLE
 
