@@ -79,7 +79,7 @@ def test_claude_codes_second_prompt_begins_with_its_first() -> None:
     prompts = []
     for second_turn in (False, True):
         request = Messages().asked(claude_code(second_turn), "glm").requests[0]
-        prompts.append(chat_format.render(request.messages, request.tools, request.thinking, request.clear_thinking))
+        prompts.append(chat_format.render(request))
     first, second = prompts
     assert second.startswith(first) and "billing" not in second
     assert second[len(first) :].startswith("hm</think>I look.<tool_call>Bash")

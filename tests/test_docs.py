@@ -62,6 +62,13 @@ def test_every_file_that_a_page_names_is_there() -> None:
             assert path.exists(), f"{page.name} names {path}"
 
 
+def test_the_architecture_page_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [path for path in (ROOT / "glmrun").glob("[a-z]*") if path.is_dir() or path.suffix == ".py"]
+    missing = [path.name for path in rooms if f"`glmrun/{path.name}{'/' if path.is_dir() else ''}`" not in text]
+    assert len(rooms) > 15 and not missing
+
+
 def tokens_way() -> list[tuple[str, str]]:
     """(file, function) of the calls that the README names, from main() on."""
     way = re.search(

@@ -48,9 +48,10 @@ def test_a_message_without_its_tokens_is_rendered(model: "glmrun.Model") -> None
     chunks = list(model.chat(messages, clear_thinking=False, temperature=1.5, seed=3, max_tokens=120))
     with_tokens, without = answer_of(chunks), {**answer_of(chunks), "token_ids": None}
     more = asked("And now?")
-    first = model.chat_format.encode([*messages, with_tokens, more], clear_thinking=False)
-    second = model.chat_format.encode([*messages, without, more], clear_thinking=False)
-    assert model.chat_format.render([*messages, with_tokens, more], clear_thinking=False) == model.tokenizer.decode(second)
+    with_them = ChatRequest([*messages, with_tokens, more], clear_thinking=False)
+    first = model.chat_format.encode(with_them)
+    second = model.chat_format.encode(ChatRequest([*messages, without, more], clear_thinking=False))
+    assert model.chat_format.render(with_them) == model.tokenizer.decode(second)
     assert first[: chunks[-1].stats.n_prompt] == second[: chunks[-1].stats.n_prompt]
 
 

@@ -10,6 +10,7 @@ import pytest
 from support.comparison import errors, greedy_tokens, nmse, top1
 
 import glmrun
+from glmrun.chat.request import ChatRequest
 from quant.checkpoint import Checkpoint
 from quant.convert import convert, plan
 
@@ -70,5 +71,5 @@ def test_greedy_text_is_transformers_text(nano, entry):
 
 @pytest.mark.parametrize("entry", GREEDY, ids=[entry["user"] for entry in GREEDY])
 def test_prompts_are_rendered_and_cut_as_transformers_does(nano, entry):
-    messages = [{"role": "user", "content": entry["user"]}]
-    assert nano("BF16").chat_format.encode(messages, tools=entry["tools"], thinking=entry["thinking"]) == entry["prompt"]
+    request = ChatRequest([{"role": "user", "content": entry["user"]}], entry["tools"], entry["thinking"])
+    assert nano("BF16").chat_format.encode(request) == entry["prompt"]

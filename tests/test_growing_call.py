@@ -130,10 +130,7 @@ class Letters(ChatStream):
 
 
 class NoTurns:
-    """A chat format that keeps no turns."""
-
-    def __init__(self) -> None:
-        self.turns = self
+    """Turns that are not kept."""
 
     def written(self, *_: Any) -> None:
         return None

@@ -74,7 +74,7 @@ def test_a_damaged_body_is_taken_or_refused_in_one_line(name: str) -> None:
         damage(damaged, random.Random(seed))
         try:
             for request in interface.asked(damaged, "m").requests:
-                chat_format.render(request.messages, request.tools, request.thinking, request.clear_thinking)
+                chat_format.render(request)
                 Sampler(**{name: value for name, value in request.sampling.items() if value is not None})
             outcomes["taken"] += 1
         except UserError as error:

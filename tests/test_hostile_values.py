@@ -11,6 +11,7 @@ from support.gguf_bytes import pair, text
 from test_hostile_gguf import refusal
 
 import glmrun
+from glmrun.chat.request import ChatRequest
 from glmrun.measure.bench import model_type
 from glmrun.measure.windows import bos_of
 from quant.errors import UserError
@@ -101,7 +102,7 @@ def test_ways_to_say_that_top_k_is_off(tmp_path: Path, off: Any) -> None:
 def test_a_blank_chat_template_is_none(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(with_value("tokenizer.chat_template", " \n"))
     model = glmrun.load(tmp_path / "model.gguf", n_ctx=8)
-    assert model.chat_format.render([{"role": "user", "content": "x"}]).startswith("[gMASK]<sop>")
+    assert model.chat_format.render(ChatRequest([{"role": "user", "content": "x"}])).startswith("[gMASK]<sop>")
 
 
 def test_what_only_measuring_reads(tmp_path: Path) -> None:

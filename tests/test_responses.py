@@ -75,7 +75,7 @@ def test_codexs_second_prompt_begins_with_its_first() -> None:
     chat_format, prompts = ChatFormat(None, tokenizer()), []
     for second_turn in (False, True):
         asked = Responses().asked(codex(second_turn), "glm").requests[0]
-        prompts.append(chat_format.render(asked.messages, asked.tools, asked.thinking, asked.clear_thinking))
+        prompts.append(chat_format.render(asked))
     assert prompts[1].startswith(prompts[0] + "hm</think><tool_call>exec")
 
 

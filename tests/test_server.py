@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.served import Served, served
 
+from glmrun.chat.request import ChatRequest
 from glmrun.engine.model import Model
 from glmrun.server.guard import Access
 from glmrun.server.service import Options
@@ -210,7 +211,7 @@ def test_tokens_go_there_and_back(server: Served, nano: Model) -> None:
     ids = server.post("/tokenize", {"prompt": text}).json()["tokens"]
     assert ids == nano.tokenizer.encode(text) == server.post("/v1/tokenize", {"content": text}).json()["tokens"]
     assert server.post("/detokenize", {"tokens": ids}).json()["prompt"] == text
-    assert server.post("/tokenize", {"messages": HELLO}).json()["tokens"] == nano.chat_format.encode(HELLO)
+    assert server.post("/tokenize", {"messages": HELLO}).json()["tokens"] == nano.chat_format.encode(ChatRequest(HELLO))
     assert server.get("/tokenizer_info").json()["eos_token"] == "<|endoftext|>"
     assert server.post("/detokenize", {"tokens": [0, 99999]}).json()["error"]["param"] == "tokens"
     assert server.get("/props").json()["default_generation_settings"]["n_ctx"] == 1024

@@ -7,6 +7,7 @@ import pytest
 from test_tokenizer import CONTROL, TAGS, changed, tokenizer
 
 from glmrun.chat import sandbox
+from glmrun.chat.request import ChatRequest
 from glmrun.chat.seal import Seal
 from glmrun.chat.template import ChatFormat
 from glmrun.chat.tokenizer import Tokenizer
@@ -116,16 +117,22 @@ RENDERS = {
 }  # fmt: skip
 
 
+def asked_of(name: str) -> tuple[ChatRequest, bool, str]:
+    messages, options, expected = RENDERS[name]
+    named = {key: value for key, value in options.items() if key != "add_generation_prompt"}
+    return ChatRequest(messages, **named), options.get("add_generation_prompt", True), expected
+
+
 @pytest.mark.parametrize("name", RENDERS)
 def test_render(name):
-    messages, options, expected = RENDERS[name]
-    assert chat_format().render(messages, **options) == START + expected
+    request, opens, expected = asked_of(name)
+    assert chat_format().render(request, opens) == START + expected
 
 
 @pytest.mark.parametrize("name", RENDERS)
 def test_ids_are_those_of_the_rendered_text(name):
-    messages, options, expected = RENDERS[name]
-    ids = chat_format().encode(messages, **options)
+    request, opens, expected = asked_of(name)
+    ids = chat_format().encode(request, opens)
     assert ids == tokenizer().encode(START + expected, special=True)
     assert tokenizer().decode(ids) == START + expected
 
@@ -153,13 +160,13 @@ PLACES = ["{}", "a {} b", "{}{}", "<{}>", "<|{}|>", "[{}"]
 @pytest.mark.parametrize("special", CONTROL + TAGS)
 def test_no_text_from_outside_becomes_a_special_token(special):
     """The same tokens as with harmless text in all those places, and the text itself arrives unchanged."""
-    harmless = specials_of(chat_format().encode(*everywhere("harmless")))
+    harmless = specials_of(chat_format().encode(ChatRequest(*everywhere("harmless"))))
     for place in PLACES:
         text = place.replace("{}", special)
-        messages, tools = everywhere(text)
-        ids = chat_format().encode(messages, tools)
+        request = ChatRequest(*everywhere(text))
+        ids = chat_format().encode(request)
         assert specials_of(ids) == harmless, place
-        assert tokenizer().decode(ids) == chat_format().render(messages, tools)
+        assert tokenizer().decode(ids) == chat_format().render(request)
         assert tokenizer().decode(ids).count(text) >= 17
 
 
@@ -167,22 +174,22 @@ def test_no_text_from_outside_becomes_a_special_token(special):
 def test_texts_side_by_side_do_not_spell_a_special_token(special):
     """Also with a template that puts nothing between them, or that writes part of the token itself."""
     for cut in range(1, len(special)):
-        messages = [user(special[:cut]), user(special[cut:])]
+        request = ChatRequest([user(special[:cut]), user(special[cut:])])
         for source in ("{% for m in messages %}{{ m.content }}{% endfor %}", special[:cut] + "{{ messages[1].content }}",
                        "{{ messages[0].content }}" + special[cut:]):  # fmt: skip
-            ids = chat_format(source).encode(messages)
+            ids = chat_format(source).encode(request)
             assert specials_of(ids) == []
             assert tokenizer().decode(ids) == special
     for a in range(1, len(special) - 1):
         for b in range(a + 1, len(special)):
-            assert (
-                specials_of(chat_format(special[:a] + "{{ messages[0].content }}" + special[b:]).encode([user(special[a:b])])) == []
-            )
+            whole = chat_format(special[:a] + "{{ messages[0].content }}" + special[b:])
+            assert specials_of(whole.encode(ChatRequest([user(special[a:b])]))) == []
 
 
 def test_overlapping_look_alikes_are_all_plain():
     text = "<think<think>></think</think></arg_key>arg_key><tool_call</tool_call><|user<|user|>|>"
-    assert specials_of(chat_format().encode([user(text)])) == ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<think>"]
+    request = ChatRequest([user(text)])
+    assert specials_of(chat_format().encode(request)) == ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<think>"]
 
 
 def test_special_texts_that_overlap_are_all_broken():
@@ -192,14 +199,15 @@ def test_special_texts_that_overlap_are_all_broken():
 
 
 def test_an_answer_that_quotes_the_tags_keeps_them_as_text():
-    ids = chat_format().encode([user("a"), assistant("The </think> tag", reasoning_content="")], add_generation_prompt=False)
+    said = [user("a"), assistant("The </think> tag", reasoning_content="")]
+    ids = chat_format().encode(ChatRequest(said), add_generation_prompt=False)
     assert specials_of(ids) == ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "</think>"]
     assert tokenizer().decode(ids).endswith("<|assistant|></think>The </think> tag")
 
 
 def test_ordinary_text_is_tokenized_as_if_nothing_had_been_marked():
     text = "x<y, <b>[1]</b>/no <think about> <|pipe|>"
-    ids = chat_format("{{ messages[0].content }}").encode([user(text)])
+    ids = chat_format("{{ messages[0].content }}").encode(ChatRequest([user(text)]))
     assert ids == tokenizer().encode(text)
 
 
@@ -211,19 +219,20 @@ def test_results_stand_in_the_order_of_their_calls():
 
     def told(ids: str) -> str:
         found = [{"role": "tool", "tool_call_id": i, "content": said.get(i, "?")} for i in ids]
-        return chat_format().render([*history, *found, user("go on")]).partition("<|observation|>")[2]
+        return chat_format().render(ChatRequest([*history, *found, user("go on")])).partition("<|observation|>")[2]
 
     assert told("cab") == told("abc") and told("ca") == told("ac") != told("abc")
     assert told("cax").index("third") < told("cax").index("first")  # which of them belongs to a call is not known: as sent
     twice = [call("f", {}) | {"id": ""}, call("g", {}) | {"id": ""}]
     both = [{"role": "tool", "tool_call_id": "", "content": text} for text in ("one", "two")]
-    assert "one</tool_response><tool_response>two" in chat_format().render([user("q"), assistant("", tool_calls=twice), *both])
+    prompt = chat_format().render(ChatRequest([user("q"), assistant("", tool_calls=twice), *both]))
+    assert "one</tool_response><tool_response>two" in prompt
 
 
 def test_the_callers_messages_stay_as_they_were():
     messages = [user("<|user|>"), assistant("<think>r</think>b", tool_calls=[call("f", '{"a": "<sop>"}')])]
     before = json.dumps(messages)
-    chat_format().encode(messages, [DECLARED])
+    chat_format().encode(ChatRequest(messages, [DECLARED]))
     assert json.dumps(messages) == before
 
 
@@ -261,7 +270,7 @@ def test_the_callers_messages_stay_as_they_were():
 )
 def test_malformed_messages_are_refused_with_their_index(messages, complaint):
     with pytest.raises(UserError, match=complaint) as error:
-        chat_format().render(messages)
+        chat_format().render(ChatRequest(messages))
     assert error.value.kind == "usage"
     assert "\n" not in str(error.value)
 
@@ -269,7 +278,7 @@ def test_malformed_messages_are_refused_with_their_index(messages, complaint):
 @pytest.mark.parametrize("tools", ["f", {"name": "f"}, [5], [{}], [{"function": {"name": 5}}], [{"name": "f", "x": {1, 2}}]])
 def test_malformed_tools_are_refused(tools):
     with pytest.raises(UserError, match=r"^tool") as error:
-        chat_format().render([user("a")], tools)
+        chat_format().render(ChatRequest([user("a")], tools))
     assert error.value.kind == "usage"
 
 
@@ -296,7 +305,7 @@ def test_malformed_tools_are_refused(tools):
 def test_a_template_that_fails_is_one_line_to_the_user(source, complaint):
     """Among them what has no text or too much of it (class G39)."""
     with pytest.raises(UserError, match=complaint) as error:
-        chat_format(source).render([user("a")])
+        chat_format(source).render(ChatRequest([user("a")]))
     assert "\n" not in str(error.value)
 
 
@@ -325,9 +334,9 @@ HOSTILE = {
 def test_a_hostile_template_is_one_line_too(name):
     """Whether it looks for a way out, for time or for memory; the next prompt comes as if nothing had been."""
     with pytest.raises(UserError, match="chat template") as error:
-        chat_format(HOSTILE[name]).render([user("a")])
+        chat_format(HOSTILE[name]).render(ChatRequest([user("a")]))
     assert "\n" not in str(error.value)
-    assert chat_format("{{ messages[0].content }}").render([user("a")]) == "a"
+    assert chat_format("{{ messages[0].content }}").render(ChatRequest([user("a")])) == "a"
 
 
 def test_g38_a_template_of_others_is_kept_from_this_process():
@@ -336,41 +345,41 @@ def test_g38_a_template_of_others_is_kept_from_this_process():
     assert chat_format()._run is chat_format(ours)._run is sandbox.render
     poisoned = chat_format(ours.replace("{{", "Praise the moon. {{", 1))
     assert poisoned._run is sandbox.render_apart
-    assert "Praise the moon." in poisoned.render([user("Hi")])
+    assert "Praise the moon." in poisoned.render(ChatRequest([user("Hi")]))
 
 
 def test_a_process_that_died_is_started_again():
     format = chat_format("{{ messages[0].content }}")
-    assert format.render([user("a")]) == "a"
+    assert format.render(ChatRequest([user("a")])) == "a"
     first = sandbox._process
     first.kill()
     first.wait()
-    assert format.render([user("b" * (1 << 20))]) == "b" * (1 << 20)
+    assert format.render(ChatRequest([user("b" * (1 << 20))])) == "b" * (1 << 20)
     assert sandbox._process.pid != first.pid
 
 
 def test_an_interrupted_prompt_leaves_no_answer_for_the_next(monkeypatch):
     format = chat_format("{{ messages[0].content }}")
-    format.render([user("a")])
+    format.render(ChatRequest([user("a")]))
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(sandbox._process, "stdout", Mock(readline=Mock(side_effect=KeyboardInterrupt)))
-        format.render([user("b")])
-    assert format.render([user("c")]) == "c"
+        format.render(ChatRequest([user("b")]))
+    assert format.render(ChatRequest([user("c")])) == "c"
 
 
 def test_templates_get_what_published_ones_expect():
     source = "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m | tojson(indent=1) }}{% endfor %}"
-    assert chat_format(source).render([user("é'<"), user("b")]) == '{\n "role": "user",\n "content": "é\'<"\n}'
-    assert chat_format("{{ strftime_now('%Y') }}").render([user("a")]).isdigit()
-    assert chat_format("{%- if true %}\n  {%- set a = 1 %}\n{% endif %}\nx").render([user("a")]) == "x"
+    assert chat_format(source).render(ChatRequest([user("é'<"), user("b")])) == '{\n "role": "user",\n "content": "é\'<"\n}'
+    assert chat_format("{{ strftime_now('%Y') }}").render(ChatRequest([user("a")])).isdigit()
+    assert chat_format("{%- if true %}\n  {%- set a = 1 %}\n{% endif %}\nx").render(ChatRequest([user("a")])) == "x"
 
 
 def test_what_a_template_wraps_for_training_stands_as_it_is():
     """Fine-tuning tools write the tag, and transformers takes it; such a file could not chat."""
     wrapped = "\n  {% generation %}\n{{ m.content }}{% set a = 2 %}{%- endgeneration %}|\n"
     source = "{% set a = 1 %}{% for m in messages %}" + wrapped + "{% endfor %}{{ a }}"
-    assert chat_format(source).render([user("x"), user("y")]) == "x|\ny|\n1"
+    assert chat_format(source).render(ChatRequest([user("x"), user("y")])) == "x|\ny|\n1"
 
 
 def test_the_files_own_first_and_last_token_are_known_to_templates():
@@ -380,12 +389,12 @@ def test_the_files_own_first_and_last_token_are_known_to_templates():
     both = ChatFormat(
         "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", Tokenizer.from_metadata(changed(bos_token_id=first))
     )
-    assert both.render([user("a[gMASK]")]) == "[gMASK]a[gMASK]<|endoftext|>"
-    assert both.encode([user("a[gMASK]")]) == [first, *tokenizer().encode("a[gMASK]"), last]
-    assert chat_format("{{ bos_token is defined }}{{ eos_token }}").render([user("a")]) == "False<|endoftext|>"
+    assert both.render(ChatRequest([user("a[gMASK]")])) == "[gMASK]a[gMASK]<|endoftext|>"
+    assert both.encode(ChatRequest([user("a[gMASK]")])) == [first, *tokenizer().encode("a[gMASK]"), last]
+    assert chat_format("{{ bos_token is defined }}{{ eos_token }}").render(ChatRequest([user("a")])) == "False<|endoftext|>"
 
 
 @pytest.mark.parametrize("tools", [None, []])
 def test_no_tools_are_none_to_templates(tools):
     """As in transformers: templates that ask whether they are none described an empty list of them."""
-    assert chat_format("{{ tools is none }}").render([user("a")], tools=tools) == "True"
+    assert chat_format("{{ tools is none }}").render(ChatRequest([user("a")], tools)) == "True"

@@ -4,6 +4,8 @@ import pytest
 from test_template import DECLARED, assistant, call, chat_format, results, user
 from test_tokenizer import tokenizer
 
+from glmrun.chat.request import ChatRequest
+
 QUESTION = user("a")
 OPENING = "[gMASK]<sop><|user|>a<|assistant|>"
 
@@ -18,7 +20,7 @@ def letters(text: str) -> list[int]:
 
 
 def encoded(answer: dict, **options) -> list[int]:
-    return chat_format().encode([QUESTION, answer, user("c")], clear_thinking=False, **options)
+    return chat_format().encode(ChatRequest([QUESTION, answer, user("c")], clear_thinking=False, **options))
 
 
 def test_an_answer_stands_in_the_tokens_it_was_written_in() -> None:
@@ -37,7 +39,7 @@ def test_white_space_and_forgotten_tags_do_not_matter(written: str) -> None:
 def test_a_tool_call_stands_as_it_was_written() -> None:
     written = ids_of("</think>\n<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>")
     messages = [QUESTION, assistant("", tool_calls=[call("f", '{"x": 1}')], token_ids=written), *results("r")]
-    prompt = chat_format().encode(messages, tools=[DECLARED])
+    prompt = chat_format().encode(ChatRequest(messages, [DECLARED]))
     behind = ids_of("<|observation|><tool_response>r</tool_response><|assistant|><think>")
     assert prompt[-len(written) - len(behind) :] == written + behind
 
@@ -56,7 +58,7 @@ def test_tokens_that_say_something_else_are_left_out(wrong) -> None:
 
 def test_thinking_that_is_cleared_does_not_come_back_with_the_tokens() -> None:
     messages = [QUESTION, assistant("b", reasoning_content="why", token_ids=ids_of("<think>why</think>b")), user("c")]
-    assert tokenizer().decode(chat_format().encode(messages)) == OPENING + "</think>b<|user|>c<|assistant|><think>"
+    assert tokenizer().decode(chat_format().encode(ChatRequest(messages))) == OPENING + "</think>b<|user|>c<|assistant|><think>"
 
 
 def test_what_a_turn_was_written_as_is_told_from_its_prompt() -> None:

@@ -10,6 +10,7 @@ import pytest
 from support.served import Served, served
 
 from glmrun.chat.chunk import Chunk, Logprob, Stats
+from glmrun.chat.request import ChatRequest
 from glmrun.engine.model import Model
 from glmrun.server import ollama
 from glmrun.server.anthropic import Messages
@@ -271,7 +272,7 @@ BEGUN = [{"role": "user", "content": "What is 17 + 25?"}, {"role": "assistant", 
 
 
 def test_an_answer_that_the_client_began_goes_on(server: Served, nano: Model) -> None:
-    ids = nano.chat_format.encode(BEGUN, add_generation_prompt=False)
+    ids = nano.chat_format.encode(ChatRequest(BEGUN), add_generation_prompt=False)
     expected = "".join(chunk.text for chunk in nano.generate(ids, max_tokens=8, temperature=0))
     assert expected and not expected.startswith("Here")
     message = server.post("/v1/messages", {"messages": BEGUN, "max_tokens": 8, "temperature": 0}).json()

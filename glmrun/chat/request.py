@@ -23,8 +23,9 @@ class TooLong(UserError):
 class ChatRequest:
     """One answer that is asked for.
 
-    messages         OpenAI's dicts: role and content; an assistant's may have reasoning_content, tool_calls and token_ids
-    tools            function declarations in OpenAI's shape
+    messages         OpenAI's dicts: role (system, developer, user, assistant, tool) and content (a text, a list of parts, or None);
+                     an assistant's may have reasoning_content (or reasoning), tool_calls and token_ids
+    tools            function declarations, {"type": "function", "function": {...}} or the inner object alone
     thinking         let the model think before it answers
     clear_thinking   leave earlier turns' thinking out of the prompt, as the model's makers do by default
     think_budget     close the thinking after so many tokens; None: the model closes it

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from glmrun.chat.request import ChatRequest
 from glmrun.chat.sandbox import one_line, render, render_apart, to_json
 from glmrun.chat.seal import Seal, unused_character
 from glmrun.chat.tokenizer import Tokenizer
@@ -42,59 +43,38 @@ class ChatFormat:
         self._seal = Seal(tokenizer.special_texts)
         self.turns = Turns(tokenizer)
 
-    def render(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None = None,
-        thinking: bool = True,
-        clear_thinking: bool = True,
-        add_generation_prompt: bool = True,
-    ) -> str:
+    def render(self, request: ChatRequest, add_generation_prompt: bool = True) -> str:
         """The prompt as text.
 
-        messages                dicts as in OpenAI's interface: role (system, developer, user, assistant, tool) and content (text,
-                                a list of parts, or None); an assistant may have reasoning_content (or reasoning) and tool_calls
-        tools                   function declarations, {"type": "function", "function": {...}} or the inner object alone
-        thinking                whether the model shall think before it answers
-        clear_thinking          drop the reasoning of answers before the last question
-        add_generation_prompt   end with the opening of the model's next answer
+        add_generation_prompt   end with the opening of the model's next answer, unless the request continues one
         Raises UserError: usage for malformed messages or tools, with the index; failed for a template that fails.
         """
-        mark, prompt = self._render(messages, tools, thinking, clear_thinking, add_generation_prompt)
+        mark, prompt = self._render(request, add_generation_prompt)
         return prompt.replace(mark, "")
 
-    def encode(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None = None,
-        thinking: bool = True,
-        clear_thinking: bool = True,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
+    def encode(self, request: ChatRequest, add_generation_prompt: bool = True) -> list[int]:
         """The prompt as token ids: control and tag tokens only where the template wrote them, the callers' texts as plain text.
 
         An assistant's message may have `token_ids`, its turn as the model wrote it (turns.py).
         """
-        mark, prompt = self._render(messages, tools, thinking, clear_thinking, add_generation_prompt)
+        mark, prompt = self._render(request, add_generation_prompt)
         ids: list[int] = []
         for i, piece in enumerate(self._seal.pattern.split(prompt)):
             ids += self._tokenizer.encode(piece.replace(mark, ""), special=i % 2 == 1)
-        return self.turns.restored(ids, messages, tools or [])
+        return self.turns.restored(ids, request.messages, request.tools or [])
 
-    def _render(
-        self, messages: Any, tools: Any, thinking: bool, clear_thinking: bool, add_generation_prompt: bool
-    ) -> tuple[str, str]:
+    def _render(self, request: ChatRequest, add_generation_prompt: bool) -> tuple[str, str]:
         """(the mark that seals texts, the prompt with the marks in it)."""
         try:
             self._check_source()
-            shaped, declared = _messages(messages), _tools(tools)
+            shaped, declared = _messages(request.messages), _tools(request.tools)
             mark = unused_character(self.source, shaped, declared)
             variables = self._tokenizer.markers | {
                 "messages": [self._seal.apply(message, mark) | {"role": message["role"]} for message in shaped],
                 "tools": self._seal.apply(declared, mark) or None,  # templates ask whether it is none
-                "enable_thinking": thinking,
-                "clear_thinking": clear_thinking,
-                "add_generation_prompt": add_generation_prompt,
+                "enable_thinking": request.thinking,
+                "clear_thinking": request.clear_thinking,
+                "add_generation_prompt": add_generation_prompt and not request.continues,
             }
             return mark, self._run(self.source, variables)
         except RecursionError:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from glmrun.chat.chunk import Chunk
 from glmrun.chat.stream import ChatStream
-from glmrun.chat.template import ChatFormat
+from glmrun.chat.turns import Turns
 
 
 def answer_of(
-    chat_format: ChatFormat, prompt: list[int], stream: ChatStream, chunks: Iterator[Chunk], one_call: bool = False
+    turns: Turns, prompt: list[int], stream: ChatStream, chunks: Iterator[Chunk], one_call: bool = False
 ) -> Iterator[Chunk]:
     """The chunks of generate.generate() with what their tokens say; the last one carries the turn as the model wrote it.
 
@@ -35,7 +35,7 @@ def answer_of(
         reason = "tool_calls" if ended == "stop" and called else ended
         if reason in ("stop", "tool_calls") and stream.has_begun_call and not (one_call and called):
             reason = "length"  # what was given out of the call has no end, and that is how clients know
-        turn = chat_format.turns.written(prompt, written, stream.state) if reason else None
+        turn = turns.written(prompt, written, stream.state) if reason else None
         yield replace(
             chunk, text=delta.text, reasoning=delta.reasoning, tool_calls=calls, call_piece=piece,
             finish_reason=reason, token_ids=turn,

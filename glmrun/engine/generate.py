@@ -80,8 +80,9 @@ def generate(
                 history.append(token)
                 stats = ahead.count(token, stats)
                 yield Chunk(token=token, stats=stats, logprobs=likely)
-                if not limits.reached(stats.n_generated, len(history)):  # else its logits would never be read
-                    stats = ahead.go_on(history, stats)
+                if (run := ahead.next_run(history, stats.n_generated)) is not None:
+                    runner.step([run], limits.cancelled)
+                    stats = ahead.count_pass(stats)
             yield Chunk(finish_reason="cancelled" if cancelled else "length", stats=stats)
         finally:
             sequence.truncate(common_prefix(sequence.tokens, history))  # drafts that nobody has drawn
@@ -112,24 +113,28 @@ class _Ahead:
         guessed = stands and self._guessed
         return replace(stats, n_accepted=stats.n_accepted + stands, n_guessed_right=stats.n_guessed_right + guessed)
 
-    def go_on(self, history: list[int], stats: Counts) -> Counts:
-        """Have the logits behind the last token of history: they are there, or a pass computes them and some ahead."""
+    def next_run(self, history: list[int], n_generated: int) -> Run | None:
+        """What computes the logits behind the last token of history, and some ahead; None: they are there, or of no use."""
+        if self.limits.reached(n_generated, len(history)):
+            return None
         token = history[-1]
         if self._draft[self._at : self._at + 1] == [token]:
             self._at += 1
-            return stats
+            return None
         self._sequence.truncate(len(history) - 1)
-        self._draft = draft = self._next_draft(len(history), stats.n_generated)
+        self._draft = draft = self._next_draft(len(history), n_generated)
+        self._guessed = self._drafter is not None and self._drafter.guessed
         self._at = 0
         if len(self._rows) <= len(draft):
             self._rows = np.empty((1 + max(LENGTHS), self._rows.shape[1]), np.float32)  # float32 (n, n_vocab)
         tokens = np.array([token, *draft], np.int64)  # int64 (1 + len(draft),)
         rows = self._rows[: len(tokens)]  # float32 (1 + len(draft), n_vocab)
-        run = Run(self._sequence, tokens, rows, exact=len(draft) <= EXACT, ahead=True, likeliest=self._likeliest, draft=True)
-        self._runner.step([run], self.limits.cancelled)
-        self._guessed = self._drafter is not None and self._drafter.guessed
-        stats = replace(stats, n_guessed=stats.n_guessed + len(draft) * self._guessed)
-        return replace(stats, n_passes=stats.n_passes + 1, n_drafted=stats.n_drafted + len(draft))
+        return Run(self._sequence, tokens, rows, exact=len(draft) <= EXACT, ahead=True, likeliest=self._likeliest, draft=True)
+
+    def count_pass(self, stats: Counts) -> Counts:
+        """The stats with the run that was made."""
+        n, n_passes = len(self._draft), stats.n_passes + 1
+        return replace(stats, n_passes=n_passes, n_drafted=stats.n_drafted + n, n_guessed=stats.n_guessed + n * self._guessed)
 
     def _next_draft(self, n_tokens: int, n_generated: int) -> list[int]:
         if self._drafter is None or not self._runner.alone:  # others would wait for what may be thrown away

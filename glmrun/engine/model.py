@@ -273,8 +273,7 @@ class Model:
         tools, json_schema, ends = request.tools, request.json_schema, stop_texts(request.stop)
         if json_schema is not None and tools:
             raise UserError("an answer of a JSON schema and tools exclude each other; leave one out", "usage")
-        shape = (request.thinking, request.clear_thinking, not request.continues)
-        ids = self.checked(self.chat_format.encode(request.messages, tools, *shape))
+        ids = self.checked(self.chat_format.encode(request))
         read_as_calls = None if request.tool_choice == "none" else tools
         stream = ChatStream(self.tokenizer, request.thinks, read_as_calls, request.continues)
         chosen = self.sampler(**request.sampling)
@@ -289,7 +288,7 @@ class Model:
             sampler = ThinkBudget(chosen, request.think_budget, close, lambda: stream.state == "thinking")
         chunks = self._generate(ids, sampler, _checked_max_tokens(request.max_tokens), _checked_logprobs(request.logprobs))
         one_call = not request.parallel_tool_calls
-        chunks = answer_of(self.chat_format, ids.tolist(), stream, chunks, one_call)
+        chunks = answer_of(self.chat_format.turns, ids.tolist(), stream, chunks, one_call)
         return until(chunks, ends) if ends else chunks
 
     def _choose_tool(self, request: ChatRequest, sampler: Sampler, answers: Callable[[], bool]) -> None:
@@ -308,13 +307,11 @@ class Model:
 
     def prompt_text(self, request: ChatRequest) -> str:
         """The prompt of the next answer, as text."""
-        shape = (request.thinking, request.clear_thinking, not request.continues)
-        return self.chat_format.render(request.messages, request.tools, *shape)
+        return self.chat_format.render(request)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of a conversation as the next prompt will repeat it."""
-        shape = (request.tools, request.thinking, request.clear_thinking)
-        return len(self.chat_format.encode(request.messages, *shape, add_generation_prompt=False))
+        return len(self.chat_format.encode(request, add_generation_prompt=False))
 
     @cached_property
     def _grammar(self) -> Grammar:

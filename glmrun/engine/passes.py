@@ -74,11 +74,8 @@ class Passes:
         logits   float32 (sum of n_logits or 0, rows of the stack's matrix): takes what that gives for the tokens that are wanted
         Returns for each part its first row in logits and in the workspace's x, which holds those tokens behind the last layer.
         """
-        space, first = self.workspace, 0
-        places = space.begin(parts, logits)
-        for part, (place, _) in zip(parts, places, strict=True):
-            space.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
-            first += part.n_tokens
+        space = self.workspace
+        rows = space.begin(parts, x, logits)
         # What a step takes that waits for a disk says nothing about cores.
         writes = stack is self._model and len(x) == len(parts) and not space.step["from_disk"]
         self._team.n_active, start = self._crews[len(x)].n if writes else self._team.n_threads, time.perf_counter()
@@ -89,7 +86,7 @@ class Passes:
             return None
         if writes:  # whole steps alone: one that was cancelled looks fast
             self._crews[len(x)].add(time.perf_counter() - start, self._team.waited)
-        return [row for _, row in places]
+        return rows
 
     def step(self, runs: Sequence[Run]) -> float | None:
         """Run the tokens behind those of their sequences: how many seconds that took. Cancelled, every sequence is as before."""

@@ -41,7 +41,7 @@ class Workspace:
 
     step     record STEP with every address filled; begin() sets what changes with each step
     workers  records WORKER (n_threads,)
-    x        float32 (max_tokens, hidden_size): where the embeddings go; after a step the last layer's rows in the logits' order
+    x        float32 (max_tokens, hidden_size): after a step the last layer's rows in the logits' order
     """
 
     def __init__(self, weights: Weights, n_ctx: int, max_tokens: int, n_threads: int) -> None:
@@ -109,19 +109,21 @@ class Workspace:
         shared = c.n_shared_experts * c.moe_intermediate_size
         s["dense"], s["shared"] = self._rows(t, c.intermediate_size), self._rows(t, shared)
 
-    def begin(self, parts: Sequence[Part], logits: np.ndarray) -> list[tuple[int, int]]:
-        """Set up a step of one or more runs; logits (sum of n_logits, n_vocab) takes those that are wanted.
+    def begin(self, parts: Sequence[Part], x: np.ndarray, logits: np.ndarray) -> list[int]:
+        """Set up a step of one or more runs of x, float32 (tokens, hidden_size), in the parts' order.
 
-        Returns (first row in x, first row in logits) for each part, whose embeddings are then to be written to x. Where importance
-        is measured, the last layer sees all tokens.
+        logits (sum of n_logits, n_vocab) takes those that are wanted. Returns each part's first row in it. Where importance is
+        measured, the last layer sees all tokens.
         """
-        s = self.step
+        s, first = self.step, 0
         everything = bool(s["importance"])
         n_tokens, n_few, places = self._place(0, [part.n_tokens for part in parts], parts, [0] * len(parts))
         wanted = [part.n_tokens if everything else part.n_logits for part in parts]
         skipped = [part.n_tokens - n for part, n in zip(parts, wanted, strict=True)]
         n_wanted, wanted_few, rows = self._place(1, wanted, parts, skipped)
         for part, place, row, n, skip in zip(parts, places, rows, wanted, skipped, strict=True):
+            self.x[place : place + part.n_tokens] = x[first : first + part.n_tokens]
+            first += part.n_tokens
             self._tokens[1, row : row + n] = np.arange(place + skip, place + skip + n)
             self._exact[row : row + n] = everything or self._all_are_looked_at or not part.likeliest
         s["n_tokens"], s["n_few"], s["n_runs"], s["runs"] = n_tokens, n_few, len(parts), self._runs[0].ctypes.data
@@ -133,7 +135,7 @@ class Workspace:
             s["logits_few"] = len(logits) if len(logits) < FEW else 0
         s["logits"], s["logits_stride"] = logits.ctypes.data, logits.strides[0]
         self.reach(max(part.position + part.n_tokens for part in parts))
-        return list(zip(places, rows, strict=True))
+        return rows
 
     def _place(self, which: int, counts: list[int], parts: Sequence[Part], skipped: list[int]) -> tuple[int, int, list[int]]:
         """Fill the RUN records of `counts` tokens of each part, those of few tokens first: (tokens, of them few, first of each)."""

@@ -83,27 +83,6 @@ def address_of(w, rows):
     return w.address + (rows[0] * w.rows + rows[1]) * w.row_bytes
 
 
-@kernel(types.void(weight_record, _rows, _x, int64, _out, int64, int64, int64))
-def _multiply_rows(w, rows, x, n, out, weights, mode, scratch):
-    """multiply() row by row: 32 rows stay in the first-level cache while all x pass."""
-    which, first, end = rows
-    for block in range(first, end, ROWS):
-        n_rows, i, at = min(ROWS, end - block), 0, address_of(w, (which, block, end))
-        while i + 2 <= n:
-            x0, x1 = x[0] + _entry(x[2], i) * x[1], x[0] + _entry(x[2], i + 1) * x[1]
-            second = scratch + ROWS * 4
-            dot_rows_two(w.format, at, w.row_bytes, n_rows, w.columns, x0, x1, scratch, second)
-            for j in range(2):
-                target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
-                _write_run(scratch + j * ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
-            i += 2
-        if i < n:
-            x0 = x[0] + _entry(x[2], i) * x[1]
-            dot_rows(w.format, at, w.row_bytes, n_rows, w.columns, x0, scratch)
-            target = out[0] + _entry(out[2], i) * out[1] + block * 4
-            _write_run(scratch, n_rows, target, mode, weights + i * 4 if weights else 0)
-
-
 @kernel(types.void(int64, int64, int64, float32))
 def _enter(entry, x, result, factor):
     """Fill a column's entry in a tile's table."""
@@ -126,7 +105,7 @@ def _fill_table(x, n, out, weights, mode, table):
 
 @kernel(types.void(weight_record, _rows, _x, int64, _out, int64, int64, int64, int64))
 def _multiply_tiles(w, rows, x, n, out, weights, mode, scratch, then):
-    """multiply() in tiles of 32 rows and a few activations."""
+    """multiply() for x of which many meet the rows: in tiles of 32 rows and a few x."""
     which, first, end = rows
     part, panel, add = scratch + PART, scratch + PANEL, 1 if mode == ADD else 0
     table = panel + panel_bytes(w.columns)
@@ -176,11 +155,22 @@ def multiply(w, rows, x, n, out, weights, mode, scratch, then):
     scratch      address of this thread's panel and tile, scratch_bytes() of it
     then         address of the rows that this thread is likely to read next: tiles ask memory for a panel of them; or 0
     """
-    few, many = n
+    (which, first, end), (few, many) = rows, n
     if not reads_codes(w.format):
         few, many = few + many, 0
-    if few:
-        _multiply_rows(w, rows, x, few, out, weights, mode, scratch)
+    for block in range(first, end, ROWS):  # rows that stay in the first-level cache while few x pass
+        n_rows, i, at = min(ROWS, end - block), 0, address_of(w, (which, block, end))
+        while i < few:
+            x0, n_x = x[0] + _entry(x[2], i) * x[1], min(2, few - i)
+            if n_x == 2:
+                x1 = x[0] + _entry(x[2], i + 1) * x[1]
+                dot_rows_two(w.format, at, w.row_bytes, n_rows, w.columns, x0, x1, scratch, scratch + ROWS * 4)
+            else:
+                dot_rows(w.format, at, w.row_bytes, n_rows, w.columns, x0, scratch)
+            for j in range(n_x):
+                target = out[0] + _entry(out[2], i + j) * out[1] + block * 4
+                _write_run(scratch + j * ROWS * 4, n_rows, target, mode, weights + (i + j) * 4 if weights else 0)
+            i += n_x
     if many:
         weights = weights + few * 4 if weights else 0
         _multiply_tiles(w, rows, _behind(x, few), many, _behind(out, few), weights, mode, scratch, then)

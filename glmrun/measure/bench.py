@@ -76,9 +76,7 @@ class Result:
     bytes_per_token: int  # weights that one token reads
     peak_memory: int | None  # bytes of this process
     disk_bytes: int | None = None  # that came from disks for the samples
-    hit_rate: float | None = (
-        None  # of a model larger than memory: the share of its experts' bytes that were there when it was asked
-    )
+    hit_rate: float | None = None  # of a model larger than memory: the share of experts' bytes that were there when asked for
 
     @property
     def samples_ts(self) -> list[float]:

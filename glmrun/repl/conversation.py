@@ -258,7 +258,9 @@ class Conversation:
         for answer, these in zip(rounds, chain([chunks], iter(self._chunks, None)), strict=False):
             self.last = answer
             try:
-                self._show(answer, these, self.used())
+                with self._view(answer, these, self.used()) as view:
+                    for chunk in these:
+                        view.feed(chunk)
                 for call in answer.tool_calls if self.tools is None else ():  # tools show theirs when they carry it out
                     show_tool_call(call)
             finally:  # an interrupted answer is part of the conversation, as far as it came
@@ -285,7 +287,9 @@ class Conversation:
             chunks = self.model.answer(request)
         except UserError as why:
             raise UserError(f"{why}: {way}" if why.setting == "n_ctx" else str(why), why.kind) from None
-        self._show(answer, chunks, self.model.count_tokens(request))
+        with self._view(answer, chunks, self.model.count_tokens(request)) as view:
+            for chunk in chunks:
+                view.feed(chunk)
         return answer
 
     def replace(self, messages: list[dict[str, Any]]) -> None:
@@ -294,8 +298,9 @@ class Conversation:
         self.messages, self.last, self.edited = messages, None, None
         self._keep("message")
 
-    def _show(self, answer: Answer, chunks: Iterator[Chunk], before: int) -> None:
-        """Show an answer as it comes to a prompt of `before` tokens; keys act on it meanwhile."""
+    @contextmanager
+    def _view(self, answer: Answer, chunks: Iterator[Chunk], before: int) -> Iterator[AnswerView]:
+        """What shows an answer to a prompt of `before` tokens, fed with its chunks; keys act on it meanwhile."""
 
         def footer(stats: Stats) -> str:
             return self.bottom_line(max(before, stats.n_prompt) + stats.n_generated)
@@ -311,8 +316,7 @@ class Conversation:
             with self._ways_out(), interruptible(self.model, chunks) as stop, quiet_keyboard(), closing(view):
                 keys = {"escape": stop, "c-o": view.expand_thinking}
                 with keyboard.acting(keys) if keyboard is not None else nullcontext():
-                    for chunk in chunks:
-                        view.feed(chunk)
+                    yield view
         finally:
             self.disk.end()
 

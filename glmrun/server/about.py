@@ -75,8 +75,7 @@ def tokenize(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     model, form = service.opened(), held_to(TokenizeBody, body)
     text = form.prompt if form.prompt is not None else form.content
     if form.messages is not None:
-        asked = ChatRequest(form.messages, form.tools)
-        ids = model.chat_format.encode(asked.messages, asked.tools, add_generation_prompt=form.add_generation_prompt)
+        ids = model.chat_format.encode(ChatRequest(form.messages, form.tools), form.add_generation_prompt)
     elif text is not None:
         ids = model.tokenizer.encode(text)
     else:
@@ -92,15 +91,7 @@ def apply_template(service: Service, body: dict[str, Any]) -> dict[str, str]:
 
 def count_tokens(service: Service, body: dict[str, Any]) -> dict[str, int]:
     """/v1/messages/count_tokens: what the prompt of Anthropic's body takes of the context."""
-    asked, chat_format = request_of(body), service.opened().chat_format
-    ids = chat_format.encode(
-        asked.messages,
-        tools=asked.tools,
-        thinking=asked.thinking,
-        clear_thinking=asked.clear_thinking,
-        add_generation_prompt=not asked.continues,
-    )
-    return {"input_tokens": len(ids)}
+    return {"input_tokens": len(service.opened().chat_format.encode(request_of(body)))}
 
 
 class DetokenizeBody(Strict):

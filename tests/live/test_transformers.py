@@ -10,6 +10,7 @@ from support.comparison import greedy_tokens, nmse
 from transformers import AutoTokenizer, Glm4MoeLiteForCausalLM
 
 import glmrun
+from glmrun.chat.request import ChatRequest
 
 CASES = ["nano", "odd"]
 TEXTS = [
@@ -77,7 +78,7 @@ def test_the_chat_format_is_rendered_as_transformers_renders_it(nano, gguf_of):
                 for clear in (True, False):
                     options = {"enable_thinking": thinking, "clear_thinking": clear, "add_generation_prompt": True}
                     expected = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-                    assert ours.render(messages, tools=tools, thinking=thinking, clear_thinking=clear) == expected
+                    assert ours.render(ChatRequest(messages, tools, thinking, clear)) == expected
 
 
 def test_the_second_checkpoint_is_what_it_should_be(odd):
