@@ -34,11 +34,6 @@ from glmrun.measure.bandwidth import read_bandwidth
 from quant.formats import FORMATS
 
 COLUMNS = {"Q6_K": 1536, "Q5_0": 192, "Q5_1": 192}  # of the others 2,048
-# Where a block keeps its float16 scales.
-SCALES = {
-    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2),
-    "IQ4_XS": (0,),
-}  # fmt: skip
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 
 
@@ -58,7 +53,7 @@ def random_rows(name: str, rows: int, columns: int) -> np.ndarray:
     if form.block_length == 1:
         return form.encode(np.full((rows, columns), 0.5, np.float32))
     blocks = rng.integers(0, 256, (rows * columns // form.block_length, form.block_bytes), dtype=np.uint8)
-    for offset in SCALES[name]:
+    for offset in form.halves:
         blocks[:, offset : offset + 2] = np.full(len(blocks), 2e-3, np.float16).view(np.uint8).reshape(-1, 2)
     return blocks.reshape(rows, -1)  # uint8 (rows, row_bytes)
 

@@ -26,6 +26,7 @@ class Format:
     block_length: int
     block_bytes: int
     module: str  # under quant/blocks/; it has decode_<name> and encode_<name>, or decode_<name> and perhaps repack_<name>
+    halves: tuple[int, ...] = (0,)  # where a block keeps its float16 numbers
     runs_as: str = ""  # for a format that is only read: the one that the kernels are given instead
     loss: str = ""  # what that changes, in words; nothing if empty
 
@@ -76,13 +77,13 @@ class Format:
 WRITTEN = {
     f.name: f
     for f in (
-        Format("F32", 0, 1, 4, "floats"),
+        Format("F32", 0, 1, 4, "floats", ()),
         Format("F16", 1, 1, 2, "floats"),
-        Format("BF16", 30, 1, 2, "floats"),
+        Format("BF16", 30, 1, 2, "floats", ()),
         Format("Q8_0", 8, 32, 34, "q8_0"),
         Format("Q5_0", 6, 32, 22, "q5_0"),
-        Format("Q6_K", 14, 256, 210, "q6_k"),
-        Format("Q4_K", 12, 256, 144, "q4_k"),
+        Format("Q6_K", 14, 256, 210, "q6_k", (208,)),
+        Format("Q4_K", 12, 256, 144, "q4_k", (0, 2)),
     )
 }
 
@@ -90,10 +91,10 @@ WRITTEN = {
 _READ = {
     f.name: f
     for f in (
-        Format("Q4_1", 3, 32, 20, "q4_1"),
-        Format("Q5_1", 7, 32, 24, "q5_1"),
-        Format("Q3_K", 11, 256, 110, "q3_k"),
-        Format("Q5_K", 13, 256, 176, "q5_k"),
+        Format("Q4_1", 3, 32, 20, "q4_1", (0, 2)),
+        Format("Q5_1", 7, 32, 24, "q5_1", (0, 2)),
+        Format("Q3_K", 11, 256, 110, "q3_k", (108,)),
+        Format("Q5_K", 13, 256, 176, "q5_k", (0, 2)),
         Format("IQ4_XS", 23, 256, 136, "iq4"),
     )
 }
@@ -104,10 +105,10 @@ _ROUNDED = "rounded to 1/254 of the largest of 32 neighbours"
 FOREIGN = {
     f.name: f
     for f in (
-        Format("Q4_0", 2, 32, 18, "q4_0", "Q5_0"),
-        Format("Q2_K", 10, 256, 84, "q2_k", "Q8_0", _ROUNDED),
-        Format("IQ4_NL", 20, 32, 18, "iq4", "Q8_0"),
-        Format("MXFP4", 39, 32, 17, "mxfp4", "Q5_0"),
+        Format("Q4_0", 2, 32, 18, "q4_0", runs_as="Q5_0"),
+        Format("Q2_K", 10, 256, 84, "q2_k", (80, 82), "Q8_0", _ROUNDED),
+        Format("IQ4_NL", 20, 32, 18, "iq4", runs_as="Q8_0"),
+        Format("MXFP4", 39, 32, 17, "mxfp4", (), "Q5_0"),
     )
 }
 

@@ -15,7 +15,6 @@ from glmrun.tensors.finite import FiniteCheck, first_not_finite
 from quant.errors import UserError
 from quant.formats import READABLE, WRITTEN
 
-FIELDS = {"Q6_K": (208,), "Q4_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q5_K": (0, 2)}
 BAD = {
     "F32": (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001),
     "BF16": (0x7F80, 0xFF80, 0x7FC0),
@@ -41,7 +40,7 @@ def test_one_number_among_many(name: str) -> None:
     n_blocks = tensor.n_bytes // f.block_bytes
     patterns = BAD.get(name, BAD["F16"])
     for block in {0, 1, n_blocks // 2, n_blocks - 2, n_blocks - 1, *rng.integers(0, n_blocks, 20).tolist()}:
-        for field in FIELDS.get(name, (0,)):
+        for field in f.halves or (0,):
             for bits in patterns:
                 raw = bits.to_bytes(4 if name == "F32" else 2, "little")
                 at = block * f.block_bytes + field
@@ -82,7 +81,7 @@ def test_one_in_a_format_that_is_converted(tiny_gguf: Callable[..., Tiny], tmp_p
     parts, tensor = Parts.read(tiny_gguf("Q4_K_M").path), "blk.1.ffn_up_exps.weight"
     n_rows, n_columns = np.prod(parts.shapes[tensor][:-1]), parts.shapes[tensor][-1]
     parts.blocks[tensor], parts.formats[tensor] = random_blocks(name, int(n_rows), n_columns, 0.1), name
-    at = FIELDS.get(name, (0,))[-1]
+    at = (READABLE[name].halves or (0,))[-1]
     parts.blocks[tensor][777, at : at + 2] = 0xFF
     with pytest.raises(UserError, match=r"blk\.1\.ffn_up_exps\.weight at byte [\d,]+: a weight that is not a finite number"):
         glmrun.load(parts.write(tmp_path / "nan.gguf"), n_ctx=64).logits([1])

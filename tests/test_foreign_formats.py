@@ -7,17 +7,6 @@ from support.foreign_file import READ_ONLY
 
 from quant.formats import FOREIGN, READABLE, WRITTEN
 
-SCALES = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_1": (0, 2),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q5_K": (0, 2),
-    "MXFP4": (),
-}
 EXACT = ("Q4_0", "IQ4_NL", "MXFP4")
 
 
@@ -25,7 +14,7 @@ def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.n
     """Random rows, uint8 (n_rows, n_blocks blocks); float16 fields are normal numbers of that size."""
     rng, f = np.random.default_rng(n_rows * n_blocks), READABLE[name]
     blocks = rng.integers(0, 256, (n_rows * n_blocks, f.block_bytes), dtype=np.uint8)
-    for field in SCALES[name]:
+    for field in f.halves:
         numbers = (size * rng.standard_normal((len(blocks), 1))).astype("<f2")
         blocks[:, field : field + 2] = numbers.view(np.uint8)
     if name == "MXFP4":
@@ -36,7 +25,7 @@ def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.n
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_decode_is_bit_identical_for_every_scale(name: str) -> None:
     f, patterns = READABLE[name], np.arange(1 << 16, dtype="<u2")
-    for field in SCALES[name]:
+    for field in f.halves:
         blocks = np.random.default_rng(field).integers(0, 256, (1 << 16, f.block_bytes), dtype=np.uint8)
         blocks[:, field : field + 2] = patterns.view(np.uint8).reshape(-1, 2)
         with np.errstate(invalid="ignore"):

@@ -17,23 +17,18 @@ from quant.formats import FORMATS
 
 BLOCK_FORMATS = [name for name, f in FORMATS.items() if f.block_length > 1]
 OF_32 = [name for name, f in FORMATS.items() if f.block_length == 32]
-# Where a block keeps its float16 scales.
-SCALES = {
-    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2),
-    "IQ4_XS": (0,),
-}  # fmt: skip
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
     """Blocks with every code possible (or all bytes `fill`) and float16 scales near 0.004, uint8 (rows, row_bytes)."""
-    rng, form_ = np.random.default_rng(rows * columns), FORMATS[name]
-    if form_.block_length == 1:
-        return form_.encode(rng.standard_normal((rows, columns)).astype(np.float32))
-    shape = (rows * columns // form_.block_length, form_.block_bytes)
+    rng, form = np.random.default_rng(rows * columns), FORMATS[name]
+    if form.block_length == 1:
+        return form.encode(rng.standard_normal((rows, columns)).astype(np.float32))
+    shape = (rows * columns // form.block_length, form.block_bytes)
     blocks = (
         rng.integers(0, 256, shape, dtype=np.uint8) if fill is None else np.full(shape, fill, np.uint8)
     )  # uint8 (blocks, bytes)
-    for offset in SCALES[name]:
+    for offset in form.halves:
         scale = rng.uniform(0.002, 0.006, len(blocks)).astype(np.float16)  # f16 (blocks,)
         blocks[:, offset : offset + 2] = scale.view(np.uint8).reshape(-1, 2)
     return blocks.reshape(rows, -1)

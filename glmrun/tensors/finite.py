@@ -12,29 +12,36 @@ from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.checks import first_with_all
 from glmrun.machine import cache_folder
 from quant.errors import UserError
-from quant.formats import READABLE
+from quant.formats import READABLE, Format
 
 _CHUNK = 1 << 24  # words that are looked at in one call: an answer to stop()
 _REMEMBERED_FROM = 1 << 28  # bytes: what is smaller is scanned faster than looked up
-# A number is infinite or none at all if its exponent bits are all set. Of each block one word holds its numbers:
-# (distance of the words, byte of the word in the block, masks of one or two exponents).
+# A number is infinite or none at all if its exponent bits are all set: those of a float16 in the lower, the upper half of a word.
 _LOW, _HIGH = 0x7C00, 0x7C000000
-_WORDS: dict[str, tuple[int, int, int, int]] = {
-    "F32": (4, 0, 0x7F800000, 0x7F800000),
-    "F16": (4, 0, _LOW, _HIGH),
-    "BF16": (4, 0, 0x7F80, 0x7F800000),
-    "Q6_K": (210, 206, _HIGH, _HIGH),
-    "Q3_K": (110, 106, _HIGH, _HIGH),
-    "Q2_K": (84, 80, _LOW, _HIGH),
-    "MXFP4": (17, 0, 0xC0, 0xA0),  # a scale of 2**32 and more, which no weight has: its exponents know no infinity
-}  # and for all others: their blocks begin with one float16 or two
-_TWO = ("Q4_K", "Q5_K", "Q4_1", "Q5_1")
+# Of what are no float16 numbers, or are side by side: (distance of the words, masks of one or two exponents).
+_WORDS = {
+    "F32": (4, 0x7F800000, 0x7F800000),
+    "F16": (4, _LOW, _HIGH),
+    "BF16": (4, 0x7F80, 0x7F800000),
+    "MXFP4": (17, 0xC0, 0xA0),  # a scale of 2**32 and more, which no weight has: its exponents know no infinity
+}
+
+
+def _words(form: Format) -> tuple[int, int, int, int]:
+    """Where all numbers of a block stand in one word: (distance of the words, byte of the word in the block, masks)."""
+    if form.name in _WORDS:
+        stride, *masks = _WORDS[form.name]
+        return stride, 0, masks[0], masks[1]
+    if len(form.halves) == 2:
+        return form.block_bytes, form.halves[0], _LOW, _HIGH
+    if form.halves[0] + 4 > form.block_bytes:  # the block's end
+        return form.block_bytes, form.halves[0] - 2, _HIGH, _HIGH
+    return form.block_bytes, form.halves[0], _LOW, _LOW
 
 
 def first_not_finite(tensor: TensorInfo, stopped: Callable[[], bool] = lambda: False) -> int | None:
     """The byte of a tensor's data near which the first number stands that is infinite or none at all."""
-    block = READABLE[tensor.format].block_bytes
-    stride, at, mask, other = _WORDS.get(tensor.format, (block, 0, _LOW, _HIGH if tensor.format in _TWO else _LOW))
+    stride, at, mask, other = _words(READABLE[tensor.format])
     address, n = tensor.data.ctypes.data + at, tensor.n_bytes // stride
     for start in range(0, n, _CHUNK):
         found = first_with_all(address + start * stride, min(_CHUNK, n - start), stride, mask, other)

@@ -55,7 +55,7 @@ def offsets(four, scales, x, i, n_blocks, minus, out):
 
 @kernel(i32x16(int64, int64, int64), inline="always")
 def _lower(block, x, scales):
-    """Sums of sub-blocks 0 to 7 times x's codes times the scales that _offsets() left."""
+    """Sums of sub-blocks 0 to 7 times x's codes times the scales that offsets() left."""
     c0, c1 = six_bits(block, block + 128, 0), six_bits(block, block + 128, 1)
     return add_lower(zero_i32x16(), c0, load_u8x64(x), c1, load_u8x64(x + 64), scales)
 
