@@ -142,6 +142,17 @@ def test_an_end_from_outside_keeps_what_was_said_and_the_terminal(tmp_path: Path
     assert saved.messages[-1]["content"].startswith("tick tick tick") and saved.messages[-1]["finish_reason"] == "cancelled"
 
 
+def test_a_window_that_is_closed_during_an_answer_is_a_signal_and_no_error(tmp_path: Path) -> None:
+    """Nothing can be written any more, while the program ends, too."""
+    terminal = Terminal(tmp_path)
+    terminal.child.send("slow answer\r")
+    terminal.expect("tick tick tick")
+    terminal.child.ptyproc.fileobj.close()
+    assert terminal.child.ptyproc.wait() == 128 + signal.SIGHUP
+    [path] = (tmp_path / "glmrun" / "sessions").glob("*.jsonl")
+    assert sessions.read(path).messages[-1]["finish_reason"] == "cancelled"
+
+
 @pytest.mark.parametrize("message", ["", "slow answer"])
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_stopped_conversation_ends_with_its_terminal_or_by_kill(tmp_path: Path, message: str, killed: bool) -> None:

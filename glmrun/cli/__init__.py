@@ -192,6 +192,15 @@ def _leave_behind(started: list[str] | None) -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 
 
+def _ended_by(why: BaseException) -> int | None:
+    """The exit code of the signal that ended the program, if the error only came then: a terminal that is gone takes no word."""
+    while (earlier := why.__context__) is not None:
+        if isinstance(earlier, SystemExit) and isinstance(earlier.code, int):
+            return earlier.code
+        why = earlier
+    return None
+
+
 def _output_fails(why: OSError) -> bool:
     """Whether an error that names no file came from writing what was asked for; after one of a full disk nothing may be left."""
     try:
@@ -221,6 +230,8 @@ def _told(why: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
         return 1
     if not isinstance(why, OSError) or why.errno not in _OUTSIDE:
         raise why
+    if (ended := _ended_by(why)) is not None:
+        return ended
     place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
     if not place and _output_fails(why):
         place = "the output can't be written: "
