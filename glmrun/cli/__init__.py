@@ -193,7 +193,7 @@ def _leave_behind(started: list[str] | None) -> None:
 
 
 def _ended_by(why: BaseException) -> int | None:
-    """The exit code of the signal that ended the program, if the error only came then: a terminal that is gone takes no last word."""
+    """The exit code of the signal that ended the program, if the error only came then: a terminal that is gone takes no word."""
     while (earlier := why.__context__) is not None:
         if isinstance(earlier, SystemExit) and isinstance(earlier.code, int):
             return earlier.code
