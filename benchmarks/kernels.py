@@ -33,8 +33,25 @@ from glmrun.kernels.team import Team, wait
 from glmrun.measure.bandwidth import read_bandwidth
 from quant.formats import FORMATS
 
-COLUMNS = {"Q4_K": 2048, "Q6_K": 1536, "Q8_0": 2048, "Q5_0": 192, "Q3_K": 2048, "BF16": 2048, "F16": 2048, "F32": 2048}
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "Q3_K": (108,)}  # where a block keeps its float16 scales
+COLUMNS = {
+    "Q4_K": 2048,
+    "Q6_K": 1536,
+    "Q8_0": 2048,
+    "Q5_0": 192,
+    "Q3_K": 2048,
+    "Q2_K": 2048,
+    "BF16": 2048,
+    "F16": 2048,
+    "F32": 2048,
+}
+SCALES = {
+    "Q4_K": (0, 2),
+    "Q6_K": (208,),
+    "Q8_0": (0,),
+    "Q5_0": (0,),
+    "Q3_K": (108,),
+    "Q2_K": (80, 82),
+}  # where a block keeps its float16 scales
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 
 

@@ -9,14 +9,21 @@ import pytest
 
 from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
-from glmrun.kernels.formats import q3_k, q4_k, q5_0, q6_k, q8_0
+from glmrun.kernels.formats import dispatch
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
 from quant.formats import FORMATS
 
-BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0", "Q3_K")
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "Q3_K": (108,)}  # where a block keeps its float16 scales
+BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0", "Q3_K", "Q2_K")
+SCALES = {
+    "Q4_K": (0, 2),
+    "Q6_K": (208,),
+    "Q8_0": (0,),
+    "Q5_0": (0,),
+    "Q3_K": (108,),
+    "Q2_K": (80, 82),
+}  # where a block keeps its float16 scales
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
@@ -218,7 +225,7 @@ def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
         random_rows(name, 33, columns),
         rounded(np.random.default_rng(3).standard_normal((2, columns)).astype(np.float32), name),
     )
-    kernels, out = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0, "Q3_K": q3_k}[name], np.zeros((4, 33), np.float32)
+    kernels, out = getattr(dispatch, name.lower()), np.zeros((4, 33), np.float32)
     at = (blocks.ctypes.data, blocks.shape[1], 33, columns // FORMATS[name].block_length)
     kernels.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
     for i in range(2):

@@ -8,7 +8,7 @@ import numpy as np
 from numba import from_dtype, types
 from numba.extending import intrinsic
 
-F32, F16, Q5_0, Q8_0, Q3_K, Q4_K, Q6_K, BF16 = 0, 1, 6, 8, 11, 12, 14, 30  # GGML's numbers
+F32, F16, Q5_0, Q8_0, Q2_K, Q3_K, Q4_K, Q6_K, BF16 = 0, 1, 6, 8, 10, 11, 12, 14, 30  # GGML's numbers
 
 WEIGHT = np.dtype(
     [

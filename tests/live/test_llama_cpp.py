@@ -138,3 +138,15 @@ def test_a_full_shape_model_cut_to_a_few_layers_runs_in_both(tmp_path):
     model = glmrun.load(path, n_ctx=64, n_threads=2)
     chunks = list(model.generate(text, max_tokens=8, temperature=0))
     assert len(tokens_of(chunks)) == 8 and isinstance(text_of(chunks), str)
+
+
+@pytest.mark.parametrize("name", ["nano", "odd"])
+@pytest.mark.parametrize("recipe", ["Q3_K_S", "Q3_K_M", "Q2_K"])
+def test_files_that_only_llama_cpp_writes(name, recipe, request, gguf_of, tmp_path):
+    """As test_both_engines_agree_on_the_same_file()."""
+    case, path = request.getfixturevalue(name), tmp_path / "theirs.gguf"
+    llama.quantize(gguf_of(case, "BF16"), path, recipe)
+    ours, theirs, flash = ours_on(path, case.texts), theirs_on(path, case.texts), theirs_on(path, case.texts, flash=True)
+    between, itself = np.median(errors(ours, theirs)), np.median(errors(flash, theirs))
+    print(f"\n{name} {recipe}: {between:.2e} between the engines, llama.cpp's two attentions {itself:.2e}")
+    assert between <= FEW * itself
