@@ -93,20 +93,18 @@ _READ = {
     for f in (
         Format("Q4_1", 3, 32, 20, "q4_1", (0, 2)),
         Format("Q5_1", 7, 32, 24, "q5_1", (0, 2)),
+        Format("Q2_K", 10, 256, 84, "q2_k", (80, 82)),
         Format("Q3_K", 11, 256, 110, "q3_k", (108,)),
         Format("Q5_K", 13, 256, 176, "q5_k", (0, 2)),
         Format("IQ4_XS", 23, 256, 136, "iq4"),
     )
 }
 
-# Formats of published files that no kernel reads: converted once, when a model is opened. Q8_0's 127 steps add little to the 15 or
-# 31 of a format with a minimum, at half the size of F16 and on the fast kernels. Codes that fit into Q5_0 take two thirds of that.
-_ROUNDED = "rounded to 1/254 of the largest of 32 neighbours"
+# Formats of published files that no kernel reads: converted once, when a model is opened, to one that holds the same values.
 FOREIGN = {
     f.name: f
     for f in (
         Format("Q4_0", 2, 32, 18, "q4_0", runs_as="Q5_0"),
-        Format("Q2_K", 10, 256, 84, "q2_k", (80, 82), "Q8_0", _ROUNDED),
         Format("IQ4_NL", 20, 32, 18, "iq4", runs_as="Q8_0"),
         Format("MXFP4", 39, 32, 17, "mxfp4", (), "Q5_0"),
     )

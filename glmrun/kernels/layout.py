@@ -8,8 +8,9 @@ import numpy as np
 from numba import from_dtype, types
 from numba.extending import intrinsic
 
-F32, F16, Q4_1, Q5_0, Q5_1, Q8_0, Q3_K, Q4_K, Q5_K, Q6_K, BF16 = 0, 1, 3, 6, 7, 8, 11, 12, 13, 14, 30  # GGML's numbers
-IQ4_XS = 23
+# GGML's numbers.
+F32, F16, BF16, Q4_1, Q5_0, Q5_1, Q8_0 = 0, 1, 30, 3, 6, 7, 8
+Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS = 10, 11, 12, 13, 14, 23
 
 WEIGHT = np.dtype(
     [

@@ -1,4 +1,4 @@
-"""Q2_K: 256 values in 84 bytes, as 16 sub-blocks of 16; x = (d * s[j]) * q - (dmin * m[j]). Read only: it runs as Q8_0.
+"""Q2_K: 256 values in 84 bytes, as 16 sub-blocks of 16; x = (d * s[j]) * q - (dmin * m[j]). Read, not written.
 
 byte  0              16                          80   82     84
       | s and m 16x1 | q: 2 halves of 32 bytes   | d  | dmin |

@@ -25,7 +25,7 @@ from glmrun.kernels.simd import target  # noqa: E402
 
 PRODUCTS = ("vpmaddubsw", "vpmaddwd", "vpdpbusd", "vpdpwssd", "sdot", "usdot", "smmla", "smlal", "smlal2")
 ROWS = ("dot_rows",) if TRIPLE else ("dot_rows", "dot_rows_two")
-WANTED = ("q4_k", "q5_k", "q6_k", "q8_0", "scores", "gather")
+WANTED = ("q2_k", "q4_k", "q5_k", "q6_k", "q8_0", "scores", "gather")
 
 
 def inner_loop(assembly: str) -> list[str]:

@@ -7,8 +7,8 @@ computes nothing.
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import floats, iq4_xs, panel, q3_k, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0, tile
-from glmrun.kernels.layout import BF16, F16, F32, IQ4_XS, Q3_K, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from glmrun.kernels.formats import floats, iq4_xs, panel, q2_k, q3_k, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0, tile
+from glmrun.kernels.layout import BF16, F16, F32, IQ4_XS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from glmrun.kernels.simd.target import dot_bits, has_neon
 
 if dot_bits() == 512 or has_neon():
@@ -32,6 +32,8 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
         q6_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q3_K:
         q3_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == Q2_K:
+        q2_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q8_0:
         q8_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q5_0:
@@ -61,6 +63,8 @@ def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, 
         q6_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q3_K:
         q3_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+    elif weight_format == Q2_K:
+        q2_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q8_0:
         q8_0.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q5_0:
@@ -97,6 +101,8 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
             panel.q6_k(table, columns, codes, factors)
         elif weight_format == Q3_K:
             panel.q3_k(table, columns, codes, factors)
+        elif weight_format == Q2_K:
+            panel.q2_k(table, columns, codes, factors)
         elif weight_format == Q8_0:
             panel.q8_0(table, columns, codes, factors)
         elif weight_format == Q5_0:
@@ -117,6 +123,8 @@ def _of_format(weight_format, codes, n, columns, table, offset, add, ahead, run,
         tiles.q5_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format in (Q6_K, Q3_K):
         tiles.q6_k(codes, n, columns, table, offset, add, ahead, run, end)
+    elif weight_format == Q2_K:
+        tiles.q2_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format in (Q8_0, Q5_0, IQ4_XS):
         tiles.q8_0(codes, n, columns, table, offset, add, ahead, run, end)
 

@@ -7,6 +7,7 @@ from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats import iq4_xs as _iq4_xs
+from glmrun.kernels.formats import q2_k as _q2_k
 from glmrun.kernels.formats import q3_k as _q3_k
 from glmrun.kernels.formats import q4_1 as _q4_1
 from glmrun.kernels.formats import q4_k as _q4_k
@@ -18,6 +19,8 @@ from glmrun.kernels.formats import q8_0 as _q8_0
 from glmrun.kernels.formats.transpose import (
     iq4_codes,
     iq4_xs_factors,
+    q2_k_codes,
+    q2_k_factors,
     q3_k_codes,
     q3_k_factors,
     q4_1_block,
@@ -39,7 +42,7 @@ _unpack = types.void(int64, int64, int64, int64)
 @kernel(int64(int64))
 def panel_bytes(n):
     """Room for a panel of any format with n columns."""
-    return n * 32 + (n + 255) // 256 * 2048
+    return n * 32 + ((n + 255) // 256 * 16 + n // 32 + n // 256) * 128
 
 
 @kernel(types.void(int64, int64, int64, int64, int64))
@@ -88,6 +91,16 @@ def q3_k(table, n, codes, factors):
     for b in range(n // 256):
         q3_k_factors(table, b * _q3_k.BLOCK, factors + b * 2048)
         q3_k_codes(table, b * _q3_k.BLOCK, codes + b * 8192)
+
+
+@kernel(_unpack, apart=True)
+def q2_k(table, n, codes, factors):
+    """Q2_K rows: codes and scales as Q6_K's, 32 to 35; then the minimums, as tile.py says."""
+    aligned_stack()
+    for b in range(n // 256):
+        q2_k_factors(table, b * _q2_k.BLOCK, factors + b * 2048, factors + n * 8 + b * 1024, factors + n * 12 + b * 128)
+        for i in range(2):
+            q2_k_codes(table, b * _q2_k.BLOCK + 16 + i * 32, codes + (b * 2 + i) * 4096)
 
 
 @kernel(_unpack, apart=True)

@@ -5,14 +5,16 @@ A panel holds 32 rows unpacked to one byte a weight, so that one instruction mul
     codes    uint8 (columns / 4, 2, 16, 4)     rows 0 to 15, rows 16 to 31; four neighbouring columns of a row together
     factors  float32 (sub-blocks, 2, 16)       what a sub-block's dot product is worth in each row; of a Q4_K block first its
                                                eight scales, then its eight minimums, negative
+    minimums int16 (columns / 32, 2, 16, 2)    of Q2_K only: of two neighbouring sub-blocks of 16 together,
+             float32 (blocks, 2, 16)           and what they are worth in each row, negative
 
 A table tells what the columns read and where their results go, ENTRY bytes each: int64 address of the activation, int64 address of
 the row of float32 results, float32 factor of the results.
 
-Codes are unsigned: those of Q6_K carry +32, those of Q8_0 and of what shares its tiles +128. The sums that this adds are taken off
-where the dot products start, from what quantize_row puts beside the activations. What a column holds does not depend on the tile's
-width. Only where products are added up in 16 bits, which codes up to 255 don't allow, these are signed; with NEON all codes are,
-and none carries anything.
+Codes are unsigned: those of Q6_K, Q3_K and Q2_K carry +32, those of Q8_0 and of what shares its tiles +128. The sums that this adds
+are taken off where the dot products start, from what quantize_row puts beside the activations. What a column holds does not depend
+on the tile's width. Only where products are added up in 16 bits, which codes up to 255 don't allow, these are signed; with NEON all
+codes are, and none carries anything.
 The tiles themselves: tile_in_registers.py for 32 registers, tile_16x4.py for all others.
 """
 

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ask, behind, load, signatures, unpack
-from glmrun.kernels.simd.dots import emit_dot, emit_pair_sums, emit_pairs, emit_with_signs
+from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs
 from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.target import sums_in_16_bits
 from glmrun.kernels.simd.types import F32, I1, I8, I32, I64, V8F, V8I, V16H, call, constant, opaque, pointer, splat
@@ -112,6 +112,23 @@ add_16, add_32 = _adding(4, has_starts=True), _adding(8, signed=True, has_starts
 
 
 @intrinsic
+def add_minimums(context, cells, minimums, columns, sums, unit, scale):
+    """cells[r, c] += unit[r] * scale[c] * (minimums[r] . sums[c]): those of two sub-blocks of 16, int16; unit, scale as above."""
+
+    def generate(c, b, s, a):
+        for k, column in enumerate(unpack(b, a[2], columns.count)):
+            x = b.bitcast(_broadcast(b, b.add(column, a[3]), I32), V16H)
+            for r in range(2):
+                place = pointer(b, behind(b, a[0], (r * columns.count + k) * 32), V8F)
+                dot = emit_dot_i16(b, constant(V8I, 0), load(b, behind(b, a[1], r * 32), V16H, 32), x)
+                both = b.fmul(load(b, behind(b, a[4], r * 32), V8F, 32), _broadcast(b, b.add(column, a[5]), F32))
+                b.store(call(b, "llvm.fma.v8f32", V8F, [b.sitofp(dot, V8F), both, b.load(place, align=32)]), place, align=32)
+        return c.get_dummy_value()
+
+    return types.void(cells, minimums, columns, sums, unit, scale), generate
+
+
+@intrinsic
 def clear(context, cells, columns):
     """Zeros in a tile's cells."""
 
@@ -186,7 +203,7 @@ else:
 
 @kernel(signatures(WIDTHS), apart=True)
 def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
-    """q4_k() for Q6_K rows."""
+    """q4_k() for Q6_K and Q3_K rows."""
     aligned_stack()
     scales, starts, cells = n, n + n // 2 + n // 8, panel - CELLS
     for half in range(2):
@@ -196,6 +213,24 @@ def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
             if half == 0 and j % 2 == 0:
                 ask(ahead, run, j // 2, end)
             add_16(cells, codes + j * 512, columns, j * 16, factors + j * 128, scales + j // 2 * 4, starts + j * 4)
+        write(cells, columns, table, offset + half * 64, add)
+
+
+@kernel(signatures(WIDTHS), apart=True)
+def q2_k(panel, n, columns, table, offset, add, ahead, run, end):
+    """q4_k() for Q2_K rows."""
+    aligned_stack()
+    scales, starts, sums, cells = n, n + n // 2 + n // 8, n + n // 4 + n // 8, panel - CELLS
+    for half in range(2):
+        codes, factors = panel + half * 64, panel + n * 32 + half * 64
+        clear(cells, columns)
+        for j in range(n // 16):
+            if half == 0 and j % 2 == 0:
+                ask(ahead, run, j // 2, end)
+            add_16(cells, codes + j * 512, columns, j * 16, factors + j * 128, scales + j // 2 * 4, starts + j * 4)
+            if j % 2:
+                minimums, unit = factors + n * 8 + j // 2 * 128, factors + n * 12 + j // 16 * 128
+                add_minimums(cells, minimums, columns, sums + j // 2 * 4, unit, scales + j // 2 * 4)
         write(cells, columns, table, offset + half * 64, add)
 
 

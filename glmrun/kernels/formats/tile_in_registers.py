@@ -11,10 +11,10 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ROWS, ask, behind, load, signatures, unpack
-from glmrun.kernels.simd.dots import emit_dot_codes, emit_matrix_product, emit_word
+from glmrun.kernels.simd.dots import emit_dot_codes, emit_dot_i16, emit_matrix_product, emit_word
 from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.target import has_i8mm, has_neon
-from glmrun.kernels.simd.types import F32, I8, I32, I64, Vector, call, constant, f32x16, pointer, shuffle, splat
+from glmrun.kernels.simd.types import F32, I8, I16, I32, I64, Vector, call, constant, f32x16, pointer, shuffle, splat
 
 _LANES = 4 if has_neon() else 16
 _FLOATS, _WORDS, _BYTES = ir.VectorType(F32, _LANES), ir.VectorType(I32, _LANES), ir.VectorType(I8, 4 * _LANES)
@@ -156,6 +156,24 @@ def add_sums(context, tile, factors, columns, sums):
 
 
 @intrinsic
+def add_minimums(context, tile, minimums, columns, sums, unit, scale):
+    """tile[r, c] += unit[r] * scale[c] * (minimums[r] . sums[c]): those of two sub-blocks of 16, int16; unit, scale as above."""
+
+    def generate(c, b, s, a):
+        out, column, pairs = [], unpack(b, a[2], columns.count), ir.VectorType(I16, 2 * _LANES)
+        for i, cell in enumerate(unpack(b, a[0], tile.count)):
+            r, k = divmod(i, len(column))
+            rows = b.bitcast(load(b, behind(b, a[1], r * _SIZE), _WORDS, _SIZE), pairs)
+            x = b.bitcast(_broadcast(b, b.add(column[k], a[3]), I32), pairs)
+            dot = emit_dot_i16(b, constant(_WORDS, 0), rows, x)
+            both = b.fmul(load(b, behind(b, a[4], r * _SIZE), _FLOATS, _SIZE), _broadcast(b, b.add(column[k], a[5]), F32))
+            out.append(_fused(b, b.sitofp(dot, _FLOATS), both, cell))
+        return c.make_tuple(b, tile, out)
+
+    return tile(tile, minimums, columns, sums, unit, scale), generate
+
+
+@intrinsic
 def write(context, tile, table, offset, add):
     """The results of each column of the table, `offset` bytes behind their row's address, (= or +=) factor * tile[:, column]."""
 
@@ -208,7 +226,7 @@ q5_k = q4_k  # codes up to 127 are all the same to it
 
 @kernel(signatures(WIDTHS), apart=True)
 def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
-    """q4_k() for Q6_K rows."""
+    """q4_k() for Q6_K and Q3_K rows."""
     aligned_stack()
     for part in range(_PARTS):
         factors, scales, starts = panel + n * 32 + part * _PART, n, n + n // 2 + n // 8
@@ -217,6 +235,22 @@ def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
             if part == 0:
                 ask(ahead, run, j, end)
             tile = add_two_16(tile, codes + j * 1024, columns, j * 32, factors + j * 256, scales + j * 4, starts + j * 8)
+        write(tile, table, offset + part * _PART, add)
+
+
+@kernel(signatures(WIDTHS), apart=True)
+def q2_k(panel, n, columns, table, offset, add, ahead, run, end):
+    """q4_k() for Q2_K rows."""
+    aligned_stack()
+    for part in range(_PARTS):
+        factors, scales, starts, sums = panel + n * 32 + part * _PART, n, n + n // 2 + n // 8, n + n // 4 + n // 8
+        codes, tile = _codes(panel, part), zeros(columns)
+        for j in range(n // 32):
+            if part == 0:
+                ask(ahead, run, j, end)
+            tile = add_two_16(tile, codes + j * 1024, columns, j * 32, factors + j * 256, scales + j * 4, starts + j * 8)
+            minimums, unit = factors + n * 8 + j * 128, factors + n * 12 + j // 8 * 128
+            tile = add_minimums(tile, minimums, columns, sums + j * 4, unit, scales + j * 4)
         write(tile, table, offset + part * _PART, add)
 
 

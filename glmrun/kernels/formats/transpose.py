@@ -219,6 +219,44 @@ def q3_k_codes(context, table, offset, out):
 
 
 @intrinsic
+def q2_k_factors(context, table, offset, out, minimums, units):
+    """d s_j of the sixteen sub-blocks of the Q2_K blocks at the offset; two neighbouring m_j at a time as int16; and -dmin."""
+
+    def generate(c, b, s, a):
+        both, d = _words(b, a[0], a[1], 0, 16), _words(b, a[0], a[1], 68, 16)[3]
+        _store(b, b.fneg(_half(b, d, True)), a[4], 0)
+        d = _half(b, d, False)
+        for j in range(16):
+            scales, at = _bits(b, both[j // 4], 0, 0x0F), j % 4
+            _store(b, b.fmul(_byte(b, scales, at), d), a[2], j)
+            if at % 2 == 0:
+                first, second = (b.lshr(both[j // 4], constant(V16I, 8 * i + 4)) for i in (at, at + 1))
+                first, second = (b.and_(word, constant(V16I, 0x0F)) for word in (first, second))
+                _store(b, b.or_(first, b.shl(second, constant(V16I, 16))), a[3], j // 2)
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64, int64, int64), generate
+
+
+@intrinsic
+def q2_k_codes(context, table, offset, out):
+    """128 columns of 2-bit codes of the 32 bytes at the offset, with the 32 that Q6_K's codes carry."""
+
+    def generate(c, b, s, a):
+        low = _words(b, a[0], a[1], 0, 32)
+
+        def codes():
+            for i in range(32):
+                code = _bits(b, low[i % 8], i // 8 * 2, 0x03)
+                yield i, code if has_neon() else b.or_(code, constant(V16I, 0x20202020))
+
+        _store_codes(b, codes(), a[2])
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+@intrinsic
 def q8_0_block(context, table, offset, factors, out):
     """The scale and 32 columns of codes + OFFSET of the Q8_0 blocks at the offset."""
 

@@ -164,6 +164,19 @@ def six_bits(context, low_bits, high_bits, half):
     return u8x64(types.int64, types.int64, half), generate
 
 
+def _pairs_of_bits(builder, address, upper):
+    """Bits 0-1 and 2-3 (upper = 0), or 4-5 and 6-7 (1), of 32 bytes at the address: 64 numbers."""
+    both = _twice(builder, builder.load(pointer(builder, address, V32B), align=1))
+    return builder.and_(_shift(builder, both, "lshr", 4 * upper, 4 * upper + 2), constant(V64B, 3))
+
+
+@intrinsic(prefer_literal=True)
+def two_bits(context, address, half):
+    """64 of the 2-bit codes that a Q2_K block keeps in 32 bytes: elements 0 to 63 of 128, or the others."""
+    upper = half.literal_value
+    return u8x64(types.int64, half), lambda c, b, s, a: _pairs_of_bits(b, a[0], upper)
+
+
 @intrinsic(prefer_literal=True)
 def three_bits(context, low_bits, high_bits, quarter):
     """64 of a Q3_K block's 3-bit codes: pairs of bits of 32 bytes at low_bits, single bits of 32 bytes at high_bits.
@@ -173,12 +186,23 @@ def three_bits(context, low_bits, high_bits, quarter):
     half, upper = divmod(quarter.literal_value, 2)
 
     def generate(c, b, s, a):
-        pairs, single = (_twice(b, b.load(pointer(b, address, V32B), align=1)) for address in a[:2])
-        pairs, right = _shift(b, pairs, "lshr", 4 * upper, 4 * upper + 2), 4 * half + 2 * upper - 2
+        single, right = _twice(b, b.load(pointer(b, a[1], V32B), align=1)), 4 * half + 2 * upper - 2
         single = _shift(b, single, "lshr", right, right + 1) if right >= 0 else _shift(b, single, "shl", 2, 1)
-        return b.or_(b.and_(pairs, constant(V64B, 3)), b.and_(single, constant(V64B, 4)))
+        return b.or_(_pairs_of_bits(b, a[0], upper), b.and_(single, constant(V64B, 4)))
 
     return u8x64(types.int64, types.int64, quarter), generate
+
+
+@intrinsic(prefer_literal=True)
+def four_bit_scales(context, address, high):
+    """The low (high = 0) or the high (1) nibbles of 16 bytes at the address as int16: a Q2_K block's s_j, or its m_j."""
+    upper = high.literal_value
+
+    def generate(c, b, s, a):
+        both = b.zext(b.load(pointer(b, a[0], V16B), align=1), V16H)
+        return b.lshr(both, constant(V16H, 4)) if upper else b.and_(both, constant(V16H, 15))
+
+    return i16x16(types.int64, high), generate
 
 
 @intrinsic
