@@ -33,8 +33,8 @@ from glmrun.kernels.team import Team, wait
 from glmrun.measure.bandwidth import read_bandwidth
 from quant.formats import FORMATS
 
-COLUMNS = {"Q4_K": 2048, "Q6_K": 1536, "Q8_0": 2048, "Q5_0": 192, "IQ4_XS": 2048, "BF16": 2048, "F16": 2048, "F32": 2048}
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "IQ4_XS": (0,)}  # where a block keeps its float16 scales
+COLUMNS = dict.fromkeys(FORMATS, 2048) | {"Q6_K": 1536, "Q5_0": 192}
+SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}  # where a block keeps its float16 scales, if not at its beginning
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 
 
@@ -54,8 +54,10 @@ def random_rows(name: str, rows: int, columns: int) -> np.ndarray:
     if form.block_length == 1:
         return form.encode(np.full((rows, columns), 0.5, np.float32))
     blocks = rng.integers(0, 256, (rows * columns // form.block_length, form.block_bytes), dtype=np.uint8)
-    for offset in SCALES[name]:
+    for offset in SCALES.get(name, (0,)):
         blocks[:, offset : offset + 2] = np.full(len(blocks), 2e-3, np.float16).view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":  # scales are powers of two
+        blocks[:, 0] = 119
     return blocks.reshape(rows, -1)  # uint8 (rows, row_bytes)
 
 

@@ -87,22 +87,27 @@ WRITTEN = {
 }
 
 # Formats of published files that kernels read where they stand, and convert does not write.
-_READ = {f.name: f for f in (Format("IQ4_XS", 23, 256, 136, "iq4"),)}
+_READ = {
+    f.name: f
+    for f in (
+        Format("Q4_0", 2, 32, 18, "q4_0"),
+        Format("IQ4_NL", 20, 32, 18, "iq4"),
+        Format("IQ4_XS", 23, 256, 136, "iq4"),
+        Format("MXFP4", 39, 32, 17, "mxfp4"),
+    )
+}
 
 # Formats of published files that no kernel reads: converted once, when a model is opened. Q8_0's 127 steps add little to the 15 or
-# 31 of a format with a minimum, at half the size of F16 and on the fast kernels. Codes that fit into Q5_0 take two thirds of that.
+# 31 of a format with a minimum, at half the size of F16 and on the fast kernels.
 _ROUNDED = "rounded to 1/254 of the largest of 32 neighbours"
 FOREIGN = {
     f.name: f
     for f in (
-        Format("Q4_0", 2, 32, 18, "q4_0", "Q5_0"),
         Format("Q4_1", 3, 32, 20, "q4_1", "Q8_0", _ROUNDED),
         Format("Q5_1", 7, 32, 24, "q5_1", "Q8_0", _ROUNDED),
         Format("Q2_K", 10, 256, 84, "q2_k", "Q8_0", _ROUNDED),
         Format("Q3_K", 11, 256, 110, "q3_k", "Q6_K"),
         Format("Q5_K", 13, 256, 176, "q5_k", "Q8_0", _ROUNDED),
-        Format("IQ4_NL", 20, 32, 18, "iq4", "Q8_0"),
-        Format("MXFP4", 39, 32, 17, "mxfp4", "Q5_0"),
     )
 }
 

@@ -5,14 +5,15 @@ import pytest
 
 from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
-from glmrun.kernels.formats import iq4_xs, q4_k, q5_0, q6_k, q8_0
+from glmrun.kernels.formats import dispatch
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
 from quant.formats import FORMATS
 
-BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0", "IQ4_XS")
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q5_0": (0,), "IQ4_XS": (0,)}  # where a block keeps its float16 scales
+BLOCK_FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_0", "IQ4_XS", "IQ4_NL", "Q4_0", "MXFP4")
+BLOCKS_OF_32 = [name for name in BLOCK_FORMATS if FORMATS[name].block_length == 32]
+SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}  # where a block keeps its float16 scales, if not at its beginning
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
@@ -24,9 +25,11 @@ def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> 
     blocks = (
         rng.integers(0, 256, shape, dtype=np.uint8) if fill is None else np.full(shape, fill, np.uint8)
     )  # uint8 (blocks, bytes)
-    for offset in SCALES[name]:
+    for offset in SCALES.get(name, (0,)):
         scale = rng.uniform(0.002, 0.006, len(blocks)).astype(np.float16)  # f16 (blocks,)
         blocks[:, offset : offset + 2] = scale.view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":  # scales are powers of two
+        blocks[:, 0] = rng.integers(118, 121, len(blocks))
     return blocks.reshape(rows, -1)
 
 
@@ -72,7 +75,7 @@ def test_multiply_is_the_dequantized_product(name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [32, 96, 160])
-@pytest.mark.parametrize("name", ["Q8_0", "Q5_0"])
+@pytest.mark.parametrize("name", BLOCKS_OF_32)
 def test_an_odd_number_of_blocks(name: str, columns: int) -> None:
     blocks = random_rows(name, 40, columns)
     for n in (1, 4, 9):
@@ -129,6 +132,16 @@ def test_all_byte_values_of_q8_0_are_exact() -> None:
         rows, values = rounded(np.ones((n, 32), np.float32), "Q8_0")
         expected = np.outer(values.sum(1), np.arange(256, dtype=np.uint8).view(np.int8))  # float64 (n, 256)
         assert np.abs(product("Q8_0", blocks, rows, 32) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_every_scale_of_mxfp4() -> None:
+    """From 2**-128, which counts as nothing, to the largest that the check of weights lets pass."""
+    blocks = np.full((160, 17), 0x72, np.uint8)  # uint8 (rows, one block)
+    blocks[:, 0] = np.arange(160)
+    for n in (1, 4, 8):
+        rows, values = rounded(np.random.default_rng(n).random((n, 32), np.float32), "MXFP4")
+        expected = values @ FORMATS["MXFP4"].decode(blocks).astype(np.float64).T  # float64 (n, 160)
+        assert (np.abs(product("MXFP4", blocks, rows, 32) - expected) <= 2e-6 * np.abs(expected) + 1e-36).all()
 
 
 @pytest.mark.parametrize("n", [3, 5, 7, 12, 13, 33])
@@ -191,18 +204,19 @@ def test_rope_angles_are_exact_far_out(position: int) -> None:
     assert np.abs(table[:, 1] - np.sin(angle)).max() <= 1e-6
 
 
-@pytest.mark.parametrize("name,columns", [(name, 512) for name in BLOCK_FORMATS] + [("Q8_0", 224), ("Q5_0", 192), ("Q5_0", 224)])
+@pytest.mark.parametrize(
+    "name,columns", [(name, 512) for name in BLOCK_FORMATS] + [(name, n) for name in BLOCKS_OF_32 for n in (192, 224)]
+)
 def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
     blocks, (rows, values) = (
         random_rows(name, 33, columns),
         rounded(np.random.default_rng(3).standard_normal((2, columns)).astype(np.float32), name),
     )
-    modules = {"Q4_K": q4_k, "Q6_K": q6_k, "Q8_0": q8_0, "Q5_0": q5_0, "IQ4_XS": iq4_xs}
-    kernels, out = modules[name], np.zeros((4, 33), np.float32)
-    at = (blocks.ctypes.data, blocks.shape[1], 33, columns // FORMATS[name].block_length)
-    kernels.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
+    number, out = FORMATS[name].ggml_type, np.zeros((4, 33), np.float32)
+    at = (number, blocks.ctypes.data, blocks.shape[1], 33, columns)
+    dispatch.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
     for i in range(2):
-        kernels.dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
+        dispatch.dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
     assert out[:2].tobytes() == out[2:].tobytes()
     expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T  # float64 (2, 33)
     assert np.abs(out[:2] - expected).max() <= 2e-6 * np.abs(expected).max()

@@ -261,8 +261,8 @@ def test_fused_and_foreign_tensors_of_the_layer_are_read(tiny_gguf: Callable[...
     assert guesses(parts.write(tmp_path / "fused.gguf")) == guesses(tiny.path)
     for name in ("eh_proj", "shared_head_head"):
         tensor = f"blk.{n}.nextn.{name}.weight"
-        blocks = random_blocks("Q4_0", *parts.shapes[tensor], 0.05, seed=len(name))
-        parts.blocks[tensor], parts.formats[tensor] = blocks, "Q4_0"
+        blocks = random_blocks("Q4_1", *parts.shapes[tensor], 0.05, seed=len(name))
+        parts.blocks[tensor], parts.formats[tensor] = blocks, "Q4_1"
     foreign = parts.write(tmp_path / "foreign.gguf")
     for name in ("eh_proj", "shared_head_head"):
         parts.put(f"blk.{n}.nextn.{name}.weight", parts.take(f"blk.{n}.nextn.{name}.weight"), "F32")

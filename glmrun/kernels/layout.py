@@ -9,7 +9,7 @@ from numba import from_dtype, types
 from numba.extending import intrinsic
 
 F32, F16, Q5_0, Q8_0, Q4_K, Q6_K, BF16 = 0, 1, 6, 8, 12, 14, 30  # GGML's numbers
-IQ4_XS = 23
+Q4_0, IQ4_NL, IQ4_XS, MXFP4 = 2, 20, 23, 39
 
 WEIGHT = np.dtype(
     [

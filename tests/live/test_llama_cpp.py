@@ -125,7 +125,7 @@ def test_a_file_of_llama_cpps_own_quantizer_runs_as_well(name, recipe, request, 
     assert between <= FEW * itself
 
 
-@pytest.mark.parametrize("recipe", ["IQ4_XS"])
+@pytest.mark.parametrize("recipe", ["Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4_MOE"])
 def test_a_file_in_a_format_that_convert_does_not_write(recipe, nano, gguf_of, tmp_path):
     path = tmp_path / "theirs.gguf"
     llama.quantize(gguf_of(nano, "BF16"), path, recipe)
@@ -134,7 +134,7 @@ def test_a_file_in_a_format_that_convert_does_not_write(recipe, nano, gguf_of, t
     between, itself = np.median(errors(ours, theirs)), np.median(errors(flash, theirs))
     middle = [np.median(errors(x, nano.truth)) for x in (ours, theirs, flash)]
     print(f"\nnano {recipe}: glmrun-llama.cpp {between:.2e}, flash on-off {itself:.2e}; errors", *[f"{x:.2e}" for x in middle])
-    assert between <= FEW * itself and middle[0] <= max(middle[1:])
+    assert between <= FEW * itself and middle[0] <= 1.05 * max(middle[1:])
 
 
 def test_a_full_shape_model_cut_to_a_few_layers_runs_in_both(tmp_path):

@@ -19,7 +19,8 @@ def _keep_warnings(level: int, text: bytes, _data: object) -> None:
 llama_cpp.llama_log_set(_keep_warnings, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15, "IQ4_XS": 30}
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15}
+FILE_TYPES |= {"Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "MXFP4_MOE": 38}  # which convert does not write
 
 
 def logits(
