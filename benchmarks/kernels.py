@@ -33,7 +33,7 @@ from glmrun.kernels.team import Team, wait
 from glmrun.measure.bandwidth import read_bandwidth
 from quant.formats import FORMATS
 
-COLUMNS = {"Q6_K": 1536, "Q5_0": 192, "Q5_1": 192}  # of the others 2,048
+COLUMNS = dict.fromkeys(FORMATS, 2048) | {"Q6_K": 1536, "Q5_0": 192, "Q5_1": 192}
 LARGE, ROWS, MANY = 512 << 20, 2048, 512  # bytes for one vector; rows and vectors for the tiles
 
 
@@ -55,6 +55,8 @@ def random_rows(name: str, rows: int, columns: int) -> np.ndarray:
     blocks = rng.integers(0, 256, (rows * columns // form.block_length, form.block_bytes), dtype=np.uint8)
     for offset in form.halves:
         blocks[:, offset : offset + 2] = np.full(len(blocks), 2e-3, np.float16).view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":  # scales are powers of two
+        blocks[:, 0] = 119
     return blocks.reshape(rows, -1)  # uint8 (rows, row_bytes)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glmrun.engine.model import Model
     from glmrun.gguf.architecture import ModelFile
-    from glmrun.tensors.repack import Converting
+    from glmrun.tensors.split import Converting
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quant.errors import UserError
-from quant.formats import READABLE, WRITTEN
+from quant.formats import FORMATS, WRITTEN
 from quant.gguf_header import padding
 from quant.mapping import Piece
 from quant.plan import Plan, Row, plan
@@ -254,7 +254,7 @@ class _Chunk(NamedTuple):
 
 def _encode(row: Row, tensor: SourceTensor, piece: Piece, weights: np.ndarray | None = None) -> _Chunk:
     """Read a piece and encode it, weighing errors by the importance of the columns if it is known. Runs in the pool."""
-    kind, source = WRITTEN[row.format], READABLE[tensor.dtype]
+    kind, source = WRITTEN[row.format], FORMATS[tensor.dtype]
     stays = tensor.dtype == kind.name and not piece.transposed
     stored = tensor.read_rows(piece.first_row, piece.n_rows, None if stays else _scratch.of(piece.n_rows * tensor.row_bytes))
     rows = source.decode(stored)  # float32 (rows, columns)

@@ -25,10 +25,8 @@ class Format:
     ggml_type: int
     block_length: int
     block_bytes: int
-    module: str  # under quant/blocks/; it has decode_<name> and encode_<name>, or decode_<name> and perhaps repack_<name>
+    module: str  # under quant/blocks/; it has decode_<name> and, if convert writes it, encode_<name>
     halves: tuple[int, ...] = (0,)  # where a block keeps its float16 numbers
-    runs_as: str = ""  # for a format that is only read: the one that the kernels are given instead
-    loss: str = ""  # what that changes, in words; nothing if empty
 
     def row_bytes(self, n_columns: int) -> int:
         """Bytes of one row; raises UserError when a row is not whole blocks."""
@@ -60,16 +58,6 @@ class Format:
                 raise ValueError(f"weights have shape {weights.shape}, expected ({rows.shape[1]},)")
         return self._codec("encode")(rows, weights)
 
-    def repack(self, blocks: np.ndarray) -> np.ndarray:
-        """Rows of a format that is only read as rows of WRITTEN[runs_as]: uint8 (n, bytes of a row) -> uint8 (n, bytes of a row).
-
-        The same values, except for what `loss` says.
-        """
-        module = import_module(f"quant.blocks.{self.module}")
-        if repack := getattr(module, f"repack_{self.name.lower()}", None):
-            return repack(blocks)
-        return WRITTEN[self.runs_as].encode(self.decode(blocks))
-
     def _codec(self, verb: str):
         return getattr(import_module(f"quant.blocks.{self.module}"), f"{verb}_{self.name.lower()}")
 
@@ -87,12 +75,15 @@ WRITTEN = {
     )
 }
 
-# Formats of published files that kernels read where they stand, and convert does not write.
+# Formats of published files that convert does not write.
 _READ = {
     f.name: f
     for f in (
+        Format("Q4_0", 2, 32, 18, "q4_0"),
         Format("Q4_1", 3, 32, 20, "q4_1", (0, 2)),
         Format("Q5_1", 7, 32, 24, "q5_1", (0, 2)),
+        Format("IQ4_NL", 20, 32, 18, "iq4"),
+        Format("MXFP4", 39, 32, 17, "mxfp4", ()),
         Format("Q2_K", 10, 256, 84, "q2_k", (80, 82)),
         Format("Q3_K", 11, 256, 110, "q3_k", (108,)),
         Format("Q5_K", 13, 256, 176, "q5_k", (0, 2)),
@@ -100,19 +91,8 @@ _READ = {
     )
 }
 
-# Formats of published files that no kernel reads: converted once, when a model is opened, to one that holds the same values.
-FOREIGN = {
-    f.name: f
-    for f in (
-        Format("Q4_0", 2, 32, 18, "q4_0", runs_as="Q5_0"),
-        Format("IQ4_NL", 20, 32, 18, "iq4", runs_as="Q8_0"),
-        Format("MXFP4", 39, 32, 17, "mxfp4", (), "Q5_0"),
-    )
-}
-
-FORMATS = WRITTEN | _READ  # what the kernels read
-READABLE = FORMATS | FOREIGN
-_BY_TYPE = {f.ggml_type: f for f in READABLE.values()}
+FORMATS = WRITTEN | _READ
+_BY_TYPE = {f.ggml_type: f for f in FORMATS.values()}
 
 
 def by_ggml_type(n: int) -> Format | None:

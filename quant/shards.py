@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from quant.errors import Interrupted, UserError, brief
-from quant.formats import READABLE
+from quant.formats import FORMATS
 from quant.strict_json import parse_json_object, read_json_object
 from quant.system import will_need
 
@@ -56,7 +56,7 @@ class SourceTensor:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return READABLE[self.dtype].row_bytes(self.shape[-1])
+        return FORMATS[self.dtype].row_bytes(self.shape[-1])
 
     def read_rows(self, first: int, n: int, into: np.ndarray | None = None) -> np.ndarray:
         """Rows first .. first + n - 1 as they are stored, all leading dimensions counted as rows: uint8 (n, row_bytes).

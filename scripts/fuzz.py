@@ -57,7 +57,7 @@ class Broken(Exception):
 
 @cache
 def _small_model() -> Pieces:
-    """A model of 0.5 MB with checksums and with tensors in all formats that run, and some that are converted."""
+    """A model of 0.5 MB with checksums and with tensors in all formats that convert writes, and some others."""
     sys.path.insert(0, str(ROOT / "tests"))
     from support.foreign_file import Parts, random_blocks  # type: ignore[import-not-found]
     from support.tiny_model import ODD, write_tiny  # type: ignore[import-not-found]

@@ -11,7 +11,7 @@ import pytest
 from make_golden_blocks import KINDS, mean_squared_error, sample_rows, sample_weights
 
 from quant.errors import UserError
-from quant.formats import READABLE, WRITTEN, by_ggml_type, ggml_type_name
+from quant.formats import FORMATS, WRITTEN, by_ggml_type, ggml_type_name
 
 GOLDEN = Path(__file__).parent / "golden"
 SEARCHED = ("Q4_K", "Q6_K", "Q5_0", "Q8_0")
@@ -42,7 +42,7 @@ def normal(n: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def test_table_agrees_with_gguf() -> None:
     known = {t.value: (t.name, *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
-    for f in READABLE.values():
+    for f in FORMATS.values():
         assert known[f.ggml_type] == (f.name, f.block_length, f.block_bytes)
         assert by_ggml_type(f.ggml_type) is f
     assert len(WRITTEN) == 7

@@ -13,7 +13,7 @@ from glmrun.gguf.file import TensorInfo
 from glmrun.gguf.open import open_gguf
 from glmrun.tensors.finite import FiniteCheck, first_not_finite
 from quant.errors import UserError
-from quant.formats import READABLE, WRITTEN
+from quant.formats import FORMATS, WRITTEN
 
 BAD = {
     "F32": (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001),
@@ -31,9 +31,9 @@ def tensor_of(name: str, n_rows: int, n_columns: int) -> TensorInfo:
     return TensorInfo("t", (n_rows, n_columns), name, blocks.reshape(-1))
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", FORMATS)
 def test_one_number_among_many(name: str) -> None:
-    f, rng = READABLE[name], np.random.default_rng(2)
+    f, rng = FORMATS[name], np.random.default_rng(2)
     tensor = tensor_of(name, 33, 768 if f.block_length > 1 else 77)
     assert first_not_finite(tensor) is None
     assert np.isfinite(tensor.floats()).all()
@@ -50,10 +50,10 @@ def test_one_number_among_many(name: str) -> None:
                 assert found is not None and abs(found - at) < max(4, f.block_bytes)
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_block_finite_or_not_as_its_values_are(name: str) -> None:
     """Random bytes: the scan agrees with decoding, except that a zero code hides an infinite scale from neither."""
-    f = READABLE[name]
+    f = FORMATS[name]
     blocks = np.random.default_rng(3).integers(0, 256, (500, f.block_bytes), dtype=np.uint8)
     for block in blocks:
         scan = first_not_finite(TensorInfo("t", (1, f.block_length), name, block.copy()))
@@ -81,7 +81,7 @@ def test_one_in_a_format_that_is_converted(tiny_gguf: Callable[..., Tiny], tmp_p
     parts, tensor = Parts.read(tiny_gguf("Q4_K_M").path), "blk.1.ffn_up_exps.weight"
     n_rows, n_columns = np.prod(parts.shapes[tensor][:-1]), parts.shapes[tensor][-1]
     parts.blocks[tensor], parts.formats[tensor] = random_blocks(name, int(n_rows), n_columns, 0.1), name
-    at = (READABLE[name].halves or (0,))[-1]
+    at = (FORMATS[name].halves or (0,))[-1]
     parts.blocks[tensor][777, at : at + 2] = 0xFF
     with pytest.raises(UserError, match=r"blk\.1\.ffn_up_exps\.weight at byte [\d,]+: a weight that is not a finite number"):
         glmrun.load(parts.write(tmp_path / "nan.gguf"), n_ctx=64).logits([1])

@@ -1,18 +1,16 @@
-"""Formats that are only read: decoding against gguf-py bit for bit, and what their conversion into ours keeps."""
+"""Formats that are only read: decoding against gguf-py bit for bit."""
 
 import gguf
 import numpy as np
 import pytest
 from support.foreign_file import READ_ONLY
 
-from quant.formats import FOREIGN, READABLE, WRITTEN
-
-EXACT = ("Q4_0", "IQ4_NL", "MXFP4")
+from quant.formats import FORMATS
 
 
 def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.ndarray:
     """Random rows, uint8 (n_rows, n_blocks blocks); float16 fields are normal numbers of that size."""
-    rng, f = np.random.default_rng(n_rows * n_blocks), READABLE[name]
+    rng, f = np.random.default_rng(n_rows * n_blocks), FORMATS[name]
     blocks = rng.integers(0, 256, (n_rows * n_blocks, f.block_bytes), dtype=np.uint8)
     for field in f.halves:
         numbers = (size * rng.standard_normal((len(blocks), 1))).astype("<f2")
@@ -24,7 +22,7 @@ def blocks_of(name: str, n_rows: int, n_blocks: int, size: float = 0.01) -> np.n
 
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_decode_is_bit_identical_for_every_scale(name: str) -> None:
-    f, patterns = READABLE[name], np.arange(1 << 16, dtype="<u2")
+    f, patterns = FORMATS[name], np.arange(1 << 16, dtype="<u2")
     for field in f.halves:
         blocks = np.random.default_rng(field).integers(0, 256, (1 << 16, f.block_bytes), dtype=np.uint8)
         blocks[:, field : field + 2] = patterns.view(np.uint8).reshape(-1, 2)
@@ -37,38 +35,16 @@ def test_decode_is_bit_identical_for_every_scale(name: str) -> None:
 
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_decode_keeps_leading_axes(name: str) -> None:
-    f = READABLE[name]
+    f = FORMATS[name]
     blocks = blocks_of(name, 6, 3).reshape(2, 3, -1)
     assert f.decode(blocks).shape == (2, 3, 3 * f.block_length)
     assert np.array_equal(f.decode(blocks)[1, 2], f.decode(blocks[1, 2]))
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_what_a_conversion_keeps(name: str) -> None:
-    f = FOREIGN[name]
-    for n_rows, n_blocks in ((1, 8), (5, 16), (33, 8)):
-        blocks = blocks_of(name, n_rows, n_blocks)
-        values = f.decode(blocks)
-        repacked = f.repack(blocks)
-        assert repacked.shape == (n_rows, WRITTEN[f.runs_as].row_bytes(values.shape[1]))
-        got = WRITTEN[f.runs_as].decode(repacked)
-        assert (f.loss == "") == (name in EXACT)
-        if name in EXACT:
-            assert np.array_equal(got, values)
-            continue
-        allowed = np.abs(values).reshape(n_rows, -1, 32).max(-1).repeat(32, -1) / 254 * 1.1  # and the rounding of the scale
-        assert (np.abs(got - values) <= allowed).all()
-
-
 def test_mxfp4_with_every_exponent() -> None:
-    """As gguf-py decodes it; as Q5_0 what is below 4e-7 becomes zero, and what float16's scales do not reach is not finite."""
-    f = FOREIGN["MXFP4"]
+    """As gguf-py decodes it."""
     blocks = np.random.default_rng(0).integers(0, 256, (256, 17), dtype=np.uint8)
     blocks[:, 0] = np.arange(256)
-    values = f.decode(blocks)
     with np.errstate(over="ignore"):
         expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.MXFP4)
-    assert np.array_equal(values, expected)
-    got = WRITTEN["Q5_0"].decode(f.repack(blocks))
-    assert np.array_equal(got[104:144], values[104:144]) and (np.abs(got[:104] - values[:104]) <= 4e-7).all()
-    assert not np.isfinite(got[144:][values[144:] != 0]).any()
+    assert np.array_equal(FORMATS["MXFP4"].decode(blocks), expected)

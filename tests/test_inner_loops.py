@@ -43,7 +43,7 @@ def loops_for(cpu: str, features: str, folder: Path, *arguments: str) -> dict:
 def test_inner_loops_stay_in_registers(cpu: str, tmp_path: Path) -> None:
     features, target, most, wide = CPUS[cpu]
     found = loops_for(cpu, features, tmp_path)
-    assert found["target"] == target and len(found["loops"]) == (32 if cpu == "haswell" else 30)  # there Q5_K has tiles of its own
+    assert found["target"] == target and len(found["loops"]) == (38 if cpu == "haswell" else 36)  # there Q5_K has tiles of its own
     for name, loop in found["loops"].items():
         assert not loop["waits"], (name, loop)  # a row of Q4_K took three times as long for one such load
         if ".dot_rows" in name:
@@ -58,14 +58,14 @@ def test_inner_loops_for_arm(cpu: str, tmp_path: Path) -> None:
     0 to 6 % in attention's and the rows' loops; 15 % in gather for cortex-a76, whose scheduling holds more at once."""
     features, target, triple = ARM[cpu]
     found = loops_for(cpu, features, tmp_path, triple)
-    assert found["target"] == target and len(found["loops"]) == 20
+    assert found["target"] == target and len(found["loops"]) == 23
     for name, loop in found["loops"].items():
         least = 0.65 if ".q2_k." in name else 1  # its minimums meet 16-bit sums: a third of its tiles' instructions
         most = 3 if ".tile_in" in name else (0.16 if ".gather." in name else 0.08) * loop["instructions"]
         assert not loop["x86"] and loop["stack"] <= most, (name, loop)
         if ".scores." in name:  # its largest loop is the rope part, products of 16 bits
             assert loop["products"] >= 0.6 * loop["instructions"], loop
-        elif name.endswith("dot_rows.0"):
+        elif ".dot_rows." in name:
             assert loop["dots"] >= 8, (name, loop)
         elif ".tile_in" in name and target == "neon-i8mm":
             assert loop["dots"] >= 0.18 * least * loop["instructions"], (name, loop)

@@ -3,13 +3,13 @@
 import ctypes
 import mmap
 import os
-from importlib import import_module
 
 import numpy as np
 import pytest
 
 from glmrun.engine.workspace import rope_table
 from glmrun.kernels.activations import FEW, quantize_row, row_bytes
+from glmrun.kernels.formats import dispatch
 from glmrun.kernels.layout import WEIGHT
 from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
 from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
@@ -31,6 +31,8 @@ def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> 
     for offset in form.halves:
         scale = rng.uniform(0.002, 0.006, len(blocks)).astype(np.float16)  # f16 (blocks,)
         blocks[:, offset : offset + 2] = scale.view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":  # scales are powers of two
+        blocks[:, 0] = rng.integers(118, 121, len(blocks))
     return blocks.reshape(rows, -1)
 
 
@@ -152,6 +154,16 @@ def test_all_byte_values_of_q8_0_are_exact() -> None:
         assert np.abs(product("Q8_0", blocks, rows, 32) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_every_scale_of_mxfp4() -> None:
+    """From 2**-128, which counts as nothing, to the largest that the check of weights lets pass."""
+    blocks = np.full((160, 17), 0x72, np.uint8)  # uint8 (rows, one block)
+    blocks[:, 0] = np.arange(160)
+    for n in (1, 4, 8):
+        rows, values = rounded(np.random.default_rng(n).random((n, 32), np.float32), "MXFP4")
+        expected = values @ FORMATS["MXFP4"].decode(blocks).astype(np.float64).T  # float64 (n, 160)
+        assert (np.abs(product("MXFP4", blocks, rows, 32) - expected) <= 2e-6 * np.abs(expected) + 1e-36).all()
+
+
 @pytest.mark.parametrize("n", [3, 5, 7, 12, 13, 33])
 def test_gather_weigh_and_add(n: int) -> None:
     """The expert's case: chosen rows of x, each product weighted, added to what is there."""
@@ -218,11 +230,11 @@ def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
         random_rows(name, 33, columns),
         rounded(np.random.default_rng(3).standard_normal((2, columns)).astype(np.float32), name),
     )
-    kernels, out = import_module(f"glmrun.kernels.formats.{name.lower()}"), np.zeros((4, 33), np.float32)
-    at = (blocks.ctypes.data, blocks.shape[1], 33, columns // FORMATS[name].block_length)
-    kernels.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
+    number, out = FORMATS[name].ggml_type, np.zeros((4, 33), np.float32)
+    at = (number, blocks.ctypes.data, blocks.shape[1], 33, columns)
+    dispatch.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
     for i in range(2):
-        kernels.dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
+        dispatch.dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
     assert out[:2].tobytes() == out[2:].tobytes()
     expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T  # float64 (2, 33)
     assert np.abs(out[:2] - expected).max() <= 2e-6 * np.abs(expected).max()

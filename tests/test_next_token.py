@@ -21,7 +21,7 @@ from glmrun.engine.workspace import Part
 from glmrun.gguf.architecture import open_model_file
 from glmrun.gguf.source import GGUFSource
 from glmrun.tensors.prefault import fit
-from glmrun.tensors.repack import DRAFT_HEAD
+from glmrun.tensors.split import DRAFT_HEAD
 from quant.convert import convert, plan
 from quant.errors import UserError
 
@@ -261,8 +261,8 @@ def test_fused_and_foreign_tensors_of_the_layer_are_read(tiny_gguf: Callable[...
     assert guesses(parts.write(tmp_path / "fused.gguf")) == guesses(tiny.path)
     for name in ("eh_proj", "shared_head_head"):
         tensor = f"blk.{n}.nextn.{name}.weight"
-        blocks = random_blocks("Q4_0", *parts.shapes[tensor], 0.05, seed=len(name))
-        parts.blocks[tensor], parts.formats[tensor] = blocks, "Q4_0"
+        blocks = random_blocks("Q4_1", *parts.shapes[tensor], 0.05, seed=len(name))
+        parts.blocks[tensor], parts.formats[tensor] = blocks, "Q4_1"
     foreign = parts.write(tmp_path / "foreign.gguf")
     for name in ("eh_proj", "shared_head_head"):
         parts.put(f"blk.{n}.nextn.{name}.weight", parts.take(f"blk.{n}.nextn.{name}.weight"), "F32")
@@ -282,7 +282,7 @@ def test_halves_that_are_not_whole_blocks_are_copied(tiny_gguf: Callable[..., Ti
 def test_the_draft_head_is_the_first_rows(tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
     path, n = tiny_gguf("Q4_K_M", AHEAD).path, 300
     assert DRAFT_HEAD == 32768
-    monkeypatch.setattr("glmrun.tensors.repack.DRAFT_HEAD", n)
+    monkeypatch.setattr("glmrun.tensors.split.DRAFT_HEAD", n)
     monkeypatch.setattr("glmrun.tensors.weights.DRAFT_HEAD", n)
     with glmrun.load(path, n_ctx=128, n_threads=2, draft="mtp") as model:
         layer = model.weights.next_token

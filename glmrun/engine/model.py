@@ -29,7 +29,7 @@ from glmrun.gguf.architecture import DEFAULT_CONTEXT, ModelFile, open_model_file
 from glmrun.gguf.dialects import whole_vocabulary
 from glmrun.tensors.finite import FiniteCheck
 from glmrun.tensors.prefault import Prefault, fit
-from glmrun.tensors.repack import Converting
+from glmrun.tensors.split import Converting
 from glmrun.tensors.uses import keep_uses
 from glmrun.tensors.weights import Weights
 from quant.errors import UserError, brief

@@ -9,7 +9,7 @@ import numpy as np
 
 from glmrun.gguf.watch import Watched
 from quant.errors import UserError, brief
-from quant.formats import READABLE
+from quant.formats import FORMATS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TensorInfo:
 
     def floats(self) -> np.ndarray:
         """The values, float32 (shape): for vectors and for tests, never for a weight matrix at run time."""
-        return READABLE[self.format].decode(self.rows).reshape(self.shape)  # float32 (shape)
+        return FORMATS[self.format].decode(self.rows).reshape(self.shape)  # float32 (shape)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from glmrun.gguf.file import TensorInfo
 from quant.errors import UserError, brief
-from quant.formats import READABLE, by_ggml_type, ggml_type_name
+from quant.formats import FORMATS, by_ggml_type, ggml_type_name
 
 _U8, _I8, _U16, _I16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = range(13)
 _SCALARS: dict[int, np.dtype] = {
@@ -257,7 +257,7 @@ def _read_tensor(cursor: _Cursor, i: int) -> tuple[str, tuple[int, ...], str, in
         known = f"type {ggml_type} of ik_llama.cpp" if ggml_type in _OF_IK_LLAMA else ggml_type_name(ggml_type)
         if known is None:
             raise cursor.error(f"type of {name}", f"{ggml_type} is not a GGML type: the file is damaged, or of another time")
-        raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(READABLE)}")
+        raise UserError(f"{cursor.path}: {name} is stored as {known}, which glmrun does not run; it runs {', '.join(FORMATS)}")
     if shape[-1] % form.block_length:
         raise cursor.error(
             f"shape of {name}", f"rows of {shape[-1]} values are not a whole number of {form.name} blocks of {form.block_length}"

@@ -9,7 +9,8 @@ from numba import from_dtype, types
 from numba.extending import intrinsic
 
 # GGML's numbers.
-F32, F16, BF16, Q4_1, Q5_0, Q5_1, Q8_0 = 0, 1, 30, 3, 6, 7, 8
+F32, F16, BF16, Q8_0 = 0, 1, 30, 8
+Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4 = 2, 3, 6, 7, 20, 39
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS = 10, 11, 12, 13, 14, 23
 
 WEIGHT = np.dtype(

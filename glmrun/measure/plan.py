@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmrun.tensors.repack import forms_to_run, tensors_in_place
+from glmrun.tensors.split import forms_to_run, tensors_in_place
 from quant.config import FLASH, Config, read_per_token
-from quant.formats import READABLE
+from quant.formats import FORMATS
 from quant.recipes import Recipe, tensor_formats
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Demand:
 
 def cache_type(formats: Collection[str], wanted: str | None = None) -> str:
     """The type of the cache beside matrices in these formats: as exact as the weights where none is quantized."""
-    return wanted or ("f32" if all(READABLE[name].block_length == 1 for name in formats) else "f16")
+    return wanted or ("f32" if all(FORMATS[name].block_length == 1 for name in formats) else "f16")
 
 
 def kv_bytes(config: Config, cache: str) -> int:
@@ -94,7 +94,7 @@ def kv_bytes(config: Config, cache: str) -> int:
 
 def column_bytes(config: Config, formats: Collection[str], cache: str) -> int:
     """Bytes of one position's columns in all layers (kernels/attention/columns.py), at most; 0 where attention is in float32."""
-    if cache == "f32" or all(name == "Q8_0" or READABLE[name].block_length == 1 for name in formats):
+    if cache == "f32" or all(name == "Q8_0" or FORMATS[name].block_length == 1 for name in formats):
         return 0
     latent, rope = _whole_vectors(config)
     key, value = latent + 2 * rope + (latent + rope) // 16, latent + latent // 8

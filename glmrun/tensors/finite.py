@@ -12,7 +12,7 @@ from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.checks import first_with_all
 from glmrun.machine import cache_folder
 from quant.errors import UserError
-from quant.formats import READABLE, Format
+from quant.formats import FORMATS, Format
 
 _CHUNK = 1 << 24  # words that are looked at in one call: an answer to stop()
 _REMEMBERED_FROM = 1 << 28  # bytes: what is smaller is scanned faster than looked up
@@ -41,7 +41,7 @@ def _words(form: Format) -> tuple[int, int, int, int]:
 
 def first_not_finite(tensor: TensorInfo, stopped: Callable[[], bool] = lambda: False) -> int | None:
     """The byte of a tensor's data near which the first number stands that is infinite or none at all."""
-    stride, at, mask, other = _words(READABLE[tensor.format])
+    stride, at, mask, other = _words(FORMATS[tensor.format])
     address, n = tensor.data.ctypes.data + at, tensor.n_bytes // stride
     for start in range(0, n, _CHUNK):
         found = first_with_all(address + start * stride, min(_CHUNK, n - start), stride, mask, other)

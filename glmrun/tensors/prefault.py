@@ -21,7 +21,7 @@ import numpy as np
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.disk import BLIND, LOOKS
 from glmrun.machine import available_memory
-from glmrun.tensors.repack import forms_to_run, tensors_in_place
+from glmrun.tensors.split import forms_to_run, tensors_in_place
 from glmrun.tensors.uses import known_uses
 from quant.config import Config
 from quant.system import ask, keep, let_go, populate

@@ -10,10 +10,10 @@ from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.attention.cached_row import row_bytes
 from glmrun.kernels.attention.columns import block_bytes
 from glmrun.kernels.layout import CODES, EITHER, F16, F32, FLOATS, LAYER, MODEL, Q8_0, TWO_TERMS, WEIGHT
-from glmrun.tensors.repack import DRAFT_HEAD, Converting, first_rows, tensors_to_run
+from glmrun.tensors.split import DRAFT_HEAD, Converting, first_rows, tensors_to_run
 from quant.config import Config, of_trunk, read_per_token
 from quant.errors import UserError
-from quant.formats import FORMATS, READABLE
+from quant.formats import FORMATS
 
 KV_TYPES = {"f16": F16, "q8_0": Q8_0, "f32": F32}  # of cached rows
 # How a layer's rows are rounded where one of these matrices is quantized. The first attention matrices decide where every head
@@ -111,7 +111,7 @@ class Weights:
         model["row"] = model["latent"] + round_up(c.qk_rope_head_dim, 64)
         extra = f"blk.{c.num_hidden_layers}."  # the prediction layer decides nothing
         matrices = [t for t in self.tensors.values() if len(t.shape) > 1 and not t.name.startswith(extra)]
-        formats = {READABLE[tensor.format] for tensor in matrices}
+        formats = {FORMATS[tensor.format] for tensor in matrices}
         exact = all(form.block_length == 1 for form in formats)
         model["cache_type"] = KV_TYPES[kv_type or ("f32" if exact else "f16")]
         # Beside rows of Q8_0 alone, int8 in the attention would be the larger error (benchmarks/LOG.md).
@@ -205,7 +205,7 @@ class Weights:
     def embed(self, tokens: np.ndarray, tensor: TensorInfo | None = None) -> np.ndarray:
         """The embeddings of token ids, float32 (len(tokens), hidden_size); ids have been checked. From another tensor if given."""
         tensor = tensor or self.tensors["token_embd.weight"]
-        return READABLE[tensor.format].decode(tensor.rows[tokens])  # float32 (tokens, hidden_size)
+        return FORMATS[tensor.format].decode(tensor.rows[tokens])  # float32 (tokens, hidden_size)
 
     @property
     def bytes_per_token(self) -> int:

@@ -1,4 +1,4 @@
-"""IQ4_NL and IQ4_XS: 4-bit codes that choose among 16 values. Read only: IQ4_NL runs as Q8_0, whose int8 holds the 16 values.
+"""IQ4_NL and IQ4_XS: 4-bit codes that choose among 16 values.
 
 IQ4_NL: 32 values in 18 bytes, x = d * value[q].
 byte  0   2                          18
@@ -44,12 +44,3 @@ def decode_iq4_xs(blocks: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         x = _scales(raw) * _values(raw[:, 8:].reshape(-1, 16))  # (8 n, 32)
     return x.reshape(*blocks.shape[:-1], blocks.shape[-1] // 136 * 256)  # (..., 256 n)
-
-
-def repack_iq4_nl(blocks: np.ndarray) -> np.ndarray:
-    """uint8 (rows, 18 n) -> the same values as Q8_0, uint8 (rows, 34 n)."""
-    raw = np.ascontiguousarray(blocks).reshape(-1, 18)  # (n, 18)
-    out = np.empty((len(raw), 34), np.uint8)  # (n, 34)
-    out[:, :2] = raw[:, :2]
-    out[:, 2:] = _values(raw[:, 2:]).view(np.uint8)
-    return out.reshape(len(blocks), -1)  # (rows, 34 n)

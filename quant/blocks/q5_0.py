@@ -30,15 +30,6 @@ def decode_q5_0(blocks: np.ndarray) -> np.ndarray:
         return (d * q).reshape(*blocks.shape[:-1], blocks.shape[-1] // 22 * 32)  # (..., 32 n)
 
 
-def blocks_of(scales: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Blocks of scales, two bytes of float16 each, uint8 (n, 2), and of codes from -16 to 15, int8 (n, 32): uint8 (n, 22)."""
-    out, q = np.empty((len(codes), 22), np.uint8), (codes + np.int8(16)).view(np.uint8)  # (n, 22), (n, 32)
-    out[:, :2] = scales
-    out[:, 2:6] = np.packbits(q >> 4, axis=1, bitorder="little")
-    out[:, 6:] = q[:, :16] & 15 | q[:, 16:] << 4
-    return out
-
-
 def encode_q5_0(rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """float32 (n, columns) -> uint8 (n, columns / 32 * 22), d searched for the least sum(weights * (x - y)**2) of each block.
 

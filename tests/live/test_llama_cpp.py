@@ -127,7 +127,7 @@ def test_a_file_of_llama_cpps_own_quantizer_runs_as_well(name, recipe, request, 
 
 
 @pytest.mark.parametrize("name", ["nano", "odd"])
-@pytest.mark.parametrize("recipe", ["Q4_1", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q5_K_M", "IQ4_XS"])
+@pytest.mark.parametrize("recipe", ["Q4_0", "Q4_1", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q2_K", "Q3_K_S", "Q3_K_M", "Q5_K_M"])
 def test_a_file_in_a_format_that_convert_does_not_write(name, recipe, request, gguf_of, tmp_path):
     case, path = request.getfixturevalue(name), tmp_path / "theirs.gguf"
     llama.quantize(gguf_of(case, "BF16"), path, recipe)

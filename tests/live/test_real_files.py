@@ -14,7 +14,7 @@ from support import real_files
 from glmrun.chat.tokenizer import Tokenizer
 from glmrun.gguf.open import open_gguf
 from quant.errors import UserError
-from quant.formats import FORMATS, READABLE
+from quant.formats import FORMATS
 
 CHUNK = 1 << 16  # blocks decoded at a time
 SAMPLE = 256  # rows of 256 weights of a tensor that are encoded
@@ -73,11 +73,11 @@ def test_every_tensor_decodes_as_gguf_py_has_it(fetch: Callable[[], Path]) -> No
     for name, tensor in ours.items():
         assert tensor.shape == tuple(map(int, theirs[name].shape[::-1]))
         formats.add(tensor.format)
-        blocks = tensor.data.reshape(-1, READABLE[tensor.format].block_bytes)  # uint8 (blocks, bytes of one)
+        blocks = tensor.data.reshape(-1, FORMATS[tensor.format].block_bytes)  # uint8 (blocks, bytes of one)
         other = theirs[name].data.view(np.uint8).reshape(blocks.shape)
         for at in range(0, len(blocks), CHUNK):
             expected = gguf.quants.dequantize(other[at : at + CHUNK], theirs[name].tensor_type)
-            found = READABLE[tensor.format].decode(blocks[at : at + CHUNK])
+            found = FORMATS[tensor.format].decode(blocks[at : at + CHUNK])
             assert np.array_equal(found.view(np.uint32), expected.view(np.uint32)), name
     print(f"{path.name}: {len(ours)} tensors in {', '.join(sorted(formats))}")
     assert formats == ({"F32", "Q4_1", "Q8_0"} if fetch is real_files.smollm2 else {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"})
@@ -93,7 +93,7 @@ def test_real_weights_are_encoded_with_less_error(fetch: Callable[[], Path]) -> 
     for tensor in tensors.values():
         if len(tensor.shape) == 2 and tensor.name.startswith((*chosen, "token_embd.")):
             step = max(tensor.rows.shape[0] // SAMPLE, 1)
-            rows = READABLE[tensor.format].decode(tensor.rows[::step]).reshape(-1)
+            rows = FORMATS[tensor.format].decode(tensor.rows[::step]).reshape(-1)
             rows = rows[: rows.size // 256 * 256].reshape(-1, 256)[:SAMPLE]  # float32 (at most SAMPLE, 256)
             size = float(np.mean(rows.astype(np.float64) ** 2))
             for name, total in sums.items():

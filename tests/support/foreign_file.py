@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from glmrun.gguf.open import open_gguf
-from quant.formats import READABLE, WRITTEN
+from quant.formats import FORMATS, WRITTEN
 from quant.gguf_header import TensorEntry, pack_header, padding
 
-READ_ONLY = [name for name in READABLE if name not in WRITTEN]
+READ_ONLY = [name for name in FORMATS if name not in WRITTEN]
 # Where a block keeps its float16 numbers: the scale and, behind it, the minimum's, as a multiple of the scale that centres values.
 _SCALES: dict[str, tuple[int, float | None]] = {
     "Q4_0": (0, None), "Q4_1": (0, -7.5), "Q5_1": (0, -15.5), "IQ4_NL": (0, None), "IQ4_XS": (0, None),
@@ -49,7 +49,7 @@ class Parts:
     def put_random(self, *formats: str) -> None:
         """Random blocks of these formats, in turn, instead of all matrices whose rows they divide; activations stay near 1."""
         for i, (name, shape) in enumerate(self.shapes.items()):
-            f = READABLE[formats[i % len(formats)]]
+            f = FORMATS[formats[i % len(formats)]]
             if len(shape) > 1 and shape[-1] % f.block_length == 0 and "ffn_gate_inp" not in name:
                 spread = 1.0 if "token_embd" in name else 1 / np.sqrt(shape[-2 if "attn_k_b" in name else -1])
                 n_rows = int(np.prod(shape[:-1]))
@@ -57,24 +57,24 @@ class Parts:
 
     def take(self, name: str) -> np.ndarray:
         """Remove a tensor and return its values, float32 (shape)."""
-        return READABLE[self.formats.pop(name)].decode(self.blocks.pop(name)).reshape(self.shapes.pop(name))
+        return FORMATS[self.formats.pop(name)].decode(self.blocks.pop(name)).reshape(self.shapes.pop(name))
 
     def write(self, path: Path, names: list[str] | None = None, metadata: Mapping[str, Any] | None = None) -> Path:
         """Write a file of all tensors or of those that are named, in that order."""
         names = list(self.blocks) if names is None else names
-        entries = [TensorEntry(n, self.shapes[n], READABLE[self.formats[n]].ggml_type, self.blocks[n].nbytes) for n in names]
+        entries = [TensorEntry(n, self.shapes[n], FORMATS[self.formats[n]].ggml_type, self.blocks[n].nbytes) for n in names]
         data = b"".join(self.blocks[n].tobytes() + bytes(padding(self.blocks[n].nbytes)) for n in names)
         path.write_bytes(pack_header(self.metadata if metadata is None else metadata, entries) + data)
         return path
 
     def weights(self) -> dict[str, np.ndarray]:
         """{name: float32 values}."""
-        return {n: READABLE[self.formats[n]].decode(self.blocks[n]).reshape(self.shapes[n]) for n in self.blocks}
+        return {n: FORMATS[self.formats[n]].decode(self.blocks[n]).reshape(self.shapes[n]) for n in self.blocks}
 
 
 def random_blocks(name: str, n_rows: int, n_columns: int, spread: float, seed: int = 0) -> np.ndarray:
     """Rows of a format in READ_ONLY, random codes, around zero, with that standard deviation, uint8 (n_rows, bytes of a row)."""
-    f, rng = READABLE[name], np.random.default_rng(seed)
+    f, rng = FORMATS[name], np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (n_rows * n_columns // f.block_length, f.block_bytes), dtype=np.uint8)
     if name == "MXFP4":  # its scales are powers of two
         blocks[:, 0] = 128

@@ -19,9 +19,10 @@ def _keep_warnings(level: int, text: bytes, _data: object) -> None:
 llama_cpp.llama_log_set(_keep_warnings, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 
-FILE_TYPES = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15, "IQ4_XS": 30, "Q4_1": 3, "Q5_1": 9, "Q5_K_M": 17,
-    "Q3_K_M": 12, "Q3_K_S": 11, "Q2_K": 10,
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15}
+FILE_TYPES |= {  # which convert does not write
+    "Q4_0": 2, "Q4_1": 3, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q5_K_M": 17, "IQ4_NL": 25, "IQ4_XS": 30,
+    "MXFP4_MOE": 38,
 }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ computes nothing.
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import floats, iq4_xs, panel, q2_k, q3_k, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0, tile
-from glmrun.kernels.layout import BF16, F16, F32, IQ4_XS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from glmrun.kernels.formats import floats, four_bits, iq4_xs, panel, q2_k, q3_k, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0, tile
+from glmrun.kernels.layout import BF16, F16, F32, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from glmrun.kernels.simd.target import dot_bits, has_neon
 
 if dot_bits() == 512 or has_neon():
@@ -44,6 +44,12 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
         q5_1.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == IQ4_XS:
         iq4_xs.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+    elif weight_format == IQ4_NL:
+        four_bits.dot_rows(four_bits.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x, out)
+    elif weight_format == Q4_0:
+        four_bits.dot_rows(four_bits.q4_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
+    elif weight_format == MXFP4:
+        four_bits.dot_rows(four_bits.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == BF16:
         floats.dot_rows(floats.bf16_at(rows), row_bytes, n_rows, columns, x, out)
     elif weight_format == F16:
@@ -75,6 +81,12 @@ def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, 
         q5_1.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == IQ4_XS:
         iq4_xs.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+    elif weight_format == IQ4_NL:
+        four_bits.dot_rows_two(four_bits.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+    elif weight_format == Q4_0:
+        four_bits.dot_rows_two(four_bits.q4_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+    elif weight_format == MXFP4:
+        four_bits.dot_rows_two(four_bits.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == BF16:
         floats.dot_rows_two(floats.bf16_at(rows), row_bytes, n_rows, columns, x0, x1, out0, out1)
     elif weight_format == F16:
@@ -113,6 +125,12 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
             panel.q5_1(table, columns, codes, factors)
         elif weight_format == IQ4_XS:
             panel.iq4_xs(table, columns, codes, factors)
+        elif weight_format == IQ4_NL:
+            panel.four_bits(four_bits.iq4_nl_at(table), columns, codes, factors)
+        elif weight_format == Q4_0:
+            panel.four_bits(four_bits.q4_0_at(table), columns, codes, factors)
+        elif weight_format == MXFP4:
+            panel.four_bits(four_bits.mxfp4_at(table), columns, codes, factors)
 
 
 @kernel([types.void(int64, *signature.args) for signature in tile.signatures(tiles.WIDTHS)])
@@ -125,7 +143,7 @@ def _of_format(weight_format, codes, n, columns, table, offset, add, ahead, run,
         tiles.q6_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format == Q2_K:
         tiles.q2_k(codes, n, columns, table, offset, add, ahead, run, end)
-    elif weight_format in (Q8_0, Q5_0, IQ4_XS):
+    elif weight_format in (Q8_0, Q5_0, IQ4_XS, IQ4_NL, Q4_0, MXFP4):
         tiles.q8_0(codes, n, columns, table, offset, add, ahead, run, end)
 
 

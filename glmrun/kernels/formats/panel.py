@@ -6,6 +6,7 @@ Each function takes a table of 16 addresses of rows, the number of columns, and 
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats import four_bits as _four_bits
 from glmrun.kernels.formats import iq4_xs as _iq4_xs
 from glmrun.kernels.formats import q2_k as _q2_k
 from glmrun.kernels.formats import q3_k as _q3_k
@@ -17,7 +18,8 @@ from glmrun.kernels.formats import q5_k as _q5_k
 from glmrun.kernels.formats import q6_k as _q6_k
 from glmrun.kernels.formats import q8_0 as _q8_0
 from glmrun.kernels.formats.transpose import (
-    iq4_codes,
+    four_bits_block,
+    iq4_xs_codes,
     iq4_xs_factors,
     q2_k_codes,
     q2_k_factors,
@@ -142,4 +144,12 @@ def iq4_xs(table, n, codes, factors):
     for b in range(n // 256):
         iq4_xs_factors(table, b * _iq4_xs.BLOCK, factors + b * 1024)
         for i in range(8):
-            iq4_codes(table, b * _iq4_xs.BLOCK + 8 + i * 16, codes + (b * 8 + i) * 1024)
+            iq4_xs_codes(table, b * _iq4_xs.BLOCK + 8 + i * 16, codes + (b * 8 + i) * 1024)
+
+
+@kernel([types.void(blocks, int64, int64, int64) for blocks in _four_bits.EACH], apart=True)
+def four_bits(table, n, codes, factors):
+    """IQ4_NL, Q4_0 or MXFP4 rows, as the table's type tells, as IQ4_XS's."""
+    aligned_stack()
+    for b in range(n // 32):
+        four_bits_block(table, b * _four_bits.block_bytes(table), factors + b * 128, codes + b * 1024)

@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
+from glmrun.kernels.formats.four_bits import emit_scale
 from glmrun.kernels.formats.tile import OFFSET
 from glmrun.kernels.simd.tables import emit_look_up
 from glmrun.kernels.simd.target import has_i8mm, has_neon
@@ -341,22 +342,33 @@ def iq4_xs_factors(context, table, offset, out):
     return types.void(int64, int64, int64), generate
 
 
-def _codes_of(values):
+def _store_values(builder, values, words, address):
+    """Write what the 4-bit codes in four words stand for, + OFFSET: those of the low nibbles, then those of the high."""
     table = [(value + OFFSET) % 256 for value in values]
-
-    @intrinsic
-    def codes(context, table_of_rows, offset, out):
-        """32 columns of what the 4-bit codes in the 16 bytes at the offset stand for, + OFFSET: the low nibbles', then the high."""
-
-        def generate(c, b, s, a):
-            words = _words(b, a[0], a[1], 0, 16)
-            nibbles = ((i, b.bitcast(_bits(b, words[i % 4], i // 4 * 4, 0x0F), V64B)) for i in range(8))
-            _store_codes(b, ((i, b.bitcast(emit_look_up(b, table, four), V16I)) for i, four in nibbles), a[2])
-            return c.get_dummy_value()
-
-        return types.void(int64, int64, int64), generate
-
-    return codes
+    nibbles = (builder.bitcast(_bits(builder, words[i % 4], i // 4 * 4, 0x0F), V64B) for i in range(8))
+    found = (builder.bitcast(emit_look_up(builder, table, four), V16I) for four in nibbles)
+    _store_codes(builder, enumerate(found), address)
 
 
-iq4_codes = _codes_of(iq4.VALUES.tolist())
+@intrinsic
+def iq4_xs_codes(context, table, offset, out):
+    """32 columns of an IQ4_XS sub-block's values + OFFSET from the 16 bytes at the offset."""
+
+    def generate(c, b, s, a):
+        _store_values(b, iq4.VALUES.tolist(), _words(b, a[0], a[1], 0, 16), a[2])
+        return c.get_dummy_value()
+
+    return types.void(int64, int64, int64), generate
+
+
+@intrinsic
+def four_bits_block(context, table, offset, factors, out):
+    """The scale and 32 columns of values + OFFSET of the blocks at the offset; the table's type knows which (four_bits.py)."""
+
+    def generate(c, b, s, a):
+        scales = b.trunc(_words(b, a[0], a[1], 0, 16)[0], ir.VectorType(table.scale, 16))
+        _store(b, emit_scale(b, table, scales), a[2], 0)
+        _store_values(b, table.values, _words(b, a[0], a[1], table.codes, 16), a[3])
+        return c.get_dummy_value()
+
+    return types.void(table, int64, int64, int64), generate

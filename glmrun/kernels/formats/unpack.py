@@ -110,18 +110,22 @@ def four_f16_times(context, address, factor):
     return f32x8(types.int64, types.float32), generate
 
 
+def emit_spaced(builder, address, element, n, stride):
+    """LLVM code for the first n elements of 8, `stride` bytes apart in memory; zeros behind."""
+    lanes = constant(ir.VectorType(element, 8), 0)
+    for i in range(n):
+        one = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, i * stride)), element), align=1)
+        lanes = builder.insert_element(lanes, one, ir.Constant(I32, i))
+    return lanes
+
+
 @intrinsic(prefer_literal=True)
 def spaced_f16(context, address, count, stride):
     """`count` float16, `stride` bytes apart, in the first lanes of 8 float32; zeros behind."""
     n, step = count.literal_value, stride.literal_value
 
     def generate(c, b, s, a):
-        words = ir.VectorType(I16, 8)
-        lanes = constant(words, 0)
-        for i in range(n):
-            word = b.load(pointer(b, b.add(a[0], ir.Constant(I64, i * step)), I16), align=1)
-            lanes = b.insert_element(lanes, word, ir.Constant(I32, i))
-        return b.fpext(b.bitcast(lanes, ir.VectorType(F16, 8)), V8F)
+        return b.fpext(b.bitcast(emit_spaced(b, a[0], I16, n, step), ir.VectorType(F16, 8)), V8F)
 
     return f32x8(types.int64, count, stride), generate
 
@@ -273,28 +277,22 @@ def four_bits(context, first, second):
     return u8x64(types.int64, types.int64), generate
 
 
-def _values_of(table):
+def emit_values(builder, values, first, second):
+    """LLVM code for what 4-bit codes stand for, plus 128: of 16 bytes at each of two addresses the low nibbles, then the high."""
+    lower, upper = (builder.load(pointer(builder, address, V16B), align=1) for address in (first, second))
+    packed = shuffle(builder, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
+    shifted = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
+    codes = builder.bitcast(builder.lshr(builder.bitcast(packed, shifted), constant(shifted, 0, 4, 0, 4)), V64B)
     # Where dot_offset_128() takes 128 off again, LLVM sees two flips of a bit and leaves out both.
     flip = 0x80 if signed_factors() else 0
-
-    @intrinsic
-    def values(context, first, second):
-        """What 4-bit codes stand for, plus 128, of 16 bytes at each of two addresses: low nibbles, then high."""
-
-        def generate(c, b, s, a):
-            lower, upper = (b.load(pointer(b, address, V16B), align=1) for address in a)
-            packed = shuffle(b, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
-            shifted = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
-            codes = b.bitcast(b.lshr(b.bitcast(packed, shifted), constant(shifted, 0, 4, 0, 4)), V64B)
-            found = emit_look_up(b, [value & 0xFF ^ 0x80 ^ flip for value in table], b.and_(codes, constant(V64B, 15)))
-            return b.xor(found, constant(V64B, flip))
-
-        return u8x64(types.int64, types.int64), generate
-
-    return values
+    found = emit_look_up(builder, [value & 0xFF ^ 0x80 ^ flip for value in values], builder.and_(codes, constant(V64B, 15)))
+    return builder.xor(found, constant(V64B, flip))
 
 
-iq4_values = _values_of(iq4.VALUES.tolist())
+@intrinsic
+def iq4_values(context, first, second):
+    """emit_values() of IQ4_XS codes at two addresses."""
+    return u8x64(types.int64, types.int64), lambda c, b, s, a: emit_values(b, iq4.VALUES.tolist(), *a)
 
 
 @intrinsic

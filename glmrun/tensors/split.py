@@ -1,6 +1,4 @@
-"""The tensors as the kernels read them; what a file holds in another form is converted once, when the model is opened.
-
-Two things differ in files of others: the format of the blocks (quant.formats.FOREIGN) and matrices that stand in one tensor.
+"""The tensors as the kernels read them; matrices that stand in one tensor are taken apart once, when the model is opened.
 
     attn_kv_b (heads * (nope + v), latent)             attn_k_b, its rows transposed, and attn_v_b, its rows as they are
     ffn_gate_up_exps (experts, 2 * width, hidden)      ffn_gate_exps, then ffn_up_exps
@@ -21,7 +19,7 @@ from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.machine import available_cores, available_memory
 from quant.config import Config, of_trunk, tensor_shapes
 from quant.errors import UserError
-from quant.formats import FOREIGN, FORMATS, READABLE
+from quant.formats import FORMATS
 
 DRAFT_HEAD = 1 << 15  # rows of the prediction layer's head that are read
 _CHUNK = 1 << 18  # values that are converted at a time: what they pass through stays in the second-level cache
@@ -43,7 +41,7 @@ class Conversion:
     period: int
     first: int
     count: int
-    transposed: bool = False
+    transposed: bool
 
     @property
     def n_bytes(self) -> int:
@@ -58,22 +56,13 @@ def plan(file: GGUFFile, config: Config, ahead: bool = False) -> list[Conversion
     """
     needed = []
     for name, shape in _used(file, config, ahead).items():
-        is_looked_up = (name == "token_embd.weight" and not config.tie_word_embeddings) or "nextn.embed_tokens." in name
-        if is_looked_up or len(shape) == 1:
+        if name in file.tensors:
             continue
-        source, n_rows = file.tensors.get(name), prod(shape[:-1])
-        rows = n_rows if source is None else len(source.rows), 0, n_rows
-        if source is None:
-            found = fused(config, name)
-            assert found is not None
-            source, rows = file.tensors[found[0]], found[2:]
-        elif source.format in FORMATS:
-            continue
-        transposed = source.name != name and ".attn_k_b." in name
-        target = FOREIGN[source.format].runs_as if source.format in FOREIGN else source.format
-        if transposed and READABLE[source.format].block_length > 1:
-            target = "F16"
-        needed.append(Conversion(name, shape, source, target, *rows, transposed))
+        found = fused(config, name)
+        assert found is not None
+        source, transposed = file.tensors[found[0]], ".attn_k_b." in name
+        target = "F16" if transposed and FORMATS[source.format].block_length > 1 else source.format
+        needed.append(Conversion(name, shape, source, target, *found[2:], transposed))
     return needed
 
 
@@ -123,10 +112,8 @@ def notes(conversions: list[Conversion]) -> list[str]:
     """Lines that say what was converted, what it costs and what it changes."""
     kinds: Counter[str] = Counter()
     for c in conversions:
-        loss = "values rounded to 11 bits" if c.transposed and c.format == "F16" and c.source.format != "F16" else ""
-        loss = loss or (FOREIGN[c.source.format].loss if c.source.format in FOREIGN else "")
-        where = f" in {c.source.name.split('.')[-2]}" if c.source.name != c.name else ""
-        kinds[f"{c.source.format}{where} as {c.format} ({loss or 'the same values'})"] += c.n_bytes
+        loss = "values rounded to 11 bits" if c.format != c.source.format else "the same values"
+        kinds[f"{c.source.format} in {c.source.name.split('.')[-2]} as {c.format} ({loss})"] += c.n_bytes
     return [f"runs {kind}: {n_bytes / 2**20:,.0f} MiB of memory" for kind, n_bytes in kinds.items()]
 
 
@@ -144,10 +131,10 @@ def tensors_to_run(
     conversions = plan(file, config, ahead)
     needed, free = sum(c.n_bytes for c in conversions), available_memory()
     if needed > free:
-        formats = ", ".join(sorted({c.source.format for c in conversions}))
+        names = ", ".join(sorted({c.source.name.split(".")[-2] for c in conversions}))
         raise UserError(
-            f"{file.path}: its {formats} tensors take {needed / 2**30:.1f} GiB in a form that glmrun runs, and only "
-            f"{free / 2**30:.1f} GiB of memory are free; a Q4_K_M, Q6_K or Q8_0 file runs as it is"
+            f"{file.path}: the matrices that stand together in its {names} take {needed / 2**30:.1f} GiB apart, and only "
+            f"{free / 2**30:.1f} GiB of memory are free; `glmrun convert` writes a file that runs as it is"
         )
     tensors = in_file(file, config, ahead)
     lines, done = notes(conversions), 0
@@ -176,7 +163,7 @@ def _convert(c: Conversion, pool: ThreadPoolExecutor) -> np.ndarray:
         jobs = [pool.submit(_transpose, c, source[i], heads[i]) for i in range(len(source))]
     else:
         groups = out.reshape(*source.shape[:2], -1)  # uint8 (groups, count, bytes of a row)
-        jobs = [pool.submit(_repack, c, source[i, rows], groups[i, rows]) for i, rows in _chunks(c, source.shape)]
+        jobs = [pool.submit(np.copyto, groups[i, rows], source[i, rows]) for i, rows in _chunks(c, source.shape)]
     for job in jobs:
         job.result()
     return out
@@ -189,10 +176,6 @@ def _chunks(c: Conversion, shape: tuple[int, ...]) -> Iterator[tuple[int, slice]
             yield i, slice(row, row + step)
 
 
-def _repack(c: Conversion, rows: np.ndarray, out: np.ndarray) -> None:
-    out[:] = rows if c.source.format == c.format else FOREIGN[c.source.format].repack(rows)
-
-
 def _transpose(c: Conversion, rows: np.ndarray, out: np.ndarray) -> None:
-    values = READABLE[c.source.format].decode(rows)  # float32 (nope, latent)
+    values = FORMATS[c.source.format].decode(rows)  # float32 (nope, latent)
     out[:] = FORMATS[c.format].encode(values.T).reshape(-1)
