@@ -46,6 +46,15 @@ class _Request:
     fulfilled: bool | None = None  # False: cancelled
     error: BaseException | None = None
 
+    def __post_init__(self) -> None:
+        self._lengths = [len(run.sequence.tokens) for run in self.runs]
+
+    def begun(self) -> Sequence[Run]:
+        """The runs, their sequences as they were: a step that an exception broke off may have written some of them down."""
+        for run, length in zip(self.runs, self._lengths, strict=True):
+            run.sequence.truncate(length)
+        return self.runs
+
     @property
     def n_tokens(self) -> int:
         return sum(len(run.tokens) for run in self.runs)
@@ -188,7 +197,7 @@ class Runner:
                 with self._turn(request) as batch:
                     if not batch:
                         continue
-                    together = [run for each in batch for run in each.runs]
+                    together = [run for each in batch for run in each.begun()]
                     done = batch[0].work() if batch[0].work else self._learn(together, self._passes.step(together))
                     for each in batch if done else ():  # who is cancelled is found out before the next step
                         each.fulfilled = True
@@ -250,7 +259,7 @@ class Runner:
             found = guess(self._passes, sequence, token, n)
             if found:
                 self.costs.add_guess(n, time.perf_counter() - start)
-                guessed.extend(found)
+                guessed[:] = found  # once, if a signal has it done twice
             return found is not None
 
         self.step((), cancelled, work=work)
@@ -280,7 +289,7 @@ class Runner:
     def _turn(self, own: _Request) -> Iterator[list[_Request]]:
         """What this thread runs now, for all who wait; then somebody else leads whose request waits, or nobody.
 
-        Nothing while another leads: then it has waited for that, for a moment. What fails fails for all who are in the step.
+        Nothing while another leads: then it has waited for that, for a moment. A disk fails for all who are in the step.
         """
         with self._lock:
             self._leader = self._leader or own
@@ -298,8 +307,8 @@ class Runner:
                 self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
             try:
                 yield batch
-            except Exception as error:
-                error = self._disk_error() if isinstance(error, DiskFailed) else error
+            except DiskFailed:  # anything else is this thread's own, such as what a signal's handler raised: the others run again
+                error = self._disk_error()
                 for request in batch:
                     request.error, request.fulfilled = error, False
         finally:
