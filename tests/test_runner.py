@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -313,3 +314,48 @@ def test_a_signal_at_any_moment_leaves_a_runner_that_works(tiny_gguf: Callable[.
 
         threading.Thread(target=steps, daemon=True).start()
         assert ended.wait(60)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError])
+def test_what_a_signal_raises_in_a_step_is_nobody_elses(
+    tiny_gguf: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    """A timeout of the thread that led was the error of all in its step; or they ran again behind their own tokens, unnoticed."""
+    main, extend, raised, ended = threading.get_ident(), Sequence.extend, [], threading.Event()
+
+    def broken(sequence: Sequence, *arguments: object) -> None:
+        extend(sequence, *arguments)  # type: ignore[arg-type]
+        if threading.get_ident() == main and sequence is not own:
+            raised.append(sequence)
+            raise kind
+
+    with glmrun.load(tiny_gguf("Q4_K_M", ODD).path, n_ctx=64, n_threads=2) as model:
+        own, *others = [Sequence(*model.weights.cache_shape(64)) for _ in range(4)]
+        tokens, wrong = np.arange(5), list[object]()
+        assert model.runner.step([Run(own, tokens, own.logits)])
+        expected = own.logits.copy()
+
+        def steps(sequence: Sequence) -> None:
+            while not ended.is_set():
+                sequence.truncate(0)
+                try:
+                    assert model.runner.step([Run(sequence, tokens, sequence.logits)])
+                except BaseException as error:
+                    wrong.append(error)
+                if len(sequence.tokens) != 5 or not np.array_equal(sequence.logits, expected):
+                    wrong.append(len(sequence.tokens))
+
+        monkeypatch.setattr(Sequence, "extend", broken)
+        threads = [threading.Thread(target=steps, args=(sequence,), daemon=True) for sequence in others]
+        for thread in threads:
+            thread.start()
+        for _ in range(10_000):
+            own.truncate(0)
+            with suppress(kind):
+                model.runner.step([Run(own, tokens, own.logits)])
+            if len(raised) > 20:
+                break
+        ended.set()
+        for thread in threads:
+            thread.join(60)
+        assert len(raised) > 20 and not wrong

@@ -95,7 +95,7 @@ class _Ahead:
     """
 
     def __init__(self, runner: Runner, sequence: Conversation, limits: Limits, drafter: Drafter | None, likeliest: bool) -> None:
-        self._runner, self._sequence, self.limits, self._drafter, self._likeliest = runner, sequence, limits, drafter, likeliest
+        self._runner, self._sequence, self._limits, self._drafter, self._likeliest = runner, sequence, limits, drafter, likeliest
         self._rows = sequence.logits  # float32 (1 + len(draft), n_vocab)
         self._draft: list[int] = []
         self._at = 0  # tokens of the draft that were drawn
@@ -115,7 +115,7 @@ class _Ahead:
 
     def next_run(self, history: list[int], n_generated: int) -> Run | None:
         """What computes the logits behind the last token of history, and some ahead; None: they are there, or of no use."""
-        if self.limits.reached(n_generated, len(history)):
+        if self._limits.reached(n_generated, len(history)):
             return None
         token = history[-1]
         if self._draft[self._at : self._at + 1] == [token]:
@@ -139,9 +139,9 @@ class _Ahead:
     def _next_draft(self, n_tokens: int, n_generated: int) -> list[int]:
         if self._drafter is None or not self._runner.alone:  # others would wait for what may be thrown away
             return []
-        room = self.limits.n_ctx - n_tokens
-        if self.limits.max_tokens is not None:
-            room = min(room, self.limits.max_tokens - n_generated - 1)
+        room = self._limits.n_ctx - n_tokens
+        if self._limits.max_tokens is not None:
+            room = min(room, self._limits.max_tokens - n_generated - 1)
         return self._drafter.next(room)
 
 

@@ -46,6 +46,15 @@ class _Request:
     fulfilled: bool | None = None  # False: cancelled
     error: BaseException | None = None
 
+    def __post_init__(self) -> None:
+        self._lengths = [len(run.sequence.tokens) for run in self.runs]
+
+    def begun(self) -> Sequence[Run]:
+        """The runs, their sequences as they were: a step that an exception broke off may have written some of them down."""
+        for run, length in zip(self.runs, self._lengths, strict=True):
+            run.sequence.truncate(length)
+        return self.runs
+
     @property
     def n_tokens(self) -> int:
         return sum(len(run.tokens) for run in self.runs)
@@ -185,12 +194,19 @@ class Runner:
                 self._n_due -= not request.n_read
                 self._news.notify_all()
             while request.fulfilled is None:
-                self._lead_or_wait(request)
+                with self._turn(request) as batch:
+                    if not batch:
+                        continue
+                    together = [run for each in batch for run in each.begun()]
+                    done = batch[0].work() if batch[0].work else self._learn(together, self._passes.step(together))
+                    for each in batch if done else ():  # who is cancelled is found out before the next step
+                        each.fulfilled = True
         except BaseException:
             request.given_up = True
             self.cancel()
             while request.fulfilled is None and request in self._waiting:
-                self._lead_or_wait(request)  # nobody may work on a request that its caller has given up
+                with self._turn(request):
+                    pass  # nobody may work on a request that its caller has given up; the others lead their own step
             raise
         finally:
             if self._leader is request:  # a signal came between
@@ -243,7 +259,7 @@ class Runner:
             found = guess(self._passes, sequence, token, n)
             if found:
                 self.costs.add_guess(n, time.perf_counter() - start)
-                guessed.extend(found)
+                guessed[:] = found  # once, if a signal has it done twice
             return found is not None
 
         self.step((), cancelled, work=work)
@@ -269,46 +285,44 @@ class Runner:
         if self._closed and not self._inside:
             self._team.close()
 
-    def _lead_or_wait(self, own: _Request) -> None:
-        """Run one step of what has been asked for; then somebody else leads whose request waits, or nobody.
+    @contextmanager
+    def _turn(self, own: _Request) -> Iterator[list[_Request]]:
+        """What this thread runs now, for all who wait; then somebody else leads whose request waits, or nobody.
 
-        While another leads, wait for that: for a moment.
+        Nothing while another leads: then it has waited for that, for a moment. A disk fails for all who are in the step.
         """
         with self._lock:
             self._leader = self._leader or own
         if self._leader is not own:
             with suppress(queue.Empty):
                 own.news.get(timeout=0.1)
+            yield []
             return
         try:
             self._team.resume()  # before the callers are asked: a cancel() behind that is seen by the step
             batch = self._batch()
-            if not batch:
-                return
-            self._passes.begin()
-            self._running = batch
-            self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
-            runs = [run for request in batch for run in request.runs]
+            if batch:
+                self._passes.begin()
+                self._running = batch
+                self.workspace.step["importance"], self.workspace.step["from_disk"] = batch[0].importance, self._from_disk()
             try:
-                done = batch[0].work() if batch[0].work else self._learn(runs, self._passes.step(runs))
-            except Exception as error:
-                error = self._disk_error() if isinstance(error, DiskFailed) else error
+                yield batch
+            except DiskFailed:  # anything else is this thread's own, such as what a signal's handler raised: the others run again
+                error = self._disk_error()
                 for request in batch:
                     request.error, request.fulfilled = error, False
-                return
-            for request in batch if done else ():  # who is cancelled is found out before the next step
-                request.fulfilled = True
         finally:
-            with self._lock:
-                self._running = []
-                ended = [request for request in self._waiting if request.fulfilled is not None]
-                self._n_due = sum(bool(request.fulfilled) and not request.n_read for request in ended)
-                self._waiting = [request for request in self._waiting if request.fulfilled is None]
-                self._leader = next((request for request in self._waiting if request is not own), None)
-                for request in ended:
-                    request.news.put(None)
-                if self._leader is not None:
-                    self._leader.news.put(None)
+            if self._leader is own:  # else a signal broke this turn off, and another one has followed it
+                with self._lock:
+                    self._running = []
+                    ended = [request for request in self._waiting if request.fulfilled is not None]
+                    self._n_due = sum(bool(request.fulfilled) and not request.n_read for request in ended)
+                    self._waiting = [request for request in self._waiting if request.fulfilled is None]
+                    self._leader = next((request for request in self._waiting if request is not own), None)
+                    for request in ended:
+                        request.news.put(None)
+                    if self._leader is not None:
+                        self._leader.news.put(None)
 
     def _batch(self) -> list[_Request]:
         """Those that wait and are run next; cancelled ones are answered. They stay in the row until they are fulfilled."""

@@ -200,11 +200,9 @@ def experts_gated(m, layer, s, w):
             if not atomic_load(w.flags + CANCEL):
                 if piece == 0:
                     ask_next(m, layer, s, e, w)
-                there = arrive(s, gate, e, piece * size, min(gate.rows, (piece + 1) * size), w)
-                there = there and arrive(s, up, e, piece * size, min(gate.rows, (piece + 1) * size), w)
-                rows, out = (e, piece * size, min(gate.rows, (piece + 1) * size)), (s.routed.floats + begin * stride, stride, 0)
-                if there:
-                    gated_rows(gate, up, rows, s.ffn_normed, s.token + begin * 8, (few, many), out, w.scratch)
+                first, end, out = piece * size, min(gate.rows, (piece + 1) * size), (s.routed.floats + begin * stride, stride, 0)
+                if arrive(s, gate, e, first, end, w) and arrive(s, up, e, first, end, w):
+                    gated_rows(gate, up, (e, first, end), s.ffn_normed, s.token + begin * 8, (few, many), out, w.scratch)
             piece = next_piece(w)
         leave(w, parts)
         piece -= parts
