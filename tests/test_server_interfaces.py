@@ -124,6 +124,14 @@ def test_counted_tokens_are_those_of_the_prompt(server: Served) -> None:
     usage = server.post("/v1/messages", {**body, "max_tokens": 1}).json()["usage"]
     assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
     assert server.post("/v1/messages/count_tokens", {}).json()["error"]["type"] == "invalid_request_error"
+    for path, said, n in (
+        ("chat/completions", {"messages": HELLO}, "prompt_tokens"),
+        ("responses", {"input": "Hi"}, "input_tokens"),
+    ):
+        counted = server.post(f"/v1/{path}/input_tokens", {**said, "instructions": "Be brief."}).json()
+        usage = server.post(f"/v1/{path}", {**said, "instructions": "Be brief.", "max_tokens": 1}).json()["usage"]
+        assert counted == {"object": "response.input_tokens", "input_tokens": usage[n]}
+    assert server.post("/v1/responses/input_tokens", {"input": 5}).json()["error"]["param"] == "input"
 
 
 def test_19_any_model_is_served_and_v1_may_be_said_twice(server: Served) -> None:
