@@ -124,6 +124,14 @@ def test_counted_tokens_are_those_of_the_prompt(server: Served) -> None:
     usage = server.post("/v1/messages", {**body, "max_tokens": 1}).json()["usage"]
     assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
     assert server.post("/v1/messages/count_tokens", {}).json()["error"]["type"] == "invalid_request_error"
+    for path, said, n in (
+        ("chat/completions", {"messages": HELLO}, "prompt_tokens"),
+        ("responses", {"input": "Hi"}, "input_tokens"),
+    ):
+        counted = server.post(f"/v1/{path}/input_tokens", {**said, "instructions": "Be brief."}).json()
+        usage = server.post(f"/v1/{path}", {**said, "instructions": "Be brief.", "max_tokens": 1}).json()["usage"]
+        assert counted == {"object": "response.input_tokens", "input_tokens": usage[n]}
+    assert server.post("/v1/responses/input_tokens", {"input": 5}).json()["error"]["param"] == "input"
 
 
 def test_19_any_model_is_served_and_v1_may_be_said_twice(server: Served) -> None:
@@ -140,6 +148,8 @@ def test_21_editors_find_a_version_the_context_and_tools(server: Served, nano: M
         architecture = shown["model_info"]["general.architecture"]
         assert shown["model_info"][f"{architecture}.context_length"] == 1024
         assert {"completion", "tools"} <= set(shown["capabilities"])
+        assert shown["model_info"]["general.basename"] == server.service.name  # as VS Code lists it
+        assert "tools" in shown["template"]  # where LiteLLM looks: else it writes them into the prompt and asks for JSON
     listed, runs = (server.get(path).json()["models"][0] for path in ("/api/tags", "/api/ps"))
     assert listed["name"] == listed["model"] == server.service.name and runs["digest"] == listed["digest"]
     assert listed["size"] == nano.file.size and listed["details"]["parameter_size"].endswith("M")

@@ -17,6 +17,7 @@ from glmrun.server.anthropic import Messages
 from glmrun.server.guard import Access, meant
 from glmrun.server.interface import BadRequest
 from glmrun.server.openai_chat import OpenAIChat
+from glmrun.server.responses import Responses
 from glmrun.server.service import Options
 
 CHAT = "/v1/chat/completions"
@@ -117,6 +118,22 @@ def test_a_whole_number_may_be_written_with_a_point(server: Served) -> None:
     assert {path: server.post(path, body.encode()).status_code for path, body in sent.items()} == dict.fromkeys(sent, 200)
     half = server.post(CHAT, {"messages": QUESTION, "max_tokens": 2.5})
     assert half.status_code == 400 and half.json()["error"]["param"] == "max_tokens"
+
+
+def test_null_is_as_good_as_nothing_in_every_interface() -> None:
+    """Kotlin, Java and C# write every field that their classes know."""
+    nothing = dict.fromkeys(("id", "name", "call_id", "tool_use_id", "thinking", "refusal", "summary", "status", "tool_calls"))
+    blocks = [nothing | {"type": "text", "text": "q"}]
+    said = Messages().asked({"messages": [{"role": "user", "content": blocks}], "system": None, "tools": None}, "m").requests[0]
+    assert said.messages == [{"role": "user", "content": "q"}]
+    item = nothing | {"type": None, "role": "user", "content": [nothing | {"type": "input_text", "text": "q"}]}
+    tools = [{"type": "web_search", "name": None}, {"type": "function", "name": "f", "parameters": None}]
+    choice = {"type": "auto", "name": None, "mode": None, "tools": None}
+    heard = Responses().asked({"input": [item], "tools": tools, "tool_choice": choice}, "m").requests[0]
+    assert heard.messages == [{"role": "user", "content": "q"}] and len(heard.tools or ()) == 1
+    assert chat(messages=[nothing | {"role": "user", "content": "q"}]).messages[0]["content"] == "q"
+    with pytest.raises(BadRequest, match=r"^messages: Field required"):
+        Messages().asked({"messages": None}, "m")
 
 
 def test_an_advice_to_programmers_is_none_for_clients(server: Served) -> None:

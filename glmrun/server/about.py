@@ -8,7 +8,7 @@ from glmrun import __version__
 from glmrun.chat.request import ChatRequest
 from glmrun.server.anthropic import request_of
 from glmrun.server.form import held_to
-from glmrun.server.interface import BadRequest
+from glmrun.server.interface import BadRequest, Interface
 from glmrun.server.openai_body import Strict, Whole
 from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.service import Service
@@ -91,7 +91,16 @@ def apply_template(service: Service, body: dict[str, Any]) -> dict[str, str]:
 
 def count_tokens(service: Service, body: dict[str, Any]) -> dict[str, int]:
     """/v1/messages/count_tokens: what the prompt of Anthropic's body takes of the context."""
-    return {"input_tokens": len(service.opened().chat_format.encode(request_of(body)))}
+    return {"input_tokens": _n_prompt(service, request_of(body))}
+
+
+def input_tokens(interface: Interface, service: Service, body: dict[str, Any]) -> dict[str, Any]:
+    """/input_tokens behind OpenAI's paths: the same for the bodies that are sent there."""
+    return {"object": "response.input_tokens", "input_tokens": _n_prompt(service, interface.asked(body, service.name).requests[0])}
+
+
+def _n_prompt(service: Service, asked: ChatRequest) -> int:
+    return len(service.opened().chat_format.encode(asked))
 
 
 class DetokenizeBody(Strict):

@@ -11,6 +11,7 @@ from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
 from glmrun.server.form import (
     MAX_STOPS,
+    Sparse,
     Stop,
     arguments,
     begins_answer,
@@ -41,13 +42,13 @@ _BY_STATUS = {
 
 
 def _as_blocks(content: Any) -> Any:
-    """A text stands for one text block, nothing for none."""
+    """A text stands for one text block, an empty one for none."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
-    return [] if content is None else content
+    return content
 
 
-class Block(BaseModel):
+class Block(Sparse):
     """A piece of a message of any type; which fields it must have is for its reader to say."""
 
     type: str
@@ -60,15 +61,15 @@ class Block(BaseModel):
     tool_name: str = ""
     is_error: bool | None = None
     source: Any = None
-    content: Annotated[list["Block"], BeforeValidator(_as_blocks)] = []
+    content: Annotated[list["Block"], BeforeValidator(_as_blocks)] = Field(default_factory=list)
 
 
-class Message(BaseModel):
+class Message(Sparse):
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], BeforeValidator(_as_blocks)] = []
+    content: Annotated[list[Block], BeforeValidator(_as_blocks)] = Field(default_factory=list)
 
 
-class Tool(BaseModel):
+class Tool(Sparse):
     name: str
     type: str | None = None
     description: str | None = None
@@ -76,7 +77,7 @@ class Tool(BaseModel):
     defer_loading: bool | None = None
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Sparse):
     type: Literal["auto", "any", "tool", "none"]
     name: str = ""
     disable_parallel_tool_use: bool | None = None
@@ -106,11 +107,11 @@ class ContextManagement(BaseModel):
     edits: list[Edit] | None = None
 
 
-class Body(BaseModel):
+class Body(Sparse):
     """What POST /v1/messages and /v1/messages/count_tokens may say, as far as it means something here."""
 
     messages: list[Message] = Field(min_length=1)
-    system: Annotated[list[Block], BeforeValidator(_as_blocks)] = []
+    system: Annotated[list[Block], BeforeValidator(_as_blocks)] = Field(default_factory=list)
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None

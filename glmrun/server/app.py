@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -59,10 +60,10 @@ class Paths:
     def app(self) -> ASGIApp:
         """The ASGI application."""
         kept = Kept()
-        routes = [
-            Route(path, self._answering(interface), methods=["POST"])
-            for path, interface in interfaces(self._service.options, kept).items()
-        ]
+        found = interfaces(self._service.options, kept)
+        routes = [Route(path, self._answering(interface), methods=["POST"]) for path, interface in found.items()]
+        for path in ("/v1/chat/completions", "/v1/responses"):
+            routes.append(Route(f"{path}/input_tokens", self._told(partial(about.input_tokens, found[path])), methods=["POST"]))
         routes += [
             Route("/", self._page), Route("/health", self._health), Route("/v1/health", self._health),
             Route("/v1/models", self._told(about.models)), Route("/v1/models/{name:path}", self._told(about.one_model)),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from glmrun.server.interface import BadRequest
 from quant.errors import brief
@@ -18,6 +18,15 @@ _EFFORTS: dict[str, int | None] = {
 Form = TypeVar("Form", bound=BaseModel)
 Stop = Annotated[str, Field(max_length=1024)]
 MAX_STOPS = 16  # texts, each of which is looked for at every token
+
+
+class Sparse(BaseModel):
+    """A form in which null is as good as nothing: some languages write every field that they know."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 def held_to(form: type[Form], body: Any) -> Form:

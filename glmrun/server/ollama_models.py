@@ -30,13 +30,14 @@ def running(service: Service, _: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(service: Service, _: dict[str, Any]) -> dict[str, Any]:
-    """POST /api/show, whatever model was named. Editors look for the context's length and for tools."""
+    """POST /api/show, whatever model was named. Editors look for a name, the context's length and tools, in the template, too."""
     model = service.opened()
     architecture = model.file.metadata["general.architecture"]
     return {
-        "modelfile": "", "parameters": "", "template": "", "license": "", "details": _details(model),
+        "modelfile": "", "parameters": "", "template": model.chat_format.source, "license": "", "details": _details(model),
         "model_info": {
-            "general.architecture": architecture, "general.parameter_count": _weights(model).total(),
+            "general.architecture": architecture, "general.basename": service.name,
+            "general.parameter_count": _weights(model).total(),
             f"{architecture}.context_length": model.n_ctx,
         },
         "capabilities": ["completion", "tools", "thinking"], "modified_at": timestamp(model.path.stat().st_mtime),

@@ -4,14 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from glmrun.server.form import Sparse
+
 CALLS = ("function_call", "custom_tool_call")
 ITEMS = ("message", "reasoning", *CALLS, *(f"{call}_output" for call in CALLS))  # all others are other servers' business
 
 
 def _as_parts(content: Any) -> Any:
-    if isinstance(content, str):
-        return [{"type": "input_text", "text": content}]
-    return [] if content is None else content
+    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
 def _as_items(given: Any) -> Any:
@@ -26,7 +26,7 @@ def _is_foreign(kind: Any) -> bool:
     return isinstance(kind, str) and kind not in ITEMS
 
 
-class Part(BaseModel):
+class Part(Sparse):
     type: str
     text: str = ""
     refusal: str = ""
@@ -35,32 +35,32 @@ class Part(BaseModel):
 Parts = Annotated[list[Part], BeforeValidator(_as_parts)]
 
 
-class Item(BaseModel):
+class Item(Sparse):
     """A piece of the history of any type."""
 
     type: str = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: Parts = []
-    summary: Parts = []
+    content: Parts = Field(default_factory=list)
+    summary: Parts = Field(default_factory=list)
     name: str = ""
     call_id: str = ""
     arguments: Any = None
     input: Any = None
-    output: Parts = []
+    output: Parts = Field(default_factory=list)
 
 
-class Tool(BaseModel):
+class Tool(Sparse):
     type: str
     name: str = ""
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Sparse):
     type: str
     name: str = ""
     mode: Literal["auto", "required"] = "auto"
-    tools: list[Tool] = []
+    tools: list[Tool] = Field(default_factory=list)
 
 
 class Reasoning(BaseModel):
@@ -81,10 +81,10 @@ class Text(BaseModel):
     format: Format | None = None
 
 
-class Body(BaseModel):
+class Body(Sparse):
     """What POST /v1/responses may say, as far as it means something here."""
 
-    input: Annotated[list[Item], BeforeValidator(_as_items)] = []
+    input: Annotated[list[Item], BeforeValidator(_as_items)] = Field(default_factory=list)
     instructions: str | None = None
     tools: list[Tool] | None = None
     tool_choice: Annotated[ToolChoice, BeforeValidator(lambda said: {"type": said} if isinstance(said, str) else said)] | None = (
