@@ -50,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cpu", choices=CPUS, default="cortex-a76")
-    parser.add_argument("arguments", nargs="*", default=DEFAULT)
-    given = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    given, arguments = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :] or DEFAULT
     folder, (features, qemu) = given.folder.resolve(), CPUS[given.cpu]
     root, site, crossed, cache = folder / "root", folder / "site", folder / f"{given.cpu}.crossed", folder / f"{given.cpu}.cache"
     make_root(root)
@@ -72,7 +72,7 @@ def main() -> None:
     place = Path(asked.stdout.strip())
     shutil.copytree(made.stdout.split()[-1], place, dirs_exist_ok=True)
     (place / "dot").unlink(missing_ok=True)  # the emulated processor's products are tested when they are first used
-    sys.exit(subprocess.run([*python, *given.arguments], env=env, cwd=HERE).returncode)
+    sys.exit(subprocess.run([*python, *arguments], env=env, cwd=HERE).returncode)
 
 
 if __name__ == "__main__":
