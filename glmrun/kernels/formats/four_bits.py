@@ -8,7 +8,7 @@ everything else is as beside Q8_0. An address knows which of these blocks stand 
 """
 
 from llvmlite import ir
-from numba import float32, int64, types
+from numba import int64, types
 from numba.extending import intrinsic, models, register_model
 
 from glmrun.kernels.compiled.cache import kernel
@@ -97,31 +97,25 @@ def _values(context, blocks, first, second):
     return u8x64(blocks, int64, int64), generate
 
 
-@kernel([float32(blocks, int64, int64, int64) for blocks in EACH], inline="always")
-def dot(rows, at, n_blocks, x):
-    """dequantize(row) . x for the row `at` bytes behind the first; x as laid out by quantize_row."""
-    size, row = block_bytes(rows), _further(rows, at)
-    a, b, i = zero_f32x16(), zero_f32x16(), 0
-    while i + 4 <= n_blocks:
-        block = row + i * size
-        prefetch(block + AHEAD), prefetch(block + AHEAD + 64)
-        c0, c1 = _values(rows, block, block + size), _values(rows, block + 2 * size, block + 3 * size)
-        a, b = add_four(c0, c1, _scales(rows, block, 4), x, i, n_blocks, a, b)
-        i += 4
-    block = row + i * size
-    if i + 2 <= n_blocks:
-        a = add_two(_values(rows, block, block + size), _scales(rows, block, 2), x, i, n_blocks, a)
-        block += 2 * size
-    if n_blocks % 2:
-        b = add_last(_values(rows, block, block), _scales(rows, block, 1), x, n_blocks, b)
-    return total(a + b)
-
-
 @kernel([types.void(blocks, int64, int64, int64, int64, int64) for blocks in EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
-    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x as laid out by quantize_row."""
+    size = block_bytes(rows)
     for r in range(n_rows):
-        store_f32(out + r * 4, dot(rows, r * row_bytes, n_blocks, x))
+        row, a, b, i = _further(rows, r * row_bytes), zero_f32x16(), zero_f32x16(), 0
+        while i + 4 <= n_blocks:
+            block = row + i * size
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64)
+            c0, c1 = _values(rows, block, block + size), _values(rows, block + 2 * size, block + 3 * size)
+            a, b = add_four(c0, c1, _scales(rows, block, 4), x, i, n_blocks, a, b)
+            i += 4
+        block = row + i * size
+        if i + 2 <= n_blocks:
+            a = add_two(_values(rows, block, block + size), _scales(rows, block, 2), x, i, n_blocks, a)
+            block += 2 * size
+        if n_blocks % 2:
+            b = add_last(_values(rows, block, block), _scales(rows, block, 1), x, n_blocks, b)
+        store_f32(out + r * 4, total(a + b))
 
 
 @kernel([types.void(blocks, int64, int64, int64, int64, int64, int64, int64) for blocks in EACH], apart=True)

@@ -16,25 +16,20 @@ from glmrun.kernels.simd.memory import prefetch, store_f32, zero_f32x16
 BLOCK = 136  # bytes
 
 
-@kernel(types.float32(int64, int64, int64), inline="always")
-def dot(row, n_blocks, x):
-    """dequantize(row) . x for one IQ4_XS row; x as laid out by quantize_row."""
-    a, b, n = zero_f32x16(), zero_f32x16(), n_blocks * 8
-    for i in range(0, n, 8):
-        block = row + i // 8 * BLOCK
-        prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-        scales = iq4_xs_scales(block)
-        a, b = add_four(iq4_values(block + 8, block + 24), iq4_values(block + 40, block + 56), scales, x, i, n, a, b)
-        c2, c3 = iq4_values(block + 72, block + 88), iq4_values(block + 104, block + 120)
-        a, b = add_four(c2, c3, upper_half(scales), x, i + 4, n, a, b)
-    return total(a + b)
-
-
 @kernel(types.void(int64, int64, int64, int64, int64, int64), apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
-    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x as laid out by quantize_row."""
+    n = n_blocks * 8
     for r in range(n_rows):
-        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+        row, a, b = rows + r * row_bytes, zero_f32x16(), zero_f32x16()
+        for i in range(0, n, 8):
+            block = row + i // 8 * BLOCK
+            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+            scales = iq4_xs_scales(block)
+            a, b = add_four(iq4_values(block + 8, block + 24), iq4_values(block + 40, block + 56), scales, x, i, n, a, b)
+            c2, c3 = iq4_values(block + 72, block + 88), iq4_values(block + 104, block + 120)
+            a, b = add_four(c2, c3, upper_half(scales), x, i + 4, n, a, b)
+        store_f32(out + r * 4, total(a + b))
 
 
 @kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
