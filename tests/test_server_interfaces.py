@@ -150,6 +150,7 @@ def test_21_editors_find_a_version_the_context_and_tools(server: Served, nano: M
         assert {"completion", "tools"} <= set(shown["capabilities"])
         assert shown["model_info"]["general.basename"] == server.service.name  # as VS Code lists it
         assert "tools" in shown["template"]  # where LiteLLM looks: else it writes them into the prompt and asks for JSON
+    assert server.get("/props").json()["chat_template_caps"]["supports_tools"] is True  # llama.cpp's word for it
     listed, runs = (server.get(path).json()["models"][0] for path in ("/api/tags", "/api/ps"))
     assert listed["name"] == listed["model"] == server.service.name and runs["digest"] == listed["digest"]
     assert listed["size"] == nano.file.size and listed["details"]["parameter_size"].endswith("M")

@@ -13,6 +13,12 @@ from glmrun.server.openai_body import Strict, Whole
 from glmrun.server.openai_chat import OpenAIChat
 from glmrun.server.service import Service
 
+# What programs look for in llama.cpp's /props before they send tools.
+_CAPABILITIES = (
+    *("supports_tools", "supports_tool_calls", "supports_parallel_tool_calls", "supports_system_role"),
+    *("supports_preserve_reasoning", "supports_string_content", "supports_typed_content"),
+)
+
 
 def models(service: Service, _: dict[str, Any]) -> dict[str, Any]:
     """/v1/models: one, with its context under the names of all clients."""
@@ -39,6 +45,7 @@ def props(service: Service, _: dict[str, Any]) -> dict[str, Any]:
         "default_generation_settings": {"n_ctx": model.n_ctx}, "total_slots": service.desk.n_places,
         "model_alias": service.name, "chat_template": model.chat_format.source, "build_info": f"glmrun {__version__}",
         "modalities": {"vision": False, "audio": False},
+        "chat_template_caps": dict.fromkeys(_CAPABILITIES, True),
     }  # fmt: skip
 
 
