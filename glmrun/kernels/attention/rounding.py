@@ -4,8 +4,9 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.simd.arithmetic import MAGIC
+from glmrun.kernels.simd.halves import emit_narrow
 from glmrun.kernels.simd.types import (
-    F16,
+    I16,
     V16F,
     V16I,
     V32H,
@@ -129,7 +130,7 @@ def store_f16(context, address, value):
     """Write one float32 rounded to float16."""
 
     def generate(c, b, s, a):
-        b.store(b.fptrunc(a[1], F16), pointer(b, a[0], F16), align=2)
+        b.store(emit_narrow(b, a[1]), pointer(b, a[0], I16), align=2)
         return c.get_dummy_value()
 
     return types.void(int64, types.float32), generate

@@ -9,6 +9,7 @@ from numba.extending import intrinsic, models, register_model
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.arithmetic import fma, total
+from glmrun.kernels.simd.halves import emit_widen
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, store_f32, zero_f32x16
 from glmrun.kernels.simd.types import F16, F32, I16, I32, I64, f32x16, pointer, splat
 
@@ -57,7 +58,7 @@ def _widened(builder, value):
     if element == F32:
         return value
     if element == F16:
-        return builder.fpext(value, wide)
+        return emit_widen(builder, value)
     half = ir.Constant(I32, 16)
     return builder.bitcast(builder.shl(builder.zext(value, bits), splat(builder, half, n) if n else half), wide)
 

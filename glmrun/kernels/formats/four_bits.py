@@ -15,8 +15,9 @@ from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.q8_0 import AHEAD, add_four, add_last, add_two
 from glmrun.kernels.formats.unpack import emit_spaced, emit_values
 from glmrun.kernels.simd.arithmetic import total
+from glmrun.kernels.simd.halves import emit_widen
 from glmrun.kernels.simd.memory import prefetch, store_f32, zero_f32x16
-from glmrun.kernels.simd.types import F16, I8, I16, I64, V8F, V8I, constant, f32x8, u8x64
+from glmrun.kernels.simd.types import I8, I16, I64, V8F, V8I, constant, f32x8, u8x64
 from quant.blocks import iq4, mxfp4, q4_0
 
 
@@ -70,7 +71,7 @@ def emit_scale(builder, blocks, scales):
     n = scales.type.count
     floats = ir.VectorType(V8F.element, n)
     if blocks.scale == I16:
-        return builder.fpext(builder.bitcast(scales, ir.VectorType(F16, n)), floats)
+        return emit_widen(builder, scales)
     bits = builder.zext(scales, ir.VectorType(V8I.element, n))
     bits = builder.shl(bits, constant(bits.type, 23))  # 2**(e - 127)
     return builder.fmul(builder.bitcast(bits, floats), constant(floats, 0.5))

@@ -12,9 +12,10 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.formats.four_bits import emit_scale
 from glmrun.kernels.formats.tile import OFFSET
+from glmrun.kernels.simd.halves import emit_widen
 from glmrun.kernels.simd.tables import emit_look_up
 from glmrun.kernels.simd.target import has_i8mm, has_neon
-from glmrun.kernels.simd.types import F16, I16, I32, I64, V16F, V16I, V64B, constant, pointer, shuffle
+from glmrun.kernels.simd.types import I16, I32, I64, V16F, V16I, V64B, constant, pointer, shuffle
 from quant.blocks import iq4
 
 _STRIDE = 128
@@ -59,7 +60,7 @@ def _half(builder, word, upper):
     if upper:
         word = builder.lshr(word, constant(V16I, 16))
     bits = builder.trunc(word, ir.VectorType(I16, 16))
-    return builder.fpext(builder.bitcast(bits, ir.VectorType(F16, 16)), V16F)
+    return emit_widen(builder, bits)
 
 
 def _byte(builder, word, i, signed=False):

@@ -4,10 +4,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from glmrun.kernels.simd.halves import emit_widen
 from glmrun.kernels.simd.tables import emit_look_up
 from glmrun.kernels.simd.target import dot_bits, has_neon, signed_factors
 from glmrun.kernels.simd.types import (
-    F16,
     F32,
     I1,
     I8,
@@ -103,7 +103,7 @@ def four_f16_times(context, address, factor):
     """
 
     def generate(c, b, s, a):
-        wide = b.fpext(b.load(pointer(b, a[0], ir.VectorType(F16, 4)), align=2), ir.VectorType(F32, 4))
+        wide = emit_widen(b, b.load(pointer(b, a[0], ir.VectorType(I16, 4)), align=2))
         product = b.fmul(wide, splat(b, a[1], 4))
         return shuffle(b, product, product, list(range(4)) * 2)
 
@@ -125,7 +125,7 @@ def spaced_f16(context, address, count, stride):
     n, step = count.literal_value, stride.literal_value
 
     def generate(c, b, s, a):
-        return b.fpext(b.bitcast(emit_spaced(b, a[0], I16, n, step), ir.VectorType(F16, 8)), V8F)
+        return emit_widen(b, emit_spaced(b, a[0], I16, n, step))
 
     return f32x8(types.int64, count, stride), generate
 
@@ -300,8 +300,7 @@ def iq4_xs_scales(context, block):
     """d (s_j - 32) of an IQ4_XS block's eight sub-blocks, exact in float32 (layout: quant/blocks/iq4.py)."""
 
     def generate(c, b, s, a):
-        d = b.load(pointer(b, a[0], I16), align=1)
-        d = b.fpext(b.bitcast(splat(b, d, 8), ir.VectorType(F16, 8)), V8F)
+        d = emit_widen(b, splat(b, b.load(pointer(b, a[0], I16), align=1), 8))
         first, second = (b.load(pointer(b, b.add(a[0], ir.Constant(I64, i)), I32), align=1) for i in (0, 4))
         high = b.lshr(splat(b, first, 8), ir.Constant(V8I, [*range(12, 28, 2)]))
         low = b.lshr(splat(b, second, 8), ir.Constant(V8I, [*range(0, 32, 4)]))

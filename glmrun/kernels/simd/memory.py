@@ -5,10 +5,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from glmrun.kernels.simd.halves import emit_narrow, emit_widen
 from glmrun.kernels.simd.types import (
-    F16,
     F32,
     I8,
+    I16,
     I32,
     I64,
     V8F,
@@ -47,8 +48,7 @@ def load_f32x8(context, address):
 @intrinsic
 def load_f16x16(context, address):
     """16 float16 at the address, widened to float32."""
-    half = ir.VectorType(F16, 16)
-    return f32x16(types.int64), lambda c, b, s, a: b.fpext(b.load(pointer(b, a[0], half), align=2), V16F)
+    return f32x16(types.int64), lambda c, b, s, a: emit_widen(b, b.load(pointer(b, a[0], V16H), align=2))
 
 
 @intrinsic
@@ -82,10 +82,9 @@ def load_half_u8x64(context, address):
 @intrinsic
 def store_f16x16(context, address, value):
     """Write 16 float32 rounded to float16 (to nearest even)."""
-    half = ir.VectorType(F16, 16)
 
     def generate(c, b, s, a):
-        b.store(b.fptrunc(a[1], half), pointer(b, a[0], half), align=2)
+        b.store(emit_narrow(b, a[1]), pointer(b, a[0], V16H), align=2)
         return c.get_dummy_value()
 
     return types.void(types.int64, f32x16), generate
@@ -139,7 +138,7 @@ store_u8x64 = _store(u8x64, V64B, 1)
 @intrinsic
 def load_f16(context, address):
     """One float16 at the address, as float32."""
-    return types.float32(types.int64), lambda c, b, s, a: b.fpext(b.load(pointer(b, a[0], F16), align=1), F32)
+    return types.float32(types.int64), lambda c, b, s, a: emit_widen(b, b.load(pointer(b, a[0], I16), align=1))
 
 
 @intrinsic

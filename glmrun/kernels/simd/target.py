@@ -60,6 +60,11 @@ def has_avx2() -> bool:
     return "avx2" in features()
 
 
+def converts_halves() -> bool:
+    """Whether the CPU turns float16 into float32 and back (F16C; NEON)."""
+    return bool({"f16c", "neon"} & features())
+
+
 def sums_in_16_bits() -> bool:
     """Whether bytes are multiplied by vpmaddubsw: what it gives is added up in 16 bits as long as that is exact."""
     return has_avx2() and dot_bits() == 0

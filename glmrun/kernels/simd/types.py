@@ -13,6 +13,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
+from glmrun.kernels.simd.target import features
+
 # Flags for kernels: NaN and infinity stay detectable, a product and a sum may fuse, sums keep their order: a row's product is the
 # same number whatever else is computed beside it.
 FAST = {"contract", "nsz", "arcp"}
@@ -74,10 +76,11 @@ def fold_in_fours(builder, rows, combine):
 def opaque(builder, value):
     """The same value, in no instruction; LLVM forgets where it came from: else it adds many products as a tree, and spills it.
 
-    On ARM this takes one register of 128 bits; its byte dots add by themselves, and what is wider needs no such help.
+    On ARM this takes one register of 128 bits; its byte dots add by themselves, and what is wider needs no such help. On x86 it
+    takes one of AVX's; without them nothing is hidden.
     """
     arm = llvm.get_process_triple().startswith(("aarch64", "arm64"))
-    if arm and value.type.count * value.type.element.width != 128:
+    if value.type.count * value.type.element.width != 128 if arm else not {"avx", "avx2"} & features():
         return value
     register = "w" if arm else "v"
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={register},0", [value], False)
