@@ -122,10 +122,11 @@ class Kernel:
     signature: Any
     entry: bool
     apart: bool
+    inline: bool
 
     def compile(self) -> None:
         """Load the code from the cache, or compile it; what it calls has been compiled."""
-        if not self.jitted.overloads:
+        if not (self.jitted.overloads or self.inline):
             for signature in self.signature if isinstance(self.signature, list) else [self.signature]:
                 self.jitted.compile(signature)
             self.jitted.disable_compile()
@@ -161,13 +162,14 @@ def kernel(signature: Any, entry: bool = False, apart: bool = False, **options: 
     entry   called from Python at run time. Only these and those apart are loaded once all kernels have been compiled: an entry's
             cached code holds everything else that it calls.
     apart   its code is not copied into what calls it, to be compiled again at each level: it is found by its name
+    options  Numba's; what is inline stands in its callers only, and is not compiled for itself
     """
 
     def decorate(function: Callable) -> Callable:
         jitted = numba.njit(nogil=True, error_model="numpy", fastmath=FAST, **options)(function)
         if folder is not None:
             jitted._cache = _Cache(function)
-        made = Kernel(jitted, signature, entry, apart)
+        made = Kernel(jitted, signature, entry, apart, options.get("inline") == "always")
         if _deferred and function.__module__.startswith("glmrun."):
             registered.append(made)
         elif entry or apart or not are_compiled():
