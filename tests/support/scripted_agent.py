@@ -25,8 +25,8 @@ class PieceFormat:
 
     source = ""
 
-    def encode(self, messages: list[dict[str, Any]], **_: Any) -> list[int]:
-        return list(range(1 + len(json.dumps(messages)) // 4))
+    def encode(self, request: ChatRequest) -> list[int]:
+        return list(range(1 + len(json.dumps(request.messages)) // 4))
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ScriptedAgent:
         pass
 
     def count_tokens(self, request: ChatRequest) -> int:
-        return len(self.chat_format.encode(request.messages))
+        return len(self.chat_format.encode(request))
 
     def prompt_text(self, request: ChatRequest) -> str:
         return json.dumps(request.messages)

@@ -25,8 +25,8 @@ ESCAPES = "\x1b]52;c;aGk=\x07red\x1b[31m\x9b31m‮tag\U000e0041\r[bold]x[/]\u202
 class WordFormat:
     """A chat format in which every word is a token."""
 
-    def encode(self, messages: list[dict[str, Any]], **_: Any) -> list[str]:
-        return [word for message in messages for word in message["content"].split()]
+    def encode(self, request: ChatRequest) -> list[str]:
+        return [word for message in request.messages for word in message["content"].split()]
 
 
 @dataclass
@@ -47,10 +47,10 @@ class ScriptedModel:
         return self.path.name
 
     def count_tokens(self, request: ChatRequest) -> int:
-        return len(self.chat_format.encode(request.messages))
+        return len(self.chat_format.encode(request))
 
     def prompt_text(self, request: ChatRequest) -> str:
-        return " ".join(self.chat_format.encode(request.messages))
+        return " ".join(self.chat_format.encode(request))
 
     def answer(self, request: ChatRequest) -> Iterator[Chunk]:
         """`slow prompt`, `slow answer`: take their time; `escapes`: misbehaves; `messages`: what arrived; `long`: does not fit."""
@@ -60,7 +60,7 @@ class ScriptedModel:
         given = {name: value for name, value in {**asked, **request.sampling}.items() if value is not None}
         given |= {} if request.clear_thinking else {"clear_thinking": False}
         said = messages[-1]["content"]
-        n_prompt = len(self.chat_format.encode(messages))
+        n_prompt = len(self.chat_format.encode(request))
         if said == "long":
             raise UserError(f"the prompt has 500 tokens, the context {self.n_ctx}", "refused", "n_ctx")
         stats = Stats(n_prompt=n_prompt)
