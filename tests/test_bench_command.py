@@ -111,6 +111,19 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    """LLVM's objects have some: Python prints what is raised there, and went on."""
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, orderly_end():
+        Dying()
+        time.sleep(30)
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
 def test_each_quantization_of_a_source_is_measured_and_gone(tmp_path: Path) -> None:
     cache = {**os.environ, "PYTHONPATH": os.getcwd(), "GLMRUN_CACHE_DIR": str(tmp_path)}
     if kernels.folder is not None:  # the compiled kernels stay where they are

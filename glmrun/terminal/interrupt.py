@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from types import FrameType
 from typing import Any, cast
 
 from glmrun.chat.chunk import Chunk
@@ -76,12 +77,17 @@ def orderly_end(at_once: Callable[[], bool] = lambda: False) -> Iterator[None]:
 
     settings = termios.tcgetattr(sys.stdin) if in_foreground() else None
 
-    def leave(number: int, _: object) -> None:
+    def leave(number: int, frame: FrameType | None) -> None:
         if at_once():
             if settings is not None:
                 _give_back(settings)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        if _in_finalizer(frame):  # what it raises is printed and forgotten
+            again = threading.Timer(0.02, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         raise SystemExit(128 + number)
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -91,6 +97,12 @@ def orderly_end(at_once: Callable[[], bool] = lambda: False) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def in_foreground() -> bool:
