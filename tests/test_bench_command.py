@@ -19,6 +19,7 @@ from test_cli import refused
 
 from glmrun.chat.chunk import Chunk, Stats
 from glmrun.chat.request import ChatRequest
+from glmrun.cli import _told
 from glmrun.cli.bench import _note_machine
 from glmrun.kernels.compiled import cache as kernels
 from glmrun.machine import available_cores
@@ -109,6 +110,18 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_while_a_module_is_imported_is_a_signal() -> None:
+    """What is raised in __set_name__ becomes a RuntimeError."""
+
+    class Named:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise SystemExit(129)
+
+    with pytest.raises(RuntimeError) as caught:
+        type("Owner", (), {"field": Named()})
+    assert _told(caught.value, []) == 129
 
 
 def test_a_signal_in_a_finalizer_is_not_lost() -> None:

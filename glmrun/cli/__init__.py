@@ -193,7 +193,7 @@ def _leave_behind(started: list[str] | None) -> None:
 
 
 def _ended_by(why: BaseException) -> int | None:
-    """The exit code of the signal that ended the program, if the error only came then: a terminal that is gone takes no word."""
+    """The exit code of the signal that ended the program, if the error only came then, or Python made one of it."""
     while (earlier := why.__context__) is not None:
         if isinstance(earlier, SystemExit) and isinstance(earlier.code, int):
             return earlier.code
@@ -228,10 +228,10 @@ def _told(why: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
     if isinstance(why, RuntimeError) and str(why) == "can't start new thread":
         show_error("the system starts no more threads; raise the limit on processes (ulimit -u, a container's pids limit)")
         return 1
-    if not isinstance(why, OSError) or why.errno not in _OUTSIDE:
-        raise why
     if (ended := _ended_by(why)) is not None:
         return ended
+    if not isinstance(why, OSError) or why.errno not in _OUTSIDE:
+        raise why
     place = f"{os.fsdecode(why.filename)}: " if isinstance(why.filename, str | bytes) else ""
     if not place and _output_fails(why):
         place = "the output can't be written: "
