@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 from machine import int8_peak
-from numba import int64
+from numba import int64, njit
 
 from glmrun.kernels.activations import FEW, row_bytes
 from glmrun.kernels.compiled.cache import kernel
@@ -47,6 +47,16 @@ def _matmul(s, m, x, workers, out, out_stride, flags, thread, n_threads):
     return 0
 
 
+@njit
+def _round(x, r, few, weight_format):
+    round_row(x, r, few, CODES if reads_codes(weight_format) else FLOATS, 0)
+
+
+@njit
+def _scratch_bytes(columns, n):
+    return scratch_bytes(columns, n)
+
+
 def random_rows(name: str, rows: int, columns: int) -> np.ndarray:
     """Random codes with tame scales, uint8 (rows, row_bytes)."""
     form, rng = FORMATS[name], np.random.default_rng(0)
@@ -71,7 +81,7 @@ class Activations:
         self.record["codes"], self.record["codes_stride"] = self.codes.ctypes.data, self.codes.strides[0]
         self.record["columns"] = columns
         for r in range(n):
-            round_row(self.record, r, n < FEW, CODES if reads_codes(weight_format) else FLOATS, 0)
+            _round(self.record, r, n < FEW, weight_format)
 
 
 def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[float, int]:
@@ -83,7 +93,7 @@ def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[floa
     out = np.zeros((n, rows), np.float32)  # float32 (n, rows)
     step, workers = np.zeros(1, STEP)[0], np.zeros(team.n_threads, WORKER)
     step["n_tokens"], step["n_few"] = n, n if n < FEW else 0
-    scratch = [np.zeros(scratch_bytes(columns, n) + 64, np.uint8) for _ in workers]
+    scratch = [np.zeros(_scratch_bytes(columns, n) + 64, np.uint8) for _ in workers]
     for worker, memory in zip(workers, scratch, strict=True):
         worker["scratch"] = -(-memory.ctypes.data // 64) * 64
     best = float("inf")

@@ -5,6 +5,7 @@ compiling, which gives each the same list; the first one hands out one kernel af
 is in the cache: a kernel's code holds the code of everything below it.
 """
 
+import gc
 import os
 import queue
 import shutil
@@ -143,6 +144,7 @@ class _Worker:
 
 def serve(orders: TextIO, answers: TextIO) -> None:
     """A worker's life: say how many kernels there are; compile those whose numbers come in, and say when each is in the cache."""
+    gc.disable()  # looking for rings in all that Numba holds takes 6 % of the time, and the process ends soon
     kernels.defer()
     import glmrun.forward  # noqa: F401
 

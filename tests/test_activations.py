@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from support.from_python import from_python
 
-from glmrun.kernels.activations import k_quant_codes, minus_128_sums_of_4, quantize_row, row_bytes
+from glmrun.kernels import activations
+from glmrun.kernels.activations import row_bytes
 from glmrun.kernels.simd.target import has_neon, sums_in_16_bits
 
+quantize_row = from_python(activations.quantize_row)
 LENGTHS = (32, 64, 96, 224, 256, 288, 512, 768, 1312, 2048)
 
 
@@ -67,10 +70,10 @@ def test_every_part_of_a_row(n: int, few: bool) -> None:
         elif not has_neon():
             assert np.array_equal(starts.view(np.int32), -32 * sums)
         if few:
-            fours = out[minus_128_sums_of_4(n) :][:n].view(np.int32)
+            fours = out[activations.minus_128_sums_of_4.py_func(n) :][:n].view(np.int32)
             assert np.array_equal(fours, -128 * codes.reshape(-1, 4).sum(1))
         if few and n % 256 == 0:
-            packed = out[k_quant_codes(n) :]
+            packed = out[activations.k_quant_codes.py_func(n) :]
             order = np.arange(n).reshape(-1, 4, 32)[:, [0, 2, 1, 3]].ravel()
             assert np.array_equal(packed[:n].view(np.int8), codes[order])
             k, b, zeros = (z.reshape(-1, 2, 4) for z in (multiples, of_32, np.zeros_like(of_32)))

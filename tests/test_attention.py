@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from naive import attend_rounded
 from numba import int64
+from support.from_python import from_python
 
 from glmrun.kernels.activations import FEW
 from glmrun.kernels.attention import attend as attention
-from glmrun.kernels.attention import columns
+from glmrun.kernels.attention import cached_row, columns
 from glmrun.kernels.attention import exact as attention_float
-from glmrun.kernels.attention.cached_row import row_bytes, store_cached
+from glmrun.kernels.attention.cached_row import row_bytes
 from glmrun.kernels.attention.columns import QUERIES
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import (
@@ -30,6 +31,7 @@ from glmrun.kernels.layout import (
 from glmrun.kernels.team import Team
 
 LATENT, ROW = 128, 192
+store_cached = from_python(cached_row.store_cached)
 Q8 = gguf.GGMLQuantizationType.Q8_0
 RUNS_AS_INT8, RUNS_EXACTLY = range(2)
 

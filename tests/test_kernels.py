@@ -1,22 +1,28 @@
 """The kernels, one by one, against NumPy on the same numbers: odd sizes, both ways through multiply(), extreme blocks."""
 
 import ctypes
+import inspect
 import mmap
 import os
 
 import numpy as np
 import pytest
+from support.from_python import from_python
 
 from glmrun.engine.workspace import rope_table
-from glmrun.kernels.activations import FEW, quantize_row, row_bytes
+from glmrun.kernels import activations, matmul
+from glmrun.kernels import rows as of_rows
+from glmrun.kernels.activations import FEW, row_bytes
 from glmrun.kernels.formats import dispatch
 from glmrun.kernels.layout import WEIGHT
-from glmrun.kernels.matmul import ADD, STORE, multiply, scratch_bytes
-from glmrun.kernels.rows import reads_codes, rms_norm, silu_multiply
+from glmrun.kernels.matmul import ADD, STORE
 from quant.formats import FORMATS
 
 BLOCK_FORMATS = [name for name, f in FORMATS.items() if f.block_length > 1]
 OF_32 = [name for name, f in FORMATS.items() if f.block_length == 32]
+quantize_row, multiply, scratch_bytes = map(from_python, (activations.quantize_row, matmul.multiply, matmul.scratch_bytes))
+reads_codes, rms_norm, silu_multiply = map(from_python, (of_rows.reads_codes, of_rows.rms_norm, of_rows.silu_multiply))
+dot_rows, dot_rows_two = from_python(dispatch.dot_rows), from_python(dispatch.dot_rows_two)
 
 
 def random_rows(name: str, rows: int, columns: int, fill: int | None = None) -> np.ndarray:
@@ -232,9 +238,16 @@ def test_two_at_once_are_what_each_is_alone(name: str, columns: int) -> None:
     )
     number, out = FORMATS[name].ggml_type, np.zeros((4, 33), np.float32)
     at = (number, blocks.ctypes.data, blocks.shape[1], 33, columns)
-    dispatch.dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
+    dot_rows_two(*at, rows[0].ctypes.data, rows[1].ctypes.data, out[0].ctypes.data, out[1].ctypes.data)
     for i in range(2):
-        dispatch.dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
+        dot_rows(*at, rows[i].ctypes.data, out[2 + i].ctypes.data)
     assert out[:2].tobytes() == out[2:].tobytes()
     expected = values @ FORMATS[name].decode(blocks).astype(np.float64).T  # float64 (2, 33)
     assert np.abs(out[:2] - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kernel", [activations.quantize_row, dispatch.dot_rows, activations.k_quant_codes])
+def test_python_calls_only_entries(kernel) -> None:
+    """Others have no side for Python, apart or not, compiled or not: without this the process ends."""
+    with pytest.raises(TypeError):
+        kernel(*[0] * len(inspect.signature(kernel.py_func).parameters))

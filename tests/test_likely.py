@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.from_python import from_python
 from support.tiny_model import ODD, write_tiny
 
 import glmrun
@@ -105,7 +106,7 @@ def test_so_many_blocks_are_exact_however_far_one_stands_above_them(far: float) 
     """A token that is forbidden may have the largest logit by far."""
     maxima = np.random.default_rng(7).normal(0, 3, 2420).astype(np.float32)  # (n_blocks,)
     maxima[1234] += far
-    threshold = likely._threshold(maxima.ctypes.data, len(maxima))
+    threshold = from_python(likely._threshold)(maxima.ctypes.data, len(maxima))
     assert np.count_nonzero(maxima >= threshold) in range(likely.BLOCKS, likely.BLOCKS + 4)
 
 

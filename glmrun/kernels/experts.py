@@ -138,7 +138,7 @@ def _chunk(n_rows, n):
     return rows, (rows + 15) // 16 * 64 + 64  # one more line, so that activations don't all stand at the same place of a cache
 
 
-@kernel(int64(int64, int64))
+@kernel(int64(int64, int64), entry=True)
 def gated_bytes(columns, n):
     """Room that gated_rows() needs for matrices of up to so many columns and up to n activations."""
     return (scratch_bytes(columns, n) + 63) // 64 * 64 + 2 * (max(NEAR_BYTES, n * tile.ROWS * 4) + n * 128)

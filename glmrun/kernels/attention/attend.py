@@ -74,13 +74,13 @@ def _panel_bytes(m):
     return QUERIES * (2 * m.row - m.latent) + (m.row + m.latent) // BLOCK * 128
 
 
-@kernel(int64(model_record))
+@kernel(int64(model_record), entry=True)
 def result_bytes(m):
     """Bytes of one panel's result."""
     return (m.latent + 2) * QUERIES * 4
 
 
-@kernel(int64(model_record))
+@kernel(int64(model_record), entry=True)
 def scratch_bytes(m):
     """Bytes of scratch that one thread needs."""
     own = 2304 + _panel_bytes(m) + TILE * QUERIES * 5 + TILE // BLOCK * 128 + result_bytes(m)

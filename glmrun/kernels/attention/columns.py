@@ -60,7 +60,7 @@ def key_stride(m):
     return 2 * m.row - m.latent + m.row // BLOCK * 4
 
 
-@kernel(int64(model_record))
+@kernel(int64(model_record), entry=True)
 def block_bytes(m):
     """Bytes of a block of columns; 0: attention in float32 reads the rows."""
     if m.float_attention:
