@@ -88,7 +88,7 @@ def seconds(team: Team, name: str, rows: int, n: int, rounds: int) -> tuple[floa
     """(best seconds of one matmul of n activation vectors, bytes of its weights)."""
     form, columns = FORMATS[name], COLUMNS.get(name, 2048)
     blocks = random_rows(name, rows, columns)
-    weight = np.array([(blocks.ctypes.data, form.ggml_type, rows, columns, blocks.shape[1])], WEIGHT)[0]
+    weight = np.array([(blocks.ctypes.data, form.ggml_type, rows, columns, blocks.shape[1], 0)], WEIGHT)[0]
     x = Activations(n, columns, form.ggml_type)
     out = np.zeros((n, rows), np.float32)  # float32 (n, rows)
     step, workers = np.zeros(1, STEP)[0], np.zeros(team.n_threads, WORKER)

@@ -26,7 +26,7 @@ def load(
     n_ctx        positions of context, by default the model's limit or 32,768, whichever is less
     n_threads    by default every core that the process may use; never more
     kv_type      of the cached rows: f16, q8_0 (half the memory) or f32; by default f16, or f32 where no matrix is quantized
-    converting   called as (lines for the user, bytes made, of how many) before and while foreign formats are converted
+    converting   called as (lines for the user, bytes made, of how many) before and while keys that a file has transposed are copied
     draft        tokens guessed ahead and verified together: off, ngram (copies, wherever the text repeats itself), mtp or mtp:1 to
                  mtp:3 (so many by the file's next-token-prediction layer), or auto: either, where measured costs say that it pays
     draft_exact  only drafts of which every token's numbers are bit for bit those without drafts; also where a seed is given

@@ -54,14 +54,6 @@ def ollama(parts: Parts, split_kv_b: bool = True) -> None:
     parts.metadata = keys
 
 
-def unsplit_kv_b(parts: Parts, format_name: str) -> None:
-    """attn_k_b and attn_v_b as the one matrix of the checkpoint."""
-    for i in range(SMALL.num_hidden_layers):
-        k, v = parts.take(f"blk.{i}.attn_k_b.weight"), parts.take(f"blk.{i}.attn_v_b.weight")
-        both = np.concatenate([k.transpose(0, 2, 1), v], axis=1)  # (heads, nope + v, latent)
-        parts.put(f"blk.{i}.attn_kv_b.weight", both.reshape(-1, both.shape[-1]), format_name)
-
-
 def test_ollamas_keys(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
     parts = Parts.read(tiny.path)
     ollama(parts)
@@ -79,7 +71,7 @@ def test_unsplit_attn_kv_b(tiny_gguf: Callable[..., Tiny], tmp_path: Path, archi
     """The other matrices are F32, so that float formats leave no noise to hide in."""
     parts = Parts.read(tiny_gguf("F32", SMALL).path)
     formats = dict(parts.formats)
-    unsplit_kv_b(parts, name)
+    parts.fuse_keys(name)
     ollama(parts, split_kv_b=False)
     if architecture == "deepseek2":
         renamed = {k.replace("glm4moelite.", "deepseek2."): v for k, v in parts.metadata.items()}
@@ -96,7 +88,7 @@ def test_unsplit_attn_kv_b(tiny_gguf: Callable[..., Tiny], tmp_path: Path, archi
         k_b, v_b = (model.weights.tensors[f"blk.{i}.attn_{part}_b.weight"] for part in "kv")
         assert np.array_equal(v_b.floats(), v)
         assert (np.abs(k_b.floats() - k) <= np.abs(k) * (2.0**-11 if name in ("Q8_0", "Q4_K") else 0) + 2.0**-25).all()
-        formats[k_b.name], formats[v_b.name] = k_b.format, v_b.format
+        formats |= {f"blk.{i}.attn_k_b.weight": k_b.format, f"blk.{i}.attn_v_b.weight": v_b.format}
     exact, rounded = (Naive(weights, SMALL, f, absorbed=True).logits(TOKENS) for f in (None, formats))
     noise = np.median(errors(rounded, exact))
     assert np.median(errors(model.logits(TOKENS), exact)) <= 3 * noise + 1e-10
@@ -105,7 +97,7 @@ def test_unsplit_attn_kv_b(tiny_gguf: Callable[..., Tiny], tmp_path: Path, archi
 def test_heads_listed_as_one_matrix(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
     """As ik_llama.cpp's converter writes them, beside attn_kv_b; such a file was called one that contradicts itself."""
     parts = Parts.read(tiny.path)
-    unsplit_kv_b(parts, "Q8_0")
+    parts.fuse_keys("Q8_0")
     split = Parts.read(tiny.path)
     for name in [name for name in split.blocks if ".attn_k_b." in name or ".attn_v_b." in name]:
         heads, rows, columns = split.shapes[name]
@@ -119,21 +111,6 @@ def test_heads_listed_as_one_matrix(tiny: Tiny, ours: np.ndarray, tmp_path: Path
         pass
     assert open_gguf(tmp_path / "again.gguf").tensors["blk.0.attn_k_b.weight"].shape == split.shapes["blk.0.attn_k_b.weight"]
     assert np.array_equal(logits(tmp_path / "again.gguf"), ours)
-
-
-def test_fused_gate_and_up(tiny: Tiny, ours: np.ndarray, tmp_path: Path) -> None:
-    parts = Parts.read(tiny.path)
-    for name in [name for name in parts.blocks if "ffn_gate_exps" in name]:
-        up, both, (experts, width, hidden) = name.replace("gate", "up"), name.replace("gate", "gate_up"), parts.shapes[name]
-        blocks = [parts.blocks[part].reshape(experts, width, -1) for part in (name, up)]
-        parts.take(name), parts.take(up)
-        parts.shapes[both], parts.formats[both] = (experts, 2 * width, hidden), "Q8_0"
-        parts.blocks[both] = np.concatenate(blocks, axis=1).reshape(experts * 2 * width, -1)
-    path = parts.write(tmp_path / "fused.gguf")
-    model = glmrun.load(path, n_ctx=64)
-    assert np.array_equal(model.logits(TOKENS), ours)
-    assert "ffn_gate_up_exps" in model.weights.notes[0] and "MiB" in model.weights.notes[0]
-    assert model.weights.bytes_per_token == glmrun.load(tiny.path, n_ctx=64).weights.bytes_per_token
 
 
 @pytest.mark.parametrize("name", READ_ONLY)
@@ -177,23 +154,23 @@ def test_foreign_fused_and_unsplit(tiny_gguf: Callable[..., Tiny], tmp_path: Pat
 
 def test_a_conversion_that_does_not_fit_is_refused(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts.read(tiny.path)
-    unsplit_kv_b(parts, "Q8_0")
+    parts.fuse_keys("Q8_0")
     path = parts.write(tmp_path / "large.gguf")
     monkeypatch.setattr("glmrun.tensors.split.available_memory", lambda: 1000)
-    with pytest.raises(UserError, match=r"attn_kv_b take .* GiB apart, .* memory are free"):
+    with pytest.raises(UserError, match=r"the keys in its attn_kv_b take .* GiB transposed, .* memory are free"):
         glmrun.load(path, n_ctx=64)
     assert glmrun.load(tiny.path, n_ctx=64).weights.notes == []
 
 
 def test_what_is_converted_is_said_before_it_is(tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     parts = Parts.read(tiny.path)
-    unsplit_kv_b(parts, "Q8_0")
+    parts.fuse_keys("Q8_0")
     path = parts.write(tmp_path / "unsplit.gguf")
     told: list[tuple[list[str], int, int]] = []
     model = glmrun.load(path, n_ctx=64, converting=lambda *what: told.append(what))
     lines, done, total = told[0]
-    assert lines == model.weights.notes and len(lines) == 2 and done == 0
-    copies = [t for name, t in model.weights.tensors.items() if "attn_k_b" in name or "attn_v_b" in name]
+    assert lines == model.weights.notes and len(lines) == 1 and done == 0
+    copies = [t for name, t in model.weights.tensors.items() if "attn_k_b" in name]
     assert total == sum(t.n_bytes for t in copies) == told[-1][1]
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told) and len(told) == 1 + len(copies)
     loading.load_model(path, 64)
@@ -203,7 +180,7 @@ def test_what_is_converted_is_said_before_it_is(tmp_path: Path, tiny: Tiny, caps
 
 def test_a_file_that_changes_while_it_is_converted(tmp_path: Path, tiny: Tiny) -> None:
     parts = Parts.read(tiny.path)
-    unsplit_kv_b(parts, "Q8_0")
+    parts.fuse_keys("Q8_0")
     path = parts.write(tmp_path / "unsplit.gguf")
     with pytest.raises(UserError, match="changed by another program"):
         glmrun.load(path, n_ctx=64, converting=lambda lines, done, total: os.utime(path))

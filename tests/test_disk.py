@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba import int64
+from support.foreign_file import Parts
 from support.tiny_model import Tiny
 
 from glmrun.engine.model import Model
@@ -84,9 +85,14 @@ def test_missing_pages_are_found(tmp_path: Path) -> None:
         assert not resident(12345 * PAGE, PAGE, mapped.found.ctypes.data)  # no such mapping
 
 
-@pytest.fixture
-def model(tiny_gguf: Callable[..., Tiny]) -> Model:
-    found = Model(tiny_gguf("Q4_K_M").path, 256, 2)
+@pytest.fixture(params=["a tensor each", "gate and up in one"])
+def model(request: pytest.FixtureRequest, tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> Model:
+    path = tiny_gguf("Q4_K_M").path
+    if request.param == "gate and up in one":
+        parts = Parts.read(path)
+        parts.fuse_experts()
+        path = parts.write(tmp_path / "fused.gguf")
+    found = Model(path, 256, 2)
     assert found.prefault.wait(60) and found.finite()
     return found
 
@@ -107,26 +113,29 @@ def test_the_same_logits_from_the_disk(model: Model) -> None:
 def test_what_is_asked_for_comes(model: Model) -> None:
     w, space = model.weights, model.runner.workspace
     mapped, step = Mapped(model.path, model.file.mappings[0]), space.step
-    up = model.file.tensors["blk.1.ffn_up_exps.weight"].data
-    step["from_disk"], size = LOOKS, up.nbytes // 12
+    up, other = (w.tensors[f"blk.{i}.ffn_up_exps.weight"].matrices for i in (1, 2))  # uint8 (experts, bytes)
+    step["from_disk"], size = LOOKS, up.shape[1]
     step["n_tokens"] = 15  # 45 choices of 12 experts: not yet 4 of each
     mapped.drop()
     likely(w.model, w.layers, step, space.workers, 1)
     time.sleep(0.1)
     assert not mapped.has(up.ctypes.data, PAGE)
+
+    def there() -> bool:
+        return all(mapped.has(expert.ctypes.data, size) for expert in up[: min(12, AHEAD)])
+
     step["n_tokens"] = 16
     likely(w.model, w.layers, step, space.workers, 0)  # a layer without experts
     likely(w.model, w.layers, step, space.workers, 1)
     until = time.monotonic() + 60
-    while not mapped.has(up.ctypes.data, min(12, AHEAD) * size) and time.monotonic() < until:
+    while not there() and time.monotonic() < until:
         time.sleep(0.01)
-    assert mapped.has(up.ctypes.data, min(12, AHEAD) * size)
-    other = model.file.tensors["blk.2.ffn_up_exps.weight"].data
+    assert there()
     rows, row_bytes = int(w.layers[2]["ffn_up_exps"]["rows"]), size // 256
-    assert rows == 256 and not mapped.has(other.ctypes.data + 5 * size, size)
+    assert rows == 256 and not mapped.has(other[5].ctypes.data, size)
     arrived(w.layers, step, space.workers, 2, 5, 64, 192)
-    assert mapped.has(other.ctypes.data + 5 * size + 64 * row_bytes, 128 * row_bytes)
-    assert not mapped.has(other.ctypes.data, other.nbytes)
+    assert mapped.has(other[5].ctypes.data + 64 * row_bytes, 128 * row_bytes)
+    assert not all(mapped.has(expert.ctypes.data, size) for expert in other)
 
 
 def test_experts_with_tokens(model: Model) -> None:

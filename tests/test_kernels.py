@@ -58,7 +58,7 @@ def rounded(x: np.ndarray, name: str, at_once: int | None = None) -> tuple[np.nd
 
 def product(name: str, blocks: np.ndarray, rows: np.ndarray, columns: int, mode: int = STORE, weights=None, index=None, out=None):
     """multiply() of all rows, float32 (n, matrix rows)."""
-    matrix = np.array([(blocks.ctypes.data, FORMATS[name].ggml_type, len(blocks), columns, blocks.shape[1])], WEIGHT)[0]
+    matrix = np.array([(blocks.ctypes.data, FORMATS[name].ggml_type, len(blocks), columns, blocks.shape[1], 0)], WEIGHT)[0]
     n = len(rows) if index is None else len(index)
     out = np.zeros((n, len(blocks)), np.float32) if out is None else out  # float32 (n, matrix rows)
     scratch = np.zeros(scratch_bytes(columns, n) + 64, np.uint8)

@@ -252,12 +252,11 @@ def test_what_a_file_leaves_out_or_holds_twice_is_the_trunks(tiny_gguf: Callable
 
 
 def test_fused_and_foreign_tensors_of_the_layer_are_read(tiny_gguf: Callable[..., Tiny], tmp_path: Path) -> None:
-    """eh_proj and the head in a format that no kernel reads; keys and values in one matrix."""
+    """eh_proj and the head in a format that convert does not write; keys and values in one matrix, gate and up, too."""
     tiny, n = tiny_gguf("F32", AHEAD), AHEAD.num_hidden_layers
     parts = Parts.read(tiny.path)
-    k, v = parts.take(f"blk.{n}.attn_k_b.weight"), parts.take(f"blk.{n}.attn_v_b.weight")
-    both = np.concatenate([k.transpose(0, 2, 1), v], 1)  # float32 (heads, nope + v, latent)
-    parts.put(f"blk.{n}.attn_kv_b.weight", both.reshape(-1, both.shape[-1]), "F32")
+    parts.fuse_keys("F32")
+    parts.fuse_experts()
     assert guesses(parts.write(tmp_path / "fused.gguf")) == guesses(tiny.path)
     for name in ("eh_proj", "shared_head_head"):
         tensor = f"blk.{n}.nextn.{name}.weight"

@@ -13,7 +13,7 @@ from glmrun.gguf.open import open_gguf
 from glmrun.kernels.disk import LOOKS
 from glmrun.machine import available_memory
 from glmrun.tensors import prefault
-from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _extent, _slices, fit, likely_experts
+from glmrun.tensors.prefault import PAGE, ROOM, SLICE, Prefault, _extents, _slices, fit, likely_experts
 from quant import system
 
 
@@ -70,7 +70,7 @@ def test_the_experts_that_were_used_most_come_first(tiny_gguf: Callable[..., Tin
 
     def extents(layer: int, e: int) -> set[tuple[int, int]]:
         own = [t for t in experts if t.name.startswith(f"blk.{layer}.")]
-        return {_extent(t, e, e + 1) for t in own}
+        return {extent for t in own for extent in _extents(t, e, e + 1)}
 
     def flat(bands: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
         return [extent for band in bands for extent in band]
@@ -78,7 +78,7 @@ def test_the_experts_that_were_used_most_come_first(tiny_gguf: Callable[..., Tin
     uses = np.zeros((config.num_hidden_layers + 1, 12), np.int64)
     whole = sum(t.n_bytes for t in experts)
     assert flat(likely_experts(experts, uses, -1)) == flat(likely_experts(experts, uses, 0)) == []
-    assert _slices(flat(likely_experts(experts, uses, whole))) == _slices([_extent(t) for t in experts])
+    assert _slices(flat(likely_experts(experts, uses, whole))) == _slices(flat([_extents(t) for t in experts]))
     half = flat(likely_experts(experts, uses, whole // 2))  # equally many of each layer
     assert set(half) == set().union(*(extents(layer, e) for layer in layers for e in range(6)))
     uses[layers[1], [3, 11]], uses[layers[0], 7] = (5, 9), 7

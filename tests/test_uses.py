@@ -85,7 +85,7 @@ def test_what_was_used_is_read_first(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(prefault, "keep", lambda start, n_bytes: False)
     found = prefault.Prefault(file, config, prefault.fit(file, config, 0).needed - 1)
     experts = [file.tensors[f"blk.2.ffn_{kind}_exps.weight"] for kind in ("gate", "up", "down")]
-    firsts = {prefault._extent(t, 9)[0] // prefault.PAGE * prefault.PAGE for t in experts}
+    firsts = {prefault._extents(t, 9)[0][0] // prefault.PAGE * prefault.PAGE for t in experts}
     n = len(found._ranges)
     assert firsts <= {start for start, _ in found._experts[:20]} and n > 0
 

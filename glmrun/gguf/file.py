@@ -19,7 +19,7 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     format: str
-    data: np.ndarray = field(repr=False, compare=False)  # uint8 (n_bytes,), in place
+    data: np.ndarray = field(repr=False, compare=False)  # uint8 (n_bytes,), in place; of a stack also as `matrices`
     offset: int = 0  # from the start of its file
 
     @property
@@ -28,8 +28,13 @@ class TensorInfo:
         return self.data.nbytes
 
     @property
+    def matrices(self) -> np.ndarray:
+        """The matrices of a stack in place, uint8 (matrices, bytes of one), perhaps with others between them; else the one."""
+        return self.data.reshape(prod(self.shape[:-2]), -1)
+
+    @property
     def rows(self) -> np.ndarray:
-        """The blocks in place, uint8 (rows, bytes of a row); a vector has one row."""
+        """The blocks, uint8 (rows, bytes of a row), in place unless others stand between matrices; a vector has one row."""
         return self.data.reshape(prod(self.shape[:-1]), -1)
 
     def floats(self) -> np.ndarray:

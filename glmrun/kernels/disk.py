@@ -14,6 +14,7 @@ from numba import int32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.layout import layer_record, model_record, step_record, weight_record, worker_record
+from glmrun.kernels.matmul import address_of
 from glmrun.kernels.simd.atomic import atomic_store
 from glmrun.kernels.simd.memory import load_i64, store_i64
 from glmrun.kernels.team import CANCEL, first_piece, leave, next_piece
@@ -64,8 +65,7 @@ def arrive(s, weight, which, first, end, w):
     """
     if not s.from_disk:
         return 1
-    start = weight.address + (which * weight.rows + first) * weight.row_bytes
-    n_bytes = (end - first) * weight.row_bytes
+    start, n_bytes = address_of(weight, (which, first, end)), (end - first) * weight.row_bytes
     if _ask(s, start, n_bytes, w):
         return 1
     page = start // PAGE * PAGE
@@ -97,7 +97,7 @@ def _ask_expert(layer, s, e, w):
     missing = 0
     for weight in (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps):
         n_bytes = weight.rows * weight.row_bytes
-        if not _ask(s, weight.address + e * n_bytes, n_bytes, w):
+        if not _ask(s, address_of(weight, (e, 0, weight.rows)), n_bytes, w):
             missing += n_bytes
     return missing
 

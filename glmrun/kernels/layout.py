@@ -1,7 +1,7 @@
 """What the kernels read, as plain records of numbers: weights, activations, the model's sizes, one step's buffers.
 
-Every address is an int64. A WEIGHT is a matrix (or a stack of equal ones, one after another) on the mapped file; an
-ACTIVATION is a set of rows in float32 and, if a quantized matrix reads them, in int8.
+Every address is an int64. A WEIGHT is a matrix (or a stack of equal ones, equally far apart) on the mapped file; an ACTIVATION is
+a set of rows in float32 and, if a quantized matrix reads them, in int8.
 """
 
 import numpy as np
@@ -20,6 +20,7 @@ WEIGHT = np.dtype(
         ("rows", np.int64),  # of one matrix
         ("columns", np.int64),
         ("row_bytes", np.int64),
+        ("stride", np.int64),  # bytes from a matrix of the stack to the next
     ]
 )
 

@@ -80,7 +80,7 @@ _counts = types.UniTuple(int64, 2)
 @kernel(int64(weight_record, _rows))
 def address_of(w, rows):
     """Where the first of some rows of a matrix stands."""
-    return w.address + (rows[0] * w.rows + rows[1]) * w.row_bytes
+    return w.address + rows[0] * w.stride + rows[1] * w.row_bytes
 
 
 @kernel(types.void(int64, int64, int64, float32))

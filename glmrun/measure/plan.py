@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmrun.tensors.split import forms_to_run, tensors_in_place
+from glmrun.tensors.split import forms_to_run
 from quant.config import FLASH, Config, read_per_token
 from quant.formats import FORMATS
 from quant.recipes import Recipe, tensor_formats
@@ -123,21 +123,16 @@ def demand_of_tensors(
     cache = cache_type(formats, wanted_cache)
     n_bytes, per_token = sum(n for _, _, n in tensors.values()), read_per_token(config, sizes)
     weights, caches = sum(sizes.values()), (kv_bytes(config, cache), column_bytes(config, formats, cache))
-    return Demand(name, config, n_bytes, weights, per_token, cache, *caches, *_experts(config, sizes))
+    experts = {tensor: size for tensor, size in sizes.items() if "_exps." in tensor}
+    of_experts = sum(experts.values()), read_per_token(config, experts)
+    return Demand(name, config, n_bytes, weights, per_token, cache, *caches, *of_experts)
 
 
 def demand_of_file(file: "GGUFFile", config: Config, wanted_cache: str | None = None) -> Demand:
     """The demand of a file that is there; what has to be converted counts as what it becomes."""
     demand = demand_of_tensors(file.path.name, config, forms_to_run(file, config), wanted_cache)
-    experts, of_token = _experts(config, {t.name: t.n_bytes for t in tensors_in_place(file, config)})
     ahead = sum(n for _, _, n in forms_to_run(file, config, ahead=True).values()) - demand.weights
-    return replace(demand, file_bytes=file.size, experts=experts, experts_per_token=of_token, ahead=ahead)
-
-
-def _experts(config: Config, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Bytes of all experts and of those that one token reads; sizes of tensors that can be read from a file again and again."""
-    experts = {name: n_bytes for name, n_bytes in sizes.items() if "_exps." in name}
-    return sum(experts.values()), read_per_token(config, experts)
+    return replace(demand, file_bytes=file.size, ahead=ahead)
 
 
 def demand_of_download(name: str, n_bytes: int, recipe: Recipe | None) -> Demand:

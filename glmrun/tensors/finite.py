@@ -8,6 +8,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.checks import first_with_all
 from glmrun.machine import cache_folder
@@ -41,15 +43,25 @@ def _words(form: Format) -> tuple[int, int, int, int]:
 
 def first_not_finite(tensor: TensorInfo, stopped: Callable[[], bool] = lambda: False) -> int | None:
     """The byte of a tensor's data near which the first number stands that is infinite or none at all."""
-    stride, at, mask, other = _words(FORMATS[tensor.format])
-    address, n = tensor.data.ctypes.data + at, tensor.n_bytes // stride
+    stack = tensor.matrices
+    for i, matrix in enumerate(stack):
+        found = None if stopped() else _first_of_matrix(matrix, FORMATS[tensor.format], stopped)
+        if found is not None:
+            return i * stack.strides[0] + found
+    return None
+
+
+def _first_of_matrix(data: np.ndarray, form: Format, stopped: Callable[[], bool]) -> int | None:
+    """The same for one matrix, uint8 (n_bytes,)."""
+    stride, at, mask, other = _words(form)
+    address, n = data.ctypes.data + at, len(data) // stride
     for start in range(0, n, _CHUNK):
         found = first_with_all(address + start * stride, min(_CHUNK, n - start), stride, mask, other)
         if found >= 0 or stopped():
             return (start + found) * stride if found >= 0 else None
-    if tensor.n_bytes % stride:  # an odd number of 2-byte values
-        last = tensor.data[-2:].view("<u2")[0]
-        return tensor.n_bytes - 2 if last & mask == mask else None
+    if len(data) % stride:  # an odd number of 2-byte values
+        last = data[-2:].view("<u2")[0]
+        return len(data) - 2 if last & mask == mask else None
     return None
 
 

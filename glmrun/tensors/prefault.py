@@ -21,7 +21,7 @@ import numpy as np
 from glmrun.gguf.file import GGUFFile, TensorInfo
 from glmrun.kernels.disk import BLIND, LOOKS
 from glmrun.machine import available_memory
-from glmrun.tensors.split import forms_to_run, tensors_in_place
+from glmrun.tensors.split import forms_to_run, in_place
 from glmrun.tensors.uses import known_uses
 from quant.config import Config
 from quant.system import ask, keep, let_go, populate
@@ -66,7 +66,7 @@ def fit(file: GGUFFile, config: Config, available: int | None = None, ahead: boo
     ahead   with the prediction layer
     """
     needed = sum(n_bytes for _, _, n_bytes in forms_to_run(file, config, ahead).values()) + ROOM
-    experts = sum(t.n_bytes for t in tensors_in_place(file, config, ahead) if "_exps." in t.name)
+    experts = sum(t.n_bytes for t in in_place(file, config, ahead).values() if "_exps." in t.name)
     return Fit(needed, needed - experts, experts, available_memory() if available is None else available)
 
 
@@ -86,7 +86,7 @@ class Prefault:
         self.fit = f = fit(file, config, available, ahead)
         self.from_disk = 0 if f.whole else self._way()
         self.populates = populate(file.mappings[0].ctypes.data // PAGE * PAGE, PAGE)
-        used = tensors_in_place(file, config, ahead)
+        used = [t for t in in_place(file, config, ahead).values() if "nextn.embed_tokens." not in t.name]  # read row by row
         self._experts: list[tuple[int, int]] = []
         self.partial: str | None = None
         if not f.whole:
@@ -99,7 +99,7 @@ class Prefault:
             for band in likely_experts(experts, known_uses(file.watched, config), f.available - f.always):
                 self._experts += _slices(band, EXPERT_SLICE)
             used = [t for t in used if "_exps." not in t.name] if f.always <= f.available else []
-        self._ranges = _slices([_extent(t) for t in used])
+        self._ranges = _slices([extent for t in used for extent in _extents(t)])
         self.n_bytes = sum(end - start for start, end in self._ranges)
         # Locked pages are taken from everybody else: never more than half of what is free.
         self._locks = not f.whole and self.n_bytes <= f.available // 2
@@ -169,10 +169,11 @@ class Prefault:
             self._ready.set()
 
 
-def _extent(tensor: TensorInfo, first: int = 0, end: int | None = None) -> tuple[int, int]:
-    """The addresses (first, behind the last) of a tensor, or of matrices first to end - 1 of a stack."""
-    start, matrix = tensor.data.ctypes.data, tensor.n_bytes // tensor.shape[0]
-    return start + first * matrix, start + (tensor.n_bytes if end is None else end * matrix)
+def _extents(tensor: TensorInfo, first: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """The addresses (first, behind the last) of each of a tensor's matrices, or of matrices first to end - 1 of a stack."""
+    stack = tensor.matrices
+    starts = stack.ctypes.data + np.arange(len(stack))[first:end] * stack.strides[0]  # int64 (matrices,)
+    return [(start, start + stack.shape[1]) for start in starts.tolist()]
 
 
 def likely_experts(tensors: Sequence[TensorInfo], uses: np.ndarray, room: int) -> list[list[tuple[int, int]]]:
@@ -190,7 +191,7 @@ def likely_experts(tensors: Sequence[TensorInfo], uses: np.ndarray, room: int) -
     chosen = order[: int(np.searchsorted(ends, room, "right"))]
     band = -(-len(chosen) // BANDS)
     return [
-        [_extent(t, e, e + 1) for _, e, layer in chosen[at : at + band] for t in layers[layer]]
+        [extent for _, e, layer in chosen[at : at + band] for t in layers[layer] for extent in _extents(t, e, e + 1)]
         for at in range(0, len(chosen), max(band, 1))
     ]
 

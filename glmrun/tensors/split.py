@@ -1,15 +1,16 @@
-"""The tensors as the kernels read them; matrices that stand in one tensor are taken apart once, when the model is opened.
+"""The tensors as the kernels read them, where they stand; of those that stand together in one only the keys become a copy.
 
-    attn_kv_b (heads * (nope + v), latent)             attn_k_b, its rows transposed, and attn_v_b, its rows as they are
-    ffn_gate_up_exps (experts, 2 * width, hidden)      ffn_gate_exps, then ffn_up_exps
+    ffn_gate_up_exps (experts, 2 * width, hidden)      ffn_gate_exps: of each expert the first rows; ffn_up_exps: the others
+    attn_kv_b (heads * (nope + v), latent)             attn_v_b: of each head the last rows; attn_k_b: the first, transposed
 
-Rows that only move keep their bytes. Transposed rows need new blocks: F16, unless they were floats already.
+Transposed rows need new blocks: F16, unless they were floats already.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -22,26 +23,27 @@ from quant.errors import UserError
 from quant.formats import FORMATS
 
 DRAFT_HEAD = 1 << 15  # rows of the prediction layer's head that are read
-_CHUNK = 1 << 18  # values that are converted at a time: what they pass through stays in the second-level cache
 
 Converting = Callable[[list[str], int, int], None]  # (lines for the user, bytes made, of how many): first with 0
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a tensor that the kernels need comes from one that the file has.
-
-    The source's rows lie in groups of `period`; of each group `count` rows from `first` on are taken, transposed or as they are.
-    """
+    """A stack of matrices that the kernels read the other way round than the file has them."""
 
     name: str
-    shape: tuple[int, ...]
-    source: TensorInfo
-    format: str  # of the result
-    period: int
-    first: int
-    count: int
-    transposed: bool
+    source: TensorInfo  # (matrices, rows, columns), in place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result: (matrices, columns, rows)."""
+        n, rows, columns = self.source.shape
+        return n, columns, rows
+
+    @property
+    def format(self) -> str:
+        """Of the result."""
+        return "F16" if FORMATS[self.source.format].block_length > 1 else self.source.format
 
     @property
     def n_bytes(self) -> int:
@@ -54,16 +56,8 @@ def plan(file: GGUFFile, config: Config, ahead: bool = False) -> list[Conversion
 
     ahead   the prediction layer runs, too
     """
-    needed = []
-    for name, shape in _used(file, config, ahead).items():
-        if name in file.tensors:
-            continue
-        found = fused(config, name)
-        assert found is not None
-        source, transposed = file.tensors[found[0]], ".attn_k_b." in name
-        target = "F16" if transposed and FORMATS[source.format].block_length > 1 else source.format
-        needed.append(Conversion(name, shape, source, target, *found[2:], transposed))
-    return needed
+    used = _used(file, config, ahead)
+    return [Conversion(name, _rows_of(file, config, name)) for name in used if name not in file.tensors and ".attn_k_b." in name]
 
 
 def _used(file: GGUFFile, config: Config, ahead: bool) -> dict[str, tuple[int, ...]]:
@@ -79,14 +73,16 @@ def _used(file: GGUFFile, config: Config, ahead: bool) -> dict[str, tuple[int, .
     return used
 
 
-def in_file(file: GGUFFile, config: Config, ahead: bool = False) -> dict[str, TensorInfo]:
-    """{name: tensor} of what runs and stands in the file under its own name; `ahead` as in plan()."""
+def in_place(file: GGUFFile, config: Config, ahead: bool = False) -> dict[str, TensorInfo]:
+    """{name: tensor of the file, or some rows of one} of what runs where it stands; `ahead` as in plan()."""
     found = {}
     for name, shape in _used(file, config, ahead).items():
         if name in file.tensors:
             tensor = file.tensors[name]
             whole = len(tensor.rows) == prod(shape[:-1])  # perhaps a stack that the file lists as one matrix
             found[name] = replace(tensor, shape=shape) if whole else first_rows(tensor, shape[0])
+        elif ".attn_k_b." not in name:
+            found[name] = _rows_of(file, config, name)
     return found
 
 
@@ -96,15 +92,21 @@ def first_rows(tensor: TensorInfo, n_rows: int) -> TensorInfo:
     return TensorInfo(tensor.name, (len(rows), *tensor.shape[1:]), tensor.format, rows.reshape(-1), tensor.offset)
 
 
-def tensors_in_place(file: GGUFFile, config: Config, ahead: bool = False) -> list[TensorInfo]:
-    """The tensors that are read where the file has them, token by token; `ahead` as in plan()."""
-    converted = {c.source.name for c in plan(file, config, ahead)}
-    return [t for t in in_file(file, config, ahead).values() if t.name not in converted and "nextn.embed_tokens." not in t.name]
+def _rows_of(file: GGUFFile, config: Config, name: str) -> TensorInfo:
+    """The rows of `name` in the tensor that holds it among others: a stack in place, under the name of that tensor."""
+    found = fused(config, name)
+    assert found is not None
+    whole, _, period, first, count = found
+    tensor = file.tensors[whole]
+    row_bytes = tensor.rows.shape[1]
+    groups = tensor.data.reshape(-1, period * row_bytes)  # uint8 (matrices, bytes of what stands together)
+    rows = groups[:, first * row_bytes : (first + count) * row_bytes]
+    return TensorInfo(whole, (len(rows), count, tensor.shape[-1]), tensor.format, rows, tensor.offset + first * row_bytes)
 
 
 def forms_to_run(file: GGUFFile, config: Config, ahead: bool = False) -> dict[str, tuple[tuple[int, ...], str, int]]:
     """{name: (shape, format, bytes)} of the model as it runs, without converting anything; `ahead` as in plan()."""
-    forms = {t.name: (t.shape, t.format, t.n_bytes) for t in in_file(file, config, ahead).values()}
+    forms = {name: (t.shape, t.format, t.n_bytes) for name, t in in_place(file, config, ahead).items()}
     return forms | {c.name: (c.shape, c.format, c.n_bytes) for c in plan(file, config, ahead)}
 
 
@@ -113,8 +115,13 @@ def notes(conversions: list[Conversion]) -> list[str]:
     kinds: Counter[str] = Counter()
     for c in conversions:
         loss = "values rounded to 11 bits" if c.format != c.source.format else "the same values"
-        kinds[f"{c.source.format} in {c.source.name.split('.')[-2]} as {c.format} ({loss})"] += c.n_bytes
+        kinds[f"the keys in {_field(c)}, {c.source.format}, transposed to {c.format} ({loss})"] += c.n_bytes
     return [f"runs {kind}: {n_bytes / 2**20:,.0f} MiB of memory" for kind, n_bytes in kinds.items()]
+
+
+def _field(c: Conversion) -> str:
+    """blk.1.attn_kv_b.weight -> attn_kv_b."""
+    return c.source.name.split(".")[-2]
 
 
 def tensors_to_run(
@@ -131,20 +138,17 @@ def tensors_to_run(
     conversions = plan(file, config, ahead)
     needed, free = sum(c.n_bytes for c in conversions), available_memory()
     if needed > free:
-        names = ", ".join(sorted({c.source.name.split(".")[-2] for c in conversions}))
         raise UserError(
-            f"{file.path}: the matrices that stand together in its {names} take {needed / 2**30:.1f} GiB apart, and only "
+            f"{file.path}: the keys in its {_field(conversions[0])} take {needed / 2**30:.1f} GiB transposed, and only "
             f"{free / 2**30:.1f} GiB of memory are free; `glmrun convert` writes a file that runs as it is"
         )
-    tensors = in_file(file, config, ahead)
+    tensors = in_place(file, config, ahead)
     lines, done = notes(conversions), 0
     if converting and conversions:
         converting(lines, 0, needed)
-    sources = {c.source.name: c.source for c in conversions}
     with ThreadPoolExecutor(available_cores()) as pool:
         for c in conversions:
-            if c.source.name in sources:  # an encoder would hide what is not finite
-                check_finite(file, sources.pop(c.source.name))
+            check_finite(file, c.source)  # an encoder would hide what is not finite
             tensors[c.name] = TensorInfo(c.name, c.shape, c.format, _convert(c, pool))
             done += c.n_bytes
             if converting:
@@ -156,26 +160,12 @@ def tensors_to_run(
 
 def _convert(c: Conversion, pool: ThreadPoolExecutor) -> np.ndarray:
     """The blocks of the result, uint8 (n_bytes,)."""
-    source = c.source.rows.reshape(-1, c.period, c.source.rows.shape[1])[:, c.first : c.first + c.count]  # (groups, count, bytes)
     out = np.empty(c.n_bytes, np.uint8)  # uint8 (n_bytes,)
-    if c.transposed:
-        heads = out.reshape(len(source), -1)  # uint8 (heads, bytes of a matrix)
-        jobs = [pool.submit(_transpose, c, source[i], heads[i]) for i in range(len(source))]
-    else:
-        groups = out.reshape(*source.shape[:2], -1)  # uint8 (groups, count, bytes of a row)
-        jobs = [pool.submit(np.copyto, groups[i, rows], source[i, rows]) for i, rows in _chunks(c, source.shape)]
-    for job in jobs:
-        job.result()
+    list(pool.map(partial(_transpose, c), c.source.matrices, out.reshape(c.shape[0], -1)))
     return out
 
 
-def _chunks(c: Conversion, shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
-    step = max(1, _CHUNK // c.shape[-1])
-    for i in range(shape[0]):
-        for row in range(0, shape[1], step):
-            yield i, slice(row, row + step)
-
-
-def _transpose(c: Conversion, rows: np.ndarray, out: np.ndarray) -> None:
-    values = FORMATS[c.source.format].decode(rows)  # float32 (nope, latent)
+def _transpose(c: Conversion, matrix: np.ndarray, out: np.ndarray) -> None:
+    """The blocks of one matrix of the source, uint8 (bytes,), to one of the result."""
+    values = FORMATS[c.source.format].decode(matrix.reshape(c.source.shape[1], -1))  # float32 (rows, columns)
     out[:] = FORMATS[c.format].encode(values.T).reshape(-1)

@@ -183,7 +183,7 @@ class Weights:
             rows = tensor.rows
         stride, begin, codes = form.row_bytes(2 * half), rows.ctypes.data, form.block_length > 1
         places = begin, begin + form.row_bytes(half)
-        return [((place, form.ggml_type, len(rows), half, stride), codes) for place in places]
+        return [((place, form.ggml_type, len(rows), half, stride, 0), codes) for place in places]
 
     def cache_shape(self, n_ctx: int) -> tuple[int, int, int, int, int, int]:
         """What a Sequence takes: layers, positions, bytes of a row and of a block of columns, vocabulary, width of a state."""
@@ -199,7 +199,7 @@ class Weights:
         self._arrays.append(vector)
         return vector.ctypes.data
 
-    def _matrix(self, name: str) -> tuple[int, int, int, int, int]:
+    def _matrix(self, name: str) -> tuple[int, int, int, int, int, int]:
         return _record(self.tensors[name])
 
     def embed(self, tokens: np.ndarray, tensor: TensorInfo | None = None) -> np.ndarray:
@@ -210,10 +210,10 @@ class Weights:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decoded token reads."""
-        return read_per_token(self.config, {tensor.name: tensor.n_bytes for tensor in self.tensors.values()})
+        return read_per_token(self.config, {name: tensor.n_bytes for name, tensor in self.tensors.items()})
 
 
-def _record(tensor: TensorInfo) -> tuple[int, int, int, int, int]:
+def _record(tensor: TensorInfo) -> tuple[int, int, int, int, int, int]:
     """A WEIGHT record."""
-    form = FORMATS[tensor.format]
-    return tensor.data.ctypes.data, form.ggml_type, tensor.shape[-2], tensor.shape[-1], form.row_bytes(tensor.shape[-1])
+    form, stack, (rows, columns) = FORMATS[tensor.format], tensor.matrices, tensor.shape[-2:]
+    return stack.ctypes.data, form.ggml_type, rows, columns, form.row_bytes(columns), stack.strides[0]

@@ -1,13 +1,14 @@
 """Writes the files of others: a model in our dialect taken apart into metadata and blocks, changed, and put together again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glmrun.gguf.open import open_gguf
+from quant.config import Config
 from quant.formats import FORMATS, WRITTEN
 from quant.gguf_header import TensorEntry, pack_header, padding
 
@@ -58,6 +59,43 @@ class Parts:
     def take(self, name: str) -> np.ndarray:
         """Remove a tensor and return its values, float32 (shape)."""
         return FORMATS[self.formats.pop(name)].decode(self.blocks.pop(name)).reshape(self.shapes.pop(name))
+
+    def fuse_experts(self) -> None:
+        """Gate and up of all experts as one tensor a layer, their blocks as they are, wherever both have one format."""
+        for name in [name for name in self.blocks if ".ffn_gate_exps." in name]:
+            up, both, (experts, width, hidden) = name.replace("gate", "up"), name.replace("gate", "gate_up"), self.shapes[name]
+            if self.formats[name] != self.formats[up]:
+                continue
+            halves = [self.blocks[part].reshape(experts, width, -1) for part in (name, up)]
+            self.shapes[both], self.formats[both] = (experts, 2 * width, hidden), self.formats[name]
+            self.blocks[both] = np.concatenate(halves, axis=1).reshape(experts * 2 * width, -1)
+            self.take(name), self.take(up)
+
+    def fuse_keys(self, format_name: str, block: str = "blk.") -> None:
+        """attn_k_b and attn_v_b as the one matrix of the checkpoint, in a format that we can write, of all blocks or of one."""
+        for name in [name for name in self.blocks if name.startswith(block) and ".attn_k_b." in name]:
+            k, v = self.take(name), self.take(name.replace("k_b", "v_b"))
+            both = np.concatenate([k.transpose(0, 2, 1), v], axis=1)  # float32 (heads, nope + v, latent)
+            self.put(name.replace("k_b", "kv_b"), both.reshape(-1, both.shape[-1]), format_name)
+
+    def taken_apart(self, config: Config) -> "Parts":
+        """What was fused, as a tensor for each stack: blocks as they are, but keys transposed, to F16 unless they are floats."""
+        parts, nope, width = replace(self), config.qk_nope_head_dim, config.moe_intermediate_size
+        parts.blocks, parts.formats, parts.shapes = dict(self.blocks), dict(self.formats), dict(self.shapes)
+        for name in [name for name in self.blocks if "_gate_up_exps." in name or ".attn_kv_b." in name]:
+            blocks, kind, columns = parts.blocks.pop(name), parts.formats.pop(name), parts.shapes.pop(name)[-1]
+            if "_gate_up_exps." in name:
+                groups = blocks.reshape(config.n_routed_experts, 2 * width, -1)  # uint8 (experts, rows, bytes of a row)
+                found = {name.replace("_gate_up", "_gate"): groups[:, :width], name.replace("_gate_up", "_up"): groups[:, width:]}
+            else:
+                groups = blocks.reshape(config.num_attention_heads, nope + config.v_head_dim, -1)
+                found = {name.replace("kv_b", "v_b"): groups[:, nope:]}
+                keys = FORMATS[kind].decode(groups[:, :nope]).transpose(0, 2, 1)  # float32 (heads, latent, nope)
+                parts.put(name.replace("kv_b", "k_b"), keys, kind if FORMATS[kind].block_length == 1 else "F16")
+            for own, rows in found.items():
+                parts.blocks[own], parts.formats[own] = rows.reshape(-1, rows.shape[-1]), kind
+                parts.shapes[own] = (*rows.shape[:2], columns)
+        return parts
 
     def write(self, path: Path, names: list[str] | None = None, metadata: Mapping[str, Any] | None = None) -> Path:
         """Write a file of all tensors or of those that are named, in that order."""
