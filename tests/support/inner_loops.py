@@ -63,7 +63,7 @@ def main() -> None:
     for place, kernel in enumerate(kernels.registered):
         function = kernel.jitted.py_func
         room = function.__module__.removeprefix("glmrun.kernels.")
-        is_row = room.startswith(("formats.q", "formats.iq4", "formats.four_bits")) and function.__name__ in ROWS
+        is_row = room.startswith(("formats.q", "formats.iq4")) and function.__name__ in ROWS
         if not is_row and (".tile_" not in room or function.__name__ not in WANTED):
             continue
         for i in [*kernels.needed(place), place]:

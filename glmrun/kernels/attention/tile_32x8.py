@@ -21,15 +21,27 @@ from glmrun.kernels.formats.tile import ask
 from glmrun.kernels.layout import model_record
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16
 from glmrun.kernels.simd.memory import aligned_stack
-from glmrun.kernels.simd.types import F32, I32, I64, V16F, V16I, V32H, V64B, call, constant, f32x16, opaque, pointer, shuffle, splat
+from glmrun.kernels.simd.types import (
+    F32,
+    I32,
+    I64,
+    V16F,
+    V16I,
+    V32H,
+    V64B,
+    behind,
+    call,
+    constant,
+    f32x16,
+    opaque,
+    pointer,
+    shuffle,
+    splat,
+)
 
 COLUMNS = 8
 _CELLS = 2 * COLUMNS  # of a tile: 2 vectors for each column
 _tile = types.UniTuple(f32x16, _CELLS)
-
-
-def _at(builder, address, n_bytes):
-    return builder.add(address, ir.Constant(I64, n_bytes))
 
 
 def _load(builder, address, llvm_type):
@@ -73,17 +85,17 @@ def _block(dot, words, has_starts, few):
             addresses, scales = _columns(b, column, stride), _columns(b, scale, scale_stride)
             dots = [constant(V16I, 0)] * _CELLS
             if has_starts:
-                dots = [_load(b, _at(b, starts, r * 64), V16I) for r in range(2)] * COLUMNS
+                dots = [_load(b, behind(b, starts, r * 64), V16I) for r in range(2)] * COLUMNS
             for first in range(0, words, 4):
-                fours = [_four_words(b, _at(b, address, first * 4)) for address in addresses]
+                fours = [_four_words(b, behind(b, address, first * 4)) for address in addresses]
                 for word in range(first, first + 4):
                     halves = range(2) if not few or word == first else (0,)
-                    rows = [_load(b, _at(b, codes, word * 128 + r * 64), V64B) for r in halves]
+                    rows = [_load(b, behind(b, codes, word * 128 + r * 64), V64B) for r in halves]
                     for i, four in enumerate(fours):
                         x = shuffle(b, four, four, [lane + word % 4 for lane in range(0, 16, 4) for _ in range(4)])
                         for r, row in enumerate(rows):
                             dots[i * 2 + r] = dot(b, dots[i * 2 + r], row, b.bitcast(four if few and r else x, V64B))
-            factor = [_load(b, _at(b, factors, r * 64), V16F) for r in range(2)]
+            factor = [_load(b, behind(b, factors, r * 64), V16F) for r in range(2)]
             out = []
             for i in range(_CELLS):
                 both = b.fmul(factor[i % 2], splat(b, _load(b, scales[i // 2], F32), 16))
@@ -111,8 +123,8 @@ def load_scaled(context, address, factors):
     """The tile float32 (8, 32) at the address times factors[q], float32 (32,) at an address."""
 
     def generate(c, b, s, a):
-        factor = [_load(b, _at(b, a[1], r * 64), V16F) for r in range(2)]
-        return c.make_tuple(b, _tile, [b.fmul(_load(b, _at(b, a[0], i * 64), V16F), factor[i % 2]) for i in range(_CELLS)])
+        factor = [_load(b, behind(b, a[1], r * 64), V16F) for r in range(2)]
+        return c.make_tuple(b, _tile, [b.fmul(_load(b, behind(b, a[0], i * 64), V16F), factor[i % 2]) for i in range(_CELLS)])
 
     return _tile(int64, int64), generate
 
@@ -123,7 +135,7 @@ def store(context, tile, address):
 
     def generate(c, b, s, a):
         for i in range(_CELLS):
-            b.store(b.extract_value(a[0], i), pointer(b, _at(b, a[1], i * 64), V16F), align=4)
+            b.store(b.extract_value(a[0], i), pointer(b, behind(b, a[1], i * 64), V16F), align=4)
         return c.get_dummy_value()
 
     return types.void(_tile, int64), generate

@@ -7,7 +7,7 @@ computes nothing.
 from numba import int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import floats, four_bits, iq4_xs, panel, q2_k, q3_k, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0, tile
+from glmrun.kernels.formats import floats, iq4_xs, panel, q4_1, q4_k, q6_k, q8_0, tile
 from glmrun.kernels.layout import BF16, F16, F32, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from glmrun.kernels.simd.target import dot_bits, has_neon
 
@@ -25,31 +25,31 @@ width_for = tiles.width_for
 def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); x in the form that reads_codes(weight_format) tells."""
     if weight_format == Q4_K:
-        q4_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+        q4_k.dot_rows(q4_k.q4_k_at(rows), row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q5_K:
-        q5_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+        q4_k.dot_rows(q4_k.q5_k_at(rows), row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q6_K:
-        q6_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+        q6_k.dot_rows(q6_k.q6_k_at(rows), row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q3_K:
-        q3_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+        q6_k.dot_rows(q6_k.q3_k_at(rows), row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q2_K:
-        q2_k.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+        q6_k.dot_rows(q6_k.q2_k_at(rows), row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == Q8_0:
-        q8_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+        q8_0.dot_rows(q8_0.q8_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q5_0:
-        q5_0.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+        q8_0.dot_rows(q8_0.q5_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q4_1:
-        q4_1.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+        q4_1.dot_rows(q4_1.q4_1_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q5_1:
-        q5_1.dot_rows(rows, row_bytes, n_rows, columns // 32, x, out)
+        q4_1.dot_rows(q4_1.q5_1_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == IQ4_XS:
-        iq4_xs.dot_rows(rows, row_bytes, n_rows, columns // 256, x, out)
+        iq4_xs.dot_rows(iq4_xs.iq4_xs_at(rows), row_bytes, n_rows, columns // 256, x, out)
     elif weight_format == IQ4_NL:
-        four_bits.dot_rows(four_bits.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x, out)
+        q8_0.dot_rows(q8_0.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q4_0:
-        four_bits.dot_rows(four_bits.q4_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
+        q8_0.dot_rows(q8_0.q4_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == MXFP4:
-        four_bits.dot_rows(four_bits.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x, out)
+        q8_0.dot_rows(q8_0.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == BF16:
         floats.dot_rows(floats.bf16_at(rows), row_bytes, n_rows, columns, x, out)
     elif weight_format == F16:
@@ -62,31 +62,31 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
 def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, out1):
     """dot_rows() of x0 into out0 and of x1 into out1, the same numbers: each row is unpacked once."""
     if weight_format == Q4_K:
-        q4_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+        q4_k.dot_rows_two(q4_k.q4_k_at(rows), row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q5_K:
-        q5_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+        q4_k.dot_rows_two(q4_k.q5_k_at(rows), row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q6_K:
-        q6_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+        q6_k.dot_rows_two(q6_k.q6_k_at(rows), row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q3_K:
-        q3_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+        q6_k.dot_rows_two(q6_k.q3_k_at(rows), row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q2_K:
-        q2_k.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+        q6_k.dot_rows_two(q6_k.q2_k_at(rows), row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == Q8_0:
-        q8_0.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q8_0.dot_rows_two(q8_0.q8_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q5_0:
-        q5_0.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q8_0.dot_rows_two(q8_0.q5_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q4_1:
-        q4_1.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q4_1.dot_rows_two(q4_1.q4_1_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q5_1:
-        q5_1.dot_rows_two(rows, row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q4_1.dot_rows_two(q4_1.q5_1_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == IQ4_XS:
-        iq4_xs.dot_rows_two(rows, row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
+        iq4_xs.dot_rows_two(iq4_xs.iq4_xs_at(rows), row_bytes, n_rows, columns // 256, x0, x1, out0, out1)
     elif weight_format == IQ4_NL:
-        four_bits.dot_rows_two(four_bits.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q8_0.dot_rows_two(q8_0.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q4_0:
-        four_bits.dot_rows_two(four_bits.q4_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q8_0.dot_rows_two(q8_0.q4_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == MXFP4:
-        four_bits.dot_rows_two(four_bits.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q8_0.dot_rows_two(q8_0.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == BF16:
         floats.dot_rows_two(floats.bf16_at(rows), row_bytes, n_rows, columns, x0, x1, out0, out1)
     elif weight_format == F16:
@@ -106,31 +106,31 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
         panel.fill_table(table, rows, row_bytes, half * 16, n_rows)
         codes, factors = out + half * 64, out + columns * 32 + half * 64
         if weight_format == Q4_K:
-            panel.q4_k(table, columns, codes, factors)
+            panel.of_256(q4_k.q4_k_at(table), columns, codes, factors)
         elif weight_format == Q5_K:
-            panel.q5_k(table, columns, codes, factors)
+            panel.of_256(q4_k.q5_k_at(table), columns, codes, factors)
         elif weight_format == Q6_K:
-            panel.q6_k(table, columns, codes, factors)
+            panel.of_256(q6_k.q6_k_at(table), columns, codes, factors)
         elif weight_format == Q3_K:
-            panel.q3_k(table, columns, codes, factors)
+            panel.of_256(q6_k.q3_k_at(table), columns, codes, factors)
         elif weight_format == Q2_K:
-            panel.q2_k(table, columns, codes, factors)
+            panel.of_256(q6_k.q2_k_at(table), columns, codes, factors)
         elif weight_format == Q8_0:
-            panel.q8_0(table, columns, codes, factors)
+            panel.of_32(q8_0.q8_0_at(table), columns, codes, factors)
         elif weight_format == Q5_0:
-            panel.q5_0(table, columns, codes, factors)
+            panel.of_32(q8_0.q5_0_at(table), columns, codes, factors)
         elif weight_format == Q4_1:
-            panel.q4_1(table, columns, codes, factors)
+            panel.of_32_with_minimums(q4_1.q4_1_at(table), columns, codes, factors)
         elif weight_format == Q5_1:
-            panel.q5_1(table, columns, codes, factors)
+            panel.of_32_with_minimums(q4_1.q5_1_at(table), columns, codes, factors)
         elif weight_format == IQ4_XS:
-            panel.iq4_xs(table, columns, codes, factors)
+            panel.of_iq4_xs(iq4_xs.iq4_xs_at(table), columns, codes, factors)
         elif weight_format == IQ4_NL:
-            panel.four_bits(four_bits.iq4_nl_at(table), columns, codes, factors)
+            panel.of_32(q8_0.iq4_nl_at(table), columns, codes, factors)
         elif weight_format == Q4_0:
-            panel.four_bits(four_bits.q4_0_at(table), columns, codes, factors)
+            panel.of_32(q8_0.q4_0_at(table), columns, codes, factors)
         elif weight_format == MXFP4:
-            panel.four_bits(four_bits.mxfp4_at(table), columns, codes, factors)
+            panel.of_32(q8_0.mxfp4_at(table), columns, codes, factors)
 
 
 @kernel([types.void(int64, *signature.args) for signature in tile.signatures(tiles.WIDTHS)])

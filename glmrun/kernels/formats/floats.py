@@ -1,53 +1,18 @@
-"""F32, F16 and BF16 rows times float32 activations; nothing is rounded but the sums.
-
-A row is an address that knows what stands there: each function is compiled once for each of the three types.
-"""
+"""F32, F16 and BF16 rows times float32 activations; nothing is rounded but the sums."""
 
 from llvmlite import ir
 from numba import float32, int64, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.address import Rows, block_bytes, typed
 from glmrun.kernels.simd.arithmetic import fma, total
 from glmrun.kernels.simd.halves import emit_widen
 from glmrun.kernels.simd.memory import load_f32, load_f32x16, store_f32, zero_f32x16
-from glmrun.kernels.simd.types import F16, F32, I16, I32, I64, f32x16, pointer, splat
+from glmrun.kernels.simd.types import F16, F32, I16, I32, f32x16, pointer, splat
 
-
-class Values(types.Type):
-    """Numba's type of the address of values of one kind: float32, float16 or bfloat16."""
-
-    def __init__(self, name: str, element: ir.Type) -> None:
-        self.element, self.bytes = element, 4 if element is F32 else 2
-        super().__init__(name=name)
-
-
-@register_model(Values)
-class _ValuesModel(models.PrimitiveModel):
-    def __init__(self, manager, values):
-        super().__init__(manager, values, I64)
-
-
-f32_values, f16_values, bf16_values = Values("f32_values", F32), Values("f16_values", F16), Values("bf16_values", I16)
-_EACH = (f32_values, f16_values, bf16_values)
-
-
-def _at(values):
-    @intrinsic
-    def at(context, address):
-        """The address, typed."""
-        return values(int64), lambda c, b, s, a: a[0]
-
-    return at
-
-
-f32_at, f16_at, bf16_at = (_at(values) for values in _EACH)
-
-
-@intrinsic
-def _further(context, values, n_bytes):
-    """The address so many bytes further on."""
-    return values(values, int64), lambda c, b, s, a: b.add(*a)
+EACH = Rows("F32", 4, element=F32), Rows("F16", 2, element=F16), Rows("BF16", 2, element=I16)
+f32_at, f16_at, bf16_at = (typed(rows) for rows in EACH)
 
 
 def _widened(builder, value):
@@ -63,55 +28,49 @@ def _widened(builder, value):
     return builder.bitcast(builder.shl(builder.zext(value, bits), splat(builder, half, n) if n else half), wide)
 
 
-def _load(builder, values, address, k, llvm_type):
-    place = builder.add(address, builder.mul(k, ir.Constant(I64, values.bytes)))
-    return _widened(builder, builder.load(pointer(builder, place, llvm_type), align=values.bytes))
+@intrinsic(prefer_literal=True)
+def _load(context, address, n):
+    """The value at the address (n = 1), or 16 of them in a vector, as float32."""
+    alone = n.literal_value == 1
+
+    def generate(c, b, s, a):
+        element = address.element if alone else ir.VectorType(address.element, 16)
+        return _widened(b, b.load(pointer(b, a[0], element), align=address.bytes))
+
+    return (float32 if alone else f32x16)(address, n), generate
 
 
-@intrinsic
-def _load_16(context, values, k):
-    """The values k to k + 15 as float32."""
-    sixteen = ir.VectorType(values.element, 16)
-    return f32x16(values, int64), lambda c, b, s, a: _load(b, values, a[0], a[1], sixteen)
-
-
-@intrinsic
-def _load_one(context, values, k):
-    """The value k as float32."""
-    return float32(values, int64), lambda c, b, s, a: _load(b, values, a[0], a[1], values.element)
-
-
-@kernel([float32(values, int64, int64) for values in _EACH])
+@kernel([float32(row, int64, int64) for row in EACH])
 def dot(row, n, x):
     """row . x, x float32 (n,)."""
-    result, whole = zero_f32x16(), n // 16 * 16
+    result, whole, size = zero_f32x16(), n // 16 * 16, block_bytes(row)
     for k in range(0, whole, 16):
-        result = fma(_load_16(row, k), load_f32x16(x + k * 4), result)
+        result = fma(_load(row + k * size, 16), load_f32x16(x + k * 4), result)
     rest = total(result)
     for k in range(whole, n):
-        rest += _load_one(row, k) * load_f32(x + k * 4)
+        rest += _load(row + k * size, 1) * load_f32(x + k * 4)
     return rest
 
 
-@kernel([types.void(values, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
+@kernel([types.void(rows, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n, x, out):
     """out[r] = row r . x, float32 (n_rows,); rows are row_bytes apart."""
     for r in range(n_rows):
-        store_f32(out + r * 4, dot(_further(rows, r * row_bytes), n, x))
+        store_f32(out + r * 4, dot(rows + r * row_bytes, n, x))
 
 
-@kernel([types.void(values, int64, int64, int64, int64, int64, int64, int64) for values in _EACH], apart=True)
+@kernel([types.void(rows, int64, int64, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows_two(rows, row_bytes, n_rows, n, x0, x1, out0, out1):
     """dot_rows() of x0 into out0 and of x1 into out1."""
-    whole = n // 16 * 16
+    whole, size = n // 16 * 16, block_bytes(rows)
     for r in range(n_rows):
-        row, r0, r1 = _further(rows, r * row_bytes), zero_f32x16(), zero_f32x16()
+        row, r0, r1 = rows + r * row_bytes, zero_f32x16(), zero_f32x16()
         for k in range(0, whole, 16):
-            w = _load_16(row, k)
+            w = _load(row + k * size, 16)
             r0, r1 = fma(w, load_f32x16(x0 + k * 4), r0), fma(w, load_f32x16(x1 + k * 4), r1)
         t0, t1 = total(r0), total(r1)
         for k in range(whole, n):
-            w = _load_one(row, k)
+            w = _load(row + k * size, 1)
             t0, t1 = t0 + w * load_f32(x0 + k * 4), t1 + w * load_f32(x1 + k * 4)
         store_f32(out0 + r * 4, t0)
         store_f32(out1 + r * 4, t1)

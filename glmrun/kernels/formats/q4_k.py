@@ -1,4 +1,4 @@
-"""Q4_K rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q4_k.py).
+"""Q4_K and Q5_K rows times int8 activations, straight on the mapped blocks (layouts: quant/blocks).
 
     row . x = sum over blocks of 256 of  d D sum_j (s_j k_j) (q_j . x_j)  -  dmin D sum_j (m_j k_j) (sum of x_j)
 
@@ -8,22 +8,19 @@ long way from the one to the other holds the vector registers.
 """
 
 from numba import int64, types
+from numba.extending import intrinsic
 
 from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats.unpack import (
-    four_f16_times,
-    nibbles,
-    packed_scales,
-    splat_lane_x8,
-)
+from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
+from glmrun.kernels.formats.transpose import emit_q4_k_columns, emit_q4_k_factors, emit_q5_k_columns
+from glmrun.kernels.formats.unpack import emit_q4_k_codes, emit_q5_k_codes, four_f16_times, packed_scales, splat_lane_x8
 from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
 from glmrun.kernels.simd.dots import products_with_scales, sum_products_i16
 from glmrun.kernels.simd.memory import (
     load_f32,
     load_i16x16,
     load_u8x64,
-    prefetch,
     room_for,
     splat_f32,
     store_f32,
@@ -33,25 +30,34 @@ from glmrun.kernels.simd.memory import (
     zero_i32x16,
 )
 from glmrun.kernels.simd.target import dot_bits
-from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, i32x16
+from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, i32x16, u8x64
 
-BLOCK = 144  # bytes
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
 SOME = 1 if dot_bits() else 8  # blocks whose scales are multiplied together; one: LLVM shall see no loop
 SCALES = 128  # bytes for those of a block: up to 64, and its factors
 ROOM = SOME * SCALES
+EACH = (
+    Rows("Q4_K", 144, codes=emit_q4_k_codes, columns=emit_q4_k_columns, factors=emit_q4_k_factors),
+    Rows("Q5_K", 176, codes=emit_q5_k_codes, columns=emit_q5_k_columns, factors=emit_q4_k_factors),
+)
+q4_k_at, q5_k_at = (typed(rows) for rows in EACH)
 # The sub-block of each 16 products, in the lower and the upper half of a block.
-_store_scales, add_lower, add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
+_store_scales, _add_lower, _add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
+
+
+@intrinsic(prefer_literal=True)
+def codes(context, block, quarter):
+    """64 codes of a block of 256."""
+    return u8x64(block, quarter), lambda c, b, s, a: block.codes(b, a[0], quarter.literal_value)
 
 
 @kernel(f32x8(int64, i16x16, int64, int64, int64, f32x8, int64), inline="always")
-def minimums(block, scales, codes, i, n_blocks, minus, out):
+def _minimums(block, scales, codes, i, n_blocks, minus, out):
     """minus, the sums of lanes, with the minimums' part of block i added; the products of scales and d D are left at `out`.
 
     scales   s_j and m_j in the order of packed_scales()
     codes    where x has its codes in the order of the block's, and what belongs to them
-    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 15 * 127 in a dot product, of an int32 4 * 7620 * 8001;
-    of Q5_K, which shares this, 4 * 31 * 127 and 4 * 15748 * 8001.
+    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 31 * 127 in a dot product, of an int32 4 * 15748 * 8001.
     """
     behind = codes + n_blocks * 256
     products = scales * load_i16x16(behind + i * 32)
@@ -62,18 +68,16 @@ def minimums(block, scales, codes, i, n_blocks, minus, out):
     return fma(to_f32(sums), splat_lane_x8(factors, 1), minus)
 
 
-@kernel(i32x16(int64, int64, int64), inline="always")
-def _lower(block, codes, scales):
-    """Sums of sub-blocks 0 to 3 times x's codes times the scales that minimums() left."""
-    c0, c1 = nibbles(block + 16, 0), nibbles(block + 16, 1)
-    return add_lower(zero_i32x16(), c0, load_u8x64(codes), c1, load_u8x64(codes + 64), scales)
+@kernel([i32x16(block, int64, int64) for block in EACH], inline="always")
+def _lower(block, x, scales):
+    """Sums of sub-blocks 0 to 3 times x's codes times the scales that _minimums() left."""
+    return _add_lower(zero_i32x16(), codes(block, 0), load_u8x64(x), codes(block, 1), load_u8x64(x + 64), scales)
 
 
-@kernel(i32x16(i32x16, int64, int64, int64), inline="always")
-def _and_upper(sums, block, codes, scales):
+@kernel([i32x16(i32x16, block, int64, int64) for block in EACH], inline="always")
+def _and_upper(sums, block, x, scales):
     """The same with sub-blocks 4 to 7 added."""
-    c0, c1 = nibbles(block + 80, 0), nibbles(block + 80, 1)
-    return add_upper(sums, c0, load_u8x64(codes + 128), c1, load_u8x64(codes + 192), scales)
+    return _add_upper(sums, codes(block, 2), load_u8x64(x + 128), codes(block, 3), load_u8x64(x + 192), scales)
 
 
 @kernel(f32x16(i32x16, int64, f32x16), inline="always")
@@ -82,29 +86,29 @@ def add(sums, scales, plus):
     return fma(to_f32(sums), splat_f32(load_f32(scales + 64)), plus)
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64), apart=True)
+@kernel([types.void(rows, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x is laid out by quantize_row."""
-    codes, room = x + k_quant_codes(n_blocks * 256), room_for(ROOM)
+    codes, room, size = x + k_quant_codes(n_blocks * 256), room_for(ROOM), block_bytes(rows)
     for r in range(n_rows):
         row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
         for first in range(0, n_blocks, SOME):
             after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
-                block, at = row + i * BLOCK, room + (i - first) * SCALES
-                minus = minimums(block, packed_scales(block), codes, i, n_blocks, minus, at)
+                block, at = row + i * size, room + (i - first) * SCALES
+                minus = _minimums(block, packed_scales(block), codes, i, n_blocks, minus, at)
             for i in range(first, after):
-                block, at, k = row + i * BLOCK, room + (i - first) * SCALES, codes + i * 256
-                prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+                block, at, k = row + i * size, room + (i - first) * SCALES, codes + i * 256
+                ask_blocks(block + AHEAD, 1)
                 plus = add(_and_upper(_lower(block, k, at), block, k, at), at, plus)
         store_f32(out + r * 4, total(add_halves(plus) - minus))
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+@kernel([types.void(rows, int64, int64, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
     """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
     codes0, codes1 = x0 + k_quant_codes(n_blocks * 256), x1 + k_quant_codes(n_blocks * 256)
-    room0, room1 = room_for(ROOM), room_for(ROOM)
+    room0, room1, size = room_for(ROOM), room_for(ROOM), block_bytes(rows)
     for r in range(n_rows):
         row = rows + r * row_bytes
         p0 = p1 = zero_f32x16()
@@ -112,13 +116,13 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
         for first in range(0, n_blocks, SOME):
             after = min(first + SOME, n_blocks) if SOME > 1 else first + 1
             for i in range(first, after):
-                block, at = row + i * BLOCK, (i - first) * SCALES
+                block, at = row + i * size, (i - first) * SCALES
                 scales = packed_scales(block)
-                m0 = minimums(block, scales, codes0, i, n_blocks, m0, room0 + at)
-                m1 = minimums(block, scales, codes1, i, n_blocks, m1, room1 + at)
+                m0 = _minimums(block, scales, codes0, i, n_blocks, m0, room0 + at)
+                m1 = _minimums(block, scales, codes1, i, n_blocks, m1, room1 + at)
             for i in range(first, after):
-                block, at, k = row + i * BLOCK, (i - first) * SCALES, i * 256
-                prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
+                block, at, k = row + i * size, (i - first) * SCALES, i * 256
+                ask_blocks(block + AHEAD, 1)
                 s0, s1 = _lower(block, codes0 + k, room0 + at), _lower(block, codes1 + k, room1 + at)
                 s0, s1 = _and_upper(s0, block, codes0 + k, room0 + at), _and_upper(s1, block, codes1 + k, room1 + at)
                 p0, p1 = add(s0, room0 + at, p0), add(s1, room1 + at, p1)

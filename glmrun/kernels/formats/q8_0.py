@@ -1,34 +1,69 @@
-"""Q8_0 rows times int8 activations, straight on the mapped blocks (layout: quant/blocks/q8_0.py).
+"""Rows of Q8_0, Q5_0, IQ4_NL, Q4_0 and MXFP4 times int8 activations, straight on the mapped blocks (layouts: quant/blocks).
 
     row . x = sum over blocks of 32 of  d dx (q . x),   with q . x = (q + 128) . x - 128 sum(x): one factor must be unsigned
 
-Two neighbouring blocks share a vector, four the work on their scales; all 256 byte values of q are exact.
+q is what a code stands for: itself, 16 less (Q5_0), or one of the format's 16 values. Two neighbouring blocks share a vector, four
+the work on their scales; all 256 byte values of q are exact.
 """
 
+from functools import partial
+
+from llvmlite import ir
 from numba import int64, types
+from numba.extending import intrinsic
 
 from glmrun.kernels.activations import minus_128_sums_of_4
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats.unpack import (
-    pick_two,
-    spaced_f16,
-)
-from glmrun.kernels.simd.arithmetic import flip_sign_bit, fma, to_f32, total
+from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
+from glmrun.kernels.formats.transpose import emit_q5_0_columns, emit_q8_0_columns, emit_value_columns
+from glmrun.kernels.formats.unpack import emit_q5_0_codes, emit_q8_0_codes, emit_scales, emit_values, pick_two
+from glmrun.kernels.simd.arithmetic import fma, to_f32, total
 from glmrun.kernels.simd.dots import dot_offset_128
-from glmrun.kernels.simd.memory import (
-    load_f32x8,
-    load_half_u8x64,
-    load_two_u8x32,
-    load_u8x64,
-    prefetch,
-    store_f32,
-    zero_f32x16,
-)
-from glmrun.kernels.simd.types import f32x8, f32x16, u8x64
+from glmrun.kernels.simd.memory import load_f32x8, load_half_u8x64, load_u8x64, store_f32, zero_f32x16
+from glmrun.kernels.simd.types import I8, I16, I32, behind, constant, f32x8, f32x16, pointer, u8x64
+from quant.blocks import iq4, mxfp4, q4_0
 
-BLOCK = 34  # bytes
 AHEAD = 8192  # bytes, as beside Q4_K
 _sums = types.UniTuple(f32x16, 2)
+
+
+def _of_values(name, values, scale):
+    """Rows of blocks of a scale and 16 bytes of codes, each of which chooses among these 16 values."""
+    at = scale.width // 8
+    codes, columns = (partial(emit, values=values.tolist(), at=at) for emit in (emit_values, emit_value_columns))
+    return Rows(name, at + 16, scale=scale, codes=codes, columns=columns, has_minimum=False)
+
+
+EACH = (
+    Rows("Q8_0", 34, scale=I16, codes=emit_q8_0_codes, columns=emit_q8_0_columns, has_minimum=False),
+    Rows("Q5_0", 22, scale=I16, codes=emit_q5_0_codes, columns=emit_q5_0_columns, has_minimum=False),
+    _of_values("IQ4_NL", iq4.VALUES, I16),
+    _of_values("Q4_0", q4_0.VALUES, I16),
+    _of_values("MXFP4", mxfp4.VALUES, I8),
+)
+q8_0_at, q5_0_at, iq4_nl_at, q4_0_at, mxfp4_at = (typed(rows) for rows in EACH)
+
+
+@intrinsic(prefer_literal=True)
+def codes(context, block, count):
+    """The codes of two neighbouring blocks, 32 each, plus 128; or of one (count = 1) twice."""
+    second = (count.literal_value - 1) * block.bytes
+    return u8x64(block, count), lambda c, b, s, a: block.codes(b, a[0], behind(b, a[0], second))
+
+
+@intrinsic(prefer_literal=True)
+def scales(context, block, count):
+    """The scale at the address and those as far into the next blocks, `count` in the first lanes of 8 float32; zeros behind."""
+    n = count.literal_value
+
+    def generate(c, b, s, a):
+        lanes = constant(ir.VectorType(block.scale, 8), 0)
+        for i in range(n):
+            one = b.load(pointer(b, behind(b, a[0], i * block.bytes), block.scale), align=1)
+            lanes = b.insert_element(lanes, one, ir.Constant(I32, i))
+        return emit_scales(b, lanes)
+
+    return f32x8(block, count), generate
 
 
 @kernel(f32x16(u8x64, int64, int64, f32x16, f32x16), inline="always")
@@ -61,54 +96,47 @@ def add_last(codes, d, x, n_blocks, a):
     return fma(to_f32(dots), pick_two(d * load_f32x8(x + n_blocks * 32 + i * 4), 0, 1), a)
 
 
-@kernel(types.float32(int64, int64, int64), inline="always")
-def dot(row, n_blocks, x):
-    """dequantize(row) . x for one Q8_0 row; x as laid out by quantize_row."""
-    a, b, i = zero_f32x16(), zero_f32x16(), 0
-    while i + 4 <= n_blocks:
-        block = row + i * BLOCK
-        prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-        c0 = flip_sign_bit(load_two_u8x32(block + 2, block + 36))
-        c1 = flip_sign_bit(load_two_u8x32(block + 70, block + 104))
-        a, b = add_four(c0, c1, spaced_f16(block, 4, BLOCK), x, i, n_blocks, a, b)
-        i += 4
-    block = row + i * BLOCK
-    if i + 2 <= n_blocks:
-        a = add_two(flip_sign_bit(load_two_u8x32(block + 2, block + 36)), spaced_f16(block, 2, BLOCK), x, i, n_blocks, a)
-        block += 2 * BLOCK
-    if n_blocks % 2:
-        b = add_last(flip_sign_bit(load_half_u8x64(block + 2)), spaced_f16(block, 1, BLOCK), x, n_blocks, b)
-    return total(a + b)
-
-
-@kernel(types.void(int64, int64, int64, int64, int64, int64), apart=True)
+@kernel([types.void(rows, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
-    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart."""
+    """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x is laid out by quantize_row."""
+    size = block_bytes(rows)
     for r in range(n_rows):
-        store_f32(out + r * 4, dot(rows + r * row_bytes, n_blocks, x))
+        row, a, b, i = rows + r * row_bytes, zero_f32x16(), zero_f32x16(), 0
+        while i + 4 <= n_blocks:
+            block = row + i * size
+            ask_blocks(block + AHEAD, 4)
+            a, b = add_four(codes(block, 2), codes(block + 2 * size, 2), scales(block, 4), x, i, n_blocks, a, b)
+            i += 4
+        block = row + i * size
+        if i + 2 <= n_blocks:
+            a = add_two(codes(block, 2), scales(block, 2), x, i, n_blocks, a)
+            block = block + 2 * size
+        if n_blocks % 2:
+            b = add_last(codes(block, 1), scales(block, 1), x, n_blocks, b)
+        store_f32(out + r * 4, total(a + b))
 
 
-@kernel(types.void(int64, int64, int64, int64, int64, int64, int64, int64), apart=True)
+@kernel([types.void(rows, int64, int64, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
     """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
+    size = block_bytes(rows)
     for r in range(n_rows):
         row, i = rows + r * row_bytes, 0
         a0 = a1 = b0 = b1 = zero_f32x16()
         while i + 4 <= n_blocks:
-            block = row + i * BLOCK
-            prefetch(block + AHEAD), prefetch(block + AHEAD + 64), prefetch(block + AHEAD + 128)
-            c0, c1 = flip_sign_bit(load_two_u8x32(block + 2, block + 36)), flip_sign_bit(load_two_u8x32(block + 70, block + 104))
-            d = spaced_f16(block, 4, BLOCK)
+            block = row + i * size
+            ask_blocks(block + AHEAD, 4)
+            c0, c1, d = codes(block, 2), codes(block + 2 * size, 2), scales(block, 4)
             a0, b0 = add_four(c0, c1, d, x0, i, n_blocks, a0, b0)
             a1, b1 = add_four(c0, c1, d, x1, i, n_blocks, a1, b1)
             i += 4
-        block = row + i * BLOCK
+        block = row + i * size
         if i + 2 <= n_blocks:
-            codes, d = flip_sign_bit(load_two_u8x32(block + 2, block + 36)), spaced_f16(block, 2, BLOCK)
-            a0, a1 = add_two(codes, d, x0, i, n_blocks, a0), add_two(codes, d, x1, i, n_blocks, a1)
-            block += 2 * BLOCK
+            c, d = codes(block, 2), scales(block, 2)
+            a0, a1 = add_two(c, d, x0, i, n_blocks, a0), add_two(c, d, x1, i, n_blocks, a1)
+            block = block + 2 * size
         if n_blocks % 2:
-            codes, d = flip_sign_bit(load_half_u8x64(block + 2)), spaced_f16(block, 1, BLOCK)
-            b0, b1 = add_last(codes, d, x0, n_blocks, b0), add_last(codes, d, x1, n_blocks, b1)
+            c, d = codes(block, 1), scales(block, 1)
+            b0, b1 = add_last(c, d, x0, n_blocks, b0), add_last(c, d, x1, n_blocks, b1)
         store_f32(out0 + r * 4, total(a0 + b0))
         store_f32(out1 + r * 4, total(a1 + b1))

@@ -18,14 +18,13 @@ codes are, and none carries anything.
 The tiles themselves: tile_in_registers.py for 32 registers, tile_16x4.py for all others.
 """
 
-from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.memory import prefetch
 from glmrun.kernels.simd.target import signed_factors
-from glmrun.kernels.simd.types import I64, pointer
+from glmrun.kernels.simd.types import I64, behind, pointer
 
 ROWS = 32  # of a panel
 OFFSET = 0 if signed_factors() else 128  # that codes of Q8_0 and the like carry
@@ -35,11 +34,6 @@ ENTRY, RESULT, FACTOR = 24, 8, 16  # bytes: of a column's entry in the table, an
 def unpack(builder, value, n):
     """The elements of a tuple of n."""
     return [builder.extract_value(value, i) for i in range(n)]
-
-
-def behind(builder, address, n_bytes):
-    """The address so many bytes further on."""
-    return builder.add(address, ir.Constant(I64, n_bytes))
 
 
 def load(builder, address, llvm_type, align=4):

@@ -13,11 +13,11 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ask, behind, load, signatures, unpack
+from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ask, load, signatures, unpack
 from glmrun.kernels.simd.dots import emit_dot, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs
 from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.target import sums_in_16_bits
-from glmrun.kernels.simd.types import F32, I1, I8, I32, I64, V8F, V8I, V16H, call, constant, opaque, pointer, splat
+from glmrun.kernels.simd.types import F32, I1, I8, I32, I64, V8F, V8I, V16H, behind, call, constant, opaque, pointer, splat
 
 WIDTHS = (4, 2)
 CELLS = 2 * max(WIDTHS) * 32  # bytes in front of the panel: float32 (2, columns, 8), sums of the 16 rows

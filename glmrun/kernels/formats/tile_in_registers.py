@@ -10,11 +10,11 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ROWS, ask, behind, load, signatures, unpack
+from glmrun.kernels.formats.tile import ENTRY, FACTOR, RESULT, ROWS, ask, load, signatures, unpack
 from glmrun.kernels.simd.dots import emit_dot_codes, emit_dot_i16, emit_matrix_product, emit_word
 from glmrun.kernels.simd.memory import aligned_stack
 from glmrun.kernels.simd.target import has_i8mm, has_neon
-from glmrun.kernels.simd.types import F32, I8, I16, I32, I64, Vector, call, constant, f32x16, pointer, shuffle, splat
+from glmrun.kernels.simd.types import F32, I8, I16, I32, I64, Vector, behind, call, constant, f32x16, pointer, shuffle, splat
 
 _LANES = 4 if has_neon() else 16
 _FLOATS, _WORDS, _BYTES = ir.VectorType(F32, _LANES), ir.VectorType(I32, _LANES), ir.VectorType(I8, 4 * _LANES)

@@ -23,11 +23,11 @@ from glmrun.kernels.simd.types import (
     V32B,
     V32H,
     V64B,
+    behind,
     constant,
     f32x8,
     f32x16,
     i16x16,
-    i16x32,
     pointer,
     shuffle,
     splat,
@@ -36,27 +36,65 @@ from glmrun.kernels.simd.types import (
 from quant.blocks import iq4
 
 
-def _twice(builder, half):
-    """32 bytes in both halves of 64."""
-    return shuffle(builder, half, half, list(range(32)) * 2)
+def _load(builder, block, at, llvm_type):
+    """What stands `at` bytes into a block."""
+    return builder.load(pointer(builder, behind(builder, block, at), llvm_type), align=1)
 
 
-def _shift(builder, vector, instruction, low, high):
-    """Shift bytes by `low` bits in the low half and `high` bits in the high half; the caller masks what crosses a byte."""
-    words = builder.bitcast(vector, V32H)
-    return builder.bitcast(getattr(builder, instruction)(words, constant(V32H, low, high)), V64B)
+def _shift(builder, vector, low, high):
+    """Bytes moved left by `low` bits in the low half and `high` in the high half, below 0 right; the caller masks what crosses."""
+    words, bits = builder.bitcast(vector, V32H), constant(V32H, abs(low), abs(high))
+    return builder.bitcast(builder.lshr(words, bits) if min(low, high) < 0 else builder.shl(words, bits), V64B)
 
 
-@intrinsic(prefer_literal=True)
-def nibbles(context, address, high):
-    """64 bytes at the address -> their low nibbles (high = 0) or their high nibbles (1)."""
-    upper = high.literal_value
+def _nibbles(builder, block, at, upper):
+    """The low nibbles (upper = 0) or the high (1) of 64 bytes."""
+    both = _load(builder, block, at, V64B)
+    return builder.and_(_shift(builder, both, -4 * upper, -4 * upper), constant(V64B, 15))
 
-    def generate(c, b, s, a):
-        both = b.load(pointer(b, a[0], V64B), align=1)
-        return b.and_(_shift(b, both, "lshr", 4, 4) if upper else both, constant(V64B, 15))
 
-    return u8x64(types.int64, high), generate
+def _bits(builder, block, at, low, high, mask):
+    """32 bytes twice, shifted and masked."""
+    once = _load(builder, block, at, V32B)
+    return builder.and_(_shift(builder, shuffle(builder, once, once, list(range(32)) * 2), low, high), constant(V64B, mask))
+
+
+def emit_q4_k_codes(builder, block, quarter):
+    """LLVM code for 64 codes of a Q4_K block: 32 each of two sub-blocks, the first and third, or second and fourth, of a half."""
+    half, upper = divmod(quarter, 2)
+    return _nibbles(builder, block, 16 + 64 * half, upper)
+
+
+def emit_q5_k_codes(builder, block, quarter):
+    """The same of a Q5_K block; bit j of 32 bytes belongs to sub-block j."""
+    half, upper = divmod(quarter, 2)
+    bit = 4 * half + upper
+    return builder.or_(_nibbles(builder, block, 48 + 64 * half, upper), _bits(builder, block, 16, 4 - bit, 2 - bit, 16))
+
+
+def emit_q6_k_codes(builder, block, quarter):
+    """LLVM code for the codes of a quarter of a Q6_K block: nibbles, and pairs of bits of 32 bytes."""
+    half, upper = divmod(quarter, 2)
+    nibbles = _nibbles(builder, block, 64 * half, upper)
+    return builder.or_(nibbles, _bits(builder, block, 128 + 32 * half, 4 - 4 * upper, 2 - 4 * upper, 0x30))
+
+
+def _pairs(builder, block, at, upper):
+    """Bits 0-1 and 2-3 (upper = 0), or 4-5 and 6-7 (1), of 32 bytes: 64 numbers."""
+    return _bits(builder, block, at, -4 * upper, -4 * upper - 2, 3)
+
+
+def emit_q3_k_codes(builder, block, quarter):
+    """The same of a Q3_K block: pairs of bits, and single bits of 32 bytes."""
+    half, upper = divmod(quarter, 2)
+    single = _bits(builder, block, 0, 2 - 2 * quarter, 1 - 2 * quarter, 4)
+    return builder.or_(_pairs(builder, block, 32 + 32 * half, upper), single)
+
+
+def emit_q2_k_codes(builder, block, quarter):
+    """The same of a Q2_K block: pairs of bits."""
+    half, upper = divmod(quarter, 2)
+    return _pairs(builder, block, 16 + 32 * half, upper)
 
 
 @intrinsic
@@ -82,20 +120,6 @@ def packed_scales(context, address):
 
 
 @intrinsic
-def load_i8x16_as_i16(context, address):
-    """16 int8 at the address as int16."""
-    return i16x16(types.int64), lambda c, b, s, a: b.sext(b.load(pointer(b, a[0], V16B), align=1), V16H)
-
-
-@intrinsic(prefer_literal=True)
-def fours(context, x, i0, i1, i2, i3, i4, i5, i6, i7):
-    """x[i0] four times, x[i1] four times, ..., of 16 int16."""
-    picked = (i0, i1, i2, i3, i4, i5, i6, i7)
-    lanes = [i.literal_value for i in picked for _ in range(4)]
-    return i16x32(i16x16, *picked), lambda c, b, s, a: shuffle(b, a[0], a[0], lanes)
-
-
-@intrinsic
 def four_f16_times(context, address, factor):
     """The four float16 at the address times factor, in lanes 0 to 3 of 8 float32.
 
@@ -110,24 +134,14 @@ def four_f16_times(context, address, factor):
     return f32x8(types.int64, types.float32), generate
 
 
-def emit_spaced(builder, address, element, n, stride):
-    """LLVM code for the first n elements of 8, `stride` bytes apart in memory; zeros behind."""
-    lanes = constant(ir.VectorType(element, 8), 0)
-    for i in range(n):
-        one = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, i * stride)), element), align=1)
-        lanes = builder.insert_element(lanes, one, ir.Constant(I32, i))
-    return lanes
-
-
-@intrinsic(prefer_literal=True)
-def spaced_f16(context, address, count, stride):
-    """`count` float16, `stride` bytes apart, in the first lanes of 8 float32; zeros behind."""
-    n, step = count.literal_value, stride.literal_value
-
-    def generate(c, b, s, a):
-        return emit_widen(b, emit_spaced(b, a[0], I16, n, step))
-
-    return f32x8(types.int64, count, stride), generate
+def emit_scales(builder, scales):
+    """LLVM code for a vector of scales as float32: float16 widened, or, of one byte, 2**(e - 128), where e = 0 becomes 0."""
+    if scales.type.element == I16:
+        return emit_widen(builder, scales)
+    n = scales.type.count
+    floats, bits = ir.VectorType(F32, n), ir.VectorType(I32, n)
+    bits = builder.shl(builder.zext(scales, bits), constant(bits, 23))  # 2**(e - 127)
+    return builder.fmul(builder.bitcast(bits, floats), constant(floats, 0.5))
 
 
 @intrinsic(prefer_literal=True)
@@ -149,88 +163,38 @@ def splat_lane_x8(context, x, lane):
     return f32x8(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 8)
 
 
-@intrinsic(prefer_literal=True)
-def six_bits(context, low_bits, high_bits, half):
-    """64 of a Q6_K block's 6-bit codes: nibbles of 64 bytes at low_bits, pairs of bits of 32 bytes at high_bits.
-
-    half = 0: elements 0 to 63 of 128 (low nibbles, bits 0-1 and 2-3); half = 1: the others (high nibbles, bits 4-5 and 6-7).
-    """
-    upper = half.literal_value
-
-    def generate(c, b, s, a):
-        nibbles = b.load(pointer(b, a[0], V64B), align=1)
-        if upper:
-            nibbles = _shift(b, nibbles, "lshr", 4, 4)
-        pairs = _twice(b, b.load(pointer(b, a[1], V32B), align=1))
-        pairs = _shift(b, pairs, "lshr", 0, 2) if upper else _shift(b, pairs, "shl", 4, 2)
-        return b.or_(b.and_(nibbles, constant(V64B, 15)), b.and_(pairs, constant(V64B, 0x30)))
-
-    return u8x64(types.int64, types.int64, half), generate
+def emit_q6_k_scales(builder, block):
+    """LLVM code for a Q6_K block's sixteen s_j as int16."""
+    return builder.sext(_load(builder, block, 192, V16B), V16H)
 
 
-def _pairs_of_bits(builder, address, upper):
-    """Bits 0-1 and 2-3 (upper = 0), or 4-5 and 6-7 (1), of 32 bytes at the address: 64 numbers."""
-    both = _twice(builder, builder.load(pointer(builder, address, V32B), align=1))
-    return builder.and_(_shift(builder, both, "lshr", 4 * upper, 4 * upper + 2), constant(V64B, 3))
+def emit_q2_k_scales(builder, block):
+    """LLVM code for a Q2_K block's sixteen s_j as int16: low nibbles."""
+    return builder.and_(builder.zext(_load(builder, block, 0, V16B), V16H), constant(V16H, 15))
 
 
-@intrinsic(prefer_literal=True)
-def two_bits(context, address, half):
-    """64 of the 2-bit codes that a Q2_K block keeps in 32 bytes: elements 0 to 63 of 128, or the others."""
-    upper = half.literal_value
-    return u8x64(types.int64, half), lambda c, b, s, a: _pairs_of_bits(b, a[0], upper)
+def emit_q2_k_minimums(builder, block):
+    """LLVM code for a Q2_K block's sixteen m_j as int16: high nibbles."""
+    return builder.lshr(builder.zext(_load(builder, block, 0, V16B), V16H), constant(V16H, 4))
 
 
-@intrinsic(prefer_literal=True)
-def three_bits(context, low_bits, high_bits, quarter):
-    """64 of a Q3_K block's 3-bit codes: pairs of bits of 32 bytes at low_bits, single bits of 32 bytes at high_bits.
-
-    quarter    which 64 of the 256: of the low bits those of each half stand at an address of their own
-    """
-    half, upper = divmod(quarter.literal_value, 2)
-
-    def generate(c, b, s, a):
-        single, right = _twice(b, b.load(pointer(b, a[1], V32B), align=1)), 4 * half + 2 * upper - 2
-        single = _shift(b, single, "lshr", right, right + 1) if right >= 0 else _shift(b, single, "shl", 2, 1)
-        return b.or_(_pairs_of_bits(b, a[0], upper), b.and_(single, constant(V64B, 4)))
-
-    return u8x64(types.int64, types.int64, quarter), generate
-
-
-@intrinsic(prefer_literal=True)
-def four_bit_scales(context, address, high):
-    """The low (high = 0) or the high (1) nibbles of 16 bytes at the address as int16: a Q2_K block's s_j, or its m_j."""
-    upper = high.literal_value
-
-    def generate(c, b, s, a):
-        both = b.zext(b.load(pointer(b, a[0], V16B), align=1), V16H)
-        return b.lshr(both, constant(V16H, 4)) if upper else b.and_(both, constant(V16H, 15))
-
-    return i16x16(types.int64, high), generate
-
-
-@intrinsic
-def six_bit_scales(context, address):
-    """A Q3_K block's sixteen s_j - 32 as int16, from its last 16 bytes: two others, then the scales, then d.
+def emit_q3_k_scales(builder, block):
+    """LLVM code for a Q3_K block's sixteen s_j - 32 as int16, from its last 16 bytes: two others, then the scales, then d.
 
     Byte j (j < 8) holds the lower 4 bits of s_j and of s_j+8, byte 8 + j (j < 4) the upper 2 of s_j, s_j+4, s_j+8 and s_j+12.
     """
-
-    def generate(c, b, s, a):
-        block = b.load(pointer(b, a[0], V16B), align=1)
-        words, quads = ir.VectorType(I64, 2), ir.VectorType(I32, 4)
-        lower = shuffle(b, block, block, [*range(2, 10), *range(2, 10)])
-        lower = b.bitcast(b.lshr(b.bitcast(lower, words), ir.Constant(words, [0, 4])), V16B)
-        upper = shuffle(b, block, block, [*range(10, 14)] * 4)
-        upper = b.and_(b.lshr(b.bitcast(upper, quads), ir.Constant(quads, [0, 2, 4, 6])), constant(quads, 0x03030303))
-        upper = b.bitcast(b.shl(upper, constant(quads, 4)), V16B)
-        scales = b.or_(b.and_(lower, constant(V16B, 15)), upper)
-        return b.sext(b.sub(scales, constant(V16B, 32)), V16H)
-
-    return i16x16(types.int64), generate
+    block = _load(builder, block, 94, V16B)
+    words, quads = ir.VectorType(I64, 2), ir.VectorType(I32, 4)
+    lower = shuffle(builder, block, block, [*range(2, 10), *range(2, 10)])
+    lower = builder.bitcast(builder.lshr(builder.bitcast(lower, words), ir.Constant(words, [0, 4])), V16B)
+    upper = builder.bitcast(shuffle(builder, block, block, [*range(10, 14)] * 4), quads)
+    upper = builder.and_(builder.lshr(upper, ir.Constant(quads, [0, 2, 4, 6])), constant(quads, 0x03030303))
+    upper = builder.bitcast(builder.shl(upper, constant(quads, 4)), V16B)
+    scales = builder.or_(builder.and_(lower, constant(V16B, 15)), upper)
+    return builder.sext(builder.sub(scales, constant(V16B, 32)), V16H)
 
 
-def _bits(builder, word):
+def _truths(builder, word):
     """32 truth values from 32 bits: in one move where the CPU has registers of them, else each byte spread over its eight bits."""
     if dot_bits() == 512:
         return builder.bitcast(word, ir.VectorType(I1, 32))
@@ -240,46 +204,50 @@ def _bits(builder, word):
     return builder.icmp_unsigned("!=", builder.and_(spread, bit), constant(V32B, 0))
 
 
-@intrinsic(prefer_literal=True)
-def five_bits(context, first, second, more):
-    """The 5-bit codes of two blocks' (high bits, low bits) at two addresses, 32 each, plus 112 or 128."""
-    high_bit, none = more.literal_value + 16, more.literal_value
-
-    def generate(c, b, s, a):
-        def block(address):
-            high = _bits(b, b.load(pointer(b, address, I32), align=1))
-            packed = b.load(pointer(b, b.add(address, ir.Constant(I64, 4)), V16B), align=1)
-            both = shuffle(b, packed, packed, list(range(16)) * 2)
-            words = ir.VectorType(I16, 16)
-            shifted = b.bitcast(b.lshr(b.bitcast(both, words), constant(words, 0, 4)), V32B)
-            low = b.and_(shifted, constant(V32B, 15))
-            return b.or_(low, b.select(high, constant(V32B, high_bit), constant(V32B, none)))
-
-        return shuffle(b, block(a[0]), block(a[1]), list(range(64)))
-
-    return u8x64(types.int64, types.int64, more), generate
+def _joined(builder, lower, upper):
+    """Two times 32 bytes."""
+    return shuffle(builder, lower, upper, list(range(64)))
 
 
-@intrinsic
-def four_bits(context, first, second):
-    """The 4-bit codes at two addresses, 16 bytes and 32 codes each, plus 128: low nibbles, then high ones."""
-
-    def generate(c, b, s, a):
-        def block(address):
-            packed = b.load(pointer(b, address, V16B), align=1)
-            both = shuffle(b, packed, packed, list(range(16)) * 2)
-            shifted = b.lshr(b.bitcast(both, V16H), constant(V16H, 0, 4))
-            return b.bitcast(shifted, V32B)
-
-        codes = b.and_(shuffle(b, block(a[0]), block(a[1]), list(range(64))), constant(V64B, 15))
-        return b.or_(codes, constant(V64B, 0x80))
-
-    return u8x64(types.int64, types.int64), generate
+def emit_q8_0_codes(builder, first, second):
+    """LLVM code for the codes of two Q8_0 blocks, 32 each, plus 128."""
+    codes = _joined(builder, _load(builder, first, 2, V32B), _load(builder, second, 2, V32B))
+    return builder.xor(codes, constant(V64B, 0x80))
 
 
-def emit_values(builder, values, first, second):
-    """LLVM code for what 4-bit codes stand for, plus 128: of 16 bytes at each of two addresses the low nibbles, then the high."""
-    lower, upper = (builder.load(pointer(builder, address, V16B), align=1) for address in (first, second))
+def _nibbles_of_16(builder, block, at):
+    """The low nibbles of 16 bytes, then the high ones, with other bits above."""
+    packed = _load(builder, block, at, V16B)
+    both = shuffle(builder, packed, packed, list(range(16)) * 2)
+    return builder.bitcast(builder.lshr(builder.bitcast(both, V16H), constant(V16H, 0, 4)), V32B)
+
+
+def emit_q4_1_codes(builder, first, second):
+    """The same of two Q4_1 blocks."""
+    both = _joined(builder, _nibbles_of_16(builder, first, 4), _nibbles_of_16(builder, second, 4))
+    return builder.or_(builder.and_(both, constant(V64B, 15)), constant(V64B, 0x80))
+
+
+def _five_bits(builder, block, at, more):
+    """The 5-bit codes of a block plus `more`, a multiple of 16: 32 high bits `at` bytes into it, then the low nibbles."""
+    high = _truths(builder, _load(builder, block, at, I32))
+    low = builder.and_(_nibbles_of_16(builder, block, at + 4), constant(V32B, 15))
+    return builder.or_(low, builder.select(high, constant(V32B, more + 16), constant(V32B, more)))
+
+
+def emit_q5_1_codes(builder, first, second):
+    """The same of two Q5_1 blocks."""
+    return _joined(builder, _five_bits(builder, first, 4, 128), _five_bits(builder, second, 4, 128))
+
+
+def emit_q5_0_codes(builder, first, second):
+    """The same of two Q5_0 blocks less 16, which is what they stand for."""
+    return _joined(builder, _five_bits(builder, first, 2, 112), _five_bits(builder, second, 2, 112))
+
+
+def emit_values(builder, first, second, values, at):
+    """LLVM code for what 4-bit codes stand for, plus 128: of 16 bytes `at` into two blocks each the low nibbles, then the high."""
+    lower, upper = _load(builder, first, at, V16B), _load(builder, second, at, V16B)
     packed = shuffle(builder, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
     shifted = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
     codes = builder.bitcast(builder.lshr(builder.bitcast(packed, shifted), constant(shifted, 0, 4, 0, 4)), V64B)
@@ -292,7 +260,7 @@ def emit_values(builder, values, first, second):
 @intrinsic
 def iq4_values(context, first, second):
     """emit_values() of IQ4_XS codes at two addresses."""
-    return u8x64(types.int64, types.int64), lambda c, b, s, a: emit_values(b, iq4.VALUES.tolist(), *a)
+    return u8x64(types.int64, types.int64), lambda c, b, s, a: emit_values(b, a[0], a[1], iq4.VALUES.tolist(), 0)
 
 
 @intrinsic
@@ -314,25 +282,6 @@ def iq4_xs_scales(context, block):
 def upper_half(context, x):
     """Lanes 4 to 7 of 8 float32 twice."""
     return f32x8(f32x8), lambda c, b, s, a: shuffle(b, a[0], a[0], [*range(4, 8)] * 2)
-
-
-@intrinsic(prefer_literal=True)
-def five_bits_of_four(context, low_bits, high_bits, first, odd):
-    """64 of a Q5_K block's 5-bit codes: 32 each of sub-blocks first + odd and first + odd + 2, `first` 0 or 4, `odd` 0 or 1.
-
-    Nibbles, low ones or for odd = 1 high ones, of 64 bytes at low_bits; bit j of 32 bytes at high_bits belongs to sub-block j.
-    """
-    bit, upper = first.literal_value + odd.literal_value, odd.literal_value
-
-    def generate(c, b, s, a):
-        nibbles = b.load(pointer(b, a[0], V64B), align=1)
-        if upper:
-            nibbles = _shift(b, nibbles, "lshr", 4, 4)
-        fifths = _twice(b, b.load(pointer(b, a[1], V32B), align=1))
-        fifths = _shift(b, fifths, "shl", 4 - bit, 2 - bit) if bit < 2 else _shift(b, fifths, "lshr", bit - 4, bit - 2)
-        return b.or_(b.and_(nibbles, constant(V64B, 15)), b.and_(fifths, constant(V64B, 16)))
-
-    return u8x64(types.int64, types.int64, first, odd), generate
 
 
 @intrinsic(prefer_literal=True)

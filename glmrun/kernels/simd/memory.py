@@ -178,15 +178,21 @@ def bytes_of(context, value):
     return u8x64(value), lambda c, b, s, a: constant(V64B, byte)
 
 
-def _asking(writes, level):
+def emit_prefetch(builder, address, writes=0, level=2):
+    """LLVM code that asks for the 64 bytes at the address; no fault if there is nothing."""
+    numbers = [ir.Constant(I32, n) for n in (writes, level, 1)]  # 1: data
+    signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(function, [pointer(builder, address, I8), *numbers])
+
+
+def _asking(**how):
     @intrinsic
     def ask(context, address):
-        """Ask for the 64 bytes at the address; no fault if there is nothing."""
+        """emit_prefetch()."""
 
         def generate(c, b, s, a):
-            numbers = [ir.Constant(I32, n) for n in (writes, level, 1)]  # 1: data
-            signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-            b.call(cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0"), [pointer(b, a[0], I8), *numbers])
+            emit_prefetch(b, a[0], **how)
             return c.get_dummy_value()
 
         return types.void(types.int64), generate

@@ -40,11 +40,16 @@ class _VectorModel(models.PrimitiveModel):
 
 
 f32x16, i32x16, u8x64, f32x8 = Vector("f32x16", V16F), Vector("i32x16", V16I), Vector("u8x64", V64B), Vector("f32x8", V8F)
-i32x8, i16x16, i16x32 = Vector("i32x8", V8I), Vector("i16x16", V16H), Vector("i16x32", V32H)
+i32x8, i16x16 = Vector("i32x8", V8I), Vector("i16x16", V16H)
 
 
 def pointer(builder, address, llvm_type):
     return builder.inttoptr(address, llvm_type.as_pointer())
+
+
+def behind(builder, address, n_bytes):
+    """The address so many bytes further on."""
+    return builder.add(address, ir.Constant(I64, n_bytes))
 
 
 def constant(llvm_type, *values):

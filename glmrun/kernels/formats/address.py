@@ -1,0 +1,76 @@
+"""Addresses that know what stands there: of a kernel that formats share, one is compiled for each format's type.
+
+A typed address is added to, and goes wherever a plain one does. What its type knows decides what intrinsics make of it.
+"""
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import int64, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
+
+from glmrun.kernels.simd.memory import emit_prefetch
+from glmrun.kernels.simd.types import I64, behind
+
+
+class Rows(types.Type):
+    """Numba's type of the address of a format's rows, or of a block in them: a block's bytes, and what kernels ask besides."""
+
+    def __init__(self, name: str, n_bytes: int, **known: Any) -> None:
+        self.bytes = n_bytes
+        self.__dict__.update(known)
+        super().__init__(name=name)
+
+
+@register_model(Rows)
+class _RowsModel(models.PrimitiveModel):
+    def __init__(self, manager, rows):
+        super().__init__(manager, rows, I64)
+
+
+@infer_global(operator.add)
+class _Sum(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(args[0], args[0], int64) if isinstance(args[0], Rows) and isinstance(args[1], types.Integer) else None
+
+
+@lower_builtin(operator.add, Rows, types.Integer)
+def _add(context, builder, sig, args):
+    return builder.add(*args)
+
+
+@lower_cast(Rows, int64)
+def _plain(context, builder, from_type, to_type, address):
+    return address
+
+
+def typed(rows):
+    """The intrinsic that makes an address of these rows of a plain one."""
+
+    @intrinsic
+    def at(context, address):
+        """The address, typed."""
+        return rows(int64), lambda c, b, s, a: a[0]
+
+    return at
+
+
+@intrinsic
+def block_bytes(context, rows):
+    """Bytes of one block."""
+    return int64(rows), lambda c, b, s, a: ir.Constant(I64, rows.bytes)
+
+
+@intrinsic(prefer_literal=True)
+def ask_blocks(context, address, count):
+    """Ask memory for so many blocks at the address."""
+    lines = range(0, count.literal_value * address.bytes, 64)
+
+    def generate(c, b, s, a):
+        for line in lines:
+            emit_prefetch(b, behind(b, a[0], line))
+        return c.get_dummy_value()
+
+    return types.void(address, count), generate
