@@ -16,7 +16,13 @@ from glmrun.kernels.simd.types import I64, behind
 
 
 class Rows(types.Type):
-    """Numba's type of the address of a format's rows, or of a block in them: a block's bytes, and what kernels ask besides."""
+    """Numba's type of the address of a format's rows, or of a block in them: the bytes of a block, and what else kernels ask.
+
+    codes             emits 64 codes of a block of 256, or those of two blocks of 32 (unpack.py)
+    columns, factors  emit what a panel holds of 16 blocks (transpose.py)
+    scale             LLVM's type of what a block of 32 begins with; has_minimum: a minimum of that type follows it
+    Types are pickled into Numba's cache: a function that one knows has a name in a module.
+    """
 
     def __init__(self, name: str, n_bytes: int, **known: Any) -> None:
         self.bytes = n_bytes
@@ -43,6 +49,7 @@ def _add(context, builder, sig, args):
 
 @lower_cast(Rows, int64)
 def _plain(context, builder, from_type, to_type, address):
+    """What is given to an intrinsic becomes what its signature says."""
     return address
 
 
