@@ -89,13 +89,15 @@ def _minimums(block, both, x, i, n_blocks, minus, out):
 @kernel([i32x16(block, int64, int64) for block in EACH], inline="always")
 def _lower(block, x, scales):
     """Sums of sub-blocks 0 to 7 times x's codes times the scales that _minimums() left."""
-    return _add_lower(zero_i32x16(), codes(block, 0), load_u8x64(x), codes(block, 1), load_u8x64(x + 64), scales)
+    c0, c1 = codes(block, 0), codes(block, 1)
+    return _add_lower(zero_i32x16(), c0, load_u8x64(x), c1, load_u8x64(x + 64), scales)
 
 
 @kernel([i32x16(i32x16, block, int64, int64) for block in EACH], inline="always")
 def _and_upper(sums, block, x, scales):
     """The same with sub-blocks 8 to 15 added."""
-    return _add_upper(sums, codes(block, 2), load_u8x64(x + 128), codes(block, 3), load_u8x64(x + 192), scales)
+    c0, c1 = codes(block, 2), codes(block, 3)
+    return _add_upper(sums, c0, load_u8x64(x + 128), c1, load_u8x64(x + 192), scales)
 
 
 @kernel([types.void(rows, int64, int64, int64, int64, int64) for rows in EACH], apart=True)

@@ -48,53 +48,54 @@ def _shift(builder, vector, low, high):
 
 
 def _nibbles(builder, block, at, upper):
-    """The low nibbles (upper = 0) or the high (1) of 64 bytes."""
-    both = _load(builder, block, at, V64B)
-    return builder.and_(_shift(builder, both, -4 * upper, -4 * upper), constant(V64B, 15))
+    """The low nibbles (upper = 0) or the high (1) of 64 bytes, not yet masked."""
+    return _shift(builder, _load(builder, block, at, V64B), -4 * upper, -4 * upper)
 
 
-def _bits(builder, block, at, low, high, mask):
-    """32 bytes twice, shifted and masked."""
+def _bits(builder, block, at, low, high):
+    """32 bytes twice, shifted, not yet masked."""
     once = _load(builder, block, at, V32B)
-    return builder.and_(_shift(builder, shuffle(builder, once, once, list(range(32)) * 2), low, high), constant(V64B, mask))
+    return _shift(builder, shuffle(builder, once, once, list(range(32)) * 2), low, high)
+
+
+def _masked(builder, codes, mask):
+    return builder.and_(codes, constant(V64B, mask))
 
 
 def emit_q4_k_codes(builder, block, quarter):
     """LLVM code for 64 codes of a Q4_K block: 32 each of two sub-blocks, the first and third, or second and fourth, of a half."""
     half, upper = divmod(quarter, 2)
-    return _nibbles(builder, block, 16 + 64 * half, upper)
+    return _masked(builder, _nibbles(builder, block, 16 + 64 * half, upper), 15)
 
 
 def emit_q5_k_codes(builder, block, quarter):
     """The same of a Q5_K block; bit j of 32 bytes belongs to sub-block j."""
     half, upper = divmod(quarter, 2)
     bit = 4 * half + upper
-    return builder.or_(_nibbles(builder, block, 48 + 64 * half, upper), _bits(builder, block, 16, 4 - bit, 2 - bit, 16))
+    nibbles, fifths = _nibbles(builder, block, 48 + 64 * half, upper), _bits(builder, block, 16, 4 - bit, 2 - bit)
+    return builder.or_(_masked(builder, nibbles, 15), _masked(builder, fifths, 16))
 
 
 def emit_q6_k_codes(builder, block, quarter):
     """LLVM code for the codes of a quarter of a Q6_K block: nibbles, and pairs of bits of 32 bytes."""
     half, upper = divmod(quarter, 2)
     nibbles = _nibbles(builder, block, 64 * half, upper)
-    return builder.or_(nibbles, _bits(builder, block, 128 + 32 * half, 4 - 4 * upper, 2 - 4 * upper, 0x30))
-
-
-def _pairs(builder, block, at, upper):
-    """Bits 0-1 and 2-3 (upper = 0), or 4-5 and 6-7 (1), of 32 bytes: 64 numbers."""
-    return _bits(builder, block, at, -4 * upper, -4 * upper - 2, 3)
-
-
-def emit_q3_k_codes(builder, block, quarter):
-    """The same of a Q3_K block: pairs of bits, and single bits of 32 bytes."""
-    half, upper = divmod(quarter, 2)
-    single = _bits(builder, block, 0, 2 - 2 * quarter, 1 - 2 * quarter, 4)
-    return builder.or_(_pairs(builder, block, 32 + 32 * half, upper), single)
+    pairs = _bits(builder, block, 128 + 32 * half, 4 - 4 * upper, 2 - 4 * upper)
+    return builder.or_(_masked(builder, nibbles, 15), _masked(builder, pairs, 0x30))
 
 
 def emit_q2_k_codes(builder, block, quarter):
     """The same of a Q2_K block: pairs of bits."""
     half, upper = divmod(quarter, 2)
-    return _pairs(builder, block, 16 + 32 * half, upper)
+    return _masked(builder, _bits(builder, block, 16 + 32 * half, -4 * upper, -4 * upper - 2), 3)
+
+
+def emit_q3_k_codes(builder, block, quarter):
+    """The same of a Q3_K block: pairs of bits, and single bits of 32 bytes."""
+    half, upper = divmod(quarter, 2)
+    single = _bits(builder, block, 0, 2 - 2 * quarter, 1 - 2 * quarter)
+    pairs = _masked(builder, _bits(builder, block, 32 + 32 * half, -4 * upper, -4 * upper - 2), 3)
+    return builder.or_(pairs, _masked(builder, single, 4))
 
 
 @intrinsic
