@@ -130,8 +130,6 @@ class Kernel:
             for signature in self.signature if isinstance(self.signature, list) else [self.signature]:
                 self.jitted.compile(signature)
             self.jitted.disable_compile()
-            if not self.entry:
-                self.jitted._clear()  # what Python would call: nothing
             for i, code in enumerate(self.jitted.overloads.values() if self.apart else ()):
                 function, context, called = self.jitted.py_func, code.target_context, copy(code.fndesc)
                 # Numba's own name differs from process to process, and callers stay in the cache with the one that they know.
@@ -139,6 +137,10 @@ class Kernel:
                 llvm.add_symbol(called.mangled_name, code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
                 context.remove_user_function(code.entry_point)  # callers got the whole library to link
                 context.insert_user_function(code.entry_point, called)
+
+
+def _pass_over(*overload: Any) -> None:
+    """Numba's list of what Python may call stays empty: there would be no code at the address."""
 
 
 def _refuse(*arguments: Any) -> None:
@@ -175,7 +177,7 @@ def kernel(signature: Any, entry: bool = False, apart: bool = False, **options: 
         called_from = {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True}
         jitted = numba.njit(nogil=True, error_model="numpy", fastmath=FAST, **called_from, **options)(function)
         if not entry:
-            jitted._compile_for_args = _refuse
+            jitted._insert, jitted._compile_for_args = _pass_over, _refuse
         if folder is not None:
             jitted._cache = _Cache(function)
         made = Kernel(jitted, signature, entry, apart, options.get("inline") == "always")
