@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from support.comparison import text_of, tokens_of
 from support.tiny_model import ODD, Tiny
 
 import glmrun
+from glmrun.engine import sequence
 from glmrun.engine.model import Model
 from glmrun.engine.passes import Passes
 from quant.errors import UserError
@@ -162,6 +165,54 @@ for n in range(8):
     while any(thread.name.startswith("glmrun") for thread in threading.enumerate()):
         time.sleep(0.01)
 """
+
+
+@pytest.mark.parametrize("place", ["take", "give_back", "count"])
+def test_a_handler_may_close_a_model_in_a_thread_that_holds_a_lock(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may wait for the lock, in a step, and close() for them; or for the same lock. The handler does not raise."""
+    model, asking, closed = glmrun.load(n_ctx=64, n_threads=1), threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with suppress(UserError):
+            while True:
+                list(model.generate([4, 5, 6], max_tokens=40))
+                asking.set()
+
+    def close_here() -> None:
+        in_step = any(frame.name == "step" for frame in traceback.extract_stack())
+        if threading.current_thread() is interrupted and not in_step and not closed.is_set():
+            assert asking.wait(30)
+            closed.set()
+            model.close()
+
+    def interrupt() -> None:
+        with suppress(UserError):
+            list(model.generate([1, 2, 3], max_tokens=4))
+
+    owner, name = {
+        "take": (sequence, "common_prefix"),
+        "give_back": (sequence.Sequence, "give_columns_back"),
+        "count": (model.runner._news, "notify_all"),
+    }[place]
+    real = getattr(owner, name)
+
+    def interrupted_here(*arguments: Any) -> Any:
+        close_here()
+        return real(*arguments)
+
+    interrupted, other = threading.Thread(target=interrupt, daemon=True), threading.Thread(target=ask, daemon=True)
+    list(model.generate([1, 2, 3], max_tokens=4))
+    other.start()
+    assert asking.wait(30)
+    monkeypatch.setattr(owner, name, interrupted_here)
+    interrupted.start()
+    for thread in (interrupted, other):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert closed.is_set()
+    with pytest.raises(UserError, match="closed"):
+        model.generate([1])
+    assert not any(thread.is_alive() for thread in model.runner._team._threads)
 
 
 def test_a_signal_handler_may_close_a_model_that_others_ask() -> None:

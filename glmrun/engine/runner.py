@@ -111,7 +111,7 @@ class Runner:
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []  # those of them that the step has
         self._leader: _Request | None = None
-        self._inside: set[int] = set()  # threads that are in step()
+        self._inside: set[int] = set()  # threads that are in step(), or hold the lock
         self._closed = False
         self._n_answers = 0
         self._n_due = 0  # answers that got a token in the last step, and have not asked for the next one yet
@@ -121,15 +121,23 @@ class Runner:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Count as an answer that is made: while there are several, prompts are read in pieces that nobody has to wait for."""
-        with self._lock:
-            self._n_answers += 1
+        self._count_answer(1)
         try:
             yield
         finally:
+            self._count_answer(-1)
+
+    def _count_answer(self, change: int) -> None:
+        try:
+            self._inside.add(threading.get_ident())  # a signal's handler that closes all this waits for nobody: all may wait for us
             with self._lock:
-                self._n_answers -= 1
-                self._n_due -= 1  # if it was another's, that one waits for a piece longer, this once
-                self._news.notify_all()
+                self._n_answers += change
+                if change < 0:
+                    self._n_due -= 1  # if it was another's, that one waits for a piece longer, this once
+                    self._news.notify_all()
+        finally:
+            self._inside.discard(threading.get_ident())
+            self._end_team()
 
     def piece(self, first: int) -> int:
         """How many tokens of a prompt behind `first` positions the next step takes: all it can hold for somebody alone."""
@@ -275,7 +283,7 @@ class Runner:
             return
         self._closed = True
         self.cancel()
-        # A signal handler inside a step does not wait: all others may wait for that step. Whoever comes out last ends the threads.
+        # A signal handler inside does not wait: all others may wait for what it broke off. Whoever comes out last ends the threads.
         while self._inside and threading.get_ident() not in self._inside:
             self.cancel()
             time.sleep(0.002)

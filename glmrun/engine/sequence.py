@@ -141,7 +141,7 @@ class Idle:
 
     def __init__(self, n_layers: int, n_ctx: int, row_bytes: int, block_bytes: int, n_vocab: int, n_state: int = 0) -> None:
         self._shape = n_layers, n_ctx, row_bytes, block_bytes, n_vocab, n_state
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may close all this in the thread that holds it
         self._sequences: list[Sequence] = []
         self.room = n_ctx
 
@@ -149,23 +149,25 @@ class Idle:
     def latest(self) -> Sequence:
         """The one that was used last; a new one if there is none."""
         with self._lock:
-            if not self._sequences:
-                self._sequences.append(Sequence(*self._shape))
-            return self._sequences[-1]
+            kept = self._sequences
+            if not kept:
+                kept.append(Sequence(*self._shape))
+            return kept[-1]
 
     def take(self, ids: list[int]) -> Sequence:
         """A sequence that holds the longest beginning of ids that any of them has, and nothing else: that one or a copy."""
         with self._lock:
-            found = max(self._sequences, key=lambda s: common_prefix(s.tokens, ids), default=None)
+            kept = self._sequences
+            found = max(kept, key=lambda s: common_prefix(s.tokens, ids), default=None)
             if found is None:
                 return Sequence(*self._shape)
             n = common_prefix(found.tokens, ids)
             lost = len(found.tokens) - n
-            if lost <= min(n, LITTLE) or (lost <= n and self._n_kept + n > self.room - self._shape[1]):
-                self._sequences.remove(found)
+            if lost <= min(n, LITTLE) or (lost <= n and _n_tokens(kept) + n > self.room - self._shape[1]):
+                kept.remove(found)
                 found.truncate(n)
                 return found
-            taken = self._sequences.pop(0) if len(self._sequences) >= KEPT else Sequence(*self._shape)
+            taken = kept.pop(0) if len(kept) >= KEPT else Sequence(*self._shape)
             if taken is found:
                 taken.truncate(n)
             else:
@@ -188,22 +190,23 @@ class Idle:
         All that are kept take no more memory than the room: what `plan` says of the cache stays true.
         """
         with self._lock:
-            if self._sequences:
-                self._sequences[-1].give_columns_back()
-            self._sequences.append(sequence)
-            while len(self._sequences) > KEPT or self._n_kept > self.room:
-                self._sequences.pop(0).close()
-
-    @property
-    def _n_kept(self) -> int:
-        return sum(len(kept.tokens) for kept in self._sequences)
+            kept = self._sequences
+            if kept:
+                kept[-1].give_columns_back()
+            kept.append(sequence)
+            while len(kept) > KEPT or _n_tokens(kept) > self.room:
+                kept.pop(0).close()
 
     def close(self) -> None:
         """Give all memory back."""
         with self._lock:
-            for sequence in self._sequences:
+            kept, self._sequences = self._sequences, []  # another list: perhaps this thread stands in the middle of that one
+            for sequence in kept:
                 sequence.close()
-            self._sequences.clear()
+
+
+def _n_tokens(sequences: list[Sequence]) -> int:
+    return sum(len(sequence.tokens) for sequence in sequences)
 
 
 class Shelf(Protocol):
