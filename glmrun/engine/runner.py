@@ -128,15 +128,18 @@ class Runner:
             self._count_answer(-1)
 
     def _count_answer(self, change: int) -> None:
+        thread = threading.get_ident()
+        in_step = thread in self._inside  # an answer that was forgotten may end in the middle of another one's step
         try:
-            self._inside.add(threading.get_ident())  # a signal's handler that closes all this waits for nobody: all may wait for us
+            self._inside.add(thread)  # a signal's handler that closes all this waits for nobody: all may wait for us
             with self._lock:
                 self._n_answers += change
                 if change < 0:
                     self._n_due -= 1  # if it was another's, that one waits for a piece longer, this once
                     self._news.notify_all()
         finally:
-            self._inside.discard(threading.get_ident())
+            if not in_step:
+                self._inside.discard(thread)
             self._end_team()
 
     def piece(self, first: int) -> int:
