@@ -74,12 +74,21 @@ def test_every_part_of_a_row(n: int, few: bool) -> None:
             assert np.array_equal(fours, -128 * codes.reshape(-1, 4).sum(1))
         if few and n % 256 == 0:
             packed = out[activations.k_quant_codes.py_func(n) :]
-            order = np.arange(n).reshape(-1, 4, 32)[:, [0, 2, 1, 3]].ravel()
+            if sums_in_16_bits():  # of the halves of 256 in turns, two and two, as 256-bit registers are unpacked
+                halves = np.arange(n).reshape(-1, 2, 4, 2, 2, 4, 2)  # block, half, quarter, lane, low or high, four, pair
+                order = halves.transpose(0, 2, 4, 3, 5, 1, 6).ravel()
+                k, b, zeros = (z.reshape(-1, 1, 2, 4).swapaxes(2, 3) for z in (multiples, of_32, np.zeros_like(of_32)))
+                sixteens = sums.reshape(-1, 2, 4, 2).transpose(0, 3, 2, 1)  # block, half, quarter, which of its 16
+                assert np.array_equal(packed[n + n // 4 : n + 3 * n // 8].view(np.int16), sixteens.ravel())
+            else:
+                order = np.arange(n).reshape(-1, 4, 32)[:, [0, 2, 1, 3]].ravel()
+                k, b, zeros = (z.reshape(-1, 2, 4) for z in (multiples, of_32, np.zeros_like(of_32)))
             assert np.array_equal(packed[:n].view(np.int8), codes[order])
-            k, b, zeros = (z.reshape(-1, 2, 4) for z in (multiples, of_32, np.zeros_like(of_32)))
-            assert np.array_equal(packed[n : n + n // 8].view(np.int16), np.stack([k, k], 2).ravel())
-            assert np.array_equal(packed[n + n // 8 : n + n // 4].view(np.int16), np.stack([zeros, b], 2).ravel())
-            assert np.allclose(packed[n + n // 4 : n + n // 4 + n // 64].view(np.float32), units, rtol=3e-7, atol=0)
+            beside_s_and_m = 1 if sums_in_16_bits() else 2  # first all s, then all m; or four of each
+            assert np.array_equal(packed[n : n + n // 8].view(np.int16), np.stack([zeros, b], beside_s_and_m).ravel())
+            assert np.array_equal(packed[n + n // 8 : n + n // 4].view(np.int16), np.stack([k, k], beside_s_and_m).ravel())
+            units_at = n + 3 * n // 8
+            assert np.allclose(packed[units_at : units_at + n // 64].view(np.float32), units, rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -3,9 +3,9 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
+from glmrun.kernels.formats.unpack_256 import IN_TURNS, beside_scales, in_sixteens, load_quarter
 from glmrun.kernels.simd.arithmetic import (
     add_neighbours,
-    in_fours,
     inverse_or_zero,
     larger_magnitude,
     largest_of_eight,
@@ -22,7 +22,6 @@ from glmrun.kernels.simd.memory import (
     load_f32,
     load_f32x16,
     load_half_u8x64,
-    load_two_u8x32,
     load_u8x64,
     room_for,
     splat_f32x8,
@@ -52,9 +51,21 @@ def k_quant_codes(n):
     return (n * 15 // 8 + 63) // 64 * 64 + n
 
 
+@kernel(int64(int64), inline="always")
+def q6_k_codes(n):
+    """How far behind a row's address the codes stand as Q6_K packs them."""
+    return k_quant_codes(n) if IN_TURNS else 0
+
+
+@kernel(int64(int64), inline="always")
+def beside_sixteens(n):
+    """How far behind a row's address stand int16 (n / 16,) k_j and, behind them, int16 (n / 16,) sums of 16, in Q6_K's order."""
+    return k_quant_codes(n) + n + n // 8 if IN_TURNS else n + n // 4
+
+
 def row_bytes(n: int) -> int:
     """Room for a row of n values, n a multiple of 32."""
-    return (n * 15 // 8 + 63) // 64 * 64 + 2 * n + n // 4 + -(-n // 256) * 4 + 32
+    return (n * 15 // 8 + 63) // 64 * 64 + 2 * n + 3 * n // 8 + -(-n // 256) * 4 + 32
 
 
 @kernel(types.void(int64, int64, int64), inline="always")
@@ -76,13 +87,14 @@ def quantize_row(x, n, few, out):
             int32 (n / 32,) -128 times the sums of 32 codes; 4 bytes for each 16 codes as store_starts() leaves them;
     and, for what meets rows one by one (few), from minus_128_sums_of_4(n) on: int32 (n / 4,) -128 times the sums of 4 codes
     and, where n is a multiple of 256, from k_quant_codes(n) on:
-            int8 (n,) codes, of every 128 the 32 at 0, 64, 32, 96; int16 (n / 256, 16) k_0..3 k_0..3 k_4..7 k_4..7;
-            int16 (n / 256, 16) 0 0 0 0 b_0..3 0 0 0 0 b_4..7, b_j the sum of 32 codes; float32 (n / 256,) D
+            int8 (n,) codes as load_quarter() orders them; int16 (n / 256, 16) sums of 32 codes, each beside its m_j of
+            packed_scales(), zeros beside s_j; int16 (n / 256, 16) k_j beside both; int16 (n / 16,) sums of 16 codes as
+            in_sixteens() orders them, if IN_TURNS, else anything; float32 (n / 256,) D
     A value that is not finite makes D not finite, so it reaches the logits, where it is found.
     A scale for each 256, which llama.cpp uses beside K-quants, leaves twice the noise (benchmarks/LOG.md).
     """
     starts_4, packed = out + minus_128_sums_of_4(n), out + k_quant_codes(n)
-    packed_multiples, packed_sums, units = packed + n, packed + n + n // 8, packed + n + n // 4
+    packed_sums, packed_multiples, units = packed + n, packed + n + n // 8, packed + n + 3 * n // 8
     room = room_for(2048)
     tops, padded, results = room, room + 512, room + 1536
     for group in range(0, n, 256):
@@ -131,8 +143,11 @@ def quantize_row(x, n, few, out):
             store_i32x16(starts_4 + k, times(dot_codes(bytes_of(1), line), -128))
         if n % 256 == 0:
             store_f32(units + group // 64, unit)
-            store_i16x16(packed_multiples + group // 8, in_fours(multiples, 0))
-            store_i16x16(packed_sums + group // 8, in_fours(sums_32, 1))
-            for k in range(group, end, 128):
-                store_u8x64(packed + k, load_two_u8x32(out + k, out + k + 64))
-                store_u8x64(packed + k + 64, load_two_u8x32(out + k + 32, out + k + 96))
+            store_i16x16(packed_sums + group // 8, beside_scales(sums_32, 1))
+            store_i16x16(packed_multiples + group // 8, beside_scales(multiples, 0))
+            if IN_TURNS:
+                store_i16x16(packed_multiples + n // 8 + group // 8, in_sixteens(sums_16))
+            store_u8x64(packed + group, load_quarter(own_codes, 0))
+            store_u8x64(packed + group + 64, load_quarter(own_codes, 1))
+            store_u8x64(packed + group + 128, load_quarter(own_codes, 2))
+            store_u8x64(packed + group + 192, load_quarter(own_codes, 3))

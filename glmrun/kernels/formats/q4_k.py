@@ -14,27 +14,25 @@ from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
 from glmrun.kernels.formats.transpose import emit_q4_k_columns, emit_q4_k_factors, emit_q5_k_columns
-from glmrun.kernels.formats.unpack import emit_q4_k_codes, emit_q5_k_codes, four_f16_times, packed_scales, splat_lane_x8
-from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
-from glmrun.kernels.simd.dots import products_with_scales, sum_products_i16
+from glmrun.kernels.formats.unpack import four_f16_times, lane
+from glmrun.kernels.formats.unpack_256 import add_minimums, emit_q4_k_codes, emit_q5_k_codes, packed_scales, times_multiples
+from glmrun.kernels.simd.arithmetic import add_halves, total
+from glmrun.kernels.simd.dots import products_with_scales
 from glmrun.kernels.simd.memory import (
     load_f32,
-    load_i16x16,
     load_u8x64,
     room_for,
-    splat_f32,
     store_f32,
-    store_f32x8,
     zero_f32x8,
     zero_f32x16,
     zero_i32x16,
 )
 from glmrun.kernels.simd.target import dot_bits
-from glmrun.kernels.simd.types import f32x8, f32x16, i16x16, i32x16, u8x64
+from glmrun.kernels.simd.types import f32x8, i16x16, i32x16, u8x64
 
 AHEAD = 8192  # bytes: across the pages at which the hardware's own prefetching stops, far enough for memory to answer
 SOME = 1 if dot_bits() else 8  # blocks whose scales are multiplied together; one: LLVM shall see no loop
-SCALES = 128  # bytes for those of a block: up to 64, and its factors
+SCALES, D = 64, 32  # bytes for those of a block, and how far behind them its d D stands
 ROOM = SOME * SCALES
 EACH = (
     Rows("Q4_K", 144, codes=emit_q4_k_codes, columns=emit_q4_k_columns, factors=emit_q4_k_factors),
@@ -42,7 +40,7 @@ EACH = (
 )
 q4_k_at, q5_k_at = (typed(rows) for rows in EACH)
 # The sub-block of each 16 products, in the lower and the upper half of a block.
-_store_scales, _add_lower, _add_upper = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
+_store_scales, _add_lower, _add_upper, _add_block = products_with_scales((0, 1, 0, 1, 2, 3, 2, 3), (8, 9, 8, 9, 10, 11, 10, 11))
 
 
 @intrinsic(prefer_literal=True)
@@ -57,15 +55,14 @@ def _minimums(block, scales, codes, i, n_blocks, minus, out):
 
     scales   s_j and m_j in the order of packed_scales()
     codes    where x has its codes in the order of the block's, and what belongs to them
-    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 31 * 127 in a dot product, of an int32 4 * 15748 * 8001.
+    The largest magnitude of an int16 is 63 * 127 in `products` and 4 * 31 * 127 in a dot product, of an int32 8 * 15748 * 8001.
     """
     behind = codes + n_blocks * 256
-    products = scales * load_i16x16(behind + i * 32)
+    products = times_multiples(scales, behind + n_blocks * 32 + i * 32)
     _store_scales(products, out)
-    factors = four_f16_times(block, load_f32(behind + n_blocks * 64 + i * 4))
-    store_f32x8(out + 64, factors)
-    sums = sum_products_i16(products, load_i16x16(behind + n_blocks * 32 + i * 32))
-    return fma(to_f32(sums), splat_lane_x8(factors, 1), minus)
+    factors = four_f16_times(block, load_f32(behind + n_blocks * 96 + i * 4))
+    store_f32(out + D, lane(factors, 0))
+    return add_minimums(minus, products, behind + i * 32, factors)
 
 
 @kernel([i32x16(block, int64, int64) for block in EACH], inline="always")
@@ -82,12 +79,6 @@ def _and_upper(sums, block, x, scales):
     return _add_upper(sums, c0, load_u8x64(x + 128), c1, load_u8x64(x + 192), scales)
 
 
-@kernel(f32x16(i32x16, int64, f32x16), inline="always")
-def add(sums, scales, plus):
-    """plus, the sums of lanes, with those of a block added."""
-    return fma(to_f32(sums), splat_f32(load_f32(scales + 64)), plus)
-
-
 @kernel([types.void(rows, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x is laid out by quantize_row."""
@@ -102,7 +93,7 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
             for i in range(first, after):
                 block, at, k = row + i * size, room + (i - first) * SCALES, codes + i * 256
                 ask_blocks(block + AHEAD, 1)
-                plus = add(_and_upper(_lower(block, k, at), block, k, at), at, plus)
+                plus = _add_block(_and_upper(_lower(block, k, at), block, k, at), at + D, plus)
         store_f32(out + r * 4, total(add_halves(plus) - minus))
 
 
@@ -127,6 +118,6 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
                 ask_blocks(block + AHEAD, 1)
                 s0, s1 = _lower(block, codes0 + k, room0 + at), _lower(block, codes1 + k, room1 + at)
                 s0, s1 = _and_upper(s0, block, codes0 + k, room0 + at), _and_upper(s1, block, codes1 + k, room1 + at)
-                p0, p1 = add(s0, room0 + at, p0), add(s1, room1 + at, p1)
+                p0, p1 = _add_block(s0, room0 + at + D, p0), _add_block(s1, room1 + at + D, p1)
         store_f32(out0 + r * 4, total(add_halves(p0) - m0))
         store_f32(out1 + r * 4, total(add_halves(p1) - m1))

@@ -7,14 +7,15 @@ Q2_K has minimums m_j, and e is dmin. Codes of Q6_K, 0 to 63, are 32 more than w
 there m_j is s_j, and e is 32 d or 4 d.
 """
 
-from numba import int64, types
+from llvmlite import ir
+from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.activations import k_quant_codes
+from glmrun.kernels.activations import beside_sixteens, k_quant_codes, q6_k_codes
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import transpose, unpack
+from glmrun.kernels.formats import transpose, unpack_256
 from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
-from glmrun.kernels.formats.q4_k import AHEAD, ROOM, SCALES, SOME, add, codes
+from glmrun.kernels.formats.q4_k import AHEAD, ROOM, SCALES, SOME, D, codes
 from glmrun.kernels.formats.unpack import four_f16_times, splat_lane_x8
 from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
 from glmrun.kernels.simd.dots import products_with_scales, sum_products_i16
@@ -24,32 +25,31 @@ from glmrun.kernels.simd.memory import (
     load_u8x64,
     room_for,
     store_f32,
-    store_f32x8,
     zero_f32x8,
     zero_f32x16,
     zero_i32x16,
 )
-from glmrun.kernels.simd.types import V8F, constant, f32x8, i16x16, i32x16, shuffle
+from glmrun.kernels.simd.types import I32, V8F, constant, f32x8, i16x16, i32x16
 
 # d: which of a block's last four float16 it is. offset: what the minimums are multiplied by besides.
 EACH = (
     Rows(
-        "Q6_K", 210, codes=unpack.emit_q6_k_codes, columns=transpose.emit_q6_k_columns, factors=transpose.emit_q6_k_factors,
-        scales=unpack.emit_q6_k_scales, minimums=unpack.emit_q6_k_scales, d=3, offset=32,
+        "Q6_K", 210, codes=unpack_256.emit_q6_k_codes, columns=transpose.emit_q6_k_columns, factors=transpose.emit_q6_k_factors,
+        scales=unpack_256.emit_q6_k_scales, minimums=unpack_256.emit_q6_k_scales, d=3, offset=32,
     ),
     Rows(
-        "Q3_K", 110, codes=unpack.emit_q3_k_codes, columns=transpose.emit_q3_k_columns, factors=transpose.emit_q3_k_factors,
-        scales=unpack.emit_q3_k_scales, minimums=unpack.emit_q3_k_scales, d=3, offset=4,
+        "Q3_K", 110, codes=unpack_256.emit_q3_k_codes, columns=transpose.emit_q3_k_columns, factors=transpose.emit_q3_k_factors,
+        scales=unpack_256.emit_q3_k_scales, minimums=unpack_256.emit_q3_k_scales, d=3, offset=4,
     ),
     Rows(
-        "Q2_K", 84, codes=unpack.emit_q2_k_codes, columns=transpose.emit_q2_k_columns, factors=transpose.emit_q2_k_factors,
-        scales=unpack.emit_q2_k_scales, minimums=unpack.emit_q2_k_minimums, d=2, offset=1,
+        "Q2_K", 84, codes=unpack_256.emit_q2_k_codes, columns=transpose.emit_q2_k_columns, factors=transpose.emit_q2_k_factors,
+        scales=unpack_256.emit_q2_k_scales, minimums=unpack_256.emit_q2_k_minimums, d=2, offset=1,
     ),
 )  # fmt: skip
 q6_k_at, q3_k_at, q2_k_at = (typed(rows) for rows in EACH)
 _both = types.UniTuple(i16x16, 2)
 # The sub-block of each 16 products, in the lower and the upper half of a block.
-_store_scales, _add_lower, _add_upper = products_with_scales((0, 4, 1, 5, 2, 6, 3, 7), (8, 12, 9, 13, 10, 14, 11, 15))
+_store_scales, _add_lower, _add_upper, _add_block = products_with_scales((0, 4, 1, 5, 2, 6, 3, 7), (8, 12, 9, 13, 10, 14, 11, 15))
 
 
 @intrinsic
@@ -60,8 +60,8 @@ def _scales(context, block):
 
 @intrinsic
 def _d(context, block, last):
-    """d in 8 lanes, of what four_f16_times() made of the block's last four float16."""
-    return f32x8(block, f32x8), lambda c, b, s, a: shuffle(b, a[1], a[1], [block.d] * 8)
+    """d, of what four_f16_times() made of the block's last four float16."""
+    return float32(block, f32x8), lambda c, b, s, a: b.extract_element(a[1], ir.Constant(I32, block.d))
 
 
 @intrinsic
@@ -77,12 +77,12 @@ def _minimums(block, both, x, i, n_blocks, minus, out):
     both    what _scales() gives
     The largest magnitude of an int16 is 128 * 127 in `products` and 4 * 63 * 127 in a dot product, of an int32 4 * 32004 * 16256.
     """
-    beside, last = x + n_blocks * 320 + i * 32, block + (block_bytes(block) - 8)
+    beside, last = x + beside_sixteens(n_blocks * 256) + i * 32, block + (block_bytes(block) - 8)
     multiples = load_i16x16(beside)
     products, minimums = both[0] * multiples, both[1] * multiples
     _store_scales(products, out)
-    factors = four_f16_times(last, load_f32(x + k_quant_codes(n_blocks * 256) + n_blocks * 320 + i * 4))
-    store_f32x8(out + 64, _d(block, factors))
+    factors = four_f16_times(last, load_f32(x + k_quant_codes(n_blocks * 256) + n_blocks * 352 + i * 4))
+    store_f32(out + D, _d(block, factors))
     return fma(to_f32(sum_products_i16(minimums, load_i16x16(beside + n_blocks * 32))), splat_lane_x8(factors, 3), minus)
 
 
@@ -103,7 +103,7 @@ def _and_upper(sums, block, x, scales):
 @kernel([types.void(rows, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
     """out[r] = dequantize(row r) . x, float32 (n_rows,); rows are row_bytes apart, x is laid out by quantize_row."""
-    room, size = room_for(ROOM), block_bytes(rows)
+    codes, room, size = x + q6_k_codes(n_blocks * 256), room_for(ROOM), block_bytes(rows)
     for r in range(n_rows):
         row, plus, minus = rows + r * row_bytes, zero_f32x16(), zero_f32x8()
         for first in range(0, n_blocks, SOME):
@@ -112,15 +112,16 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
                 block, at = row + i * size, room + (i - first) * SCALES
                 minus = _minimums(block, _scales(block), x, i, n_blocks, minus, at)
             for i in range(first, after):
-                block, at, k = row + i * size, room + (i - first) * SCALES, x + i * 256
+                block, at, k = row + i * size, room + (i - first) * SCALES, codes + i * 256
                 ask_blocks(block + AHEAD, 1)
-                plus = add(_and_upper(_lower(block, k, at), block, k, at), at, plus)
+                plus = _add_block(_and_upper(_lower(block, k, at), block, k, at), at + D, plus)
         store_f32(out + r * 4, total(add_halves(plus) - _offset(rows) * minus))
 
 
 @kernel([types.void(rows, int64, int64, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
 def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
     """dot_rows() of x0 into out0 and of x1 into out1: each row is unpacked once."""
+    codes0, codes1 = x0 + q6_k_codes(n_blocks * 256), x1 + q6_k_codes(n_blocks * 256)
     room0, room1, size = room_for(ROOM), room_for(ROOM), block_bytes(rows)
     for r in range(n_rows):
         row = rows + r * row_bytes
@@ -136,8 +137,8 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
             for i in range(first, after):
                 block, at, k = row + i * size, (i - first) * SCALES, i * 256
                 ask_blocks(block + AHEAD, 1)
-                s0, s1 = _lower(block, x0 + k, room0 + at), _lower(block, x1 + k, room1 + at)
-                s0, s1 = _and_upper(s0, block, x0 + k, room0 + at), _and_upper(s1, block, x1 + k, room1 + at)
-                p0, p1 = add(s0, room0 + at, p0), add(s1, room1 + at, p1)
+                s0, s1 = _lower(block, codes0 + k, room0 + at), _lower(block, codes1 + k, room1 + at)
+                s0, s1 = _and_upper(s0, block, codes0 + k, room0 + at), _and_upper(s1, block, codes1 + k, room1 + at)
+                p0, p1 = _add_block(s0, room0 + at + D, p0), _add_block(s1, room1 + at + D, p1)
         store_f32(out0 + r * 4, total(add_halves(p0) - _offset(rows) * m0))
         store_f32(out1 + r * 4, total(add_halves(p1) - _offset(rows) * m1))

@@ -1,4 +1,4 @@
-"""Vector code that unpacks GGML's blocks: nibbles, 5-bit and 6-bit codes, scales spread over lanes, a transposition."""
+"""Vector code that unpacks GGML's blocks of 32: nibbles and 5-bit codes, scales spread over lanes; a transposition."""
 
 from llvmlite import ir
 from numba import types
@@ -21,13 +21,11 @@ from glmrun.kernels.simd.types import (
     V16H,
     V16I,
     V32B,
-    V32H,
     V64B,
     behind,
     constant,
     f32x8,
     f32x16,
-    i16x16,
     pointer,
     shuffle,
     splat,
@@ -36,88 +34,9 @@ from glmrun.kernels.simd.types import (
 from quant.blocks import iq4
 
 
-def _load(builder, block, at, llvm_type):
+def load_at(builder, block, at, llvm_type):
     """What stands `at` bytes into a block."""
     return builder.load(pointer(builder, behind(builder, block, at), llvm_type), align=1)
-
-
-def _shift(builder, vector, low, high):
-    """Bytes moved left by `low` bits in the low half and `high` in the high half, below 0 right; the caller masks what crosses."""
-    words, bits = builder.bitcast(vector, V32H), constant(V32H, abs(low), abs(high))
-    return builder.bitcast(builder.lshr(words, bits) if min(low, high) < 0 else builder.shl(words, bits), V64B)
-
-
-def _nibbles(builder, block, at, upper):
-    """The low nibbles (upper = 0) or the high (1) of 64 bytes, not yet masked."""
-    return _shift(builder, _load(builder, block, at, V64B), -4 * upper, -4 * upper)
-
-
-def _bits(builder, block, at, low, high):
-    """32 bytes twice, shifted, not yet masked."""
-    once = _load(builder, block, at, V32B)
-    return _shift(builder, shuffle(builder, once, once, list(range(32)) * 2), low, high)
-
-
-def _masked(builder, codes, mask):
-    return builder.and_(codes, constant(V64B, mask))
-
-
-def emit_q4_k_codes(builder, block, quarter):
-    """LLVM code for 64 codes of a Q4_K block: 32 each of two sub-blocks, the first and third, or second and fourth, of a half."""
-    half, upper = divmod(quarter, 2)
-    return _masked(builder, _nibbles(builder, block, 16 + 64 * half, upper), 15)
-
-
-def emit_q5_k_codes(builder, block, quarter):
-    """The same of a Q5_K block; bit j of 32 bytes belongs to sub-block j."""
-    half, upper = divmod(quarter, 2)
-    bit = 4 * half + upper
-    nibbles, fifths = _nibbles(builder, block, 48 + 64 * half, upper), _bits(builder, block, 16, 4 - bit, 2 - bit)
-    return builder.or_(_masked(builder, nibbles, 15), _masked(builder, fifths, 16))
-
-
-def emit_q6_k_codes(builder, block, quarter):
-    """LLVM code for the codes of a quarter of a Q6_K block: nibbles, and pairs of bits of 32 bytes."""
-    half, upper = divmod(quarter, 2)
-    nibbles = _nibbles(builder, block, 64 * half, upper)
-    pairs = _bits(builder, block, 128 + 32 * half, 4 - 4 * upper, 2 - 4 * upper)
-    return builder.or_(_masked(builder, nibbles, 15), _masked(builder, pairs, 0x30))
-
-
-def emit_q2_k_codes(builder, block, quarter):
-    """The same of a Q2_K block: pairs of bits."""
-    half, upper = divmod(quarter, 2)
-    return _masked(builder, _bits(builder, block, 16 + 32 * half, -4 * upper, -4 * upper - 2), 3)
-
-
-def emit_q3_k_codes(builder, block, quarter):
-    """The same of a Q3_K block: pairs of bits, and single bits of 32 bytes."""
-    half, upper = divmod(quarter, 2)
-    single = _bits(builder, block, 0, 2 - 2 * quarter, 1 - 2 * quarter)
-    pairs = _masked(builder, _bits(builder, block, 32 + 32 * half, -4 * upper, -4 * upper - 2), 3)
-    return builder.or_(pairs, _masked(builder, single, 4))
-
-
-@intrinsic
-def packed_scales(context, address):
-    """A Q4_K block's eight 6-bit s and eight m as int16: s_0..3 m_0..3 s_4..7 m_4..7.
-
-    Bytes a_0..3 b_0..3 c_0..3 at 4 hold s_j = a_j & 63 and m_j = b_j & 63 for j < 4, then s_j = (c_j & 15) + 16 (a_j >> 6) and
-    m_j = (c_j >> 4) + 16 (b_j >> 6) with j - 4 for j.
-    """
-
-    def generate(c, b, s, a):
-        block = b.load(pointer(b, a[0], V16B), align=1)
-        words, quads = ir.VectorType(I64, 2), ir.VectorType(I32, 4)
-        upper = shuffle(b, block, block, [*range(4, 12), *range(4, 12)])
-        upper = b.lshr(b.bitcast(upper, words), ir.Constant(words, [0, 2]))
-        lower = shuffle(b, block, block, [*range(12, 16)] * 4)
-        lower = b.lshr(b.bitcast(lower, quads), ir.Constant(quads, [0, 0, 0, 4]))
-        upper = b.and_(b.bitcast(upper, V16B), ir.Constant(V16B, [0x3F] * 8 + [0x30] * 8))
-        lower = b.and_(b.bitcast(lower, V16B), ir.Constant(V16B, [0] * 8 + [0x0F] * 8))
-        return b.zext(b.or_(upper, lower), V16H)
-
-    return i16x16(types.int64), generate
 
 
 @intrinsic
@@ -159,40 +78,15 @@ def first_f32(context, address, count):
 
 
 @intrinsic(prefer_literal=True)
+def lane(context, x, i):
+    """x[i] of 8 float32."""
+    return types.float32(f32x8, i), lambda c, b, s, a: b.extract_element(a[0], ir.Constant(I32, i.literal_value))
+
+
+@intrinsic(prefer_literal=True)
 def splat_lane_x8(context, x, lane):
     """x[lane] in 8 lanes, of 8 float32."""
     return f32x8(f32x8, lane), lambda c, b, s, a: shuffle(b, a[0], a[0], [lane.literal_value] * 8)
-
-
-def emit_q6_k_scales(builder, block):
-    """LLVM code for a Q6_K block's sixteen s_j as int16."""
-    return builder.sext(_load(builder, block, 192, V16B), V16H)
-
-
-def emit_q2_k_scales(builder, block):
-    """LLVM code for a Q2_K block's sixteen s_j as int16: low nibbles."""
-    return builder.and_(builder.zext(_load(builder, block, 0, V16B), V16H), constant(V16H, 15))
-
-
-def emit_q2_k_minimums(builder, block):
-    """LLVM code for a Q2_K block's sixteen m_j as int16: high nibbles."""
-    return builder.lshr(builder.zext(_load(builder, block, 0, V16B), V16H), constant(V16H, 4))
-
-
-def emit_q3_k_scales(builder, block):
-    """LLVM code for a Q3_K block's sixteen s_j - 32 as int16, from its last 16 bytes: two others, then the scales, then d.
-
-    Byte j (j < 8) holds the lower 4 bits of s_j and of s_j+8, byte 8 + j (j < 4) the upper 2 of s_j, s_j+4, s_j+8 and s_j+12.
-    """
-    block = _load(builder, block, 94, V16B)
-    words, quads = ir.VectorType(I64, 2), ir.VectorType(I32, 4)
-    lower = shuffle(builder, block, block, [*range(2, 10), *range(2, 10)])
-    lower = builder.bitcast(builder.lshr(builder.bitcast(lower, words), ir.Constant(words, [0, 4])), V16B)
-    upper = builder.bitcast(shuffle(builder, block, block, [*range(10, 14)] * 4), quads)
-    upper = builder.and_(builder.lshr(upper, ir.Constant(quads, [0, 2, 4, 6])), constant(quads, 0x03030303))
-    upper = builder.bitcast(builder.shl(upper, constant(quads, 4)), V16B)
-    scales = builder.or_(builder.and_(lower, constant(V16B, 15)), upper)
-    return builder.sext(builder.sub(scales, constant(V16B, 32)), V16H)
 
 
 def _truths(builder, word):
@@ -212,13 +106,13 @@ def _joined(builder, lower, upper):
 
 def emit_q8_0_codes(builder, first, second):
     """LLVM code for the codes of two Q8_0 blocks, 32 each, plus 128."""
-    codes = _joined(builder, _load(builder, first, 2, V32B), _load(builder, second, 2, V32B))
+    codes = _joined(builder, load_at(builder, first, 2, V32B), load_at(builder, second, 2, V32B))
     return builder.xor(codes, constant(V64B, 0x80))
 
 
 def _nibbles_of_16(builder, block, at):
     """The low nibbles of 16 bytes, then the high ones, with other bits above."""
-    packed = _load(builder, block, at, V16B)
+    packed = load_at(builder, block, at, V16B)
     both = shuffle(builder, packed, packed, list(range(16)) * 2)
     return builder.bitcast(builder.lshr(builder.bitcast(both, V16H), constant(V16H, 0, 4)), V32B)
 
@@ -231,7 +125,7 @@ def emit_q4_1_codes(builder, first, second):
 
 def _five_bits(builder, block, at, more):
     """The 5-bit codes of a block plus `more`, a multiple of 16: 32 high bits `at` bytes into it, then the low nibbles."""
-    high = _truths(builder, _load(builder, block, at, I32))
+    high = _truths(builder, load_at(builder, block, at, I32))
     low = builder.and_(_nibbles_of_16(builder, block, at + 4), constant(V32B, 15))
     return builder.or_(low, builder.select(high, constant(V32B, more + 16), constant(V32B, more)))
 
@@ -248,7 +142,7 @@ def emit_q5_0_codes(builder, first, second):
 
 def emit_values(builder, first, second, values, at):
     """LLVM code for what 4-bit codes stand for, plus 128: of 16 bytes `at` into two blocks each the low nibbles, then the high."""
-    lower, upper = _load(builder, first, at, V16B), _load(builder, second, at, V16B)
+    lower, upper = load_at(builder, first, at, V16B), load_at(builder, second, at, V16B)
     packed = shuffle(builder, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
     shifted = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
     codes = builder.bitcast(builder.lshr(builder.bitcast(packed, shifted), constant(shifted, 0, 4, 0, 4)), V64B)

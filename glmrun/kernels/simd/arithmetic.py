@@ -170,17 +170,6 @@ def narrow(context, x):
 
 
 @intrinsic(prefer_literal=True)
-def in_fours(context, x, zeros):
-    """The low 16 bits of 8 int32, each four twice; or zeros instead of the first time."""
-
-    def generate(c, b, s, a):
-        fours = [(8 if empty else half) + i for half in (0, 4) for empty in (zeros.literal_value, 0) for i in range(4)]
-        return b.trunc(shuffle(b, a[0], constant(V8I, 0), fours), V16H)
-
-    return i16x16(i32x8, zeros), generate
-
-
-@intrinsic(prefer_literal=True)
 def round_64(context, address, factors, first):
     """The low bytes of 64 float32 at the address, the first 32 times factors[first], the others times the next, rounded to even."""
 

@@ -6,12 +6,15 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.simd.target import dot_bits, has_avx2, has_i8mm, has_neon, has_vnni, sums_in_16_bits
 from glmrun.kernels.simd.types import (
+    F32,
     I1,
     I16,
     I32,
     I64,
     V4I,
+    V8F,
     V8I,
+    V16F,
     V16H,
     V16I,
     V32B,
@@ -19,6 +22,7 @@ from glmrun.kernels.simd.types import (
     V64B,
     call,
     constant,
+    f32x16,
     fold_in_fours,
     i16x16,
     i32x8,
@@ -242,60 +246,58 @@ def emit_dot_i16(builder, start, x, y):
     return builder.add(start, builder.add(even, odd))
 
 
+def emit_sum_products(builder, x, y):
+    """LLVM code for 8 int32 whose sum is x . y, of 16 int16 each, or, AVX2, 4 of 8: which lane holds what is the CPU's choice."""
+    if x.type.count == 8:
+        return call(builder, "llvm.x86.sse2.pmadd.wd", V4I, [x, y])
+    if not has_neon():
+        return emit_dot_i16(builder, constant(V8I, 0), x, y)
+    low, high = ([builder.sext(_lanes(builder, value, *half), V8I) for value in (x, y)] for half in ((0, 8), (8, 16)))
+    return builder.add(builder.mul(*low), builder.mul(*high))
+
+
 @intrinsic
 def sum_products_i16(context, x, y):
-    """8 int32 whose sum is x . y, of 16 int16 each: which lane holds what is the CPU's choice."""
-
-    def generate(c, b, s, a):
-        if not has_neon():
-            return emit_dot_i16(b, constant(V8I, 0), *a)
-        low, high = ([b.sext(_lanes(b, value, *half), V8I) for value in a] for half in ((0, 8), (8, 16)))
-        return b.add(b.mul(*low), b.mul(*high))
-
-    return i32x8(i16x16, i16x16), generate
+    """emit_sum_products() of 16 int16."""
+    return i32x8(i16x16, i16x16), lambda c, b, s, a: emit_sum_products(b, *a)
 
 
 def products_with_scales(lower, upper):
-    """Intrinsics (store_scales, add_lower, add_upper) for byte dots times their scales, 16 int16 of a block.
+    """Intrinsics (store_scales, add_lower, add_upper, add_block) for byte dots times their scales, 16 int16 of a block.
 
     Of what add_lower() adds the scales stand at these places: the first, third, ... for each 16 of c0, the others for those of c1.
+    Where bytes meet in 16 bits, c0 and c1 hold two and two codes of a block's halves in turns (unpack_256.py), and the scales are
+    pairs, one for each half: four for the lower lanes of registers and four for the upper, or, if 32 codes have one, four for both.
     """
-    # vpmaddubsw: 32 codes meet one word of two equal scales for their first and one for their second 16.
-    pairs = [[(p[0], p[2]), (p[4], p[6]), (p[1], p[3]), (p[5], p[7])] for p in (lower, upper)]
-    one_lane = all(first == second for some in pairs for first, second in some)
+    one_scale = lower[0] == lower[2]
 
     @intrinsic
     def store_scales(context, scales, address):
-        """Leave 16 int16 at the address as add_lower() and add_upper() read them, in up to 64 bytes."""
+        """Leave 16 int16 at the address as add_lower() and add_upper() read them, in up to 32 bytes."""
 
         def generate(c, b, s, a):
-            scales, lanes = a[0], list(range(16))
-            if sums_in_16_bits():
-                ordered = [sorted(some) for some in pairs]
-                lanes = [pair[i] for some in ordered for i in range(1 if one_lane else 2) for pair in some for _ in range(2)]
-            stored = shuffle(b, scales, scales, lanes)
+            stored = _lanes(b, a[0], 0, 8) if sums_in_16_bits() and one_scale else a[0]
             b.store(stored, pointer(b, a[1], stored.type), align=32)
             return c.get_dummy_value()
 
         return types.void(i16x16, types.int64), generate
 
     def adding(part, places):
-        def with_words(builder, sums, c0, x0, c1, x1, address):
-            """What vpmaddubsw gives meets the scale at once: no sum of pairs for itself."""
-            if one_lane:
-                words = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, part * 16)), V4I), align=16)
-                words = shuffle(builder, words, words, [*range(4), *range(4)])
-            else:
-                words = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, part * 32)), V8I), align=32)
-            words, products = opaque(builder, words), []  # opaque, or each word is loaded apart
-            for half, pair in enumerate(pairs[part]):
-                codes, x = ((c0, x0), (c1, x1))[half // 2]
-                codes, x = (_lanes(builder, value, half % 2 * 32, half % 2 * 32 + 32) for value in (codes, x))
-                word = sorted(pairs[part]).index(pair)
-                scale = builder.bitcast(shuffle(builder, words, words, [word] * 4 + [word + 4] * 4), V16H)
-                products.append(call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [emit_pairs(builder, codes, x), scale]))
-            first, second = (builder.add(products[i], products[i + 2]) for i in range(2))
-            return builder.add(sums, shuffle(builder, first, second, list(range(16))))
+        def with_pairs(builder, sums, c0, x0, c1, x1, address):
+            """Both vectors' products are added, and vpmaddwd multiplies them by a scale for each half of the block."""
+            if not one_scale:  # opaque, or each pair is loaded apart
+                scales = opaque(builder, builder.load(pointer(builder, address, V8I), align=32))
+            products = []
+            for i, (codes, x) in enumerate(((c0, x0), (c1, x1)), 2 * part):
+                halves = [[_lanes(builder, value, at, at + 32) for value in (codes, x)] for at in (0, 32)]
+                if one_scale:
+                    pair = builder.load(pointer(builder, builder.add(address, ir.Constant(I64, 4 * i)), I32), align=4)
+                    pair = splat(builder, pair, 8)
+                else:
+                    pair = shuffle(builder, scales, scales, [i] * 4 + [i + 4] * 4)
+                four = builder.add(*(emit_pairs(builder, *half) for half in halves))
+                products.append(call(builder, "llvm.x86.avx2.pmadd.wd", V8I, [four, builder.bitcast(pair, V16H)]))
+            return builder.add(sums, shuffle(builder, products[0], products[1], list(range(16))))
 
         @intrinsic
         def add(context, sums, c0, x0, c1, x1, stored):
@@ -306,7 +308,7 @@ def products_with_scales(lower, upper):
 
             def generate(c, b, s, a):
                 if sums_in_16_bits():
-                    return with_words(b, *a)
+                    return with_pairs(b, *a)
                 sums, c0, x0, c1, x1, stored = a
                 # Opaque, or LLVM loads 64 bytes where 32 were just stored, and the load waits until these are in the cache.
                 scales = opaque(b, b.load(pointer(b, stored, V16H), align=32))
@@ -320,7 +322,23 @@ def products_with_scales(lower, upper):
 
         return add
 
-    return store_scales, adding(0, lower), adding(1, upper)
+    @intrinsic
+    def add_block(context, sums, address, plus):
+        """plus, 16 sums of lanes, some unused, with those of a block added, times the float32 at the address."""
+
+        def generate(c, b, s, a):
+            sums, address, plus = a
+            d = b.load(pointer(b, address, F32), align=4)
+            if not sums_in_16_bits():
+                return call(b, "llvm.fma.v16f32", V16F, [b.sitofp(sums, V16F), splat(b, d, 16), plus])
+            d, lanes, halves = splat(b, d, 8), _lanes(b, plus, 0, 8), [_lanes(b, sums, at, at + 8) for at in (0, 8)]
+            for some in [b.add(*halves)] if one_scale else halves:  # else the sum of both may not fit into int32
+                lanes = call(b, "llvm.fma.v8f32", V8F, [b.sitofp(some, V8F), d, lanes])
+            return shuffle(b, lanes, constant(V8F, 0.0), list(range(16)))
+
+        return f32x16(i32x16, types.int64, f32x16), generate
+
+    return store_scales, adding(0, lower), adding(1, upper), add_block
 
 
 def _add_scaled_words(builder, sums, terms, scales):

@@ -58,17 +58,6 @@ def load_u8x64(context, address):
 
 
 @intrinsic
-def load_two_u8x32(context, low, high):
-    """32 bytes at each of two addresses: low half, high half."""
-
-    def generate(c, b, s, a):
-        lower, upper = (b.load(pointer(b, address, V32B), align=1) for address in a)
-        return shuffle(b, lower, upper, list(range(64)))
-
-    return u8x64(types.int64, types.int64), generate
-
-
-@intrinsic
 def load_half_u8x64(context, address):
     """32 bytes at the address in the low half, zeros above."""
 

@@ -22,7 +22,7 @@ I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType
 F16, F32 = ir.HalfType(), ir.FloatType()
 V16F, V16I, V64B = ir.VectorType(F32, 16), ir.VectorType(I32, 16), ir.VectorType(I8, 64)
 V8F, V32B, V16B = ir.VectorType(F32, 8), ir.VectorType(I8, 32), ir.VectorType(I8, 16)
-V4I, V8I, V16H, V32H = ir.VectorType(I32, 4), ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I16, 32)
+V4I, V8I, V8H, V16H, V32H = ir.VectorType(I32, 4), ir.VectorType(I32, 8), *(ir.VectorType(I16, n) for n in (8, 16, 32))
 
 
 class Vector(types.Type):
