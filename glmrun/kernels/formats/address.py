@@ -12,7 +12,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
 from glmrun.kernels.simd.memory import emit_prefetch
-from glmrun.kernels.simd.types import I64, behind
+from glmrun.kernels.simd.types import I64, V8F, behind, constant, f32x8
 
 
 class Rows(types.Type):
@@ -20,7 +20,9 @@ class Rows(types.Type):
 
     codes             emits 64 codes of a block of 256, or those of two blocks of 32 (unpack.py)
     columns, factors  emit what a panel holds of 16 blocks (transpose.py)
+    vector            Numba's type of the codes of two blocks of 32: u7x64, or u8x64 with 128 added to what they stand for
     scale             LLVM's type of what a block of 32 begins with; has_minimum: a minimum of that type follows it
+    offset            the minimum, or where there is none the scale, times this is added to each value; 0: nothing is
     Types are pickled into Numba's cache: a function that one knows has a name in a module.
     """
 
@@ -68,6 +70,12 @@ def typed(rows):
 def block_bytes(context, rows):
     """Bytes of one block."""
     return int64(rows), lambda c, b, s, a: ir.Constant(I64, rows.bytes)
+
+
+@intrinsic
+def offset(context, rows):
+    """The offset in 8 lanes."""
+    return f32x8(rows), lambda c, b, s, a: constant(V8F, float(rows.offset))
 
 
 @intrinsic(prefer_literal=True)

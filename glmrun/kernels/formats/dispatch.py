@@ -37,7 +37,7 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
     elif weight_format == Q8_0:
         q8_0.dot_rows(q8_0.q8_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q5_0:
-        q8_0.dot_rows(q8_0.q5_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
+        q4_1.dot_rows(q4_1.q5_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q4_1:
         q4_1.dot_rows(q4_1.q4_1_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q5_1:
@@ -47,7 +47,7 @@ def dot_rows(weight_format, rows, row_bytes, n_rows, columns, x, out):
     elif weight_format == IQ4_NL:
         q8_0.dot_rows(q8_0.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == Q4_0:
-        q8_0.dot_rows(q8_0.q4_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
+        q4_1.dot_rows(q4_1.q4_0_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == MXFP4:
         q8_0.dot_rows(q8_0.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x, out)
     elif weight_format == BF16:
@@ -74,7 +74,7 @@ def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, 
     elif weight_format == Q8_0:
         q8_0.dot_rows_two(q8_0.q8_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q5_0:
-        q8_0.dot_rows_two(q8_0.q5_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q4_1.dot_rows_two(q4_1.q5_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q4_1:
         q4_1.dot_rows_two(q4_1.q4_1_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q5_1:
@@ -84,7 +84,7 @@ def dot_rows_two(weight_format, rows, row_bytes, n_rows, columns, x0, x1, out0, 
     elif weight_format == IQ4_NL:
         q8_0.dot_rows_two(q8_0.iq4_nl_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == Q4_0:
-        q8_0.dot_rows_two(q8_0.q4_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
+        q4_1.dot_rows_two(q4_1.q4_0_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == MXFP4:
         q8_0.dot_rows_two(q8_0.mxfp4_at(rows), row_bytes, n_rows, columns // 32, x0, x1, out0, out1)
     elif weight_format == BF16:
@@ -118,7 +118,7 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
         elif weight_format == Q8_0:
             panel.of_32(q8_0.q8_0_at(table), columns, codes, factors)
         elif weight_format == Q5_0:
-            panel.of_32(q8_0.q5_0_at(table), columns, codes, factors)
+            panel.of_32_with_minimums(q4_1.q5_0_at(table), columns, codes, factors)
         elif weight_format == Q4_1:
             panel.of_32_with_minimums(q4_1.q4_1_at(table), columns, codes, factors)
         elif weight_format == Q5_1:
@@ -128,22 +128,22 @@ def unpack_panel(weight_format, rows, row_bytes, n_rows, columns, out):
         elif weight_format == IQ4_NL:
             panel.of_32(q8_0.iq4_nl_at(table), columns, codes, factors)
         elif weight_format == Q4_0:
-            panel.of_32(q8_0.q4_0_at(table), columns, codes, factors)
+            panel.of_32_with_minimums(q4_1.q4_0_at(table), columns, codes, factors)
         elif weight_format == MXFP4:
             panel.of_32(q8_0.mxfp4_at(table), columns, codes, factors)
 
 
 @kernel([types.void(int64, *signature.args) for signature in tile.signatures(tiles.WIDTHS)])
 def _of_format(weight_format, codes, n, columns, table, offset, add, ahead, run, end):
-    if weight_format in (Q4_K, Q4_1):
+    if weight_format in (Q4_K, Q4_1, Q4_0):
         tiles.q4_k(codes, n, columns, table, offset, add, ahead, run, end)
-    elif weight_format in (Q5_K, Q5_1):
+    elif weight_format in (Q5_K, Q5_1, Q5_0):
         tiles.q5_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format in (Q6_K, Q3_K):
         tiles.q6_k(codes, n, columns, table, offset, add, ahead, run, end)
     elif weight_format == Q2_K:
         tiles.q2_k(codes, n, columns, table, offset, add, ahead, run, end)
-    elif weight_format in (Q8_0, Q5_0, IQ4_XS, IQ4_NL, Q4_0, MXFP4):
+    elif weight_format in (Q8_0, IQ4_XS, IQ4_NL, MXFP4):
         tiles.q8_0(codes, n, columns, table, offset, add, ahead, run, end)
 
 

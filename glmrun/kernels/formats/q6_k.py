@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from glmrun.kernels.activations import beside_sixteens, k_quant_codes, q6_k_codes
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats import transpose, unpack_256
-from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
+from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, offset, typed
 from glmrun.kernels.formats.q4_k import AHEAD, ROOM, SCALES, SOME, D, codes
 from glmrun.kernels.formats.unpack import four_f16_times, splat_lane_x8
 from glmrun.kernels.simd.arithmetic import add_halves, fma, to_f32, total
@@ -29,7 +29,7 @@ from glmrun.kernels.simd.memory import (
     zero_f32x16,
     zero_i32x16,
 )
-from glmrun.kernels.simd.types import I32, V8F, constant, f32x8, i16x16, i32x16
+from glmrun.kernels.simd.types import I32, f32x8, i16x16, i32x16
 
 # d: which of a block's last four float16 it is. offset: what the minimums are multiplied by besides.
 EACH = (
@@ -62,12 +62,6 @@ def _scales(context, block):
 def _d(context, block, last):
     """d, of what four_f16_times() made of the block's last four float16."""
     return float32(block, f32x8), lambda c, b, s, a: b.extract_element(a[1], ir.Constant(I32, block.d))
-
-
-@intrinsic
-def _offset(context, rows):
-    """The offset in 8 lanes."""
-    return f32x8(rows), lambda c, b, s, a: constant(V8F, rows.offset)
 
 
 @kernel([f32x8(block, _both, int64, int64, int64, f32x8, int64) for block in EACH], inline="always")
@@ -115,7 +109,7 @@ def dot_rows(rows, row_bytes, n_rows, n_blocks, x, out):
                 block, at, k = row + i * size, room + (i - first) * SCALES, codes + i * 256
                 ask_blocks(block + AHEAD, 1)
                 plus = _add_block(_and_upper(_lower(block, k, at), block, k, at), at + D, plus)
-        store_f32(out + r * 4, total(add_halves(plus) - _offset(rows) * minus))
+        store_f32(out + r * 4, total(add_halves(plus) - offset(rows) * minus))
 
 
 @kernel([types.void(rows, int64, int64, int64, int64, int64, int64, int64) for rows in EACH], apart=True)
@@ -140,5 +134,5 @@ def dot_rows_two(rows, row_bytes, n_rows, n_blocks, x0, x1, out0, out1):
                 s0, s1 = _lower(block, codes0 + k, room0 + at), _lower(block, codes1 + k, room1 + at)
                 s0, s1 = _and_upper(s0, block, codes0 + k, room0 + at), _and_upper(s1, block, codes1 + k, room1 + at)
                 p0, p1 = _add_block(s0, room0 + at + D, p0), _add_block(s1, room1 + at + D, p1)
-        store_f32(out0 + r * 4, total(add_halves(p0) - _offset(rows) * m0))
-        store_f32(out1 + r * 4, total(add_halves(p1) - _offset(rows) * m1))
+        store_f32(out0 + r * 4, total(add_halves(p0) - offset(rows) * m0))
+        store_f32(out1 + r * 4, total(add_halves(p1) - offset(rows) * m1))

@@ -1,9 +1,9 @@
-"""Rows of Q8_0, Q5_0, IQ4_NL, Q4_0 and MXFP4 times int8 activations, straight on the mapped blocks (layouts: quant/blocks).
+"""Rows of Q8_0, IQ4_NL and MXFP4 times int8 activations, straight on the mapped blocks (layouts: quant/blocks).
 
     row . x = sum over blocks of 32 of  d dx (q . x),   with q . x = (q + 128) . x - 128 sum(x): one factor must be unsigned
 
-q is what a code stands for: itself, 16 less (Q5_0), or one of the format's 16 values. Two neighbouring blocks share a vector, four
-the work on their scales; all 256 byte values of q are exact.
+q is what a code stands for: itself, or one of the format's 16 values. Two neighbouring blocks share a vector, four the work on
+their scales; all 256 byte values of q are exact.
 """
 
 from functools import partial
@@ -15,64 +15,62 @@ from numba.extending import intrinsic
 from glmrun.kernels.activations import minus_128_sums_of_4
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
-from glmrun.kernels.formats.transpose import emit_q5_0_columns, emit_q8_0_columns, emit_value_columns
-from glmrun.kernels.formats.unpack import emit_q5_0_codes, emit_q8_0_codes, emit_scales, emit_values, pick_two
+from glmrun.kernels.formats.transpose import emit_q8_0_columns, emit_value_columns
+from glmrun.kernels.formats.unpack import emit_q8_0_codes, emit_scales, emit_values, pick_two
 from glmrun.kernels.simd.arithmetic import fma, to_f32, total
-from glmrun.kernels.simd.dots import dot_offset_128
+from glmrun.kernels.simd.dots import dot_codes_of
 from glmrun.kernels.simd.memory import load_f32x8, load_half_u8x64, load_u8x64, store_f32, zero_f32x16
-from glmrun.kernels.simd.types import I8, I16, I32, behind, constant, f32x8, f32x16, pointer, u8x64
-from quant.blocks import iq4, mxfp4, q4_0
+from glmrun.kernels.simd.types import I8, I16, I32, behind, constant, f32x8, f32x16, pointer, u7x64, u8x64
+from quant.blocks import iq4, mxfp4
 
 AHEAD = 8192  # bytes, as beside Q4_K
-_sums = types.UniTuple(f32x16, 2)
+_sums, _CODES = types.UniTuple(f32x16, 2), (u8x64, u7x64)  # those of q4_1.py, too
 
 
 def _of_values(name, values, scale):
     """Rows of blocks of a scale and 16 bytes of codes, each of which chooses among these 16 values."""
     at = scale.width // 8
-    codes, columns = (partial(emit, values=values.tolist(), at=at) for emit in (emit_values, emit_value_columns))
-    return Rows(name, at + 16, scale=scale, codes=codes, columns=columns, has_minimum=False)
+    codes, columns = (partial(emit, at=at, values=values.tolist()) for emit in (emit_values, emit_value_columns))
+    return Rows(name, at + 16, scale=scale, vector=u8x64, codes=codes, columns=columns, offset=0)
 
 
 EACH = (
-    Rows("Q8_0", 34, scale=I16, codes=emit_q8_0_codes, columns=emit_q8_0_columns, has_minimum=False),
-    Rows("Q5_0", 22, scale=I16, codes=emit_q5_0_codes, columns=emit_q5_0_columns, has_minimum=False),
+    Rows("Q8_0", 34, scale=I16, vector=u8x64, codes=emit_q8_0_codes, columns=emit_q8_0_columns, offset=0),
     _of_values("IQ4_NL", iq4.VALUES, I16),
-    _of_values("Q4_0", q4_0.VALUES, I16),
     _of_values("MXFP4", mxfp4.VALUES, I8),
 )
-q8_0_at, q5_0_at, iq4_nl_at, q4_0_at, mxfp4_at = (typed(rows) for rows in EACH)
+q8_0_at, iq4_nl_at, mxfp4_at = (typed(rows) for rows in EACH)
 
 
 @intrinsic(prefer_literal=True)
 def codes(context, block, count):
-    """The codes of two neighbouring blocks, 32 each, plus 128; or of one (count = 1) twice."""
+    """The codes of two neighbouring blocks, 32 each; or of one (count = 1) twice."""
     second = (count.literal_value - 1) * block.bytes
-    return u8x64(block, count), lambda c, b, s, a: block.codes(b, a[0], behind(b, a[0], second))
+    return block.vector(block, count), lambda c, b, s, a: block.codes(b, a[0], behind(b, a[0], second))
+
+
+def emit_some_scales(builder, block, address, n):
+    """LLVM code for scales()."""
+    lanes = constant(ir.VectorType(block.scale, 8), 0)
+    for i in range(n):
+        one = builder.load(pointer(builder, behind(builder, address, i * block.bytes), block.scale), align=1)
+        lanes = builder.insert_element(lanes, one, ir.Constant(I32, i))
+    return emit_scales(builder, lanes)
 
 
 @intrinsic(prefer_literal=True)
 def scales(context, block, count):
     """The scale at the address and those as far into the next blocks, `count` in the first lanes of 8 float32; zeros behind."""
-    n = count.literal_value
-
-    def generate(c, b, s, a):
-        lanes = constant(ir.VectorType(block.scale, 8), 0)
-        for i in range(n):
-            one = b.load(pointer(b, behind(b, a[0], i * block.bytes), block.scale), align=1)
-            lanes = b.insert_element(lanes, one, ir.Constant(I32, i))
-        return emit_scales(b, lanes)
-
-    return f32x8(block, count), generate
+    return f32x8(block, count), lambda c, b, s, a: emit_some_scales(b, block, a[0], count.literal_value)
 
 
-@kernel(f32x16(u8x64, int64, int64, f32x16, f32x16), inline="always")
+@kernel([f32x16(codes, int64, int64, f32x16, f32x16) for codes in _CODES], inline="always")
 def add_pair(codes, x, starts, scales, result):
-    """result + scales ((codes - 128) . x) for two blocks of int8 x, with -128 times the sums of 4 of them at `starts`."""
-    return fma(to_f32(dot_offset_128(codes, load_u8x64(x), starts)), scales, result)
+    """result + scales (q . x) for two blocks of int8 x, with -128 times the sums of 4 of them at `starts`."""
+    return fma(to_f32(dot_codes_of(codes, load_u8x64(x), starts)), scales, result)
 
 
-@kernel(_sums(u8x64, u8x64, f32x8, int64, int64, int64, f32x16, f32x16), inline="always")
+@kernel([_sums(codes, codes, f32x8, int64, int64, int64, f32x16, f32x16) for codes in _CODES], inline="always")
 def add_four(c0, c1, d, x, i, n_blocks, a, b):
     """Two sums of lanes with blocks i to i + 3 added: two, so that additions wait less. Lanes of d are the blocks' scales."""
     at, starts = x + i * 32, x + minus_128_sums_of_4(n_blocks * 32) + i * 32
@@ -81,18 +79,18 @@ def add_four(c0, c1, d, x, i, n_blocks, a, b):
     return a, add_pair(c1, at + 64, starts + 64, pick_two(scales, 2, 3), b)
 
 
-@kernel(f32x16(u8x64, f32x8, int64, int64, int64, f32x16), inline="always")
+@kernel([f32x16(codes, f32x8, int64, int64, int64, f32x16) for codes in _CODES], inline="always")
 def add_two(codes, d, x, i, n_blocks, a):
     """A sum of lanes with blocks i and i + 1 added."""
     scales = d * load_f32x8(x + n_blocks * 32 + i * 4)
     return add_pair(codes, x + i * 32, x + minus_128_sums_of_4(n_blocks * 32) + i * 32, pick_two(scales, 0, 1), a)
 
 
-@kernel(f32x16(u8x64, f32x8, int64, int64, f32x16), inline="always")
+@kernel([f32x16(codes, f32x8, int64, int64, f32x16) for codes in _CODES], inline="always")
 def add_last(codes, d, x, n_blocks, a):
     """A sum of lanes with the last block of an odd number added: the upper half meets zeros."""
     i = n_blocks - 1
-    dots = dot_offset_128(codes, load_half_u8x64(x + i * 32), x + minus_128_sums_of_4(n_blocks * 32) + i * 32)
+    dots = dot_codes_of(codes, load_half_u8x64(x + i * 32), x + minus_128_sums_of_4(n_blocks * 32) + i * 32)
     return fma(to_f32(dots), pick_two(d * load_f32x8(x + n_blocks * 32 + i * 4), 0, 1), a)
 
 

@@ -2,10 +2,9 @@
 the sums of products stay in registers, the float32 sums in memory, where they are touched once in 32 columns.
 
 With AVX2 and without vpdpbusd products are added up in 16 bits as long as they are exact: 8 * 2 * 15 * 127 of Q4_K fit, and
-4 * 2 * 31 * 127 of Q5_K. Those of
-Q6_K begin at -32 times the sum of the activations and may wrap on the way: all that is left in the end is the sum of 8 (q - 32) x,
-at most 8 * 32 * 127. Those of Q8_0 and Q5_0 are signed: the size of a code times x with the code's sign is at most 2 * 128 * 127
-for two.
+4 * 2 * 31 * 127 of Q5_K. Those of Q6_K begin at -32 times the sum of the activations and may wrap on the way: all that is left in
+the end is the sum of 8 (q - 32) x, at most 8 * 32 * 127. Those of Q8_0 are signed: the size of a code times x with the code's sign
+is at most 2 * 128 * 127 for two.
 """
 
 from llvmlite import ir
@@ -39,7 +38,7 @@ def _dots(builder, codes, columns, starts, groups, fit, signed):
     """starts[r, c] + sum over 4 * groups columns of codes[r] * column[c], int32 (8,); cells in the order r * len(columns) + c.
 
     fit      of so many groups the products can be added up in 16 bits
-    signed   codes of Q8_0 or Q5_0: where products are added up in 16 bits they are signed, and starts are None
+    signed   codes of Q8_0: where products are added up in 16 bits they are signed, and starts are None
     """
     sums, pairs_fit = list(starts), sums_in_16_bits() and not signed
     if pairs_fit and groups > fit:
@@ -236,7 +235,7 @@ def q2_k(panel, n, columns, table, offset, add, ahead, run, end):
 
 @kernel(signatures(WIDTHS), apart=True)
 def q8_0(panel, n, columns, table, offset, add, ahead, run, end):
-    """q4_k() for Q8_0 and Q5_0 rows."""
+    """q4_k() for Q8_0 rows and the like."""
     aligned_stack()
     scales, starts, cells = n, n + n // 2, panel - CELLS
     for half in range(2):

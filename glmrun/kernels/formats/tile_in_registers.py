@@ -256,7 +256,7 @@ def q2_k(panel, n, columns, table, offset, add, ahead, run, end):
 
 @kernel(signatures(WIDTHS), apart=True)
 def q8_0(panel, n, columns, table, offset, add, ahead, run, end):
-    """q4_k() for Q8_0 and Q5_0 rows."""
+    """q4_k() for Q8_0 rows and the like."""
     aligned_stack()
     for part in range(_PARTS):
         factors, scales, starts = panel + n * 32 + part * _PART, n, n + n // 2

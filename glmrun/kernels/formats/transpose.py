@@ -203,32 +203,24 @@ def emit_q8_0_columns(builder, words):
     return enumerate(builder.xor(word, constant(V16I, OFFSET * 0x01010101)) for word in words(2, 32))
 
 
-def _five_bits(builder, fifth, low, more):
-    """32 columns of 5-bit codes and `more`, low nibbles first; bit k of `fifth` belongs to column k."""
+def emit_five_bit_columns(builder, words, at):
+    """32 columns of 5-bit codes: 32 bits `at` bytes into the blocks, column k's fifth is bit k; then as of 4-bit codes."""
+    fifth = words(0, 16)[1] if at == 4 else words(at, 16)[0]
+    low = words(at + 4, 16)
     for i in range(8):
         four = builder.and_(builder.lshr(fifth, constant(V16I, 4 * i)), constant(V16I, 15))
         spread = builder.mul(four, constant(V16I, 1 + (1 << 7) + (1 << 14) + (1 << 21)))  # bit k of four lands on bit 8 k
         high = builder.shl(_bits(builder, spread, 0, 1), constant(V16I, 4))
-        yield i, _more(builder, builder.or_(_bits(builder, low[i % 4], i // 4 * 4, 0x0F), high), more)
+        yield i, builder.or_(_bits(builder, low[i % 4], i // 4 * 4, 0x0F), high)
 
 
-def emit_q5_0_columns(builder, words):
-    """32 columns of codes, 16 taken off, + OFFSET."""
-    return _five_bits(builder, words(2, 16)[0], words(6, 16), OFFSET - 16)
-
-
-def emit_q5_1_columns(builder, words):
-    """32 columns of 5-bit codes."""
-    return _five_bits(builder, words(0, 16)[1], words(8, 16), 0)
-
-
-def emit_q4_1_columns(builder, words):
-    """32 columns of 4-bit codes."""
-    low = words(4, 16)
+def emit_four_bit_columns(builder, words, at):
+    """32 columns of 4-bit codes in 16 bytes: the low nibbles, then the high ones."""
+    low = words(at, 16)
     return ((i, _bits(builder, low[i % 4], i // 4 * 4, 0x0F)) for i in range(8))
 
 
-def emit_value_columns(builder, words, values, at):
+def emit_value_columns(builder, words, at, values):
     """32 columns of what the 4-bit codes in 16 bytes stand for, + OFFSET: those of the low nibbles, then those of the high."""
     table, four = [(value + OFFSET) % 256 for value in values], words(at, 16)
     nibbles = (builder.bitcast(_bits(builder, four[i % 4], i // 4 * 4, 0x0F), V64B) for i in range(8))
@@ -237,13 +229,15 @@ def emit_value_columns(builder, words, values, at):
 
 @intrinsic
 def unpack_32(context, table, offset, out, factors):
-    """The columns of the blocks of 32 at the offset, and their scale; a minimum eight vectors behind it."""
+    """The columns of the blocks of 32 at the offset, and their scale; eight vectors behind it what is added, if anything."""
 
     def generate(c, b, s, a):
         words = cache(partial(_words, b, a[0], a[1]))
-        _store(b, emit_scales(b, b.trunc(words(0, 16)[0], ir.VectorType(table.scale, 16))), a[3], 0)
-        if table.has_minimum:
-            _store(b, _half(b, words(0, 16)[0], True), a[3], 8)
+        scales = emit_scales(b, b.trunc(words(0, 16)[0], ir.VectorType(table.scale, 16)))
+        _store(b, scales, a[3], 0)
+        if table.offset:
+            minimums = _half(b, words(0, 16)[0], True) if table.has_minimum else scales
+            _store(b, b.fmul(minimums, constant(V16F, float(table.offset))), a[3], 8)
         _store_codes(b, table.columns(b, words), a[2])
         return c.get_dummy_value()
 
@@ -271,7 +265,7 @@ def iq4_xs_codes(context, table, offset, out):
     """32 columns of an IQ4_XS sub-block's values + OFFSET from the 16 bytes at the offset."""
 
     def generate(c, b, s, a):
-        _store_codes(b, emit_value_columns(b, partial(_words, b, a[0], a[1]), iq4.VALUES.tolist(), 0), a[2])
+        _store_codes(b, emit_value_columns(b, partial(_words, b, a[0], a[1]), 0, iq4.VALUES.tolist()), a[2])
         return c.get_dummy_value()
 
     return types.void(int64, int64, int64), generate

@@ -6,7 +6,7 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.simd.halves import emit_widen
 from glmrun.kernels.simd.tables import emit_look_up
-from glmrun.kernels.simd.target import dot_bits, has_neon, signed_factors
+from glmrun.kernels.simd.target import dot_bits, has_neon, signed_factors, sums_in_16_bits
 from glmrun.kernels.simd.types import (
     F32,
     I1,
@@ -15,6 +15,7 @@ from glmrun.kernels.simd.types import (
     I32,
     I64,
     V8F,
+    V8H,
     V8I,
     V16B,
     V16F,
@@ -26,6 +27,7 @@ from glmrun.kernels.simd.types import (
     constant,
     f32x8,
     f32x16,
+    opaque,
     pointer,
     shuffle,
     splat,
@@ -113,49 +115,50 @@ def emit_q8_0_codes(builder, first, second):
 def _nibbles_of_16(builder, block, at):
     """The low nibbles of 16 bytes, then the high ones, with other bits above."""
     packed = load_at(builder, block, at, V16B)
+    if sums_in_16_bits():
+        # Opaque, or LLVM moves each lane by a number of its own: Zen 1 does four times the work for that, Haswell three times.
+        high = opaque(builder, builder.lshr(builder.bitcast(packed, V8H), constant(V8H, 4)))
+        return shuffle(builder, packed, builder.bitcast(high, V16B), list(range(32)))
     both = shuffle(builder, packed, packed, list(range(16)) * 2)
     return builder.bitcast(builder.lshr(builder.bitcast(both, V16H), constant(V16H, 0, 4)), V32B)
 
 
-def emit_q4_1_codes(builder, first, second):
-    """The same of two Q4_1 blocks."""
-    both = _joined(builder, _nibbles_of_16(builder, first, 4), _nibbles_of_16(builder, second, 4))
-    return builder.or_(builder.and_(both, constant(V64B, 15)), constant(V64B, 0x80))
+def emit_four_bits(builder, first, second, at):
+    """LLVM code for two blocks' 4-bit codes: of 16 bytes `at` into each the low nibbles, then the high."""
+    if sums_in_16_bits():
+        codes = _joined(builder, _nibbles_of_16(builder, first, at), _nibbles_of_16(builder, second, at))
+    else:
+        lower, upper = load_at(builder, first, at, V16B), load_at(builder, second, at, V16B)
+        packed = shuffle(builder, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
+        lanes = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
+        codes = builder.bitcast(builder.lshr(builder.bitcast(packed, lanes), constant(lanes, 0, 4, 0, 4)), V64B)
+    return builder.and_(codes, constant(V64B, 15))
 
 
-def _five_bits(builder, block, at, more):
-    """The 5-bit codes of a block plus `more`, a multiple of 16: 32 high bits `at` bytes into it, then the low nibbles."""
+def _five_bits(builder, block, at):
+    """The 5-bit codes of a block: 32 high bits `at` bytes into it, then the low nibbles."""
     high = _truths(builder, load_at(builder, block, at, I32))
     low = builder.and_(_nibbles_of_16(builder, block, at + 4), constant(V32B, 15))
-    return builder.or_(low, builder.select(high, constant(V32B, more + 16), constant(V32B, more)))
+    return builder.or_(low, builder.select(high, constant(V32B, 16), constant(V32B, 0)))
 
 
-def emit_q5_1_codes(builder, first, second):
-    """The same of two Q5_1 blocks."""
-    return _joined(builder, _five_bits(builder, first, 4, 128), _five_bits(builder, second, 4, 128))
+def emit_five_bits(builder, first, second, at):
+    """LLVM code for two blocks' 5-bit codes: 32 high bits `at` bytes into each, then the low nibbles."""
+    return _joined(builder, _five_bits(builder, first, at), _five_bits(builder, second, at))
 
 
-def emit_q5_0_codes(builder, first, second):
-    """The same of two Q5_0 blocks less 16, which is what they stand for."""
-    return _joined(builder, _five_bits(builder, first, 2, 112), _five_bits(builder, second, 2, 112))
-
-
-def emit_values(builder, first, second, values, at):
-    """LLVM code for what 4-bit codes stand for, plus 128: of 16 bytes `at` into two blocks each the low nibbles, then the high."""
-    lower, upper = load_at(builder, first, at, V16B), load_at(builder, second, at, V16B)
-    packed = shuffle(builder, lower, upper, [*range(16), *range(16), *range(16, 32), *range(16, 32)])
-    shifted = V64B if has_neon() else V16I  # the smallest that the CPU shifts, each by its own number
-    codes = builder.bitcast(builder.lshr(builder.bitcast(packed, shifted), constant(shifted, 0, 4, 0, 4)), V64B)
-    # Where dot_offset_128() takes 128 off again, LLVM sees two flips of a bit and leaves out both.
+def emit_values(builder, first, second, at, values):
+    """LLVM code for what 4-bit codes stand for, plus 128."""
+    # Where dot_codes_of() takes 128 off again, LLVM sees two flips of a bit and leaves out both.
     flip = 0x80 if signed_factors() else 0
-    found = emit_look_up(builder, [value & 0xFF ^ 0x80 ^ flip for value in values], builder.and_(codes, constant(V64B, 15)))
+    found = emit_look_up(builder, [value & 0xFF ^ 0x80 ^ flip for value in values], emit_four_bits(builder, first, second, at))
     return builder.xor(found, constant(V64B, flip))
 
 
 @intrinsic
 def iq4_values(context, first, second):
     """emit_values() of IQ4_XS codes at two addresses."""
-    return u8x64(types.int64, types.int64), lambda c, b, s, a: emit_values(b, a[0], a[1], iq4.VALUES.tolist(), 0)
+    return u8x64(types.int64, types.int64), lambda c, b, s, a: emit_values(b, a[0], a[1], 0, iq4.VALUES.tolist())
 
 
 @intrinsic

@@ -31,6 +31,7 @@ from glmrun.kernels.simd.types import (
     pointer,
     shuffle,
     splat,
+    u7x64,
     u8x64,
 )
 
@@ -194,24 +195,26 @@ def add_dot_u8s8(context, start, unsigned, signed):
 
 
 @intrinsic
-def dot_offset_128(context, codes, x, starts):
-    """Lane i = sum over j of (codes[4 i + j] - 128) * x[4 i + j], exact in int32: uint8 and int8 from -127 on, 64 of each.
+def dot_codes_of(context, codes, x, starts):
+    """Lane i = sum over j of what codes[4 i + j] stands for times x[4 i + j], exact in int32: 64 of each, int8 x from -127 on.
 
-    starts   address of int32 (16,): -128 times the sums of four x. Read only where the instruction wants one factor unsigned;
-             vpmaddubsw takes the size of the code instead, and x with the code's sign: 2 * 128 * 127 fits into its int16
+    codes    u7x64: what they stand for, up to 127; u8x64: 128 more
+    starts   beside u8x64, address of int32 (16,): -128 times the sums of four x. Read only where the instruction wants one factor
+             unsigned; vpmaddubsw takes the size of the code instead, and x with the code's sign: 2 * 128 * 127 fits into its int16
     """
 
     def generate(c, b, s, a):
+        if codes == u7x64:
+            return _quads_avx2(b, a[0], a[1]) if sums_in_16_bits() else emit_dot_codes(b, constant(V16I, 0), a[0], a[1])
         if has_neon():
             return emit_dot_codes(b, constant(V16I, 0), b.xor(a[0], constant(V64B, 0x80)), a[1])
         if not sums_in_16_bits():
             return emit_dot(b, b.load(pointer(b, a[2], V16I), align=4), a[0], a[1])
         signed = b.xor(a[0], constant(V64B, 0x80))
         size = call(b, "llvm.abs.v64i8", V64B, [signed, ir.Constant(I1, 0)])
-        pairs = _at_256(b, "llvm.x86.avx2.pmadd.ub.sw", V16H, [size, _at_256(b, "llvm.x86.avx2.psign.b", V32B, [a[1], signed])])
-        return _at_256(b, "llvm.x86.avx2.pmadd.wd", V8I, [pairs, constant(pairs.type, 1)])
+        return _quads_avx2(b, size, _at_256(b, "llvm.x86.avx2.psign.b", V32B, [a[1], signed]))
 
-    return i32x16(u8x64, u8x64, types.int64), generate
+    return i32x16(codes, u8x64, types.int64), generate
 
 
 def _narrow(builder, x, y):

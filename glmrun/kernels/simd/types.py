@@ -41,6 +41,7 @@ class _VectorModel(models.PrimitiveModel):
 
 f32x16, i32x16, u8x64, f32x8 = Vector("f32x16", V16F), Vector("i32x16", V16I), Vector("u8x64", V64B), Vector("f32x8", V8F)
 i32x8, i16x16 = Vector("i32x8", V8I), Vector("i16x16", V16H)
+u7x64 = Vector("u7x64", V64B)  # bytes up to 127
 
 
 def pointer(builder, address, llvm_type):
