@@ -1,12 +1,14 @@
 """`glmrun bench`: a file, a source or a server is measured; results are compared and drawn."""
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,17 +126,33 @@ def test_a_signal_while_a_module_is_imported_is_a_signal() -> None:
     assert _told(caught.value, []) == 129
 
 
-def test_a_signal_in_a_finalizer_is_not_lost() -> None:
-    """LLVM's objects have some: Python prints what is raised there, and went on."""
-
+def _finalizer() -> None:
     class Dying:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
 
+    Dying()
+
+
+def _weak_reference() -> None:
+    gone = set()  # a set can be referred to weakly
+    told = weakref.ref(gone, lambda _: signal.raise_signal(signal.SIGTERM))
+    del gone
+    assert told() is None
+
+
+def _foreign_code() -> None:
+    ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGTERM))()
+
+
+@pytest.mark.parametrize("place", [_finalizer, _weak_reference, _foreign_code])
+def test_a_signal_where_exceptions_are_dropped_is_not_lost(place: Callable[[], None]) -> None:
+    """LLVM's objects have finalizers: Python prints what is raised there, and went on."""
+    hook = sys.unraisablehook
     with pytest.raises(SystemExit) as ended, orderly_end():
-        Dying()
+        place()
         time.sleep(30)
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert ended.value.code == 128 + signal.SIGTERM and sys.unraisablehook is hook
 
 
 def test_each_quantization_of_a_source_is_measured_and_gone(tmp_path: Path) -> None:

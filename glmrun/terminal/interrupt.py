@@ -77,19 +77,24 @@ def orderly_end(at_once: Callable[[], bool] = lambda: False) -> Iterator[None]:
 
     settings = termios.tcgetattr(sys.stdin) if in_foreground() else None
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(number: int, _: FrameType | None) -> None:
         if at_once():
             if settings is not None:
                 _give_back(settings)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        if _in_finalizer(frame):  # what it raises is printed and forgotten
-            again = threading.Timer(0.02, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            return
-        raise SystemExit(128 + number)
+        raise _Ended(number)
 
+    def unraisable(forgotten: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in a finalizer, or where an object that is gone is told of: the signal comes again."""
+        if not isinstance(forgotten.exc_value, _Ended):
+            hook(forgotten)
+            return
+        again = threading.Timer(0.02, os.kill, (os.getpid(), forgotten.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, leave) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
     try:
@@ -97,12 +102,13 @@ def orderly_end(at_once: Callable[[], bool] = lambda: False) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
-def _in_finalizer(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "__del__":
-        frame = frame.f_back
-    return frame is not None
+class _Ended(SystemExit):
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
 
 
 def in_foreground() -> bool:
