@@ -52,6 +52,16 @@ def test_a_prompt_is_scored_as_the_model_scores_it(server: Served, nano: Model) 
     assert choices[0]["text"].startswith(TEXTS[0]) and choices[0]["logprobs"]["text_offset"][:2] == [0, 3]
 
 
+def test_offsets_count_characters_also_of_several_tokens(server: Served, nano: Model) -> None:
+    text = "a \N{SLICE OF PIZZA}\N{SLICE OF PIZZA} \u3042 b"
+    asked = {"prompt": text, "max_tokens": 0, "logprobs": 0, "echo": True}
+    told = server.post(PATH, asked).json()["choices"][0]["logprobs"]
+    ids = nano.tokenizer.encode(text)
+    assert len(told["text_offset"]) == len(ids) > len(text)  # else no character has several tokens
+    expected = [len(b"".join(map(nano.tokenizer.bytes_of, ids[:n])).decode("utf-8", "ignore")) for n in range(len(ids))]
+    assert told["text_offset"] == expected
+
+
 def test_the_likelier_of_two_endings_is_found(server: Served, nano: Model) -> None:
     def score(end: str) -> float:
         asked = {"prompt": f"The capital of France is{end}", "max_tokens": 0, "logprobs": 0, "echo": True}

@@ -3,8 +3,11 @@
 import math
 import secrets
 import time
+from codecs import IncrementalDecoder, getincrementaldecoder
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,6 +152,7 @@ class CompletionWriter:
         self._with_usage, self._n = with_usage, n
         self._tallies: dict[int, Tally] = {}
         self._offsets: dict[int, int] = {}
+        self._decoders: defaultdict[int, IncrementalDecoder] = defaultdict(partial(getincrementaldecoder("utf-8"), "replace"))
 
     def begin(self) -> Iterable[bytes]:
         """As Writer.begin()."""
@@ -201,7 +205,7 @@ class CompletionWriter:
         offsets, at = [], self._offsets.get(answer, 0)
         for one in likely:
             offsets.append(at)
-            at += len(one.text.decode("utf-8", "replace"))
+            at += len(self._decoders[answer].decode(one.text))  # a character of several tokens is behind the last of them
         self._offsets[answer] = at
         return {
             "tokens": [_name(one.text) for one in likely],
