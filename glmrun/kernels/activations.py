@@ -3,7 +3,7 @@
 from numba import boolean, float32, int64, types
 
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats.unpack_256 import IN_TURNS, beside_scales, in_sixteens, load_quarter
+from glmrun.kernels.formats.quarters import IN_TURNS, beside_scales, in_sixteens, load_quarter
 from glmrun.kernels.simd.arithmetic import (
     add_neighbours,
     inverse_or_zero,

@@ -18,11 +18,12 @@ from glmrun.kernels.simd.types import I64, V8F, behind, constant, f32x8
 class Rows(types.Type):
     """Numba's type of the address of a format's rows, or of a block in them: the bytes of a block, and what else kernels ask.
 
-    codes             emits 64 codes of a block of 256, or those of two blocks of 32 (unpack.py)
+    codes             emits 64 codes of a block of 256, or those of two blocks of 32 (quarters.py, unpack.py)
     columns, factors  emit what a panel holds of 16 blocks (transpose.py)
     vector            Numba's type of the codes of two blocks of 32: u7x64, or u8x64 with 128 added to what they stand for
     scale             LLVM's type of what a block of 32 begins with; has_minimum: a minimum of that type follows it
-    offset            the minimum, or where there is none the scale, times this is added to each value; 0: nothing is
+    offset            what a minimum, or where there is none the scale, is multiplied by; then blocks of 32 add it to each value
+                      (0: there is nothing to add), and blocks of 256 take it off
     Types are pickled into Numba's cache: a function that one knows has a name in a module.
     """
 

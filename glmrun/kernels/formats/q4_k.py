@@ -13,9 +13,9 @@ from numba.extending import intrinsic
 from glmrun.kernels.activations import k_quant_codes
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, typed
+from glmrun.kernels.formats.quarters import add_minimums, emit_q4_k_codes, emit_q5_k_codes, packed_scales, times_multiples
 from glmrun.kernels.formats.transpose import emit_q4_k_columns, emit_q4_k_factors, emit_q5_k_columns
 from glmrun.kernels.formats.unpack import four_f16_times, lane
-from glmrun.kernels.formats.unpack_256 import add_minimums, emit_q4_k_codes, emit_q5_k_codes, packed_scales, times_multiples
 from glmrun.kernels.simd.arithmetic import add_halves, total
 from glmrun.kernels.simd.dots import products_with_scales
 from glmrun.kernels.simd.memory import (

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from glmrun.kernels.activations import beside_sixteens, k_quant_codes, q6_k_codes
 from glmrun.kernels.compiled.cache import kernel
-from glmrun.kernels.formats import transpose, unpack_256
+from glmrun.kernels.formats import quarters, transpose
 from glmrun.kernels.formats.address import Rows, ask_blocks, block_bytes, offset, typed
 from glmrun.kernels.formats.q4_k import AHEAD, ROOM, SCALES, SOME, D, codes
 from glmrun.kernels.formats.unpack import four_f16_times, splat_lane_x8
@@ -34,16 +34,16 @@ from glmrun.kernels.simd.types import I32, f32x8, i16x16, i32x16
 # d: which of a block's last four float16 it is. offset: what the minimums are multiplied by besides.
 EACH = (
     Rows(
-        "Q6_K", 210, codes=unpack_256.emit_q6_k_codes, columns=transpose.emit_q6_k_columns, factors=transpose.emit_q6_k_factors,
-        scales=unpack_256.emit_q6_k_scales, minimums=unpack_256.emit_q6_k_scales, d=3, offset=32,
+        "Q6_K", 210, codes=quarters.emit_q6_k_codes, columns=transpose.emit_q6_k_columns, factors=transpose.emit_q6_k_factors,
+        scales=quarters.emit_q6_k_scales, minimums=quarters.emit_q6_k_scales, d=3, offset=32,
     ),
     Rows(
-        "Q3_K", 110, codes=unpack_256.emit_q3_k_codes, columns=transpose.emit_q3_k_columns, factors=transpose.emit_q3_k_factors,
-        scales=unpack_256.emit_q3_k_scales, minimums=unpack_256.emit_q3_k_scales, d=3, offset=4,
+        "Q3_K", 110, codes=quarters.emit_q3_k_codes, columns=transpose.emit_q3_k_columns, factors=transpose.emit_q3_k_factors,
+        scales=quarters.emit_q3_k_scales, minimums=quarters.emit_q3_k_scales, d=3, offset=4,
     ),
     Rows(
-        "Q2_K", 84, codes=unpack_256.emit_q2_k_codes, columns=transpose.emit_q2_k_columns, factors=transpose.emit_q2_k_factors,
-        scales=unpack_256.emit_q2_k_scales, minimums=unpack_256.emit_q2_k_minimums, d=2, offset=1,
+        "Q2_K", 84, codes=quarters.emit_q2_k_codes, columns=transpose.emit_q2_k_columns, factors=transpose.emit_q2_k_factors,
+        scales=quarters.emit_q2_k_scales, minimums=quarters.emit_q2_k_minimums, d=2, offset=1,
     ),
 )  # fmt: skip
 q6_k_at, q3_k_at, q2_k_at = (typed(rows) for rows in EACH)

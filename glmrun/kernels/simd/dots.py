@@ -269,7 +269,7 @@ def products_with_scales(lower, upper):
     """Intrinsics (store_scales, add_lower, add_upper, add_block) for byte dots times their scales, 16 int16 of a block.
 
     Of what add_lower() adds the scales stand at these places: the first, third, ... for each 16 of c0, the others for those of c1.
-    Where bytes meet in 16 bits, c0 and c1 hold two and two codes of a block's halves in turns (unpack_256.py), and the scales are
+    Where bytes meet in 16 bits, c0 and c1 hold two and two codes of a block's halves in turns (quarters.py), and the scales are
     pairs, one for each half: four for the lower lanes of registers and four for the upper, or, if 32 codes have one, four for both.
     """
     one_scale = lower[0] == lower[2]
