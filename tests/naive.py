@@ -15,6 +15,7 @@ from os import PathLike
 
 import numpy as np
 
+from glmrun.kernels.simd.target import sums_in_16_bits
 from quant.config import Config
 
 Array = np.ndarray
@@ -54,12 +55,18 @@ def round_activations(x: Array, format_name: str) -> Array:
     return (q.astype(x.dtype) * scale[..., None].astype(x.dtype)).reshape(x.shape)
 
 
-def round_blocks(x: Array, steps: int = 127, block: int = 64) -> Array:
-    """x rounded along its last axis in blocks, with `steps` steps to the largest magnitude of each: what attention does to rows."""
+def round_blocks(x: Array, steps: int = 127, sums: int = 0) -> Array:
+    """x rounded along its last axis in blocks of 64, with `steps` steps to the largest magnitude of each, as attention does.
+
+    sums    0, or as many steps to the largest sum of four magnitudes, two neighbours and those 16 behind them, if that is more
+    """
     n = x.shape[-1]
-    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % block)])
-    blocks = padded.astype(np.float64).reshape(*x.shape[:-1], -1, block)  # (..., n_blocks, block)
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % 64)])
+    blocks = padded.astype(np.float64).reshape(*x.shape[:-1], -1, 64)  # (..., n_blocks, 64)
     scale = np.abs(blocks).max(-1, keepdims=True) / steps  # (..., n_blocks, 1)
+    if sums:
+        fours = np.abs(blocks).reshape(*blocks.shape[:-1], 2, 2, 8, 2).sum((-3, -1))  # (..., n_blocks, 2, 8)
+        scale = np.maximum(scale, fours.max((-2, -1))[..., None] / sums)
     q = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)) * scale
     return q.reshape(padded.shape)[..., :n].astype(x.dtype)
 
@@ -69,18 +76,20 @@ def attend_rounded(query: Array, rows: Array, latent: int, scale: float, rounded
 
     query    (T, heads, row)
     rows     (S, row): latent values, then the rope key
+    Where kernels add up products in 16 bits, so do those of attention, and the sums of four codes are limited.
     """
-    n, total = len(query), len(rows)
+    n, total, together = len(query), len(rows), sums_in_16_bits()
     values = rows[:, :latent]
     if rounded:
-        query = np.concatenate([round_blocks(query[..., :latent]), round_blocks(query[..., latent:], 4095)], -1)
+        codes = round_blocks(query[..., :latent], sums=126 * together)  # (T, heads, latent)
+        query = np.concatenate([codes, round_blocks(query[..., latent:], 4095)], -1)
         rows = np.concatenate([round_blocks(values), round_blocks(rows[:, latent:], 4095)], -1)
         values = round_blocks(values.T).T
     scores = np.einsum("thr,sr->ths", query, rows) * scale  # (T, heads, S)
     scores = np.where(np.tri(n, total, total - n, dtype=bool)[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     if rounded:
-        weights = round_blocks(weights, 255)
+        weights = round_blocks(weights, 255, 256 * together)
     return np.einsum("ths,sl->thl", weights / weights.sum(-1, keepdims=True), values)
 
 

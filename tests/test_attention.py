@@ -1,5 +1,7 @@
 """Attention's kernels without a model: int8 against NumPy rounding the same way, float32 against NumPy, one thread against two."""
 
+from collections.abc import Sequence
+
 import gguf
 import numpy as np
 import pytest
@@ -187,6 +189,20 @@ def test_one_thread_equals_two_bit_for_bit(n_tokens: int, position: int) -> None
     for a in (one, two):
         a.fill(1, n_tokens, position)
     np.testing.assert_array_equal(one.run(n_tokens, position), two.run(n_tokens, position))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 20])
+@pytest.mark.parametrize("large", [(0,), (0, 1), (2, 3, 18, 19), (5, 20), range(64)], ids=str)
+@pytest.mark.parametrize("score", [1.0, -1.0, 30.0])
+def test_codes_at_their_largest(n_tokens: int, large: Sequence[int], score: float) -> None:
+    """Of each block of 64 some of a query's values and some positions are as large as can be, so that sums of products are."""
+    a = Attention(4, 600)
+    a.fill(3, n_tokens, 500)
+    some = np.isin(np.arange(64), large)  # bool (64,)
+    a.query[:, :LATENT], a.query[:, LATENT:] = np.tile(score / 0.1 / LATENT * 64 / some.sum() * some, LATENT // 64), 0
+    a.cache[: 500 + n_tokens] = np.resize(np.where(some, 1, -1), (500 + n_tokens, 1))
+    expected = a.exact(n_tokens, 500, rounded=True)
+    assert np.abs(a.run(n_tokens, 500) - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("n_tokens", [1, 20])

@@ -24,9 +24,11 @@ from glmrun.kernels.attention.columns import (
     QUERIES,
     ROPE_STEPS,
     TILE,
+    TOGETHER,
     block_at,
     note_rounded,
     top_of,
+    top_of_sums,
 )
 from glmrun.kernels.attention.rounding import fold_fours, maximum_or_nan, round_in_order, round_two_bytes
 from glmrun.kernels.attention.softmax import LOWEST, softmax
@@ -61,6 +63,7 @@ else:
     from glmrun.kernels.attention import tile_16x4 as tiles  # type: ignore[no-redef]
 
 SEGMENTS = 16  # at most: into which the positions of few tokens are cut
+_QUERY_SUM = float32(126.0)  # of four codes before they are rounded, where their products are added up: 128 * 255 fits into int16
 _void = types.void
 
 
@@ -107,12 +110,15 @@ def _query_panel(m, queries, n, panel, words):
     for half in range(0, QUERIES * 4, 64):
         lanes = 4 if half and n <= FEW else 1  # of a query
         for k in range(0, m.row, BLOCK):
-            factor, steps = factors + k // BLOCK * 128 + half, LATENT_STEPS if k < m.latent else ROPE_STEPS
+            factor = factors + k // BLOCK * 128 + half
             codes = panel + (k if k < m.latent else 2 * k - m.latent) * QUERIES + half
             for i in range(16 // lanes):
                 x = queries + (min(half // 4 + i, n - 1) * m.row + k) * 4
                 a, b, c, d = load_f32x16(x), load_f32x16(x + 64), load_f32x16(x + 128), load_f32x16(x + 192)
-                top = top_of(a, b, c, d)
+                if TOGETHER and k < m.latent:
+                    top, steps = top_of_sums(a, b, c, d), _QUERY_SUM
+                else:
+                    top, steps = top_of(a, b, c, d), LATENT_STEPS if k < m.latent else ROPE_STEPS
                 inverse = splat_f32(float32(0.0) if top == 0 else steps / top)
                 if k < m.latent:
                     store_u8x64(words + i * 64, round_in_order(a, b, c, d, inverse, 0))

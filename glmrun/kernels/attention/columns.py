@@ -7,14 +7,17 @@ the sums of their codes.
 A value's scale belongs to all positions of a block. So a block is rounded once, when it is whole, and kept beside the rows; the
 last one, until then, in each step anew. What is kept is what would be computed again, bit for bit.
 
-Byte dots take one factor unsigned: keys carry +128 beside the queries' int8, and weights are never negative. Where products are
-added up in 16 bits neither fits, and NEON takes both signed: there all factors are SIGNED, keys as they are, weights less 128.
+Byte dots take one factor unsigned: keys carry +128 beside the queries' int8, and weights are never negative. NEON takes both
+signed: there all factors are SIGNED, keys as they are, weights less 128. Where products are added up in 16 bits, those of TOGETHER
+words are, 16 bytes apart: beside two and two codes, so a block's scale makes these so small that it is exact. Where a few
+weights are large that costs them nothing, and where many are their errors cancel; queries lose a bit at most (benchmarks/LOG.md).
 """
 
 from numba import float32, int64, types
 
 from glmrun.kernels.attention.cached_row import load_cached
 from glmrun.kernels.attention.rounding import (
+    add_beside,
     larger_f16_magnitude,
     round_in_order,
     round_in_turn,
@@ -41,7 +44,7 @@ from glmrun.kernels.simd.memory import (
     zero_f32x16,
     zero_i32x16,
 )
-from glmrun.kernels.simd.target import signed_factors
+from glmrun.kernels.simd.target import has_neon, sums_in_16_bits
 from glmrun.kernels.simd.types import f32x16
 from glmrun.kernels.team import first_piece, leave, next_piece
 
@@ -50,7 +53,8 @@ TILE = 256  # positions between two updates of the softmax
 QUERIES = 32  # of a panel
 FEW = 20  # queries, the heads of a token: so few that each in a panel's second half has four lanes, for a quarter of its products
 LATENT_STEPS, ROPE_STEPS = float32(127.0), float32(4095.0)  # 64 products of 4,095**2 fit into int32
-SIGNED = signed_factors()
+SIGNED = has_neon()
+TOGETHER = 2 if sums_in_16_bits() else 0  # words of a column whose products are added up in 16 bits
 KEY_OFFSET = 0 if SIGNED else 128
 _void = types.void
 
@@ -88,6 +92,15 @@ def join_quarters(scores, n):
 @kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
 def top_of(a, b, c, d):
     return largest_of_magnitudes(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d)))
+
+
+@kernel(float32(f32x16, f32x16, f32x16, f32x16), inline="always")
+def top_of_sums(a, b, c, d):
+    """Of 64 values the largest sum of four magnitudes: two neighbours and the two 16 values behind them."""
+    zero = zero_f32x16()
+    first = larger_magnitude(a, zero) + larger_magnitude(b, zero)
+    second = larger_magnitude(c, zero) + larger_magnitude(d, zero)
+    return largest_of_magnitudes(larger_magnitude(add_beside(first), add_beside(second)))
 
 
 @kernel(_void(model_record, int64, int64))

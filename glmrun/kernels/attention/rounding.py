@@ -99,6 +99,16 @@ def sum_fours(context, x0, x1, x2, x3):
 
 
 @intrinsic
+def add_beside(context, x):
+    """In every lane its sum with the neighbour's: of lanes 0 and 1, 2 and 3, ..."""
+
+    def generate(c, b, s, a):
+        return b.fadd(a[0], shuffle(b, a[0], a[0], [lane ^ 1 for lane in range(16)]))
+
+    return f32x16(f32x16), generate
+
+
+@intrinsic
 def fold_fours(context, x):
     """Lane i = the sum of lanes 4 i to 4 i + 3, and again for the next four lanes, and so on."""
 

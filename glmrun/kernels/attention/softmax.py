@@ -7,8 +7,8 @@ Source: Milakov and Gimelshein 2018.
 from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE
-from glmrun.kernels.attention.rounding import maximum_or_nan, round_in_fours, round_in_turn, where_less
+from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE, TOGETHER
+from glmrun.kernels.attention.rounding import add_beside, maximum_or_nan, round_in_fours, round_in_turn, where_less
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.simd.arithmetic import MAGIC, exp, flip_sign_bit, fma, maximum, to_f32
 from glmrun.kernels.simd.dots import add_dot_u8s8
@@ -28,6 +28,7 @@ LOWEST = float32(-1e30)  # below every score, and finite: a query that sees noth
 STEPS = 255  # of a weight: never negative, so no bit for a sign
 # STEPS * 2**f within 3e-6 for |f| <= 1/2, the polynomial of the fourth power whose largest error is least.
 _POWER_OF_TWO = tuple(STEPS * c for c in (0.99999926, 0.69312181, 0.24024745, 0.05591786, 0.0095701))
+_SUM = float32(256.0)  # of four weights before they are rounded, where their products are added up: 258 * 127 fits into int16
 _LOG2_E, _LEAST = 1.4426950408889634, -20.0
 _void = types.void
 
@@ -89,6 +90,27 @@ def _largest(scores, first, after, step):
     return top + wrong
 
 
+@kernel(f32x16(int64, int64, int64, int64, f32x16))
+def _place_weights(scores, first, after, step, top):
+    """Weights in the place of a block's scores; of each lane's query the largest sum of those that are added up in 16 bits.
+
+    These are two neighbours and the two 16 positions behind them.
+    """
+    largest, behind = zero_f32x16(), 16 * QUERIES * 4
+    for group in range(first, after, 32):
+        for p in range(group, group + 16, 2 * step):
+            x, y = scores + p * QUERIES * 4, scores + (p + step) * QUERIES * 4
+            x0, x1 = weight(load_f32x16(x), top), weight(load_f32x16(x + behind), top)
+            y0, y1 = weight(load_f32x16(y), top), weight(load_f32x16(y + behind), top)
+            store_f32x16(x, x0)
+            store_f32x16(x + behind, x1)
+            store_f32x16(y, y0)
+            store_f32x16(y + behind, y1)
+            x0, y0 = x0 + x1, y0 + y1
+            largest = maximum(x0 + y0 if step == 1 else maximum(add_beside(x0), add_beside(y0)), largest)
+    return largest if step == 1 else largest_of_fours(largest)
+
+
 @kernel(_void(int64, int64, int64, int64, int64, int64, int64), apart=True)
 def softmax(scores, n, limits, state, shrinks, weights, few):
     """Scores of n positions into a panel of weights e**(score - largest so far); positions from limits[q] on weigh nothing.
@@ -113,14 +135,20 @@ def softmax(scores, n, limits, state, shrinks, weights, few):
         total = load_f32x16(state + 128 + half) * shrink
         for b in range(blocks):
             top, sums = load_f32x16(factors + b * 128 + half), zero_i32x16()
+            factor, scale = exp(top - now) * splat_f32(float32(1 / STEPS)), one
+            if TOGETHER:
+                bound = maximum(_place_weights(scores + half, b * BLOCK, (b + 1) * BLOCK, step, top), splat_f32(_SUM))
+                scale, factor = splat_f32(_SUM) / bound, factor * bound * splat_f32(float32(1 / _SUM))
             for p in range(b * BLOCK, (b + 1) * BLOCK, 4 * step):
                 at = scores + p * QUERIES * 4 + half
-                w0, w1 = weight(load_f32x16(at), top), weight(load_f32x16(at + line), top)
-                w2, w3 = weight(load_f32x16(at + 2 * line), top), weight(load_f32x16(at + 3 * line), top)
+                w0, w1, w2, w3 = load_f32x16(at), load_f32x16(at + line), load_f32x16(at + 2 * line), load_f32x16(at + 3 * line)
+                if TOGETHER:
+                    w0, w1, w2, w3 = w0 * scale, w1 * scale, w2 * scale, w3 * scale
+                else:
+                    w0, w1, w2, w3 = weight(w0, top), weight(w1, top), weight(w2, top), weight(w3, top)
                 rounded = round_in_turn(w0, w1, w2, w3, one, 0) if step == 1 else round_in_fours(w0, w1, w2, w3)
                 store_u8x64(weights + p * QUERIES + half, flip_sign_bit(rounded) if SIGNED else rounded)
                 sums = add_dot_u8s8(sums, rounded, bytes_of(1))
-            factor = exp(top - now) * splat_f32(float32(1 / STEPS))
             store_f32x16(factors + b * 128 + half, factor)
             total = fma(to_f32(sums), factor, total)
         store_f32x16(state + half, now)

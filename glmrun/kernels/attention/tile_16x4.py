@@ -2,22 +2,23 @@
 at a time; dot products stay in registers, the float32 sums in memory, where the result is wanted (panels: tile_32x8.py).
 
 With NEON eight queries are two vectors, and no more than eight meet 4 columns at once; words of a column are taken by their lane.
-With AVX2 and without vpdpbusd both factors are signed: the size of a query's code, or of a weight's, times the column's code with
-its sign is at most 2 * 128 * 127 for two, which fits into 16 bits.
+With AVX2 and without vpdpbusd products of TOGETHER words are added up in 16 bits (columns.py).
 """
+
+from functools import reduce
 
 from llvmlite import ir
 from numba import float32, int64, types
 from numba.extending import intrinsic
 
-from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE, block_bytes, join_quarters, key_stride
+from glmrun.kernels.attention.columns import BLOCK, QUERIES, SIGNED, TILE, TOGETHER, block_bytes, join_quarters, key_stride
 from glmrun.kernels.compiled.cache import kernel
 from glmrun.kernels.formats.tile import ask
 from glmrun.kernels.layout import model_record
-from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_with_signs, emit_word
+from glmrun.kernels.simd.dots import emit_dot, emit_dot_codes, emit_dot_i16, emit_pair_sums, emit_pairs, emit_word
 from glmrun.kernels.simd.memory import aligned_stack, load_f32x8, splat_f32x8, store_f32x8
-from glmrun.kernels.simd.target import has_neon, sums_in_16_bits
-from glmrun.kernels.simd.types import F32, I1, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, shuffle, splat
+from glmrun.kernels.simd.target import has_neon
+from glmrun.kernels.simd.types import F32, I8, I16, I32, I64, V8F, V8I, call, constant, opaque, pointer, shuffle, splat
 
 COLUMNS = 4
 _ROW = QUERIES * 4  # bytes of float32 results of a position, or of a latent value
@@ -30,20 +31,25 @@ def _load(builder, address, n_bytes, llvm_type, align=4):
     return builder.load(pointer(builder, builder.add(address, ir.Constant(I64, n_bytes)), llvm_type), align=align)
 
 
-def _key_dot(builder, start, row, size, x):
-    """start + query codes (row, of that size where products are added up in 16 bits) times those of a key."""
-    return _value_dot(builder, start, row, size, x) if SIGNED else emit_dot(builder, start, x, row)
+def _key_dot(builder, start, rows, xs):
+    """start + query codes (rows) times those of a key (xs): of TOGETHER words, or of one."""
+    return emit_dot_codes(builder, start, rows[0], xs[0]) if SIGNED else _dot(builder, start, xs, rows)
 
 
-def _value_dot(builder, start, row, size, x):
-    """start + weights (row, of that size likewise) times latent values."""
-    if size is None:
-        return (emit_dot_codes if SIGNED else emit_dot)(builder, start, row, x)
-    return builder.add(start, emit_pair_sums(builder, emit_pairs(builder, size, emit_with_signs(builder, x, row))))
+def _value_dot(builder, start, rows, xs):
+    """start + weights (rows) times latent values (xs), likewise."""
+    return emit_dot_codes(builder, start, rows[0], xs[0]) if SIGNED else _dot(builder, start, rows, xs)
 
 
-def _rope_dot(builder, start, row, size, x):
-    return emit_dot_i16(builder, start, row, x)
+def _dot(builder, start, unsigned, signed):
+    if not TOGETHER:
+        return emit_dot(builder, start, unsigned[0], signed[0])
+    pairs = [emit_pairs(builder, *factors) for factors in zip(unsigned, signed, strict=True)]
+    return builder.add(start, emit_pair_sums(builder, reduce(builder.add, pairs)))
+
+
+def _rope_dot(builder, start, rows, xs):
+    return emit_dot_i16(builder, start, rows[0], xs[0])
 
 
 def _four_words(builder, address, i, result):
@@ -61,7 +67,7 @@ def _adding(dot, words, each=1):
     """An intrinsic for `words` times 4 bytes of a column; each lane takes one of so many neighbouring words, 1 or 4."""
     operand = _V16H if dot is _rope_dot else _V32B
     signed = SIGNED and dot is not _rope_dot
-    has_sizes = signed and sums_in_16_bits()
+    together = 1 if dot is _rope_dot else max(1, TOGETHER)
 
     @intrinsic
     def add(context, cells, codes, factors, starts, column, stride, scale, scale_stride):
@@ -82,14 +88,14 @@ def _adding(dot, words, each=1):
                 dots = [_load(b, starts, r * 32, V8I) for r in range(_OCTETS)] * COLUMNS
             elif dot is _value_dot and signed:
                 dots = [_start(b, _load(b, starts, i * 4, I32), each) for i in range(COLUMNS) for _ in range(_OCTETS)]
-            for word in range(0, words, each):
-                rows = [_load(b, codes, word * 128 + r * 32, operand) for r in range(_OCTETS)]
-                sizes = [call(b, "llvm.abs.v32i8", _V32B, [row, ir.Constant(I1, 0)]) if has_sizes else None for row in rows]
+            for first in [at + i for at in range(0, words, 4 * together) for i in range(0, 4, each)]:
+                met = range(first, first + 4 * together, 4)
+                rows = [[_load(b, codes, word * 128 + r * 32, operand) for word in met] for r in range(_OCTETS)]
                 for i, address in enumerate(addresses):
-                    x = (_four_words if each == 4 else emit_word)(b, address, word, operand)
+                    xs = [(_four_words if each == 4 else emit_word)(b, address, word, operand) for word in met]
                     for r in range(_OCTETS):
                         cell = i * _OCTETS + r
-                        dots[cell] = opaque(b, dot(b, dots[cell], rows[r], sizes[r], x))
+                        dots[cell] = opaque(b, dot(b, dots[cell], rows[r], xs))
             for i in range(COLUMNS):
                 place = b.add(scale, b.mul(scale_stride, ir.Constant(I64, i)))
                 x = splat(b, _load(b, place, 0, F32), 8)
