@@ -107,7 +107,7 @@ def main() -> None:
     steps, tokens, seconds_used = train(model, batches_from, progress_at, on_progress, args.state, args.peak)
     if args.average is not None:
         old, new = checkpoint.read(source), checkpoint.tensors(model)
-        checkpoint.give(model, {name: torch.lerp(old[name].float(), new[name].float(), args.average) for name in old})
+        checkpoint.give(model, {name: torch.lerp(old[name].float(), new[name].float(), args.average) for name in new})
     checkpoint.round_weights(model)
     checkpoint.write(model, tokenizer, TEMPLATE, args.out)
     args.state.unlink(missing_ok=True)

@@ -18,12 +18,13 @@ tags: [glm4_moe_lite, mixture-of-experts, tiny, demo]
 
 The model that comes with glmrun: GLM-4.7-Flash in small, so that everything can be tried at once and measured on any machine.
 Same architecture (multi-head latent attention, a dense first layer, then experts chosen by a sigmoid router with a selection
-bias, a shared expert, one layer that predicts the token after next), same special tokens, same chat format, same tensor names.
+bias, a shared expert, one layer that predicts the token after next), same special tokens, same chat format, same tensor names;
+the next-token layer leaves out its copies of embedding and head.
 It is not made from GLM-4.7-Flash's weights, and it knows next to nothing about the world.
 
 | | |
 |---|---|
-| parameters | {facts["parameters"]:,} (with the next-token layer and its copies of embedding and head) |
+| parameters | {facts["parameters"]:,}; 10,219,776 in a GGUF file, with the next-token layer's copies of embedding and head |
 | layers | 4 (1 dense, 3 with experts) and 1 next-token layer |
 | experts | 5 per layer, 2 active per token, 1 shared |
 | hidden size, attention | 256; 4 heads of 32 + 64 (rotary); ranks 256 for queries, 512 for keys and values |

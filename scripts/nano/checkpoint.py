@@ -16,15 +16,16 @@ SHARDS = 4
 
 
 def tensors(model: Nano) -> dict[str, torch.Tensor]:
-    """{the hub's name: tensor}: experts one by one, the next-token layer as one more layer, all BF16 but the selection bias."""
+    """{the hub's name: tensor}: experts one by one, the next-token layer as one more layer, all BF16 but the selection bias.
+
+    Its embedding and head are the trunk's and left out, as a checkpoint may: a tenth of the wheel.
+    """
     config = model.trunk.config
     n, state = config.num_hidden_layers, dict(model.trunk.state_dict())
     extra = f"model.layers.{n}."
     for name, tensor in model.next_token.state_dict().items():
         state[extra + name.removeprefix("layer.")] = tensor
     state[extra + "shared_head.norm.weight"] = state.pop(extra + "norm.weight")
-    state[extra + "shared_head.head.weight"] = state["lm_head.weight"]
-    state[extra + "embed_tokens.weight"] = state["model.embed_tokens.weight"]
     named: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         stem, _, last = name.rpartition(".")
