@@ -110,19 +110,20 @@ class _Cursor:
         if self.n_texts > MAX_TEXTS:
             raise self.error(field, f"more than {MAX_TEXTS:,} texts in the file's lists")
         data, at, end, out = self.data, self.at, len(self.data), []
-        unpack = struct.Struct("<Q").unpack_from
+        unpack, add = struct.Struct("<Q").unpack_from, out.append
         try:
             for _ in range(count):
                 if at + 8 > end:
                     end = self.read_to(at + 8)
-                length = unpack(data, at)[0]
-                at += 8
+                (length,) = unpack(data, at)
                 if length > MAX_KEY:
                     break
-                if at + length > end and at + length > (end := self.read_to(at + length)):
+                at += 8
+                after = at + length
+                if after > end and after > (end := self.read_to(after)):
                     break
-                out.append(data[at : at + length].decode("utf-8"))
-                at += length
+                add(data[at:after].decode())
+                at = after
         except (struct.error, UnicodeDecodeError):
             pass
         if len(out) < count:  # say exactly what is wrong with the next one
