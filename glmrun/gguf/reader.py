@@ -109,7 +109,8 @@ class _Cursor:
         self.n_texts += count
         if self.n_texts > MAX_TEXTS:
             raise self.error(field, f"more than {MAX_TEXTS:,} texts in the file's lists")
-        data, at, end, out = self.data, self.at, len(self.data), []
+        data, at, end = self.data, self.at, len(self.data)
+        out: list[str] = []
         unpack, add = struct.Struct("<Q").unpack_from, out.append
         try:
             for _ in range(count):

@@ -19,7 +19,8 @@ from glmrun.kernels.simd.target import sums_in_16_bits
 from glmrun.kernels.simd.types import F32, I1, I8, I32, I64, V8F, V8I, V16H, behind, call, constant, opaque, pointer, splat
 
 WIDTHS = (4, 2)
-CELLS = 2 * max(WIDTHS) * 32  # bytes in front of the panel: float32 (2, columns, 8), sums of the 16 rows
+_SUMS = 2 * max(WIDTHS) * 32  # bytes of float32 (2, columns, 8), sums of the 16 rows
+CELLS = 2 * _SUMS  # bytes in front of the panel: those of all columns, and what a sub-block leaves for its neighbour
 _V32B = ir.VectorType(I8, 32)
 
 
@@ -107,7 +108,33 @@ def _adding(groups, fit=8, signed=False, has_starts=False, has_minimums=False):
 
 
 add_q4_k, add_q5_k = (_adding(8, fit, has_minimums=True) for fit in (8, 4))
-add_16, add_32 = _adding(4, has_starts=True), _adding(8, signed=True, has_starts=True)
+add_32 = _adding(8, signed=True, has_starts=True)
+
+
+@intrinsic
+def add_two_16(context, cells, codes, columns, at, factors, scale, extra):
+    """The same over two sub-blocks of 16 columns, which share an activation's scale; so it multiplies both at once."""
+
+    def generate(c, b, s, a):
+        cells, codes, factors, column = a[0], a[1], a[4], unpack(b, a[2], columns.count)
+        for second in range(2):
+            starts = [_starts(b, b.add(x, behind(b, a[6], 4 * second)), False) for x in column] * 2
+            met = [b.add(x, behind(b, a[3], 16 * second)) for x in column]
+            dots = _dots(b, behind(b, codes, 512 * second), met, starts, 4, 4, False)
+            for k, x in enumerate(column):
+                scale = _broadcast(b, b.add(x, a[5]), F32) if second else None
+                for r in range(2):
+                    i = r * len(column) + k
+                    place, between = (pointer(b, behind(b, cells, at + i * 32), V8F) for at in (0, _SUMS))
+                    dot, factor = b.sitofp(dots[i], V8F), load(b, behind(b, factors, 128 * second + r * 32), V8F, 32)
+                    if second:
+                        both = call(b, "llvm.fma.v8f32", V8F, [dot, factor, b.load(between, align=32)])
+                        b.store(call(b, "llvm.fma.v8f32", V8F, [both, scale, b.load(place, align=32)]), place, align=32)
+                    else:
+                        b.store(b.fmul(dot, factor), between, align=32)
+        return c.get_dummy_value()
+
+    return types.void(cells, codes, columns, at, factors, scale, extra), generate
 
 
 @intrinsic
@@ -208,10 +235,10 @@ def q6_k(panel, n, columns, table, offset, add, ahead, run, end):
     for half in range(2):
         codes, factors = panel + half * 64, panel + n * 32 + half * 64
         clear(cells, columns)
-        for j in range(n // 16):
-            if half == 0 and j % 2 == 0:
-                ask(ahead, run, j // 2, end)
-            add_16(cells, codes + j * 512, columns, j * 16, factors + j * 128, scales + j // 2 * 4, starts + j * 4)
+        for j in range(n // 32):
+            if half == 0:
+                ask(ahead, run, j, end)
+            add_two_16(cells, codes + j * 1024, columns, j * 32, factors + j * 256, scales + j * 4, starts + j * 8)
         write(cells, columns, table, offset + half * 64, add)
 
 
@@ -223,13 +250,12 @@ def q2_k(panel, n, columns, table, offset, add, ahead, run, end):
     for half in range(2):
         codes, factors = panel + half * 64, panel + n * 32 + half * 64
         clear(cells, columns)
-        for j in range(n // 16):
-            if half == 0 and j % 2 == 0:
-                ask(ahead, run, j // 2, end)
-            add_16(cells, codes + j * 512, columns, j * 16, factors + j * 128, scales + j // 2 * 4, starts + j * 4)
-            if j % 2:
-                minimums, unit = factors + n * 8 + j // 2 * 128, factors + n * 12 + j // 16 * 128
-                add_minimums(cells, minimums, columns, sums + j // 2 * 4, unit, scales + j // 2 * 4)
+        for j in range(n // 32):
+            if half == 0:
+                ask(ahead, run, j, end)
+            add_two_16(cells, codes + j * 1024, columns, j * 32, factors + j * 256, scales + j * 4, starts + j * 8)
+            minimums, unit = factors + n * 8 + j * 128, factors + n * 12 + j // 8 * 128
+            add_minimums(cells, minimums, columns, sums + j * 4, unit, scales + j * 4)
         write(cells, columns, table, offset + half * 64, add)
 
 
