@@ -9,7 +9,8 @@ tiles of TILE positions in turn, the softmax kept up to date tile by tile. What 
     weights e**score          along the positions, 255 steps to the largest of the block: never negative, so no bit for a sign
     latent values             along the positions, 127 steps, blocks counted from position 0
 
-The sum that divides is that of the rounded weights. Models without quantized matrices take exact.py, also the slow twin.
+Where products are added up in 16 bits, queries and weights may have fewer steps (columns.py). The sum that divides is that of the
+rounded weights. Models without quantized matrices take exact.py, also the slow twin.
 Sources: DeepSeek-V2, section 2.1; online softmax: Milakov and Gimelshein 2018. What rounding costs: benchmarks/LOG.md.
 """
 

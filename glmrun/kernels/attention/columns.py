@@ -8,9 +8,10 @@ A value's scale belongs to all positions of a block. So a block is rounded once,
 last one, until then, in each step anew. What is kept is what would be computed again, bit for bit.
 
 Byte dots take one factor unsigned: keys carry +128 beside the queries' int8, and weights are never negative. NEON takes both
-signed: there all factors are SIGNED, keys as they are, weights less 128. Where products are added up in 16 bits, those of TOGETHER
-words are, 16 bytes apart: beside two and two codes, so a block's scale makes these so small that it is exact. Where a few
-weights are large that costs them nothing, and where many are their errors cancel; queries lose a bit at most (benchmarks/LOG.md).
+signed: there all factors are SIGNED, keys as they are, weights less 128. Where products are added up in 16 bits, those of
+TOGETHER words are, which stand 16 bytes apart: four codes of a query, or four weights, whose sum a block's scale limits so that it
+is exact. A weight that stands out keeps its 255 steps, and the errors of many like ones cancel; queries lose a bit
+(benchmarks/LOG.md).
 """
 
 from numba import float32, int64, types
