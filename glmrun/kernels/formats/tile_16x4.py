@@ -75,10 +75,10 @@ def _starts(builder, columns, signed):
     return builder.bitcast(words, V16H) if sums_in_16_bits() else words
 
 
-def _adding(groups, fit=8, signed=False, has_starts=False, has_minimums=False):
+def _adding(fit=8, signed=False, has_minimums=False):
     @intrinsic
     def add(context, cells, codes, columns, at, factors, scale, extra):
-        """cells[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 4 * groups columns.
+        """cells[r, c] += factors[r] * scale[c] * (codes[r] . column[c]) over one sub-block of 32 columns.
 
         at, scale   how far behind a column's address its codes and its scale stand
         extra       likewise: the dot product's first value, or the sum that Q4_K's minimums meet; they stand behind the factors
@@ -86,8 +86,8 @@ def _adding(groups, fit=8, signed=False, has_starts=False, has_minimums=False):
 
         def generate(c, b, s, a):
             cells, codes, factors, column = a[0], a[1], a[4], unpack(b, a[2], columns.count)
-            starts = [_starts(b, b.add(x, a[6]) if has_starts else None, signed) for x in column] * 2
-            dots = _dots(b, codes, [b.add(x, a[3]) for x in column], starts, groups, fit, signed)
+            starts = [_starts(b, b.add(x, a[6]) if signed else None, signed) for x in column] * 2
+            dots = _dots(b, codes, [b.add(x, a[3]) for x in column], starts, 8, fit, signed)
             for k, x in enumerate(column):
                 scale = _broadcast(b, b.add(x, a[5]), F32)
                 sums = _broadcast(b, b.add(x, a[6]), F32) if has_minimums else None
@@ -107,13 +107,13 @@ def _adding(groups, fit=8, signed=False, has_starts=False, has_minimums=False):
     return add
 
 
-add_q4_k, add_q5_k = (_adding(8, fit, has_minimums=True) for fit in (8, 4))
-add_32 = _adding(8, signed=True, has_starts=True)
+add_q4_k, add_q5_k = (_adding(fit, has_minimums=True) for fit in (8, 4))
+add_32 = _adding(signed=True)
 
 
 @intrinsic
 def add_two_16(context, cells, codes, columns, at, factors, scale, extra):
-    """The same over two sub-blocks of 16 columns, which share an activation's scale; so it multiplies both at once."""
+    """add_32() over two sub-blocks of 16 columns, which share an activation's scale; so it multiplies both at once."""
 
     def generate(c, b, s, a):
         cells, codes, factors, column = a[0], a[1], a[4], unpack(b, a[2], columns.count)
