@@ -73,7 +73,8 @@ class _Cursor:
         """Have the bytes before `end`, as far as the file goes; how many there are now."""
         end = min(end, self.size)
         while len(self.data) < end:
-            more = os.pread(self._descriptor, max(end - len(self.data), _READ), len(self.data))
+            wanted = min(max(end, len(self.data) + _READ), self.size) - len(self.data)  # a buffer of that size is made
+            more = os.pread(self._descriptor, wanted, len(self.data))
             if not more:
                 raise UserError(f"{self.path}: ended at byte {len(self.data):,} of {self.size:,} while it was being read")
             self.data += more
