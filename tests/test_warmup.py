@@ -59,6 +59,11 @@ def _python(code: str, cache: Path, given: str = "", **environment: str) -> subp
     return subprocess.run([sys.executable, "-c", code], input=given, env=env, capture_output=True, text=True, timeout=300)
 
 
+def test_a_start_with_compiled_kernels_reads_nothing_that_only_compiling_needs() -> None:
+    code = "import sys, glmrun.forward; print('numba.np.arraymath' in sys.modules)"
+    assert [_python(code, cache_folder()).stdout for _ in range(2)][1] == "False\n"  # the first may have compiled
+
+
 def test_a_worker_compiles_into_the_cache(tmp_path: Path) -> None:
     result = _python("import sys; from glmrun.warmup import serve; serve(sys.stdin, sys.stdout)", tmp_path, "1\n0\n")
     n, *done = result.stdout.split()
