@@ -1,5 +1,6 @@
 """The reader is total: every damaged file gives one UserError that names what is wrong, never another exception."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from support.gguf_bytes import DATA, build
 
+from glmrun.gguf import reader
 from glmrun.gguf.open import open_gguf
 from quant.errors import UserError
 
@@ -46,6 +48,30 @@ def test_reading_equals_gguf_py(tiny_gguf: Callable) -> None:
     assert set(file.tensors) == set(tiny.weights)
     for name, values in tiny.weights.items():
         assert np.array_equal(file.tensors[name].floats(), values), name
+
+
+def test_lists_of_texts_are_read_as_one_text_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "texts"
+    kinds = (b"ab", "\u0120t".encode(), b"", bytes(7), bytes(8), b"\0a" + bytes(6), b"x" * 255, b"y" * 256, b"z" * 65_536, b"\xff")
+    for _ in range(1000):
+        texts = [kinds[i] for i in rng.integers(rng.integers(1, len(kinds) + 1), size=rng.integers(300))]
+        content = b"".join(struct.pack("<Q", len(text)) + text for text in texts) + bytes(rng.integers(20))
+        content = content[: rng.integers(len(content) + 1)] if rng.random() < 0.2 else content
+        path.write_bytes(content)
+        monkeypatch.setattr(reader, "_WINDOW", int(rng.choice([1, 50, 1000, 1 << 18])))
+        read: list[tuple[list[str] | str, int]] = []
+        for how in ("one by one", "together"):
+            with path.open("rb") as file:
+                cursor = reader._Cursor(path, file.fileno(), len(content))
+                try:
+                    if how == "together":
+                        read.append((cursor.strings(len(texts), "k"), cursor.at))
+                    else:
+                        cursor.need(8 * len(texts), "k")
+                        read.append(([cursor.string(f"k[{i}]", reader.MAX_KEY) for i in range(len(texts))], cursor.at))
+                except UserError as refusal:
+                    read.append((str(refusal), cursor.at))
+        assert read[0] == read[1]
 
 
 def test_missing_and_not_a_file(tmp_path: Path) -> None:
