@@ -192,17 +192,17 @@ class Sampler:
 
     def _candidates(self, logits: np.ndarray, top: float) -> np.ndarray:
         """The ids that pass top-k, top-p and min-p, in no particular but always the same order; top is the largest logit."""
-        ids = _largest(logits, self.top_k) if 0 < self.top_k < len(logits) else np.arange(len(logits))
+        ids = _largest(logits, self.top_k) if 0 < self.top_k < len(logits) else None  # None: all of them
         if self.top_p == 1.0 and self.min_p == 0.0:
-            return ids
-        below_top = top - logits[ids]  # float32 (n_kept,), 0 for the likeliest
+            return np.arange(len(logits)) if ids is None else ids
+        below_top = top - (logits if ids is None else logits[ids])  # float32 (n_left,), 0 for the likeliest
         weights = np.exp(-below_top)
         target = self.top_p * weights.sum(dtype=np.float64)
-        if self.min_p > 0.0:
-            # Each filter keeps a head of the same sorted list, so the cheap one may come first: the shorter head is left.
-            kept = weights >= self.min_p
-            ids, below_top, weights = ids[kept], below_top[kept], weights[kept]
-        return ids[_nucleus(below_top, weights, target)] if self.top_p < 1.0 else ids
+        # Each filter keeps a head of the same sorted list, so the cheap one may come first: the shorter head is left.
+        kept = np.flatnonzero(weights >= self.min_p)
+        if self.top_p < 1.0:
+            kept = kept[_nucleus(below_top[kept], weights[kept], target)]
+        return kept if ids is None else ids[kept]
 
 
 @dataclass
