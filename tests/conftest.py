@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 collect_ignore = ["live"]
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """The kernels are compiled before a test imports them, on all cores.
 
     A shell starts what runs in its background deaf to Ctrl-C, nohup to the terminal's end, and children inherit that: programs
@@ -33,7 +33,9 @@ def pytest_sessionstart() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="glmrun-state-")  # calls that tests make are none of the user's
+    state = tempfile.TemporaryDirectory(prefix="glmrun-state-", ignore_cleanup_errors=True)
+    session.config.add_cleanup(state.cleanup)
+    os.environ["XDG_STATE_HOME"] = state.name  # calls that tests make are none of the user's
     compile_all()
 
 
