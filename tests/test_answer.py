@@ -8,7 +8,6 @@ import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +203,9 @@ def test_the_line_of_counts_tells_what_was_read() -> None:
     assert stats_line(Stats(n_generated=1, generate_seconds=0.5, prompt_seconds=3.0)) == "1 token · first token after 3.0 s"
     assert stats_line(Stats(n_generated=2, generate_seconds=0.5, prompt_seconds=3.0)).startswith("2 tokens, 4.0 tok/s · ")
     drafted = Stats(n_generated=1, n_drafted=320, n_accepted=300, n_passes=1700)
-    assert stats_line(drafted).startswith("1 token · 300 of 320 drafted tokens right, in 1,700 steps · ")
-    both = replace(drafted, n_guessed=20, n_guessed_right=15)
-    assert "300 of 320 drafted tokens right (15 of 20 by the prediction layer), in 1,700 steps" in stats_line(both)
+    assert stats_line(drafted).startswith("1 token in 1,700 steps · 300 of 320 drafts right · ")
+    fast = Stats(9, n_prefilled=9, prompt_seconds=0.05, n_generated=200, generate_seconds=0.13)
+    assert stats_line(fast) == "200 tokens, 1,538 tok/s · prompt 9 read in 0.1 s, 180 tok/s"
     assert stats_line(done) == "2,000 tokens, 20.0 tok/s · prompt 40 read in 0.5 s, 80.0 tok/s · 10 cached"
     assert stats_line(Stats(50, n_cached=10, n_prefilled=10, prompt_seconds=3.0)) == "10 of 50 tokens of the prompt are kept"
 
