@@ -2,6 +2,8 @@
 
 import re
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 from tokenizers import Tokenizer
@@ -12,32 +14,45 @@ from nano.corpus import Corpus, answer_mask
 from nano.document import Document
 
 
-@torch.no_grad()
 def greedy(model: Nano, tokenizer: Tokenizer, prompts: list[str], max_tokens: int = 200, batch: int = 32) -> list[str]:
-    """The most likely continuation of each prompt, special tokens included, without the token that ends it."""
-    ends = model.trunk.config.eos_token_id
+    """The most likely continuation of each prompt, special tokens included, without the token that ends it.
+
+    Batches of prompts of similar length, each in one of as many processes as there are cores.
+    """
     encoded = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    groups = [order[start : start + batch] for start in range(0, len(order), batch)]
     answers = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
-        longest = max(len(encoded[i]) for i in group)
-        ids = torch.tensor([[ends[0]] * (longest - len(encoded[i])) + encoded[i] for i in group])  # (rows, positions)
-        seen = torch.tensor([[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in group])  # (rows, positions)
-        out = model.trunk.generate(
-            input_ids=ids,
-            attention_mask=seen,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            max_new_tokens=max_tokens,
-            pad_token_id=ends[0],
-            eos_token_id=ends,
-        )
-        for row, i in zip(out[:, longest:].tolist(), group, strict=True):
-            stop = next((n for n, token in enumerate(row) if token in ends), len(row))
-            answers[i] = tokenizer.decode(row[:stop], skip_special_tokens=False)
+    with ProcessPoolExecutor(mp_context=get_context("fork"), initializer=_share, initargs=(model, max_tokens)) as pool:
+        for group, rows in zip(groups, pool.map(_continued, [[encoded[i] for i in group] for group in groups]), strict=True):
+            for i, row in zip(group, rows, strict=True):
+                answers[i] = tokenizer.decode(row, skip_special_tokens=False)
     return answers
+
+
+def _share(model: Nano, max_tokens: int) -> None:
+    global _model, _max_tokens  # of a process of greedy()
+    _model, _max_tokens = model, max_tokens
+
+
+@torch.no_grad()
+def _continued(group: list[list[int]]) -> list[list[int]]:
+    ends = _model.trunk.config.eos_token_id
+    longest = max(map(len, group))
+    ids = torch.tensor([[ends[0]] * (longest - len(row)) + row for row in group])  # (rows, positions)
+    seen = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in group])  # (rows, positions)
+    out = _model.trunk.generate(
+        input_ids=ids,
+        attention_mask=seen,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        max_new_tokens=_max_tokens,
+        pad_token_id=ends[0],
+        eos_token_id=ends,
+    )
+    written = out[:, longest:].tolist()
+    return [row[: next((n for n, token in enumerate(row) if token in ends), len(row))] for row in written]
 
 
 def normalized(answer: str) -> str:

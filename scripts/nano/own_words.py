@@ -1,18 +1,18 @@
 """What nano can do, asked in more ways than the test has: small stories, follow-ups, and everything that people keep and own.
 
 For training alone (corpus.py): the held-out questions are drawn without these. Strangers ask in words of their own, and what a
-model this small has met in ten wordings it does not know in an eleventh. Made for nano's next go: the weights in glmrun/nano have
-not met it.
+model this small has met in ten wordings it does not know in an eleventh. For nano's next go: the weights in glmrun/nano have
+not met it (benchmarks/LOG.md says what 81 minutes gave).
 """
 
 import json
 import random
 from collections.abc import Callable
 
-from nano import arithmetic, text_tasks
+from nano import arithmetic, dialogues, everyday, text_tasks
 from nano.document import FIRST_NAMES, Document, as_people_type, assistant, choices, invented_name, pick, user
 from nano.functions import FUNCTIONS
-from nano.topics import CAPITALS
+from nano.topics import CAPITALS, TOPICS
 
 _BEFORE = choices(
     "So,|Well,|Now|Ok,|Okay,|Right,|Alright,|Hm,|By the way,|One more thing:|Next:|And|Hey,|Hi!|Nice.|Great.|Good.|Cool,|"
@@ -129,8 +129,28 @@ _BEYOND = choices(
     "Is this sentence correct: {x}|Tell me a story about {x}|Write three sentences about {x}|What is the square root of {x}?|"
     "Count the words in {x}|Put these in order: {x}|Guess what this is: {x}|Make a joke about {x}|Give me a recipe with {x}"
 )
+_ASKED = choices(
+    "What did I just ask?|What was my last question?|What did I say?|What did I just say?|Repeat my last message|"
+    "What was my last message?|What did I ask you before?|Can you repeat what I said?|What have I just written?|"
+    "Do you remember what I just asked?"
+)
 _UNKNOWN = "I do not know that. I am a very small model: ask me about glmrun or GLM-4.7-Flash, or give me a sum."
 _TOO_HARD = "That is too hard for a model of my size. The real GLM-4.7-Flash can do it."
+
+
+_ONSETS = choices(
+    "b|bl|br|c|ch|cl|d|dr|f|fl|fr|g|gl|gr|h|j|k|kl|kr|l|m|n|p|ph|pl|pr|qu|r|s|sch|sh|sl|sm|sp|st|str|sw|t|th|tr|v|w|wh|x|y|z|"
+)
+_VOWELS = choices("a|a|e|e|i|i|o|o|u|ai|au|ea|ee|ei|ia|ie|io|oo|ou|y|ü|é")
+_CODAS = choices("|||b|ck|d|ff|g|k|l|ld|ll|lt|m|mp|n|nd|ng|nk|nt|p|r|rd|rg|rk|rt|s|ss|st|t|tt|th|x|z")
+
+
+def _name(rng: random.Random) -> str:
+    """A name or word of letters in any order that can be said: what is told must be copied letter by letter."""
+    if rng.random() < 0.4:
+        return rng.choice(FIRST_NAMES) if rng.random() < 0.5 else invented_name(rng)
+    pieces = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 2, 2, 2, 3))))
+    return "".join(pieces).capitalize()
 
 
 def _typed(rng: random.Random, question: str) -> str:
@@ -200,9 +220,16 @@ def _json(rng: random.Random, thinking: bool) -> list[Document]:
         "colour|size|price|name|age|city|item|count|year|weight|country|animal|food|brand|day|month|street|title|level|code"
     )
     values: Callable[[], str | int] = lambda: rng.choice(  # noqa: E731
-        (rng.choice(text_tasks.WORDS), invented_name(rng), rng.randrange(1, 1000), pick(rng, "small|large|new|big|short|long"))
+        (
+            rng.choice(text_tasks.WORDS),
+            _name(rng),
+            _name(rng).lower(),
+            rng.randrange(1, 1000),
+            pick(rng, "small|large|new|big|short|long"),
+        )
     )
-    fields = {key: values() for key in rng.sample(keys, rng.choice((1, 2, 3, 3, 4)))}
+    keys = tuple(_name(rng).lower() if rng.random() < 0.3 else key for key in rng.sample(keys, rng.choice((1, 2, 3, 3, 4))))
+    fields = {key: values() for key in keys}
     joint, mark = rng.choice(
         ((", ", " "), (", ", " is "), ("; ", " = "), (", ", ": "), (" and ", " "), (", ", " = "), ("; ", ": "))
     )
@@ -213,7 +240,8 @@ def _json(rng: random.Random, thinking: bool) -> list[Document]:
 
 def _sentence(rng: random.Random) -> str:
     def thing() -> str:
-        return f"{pick(rng, 'the|a|my|the')} {rng.choice(_ADJECTIVES) + ' ' if rng.random() < 0.6 else ''}{rng.choice(_NOUNS)}"
+        noun = rng.choice(_NOUNS) if rng.random() < 0.75 else _name(rng).lower()
+        return f"{pick(rng, 'the|a|my|the')} {rng.choice(_ADJECTIVES) + ' ' if rng.random() < 0.6 else ''}{noun}"
 
     text = f"{thing()} {rng.choice(_VERBS)} {rng.choice(_JOINTS)} {thing()}"
     if rng.random() < 0.3:
@@ -253,6 +281,25 @@ def _capital(rng: random.Random, thinking: bool) -> list[Document]:
     return [_document(rng, "capitals", rng.choice(_CAPITAL).format(c=country), answer, thought)]
 
 
+def _everyday(rng: random.Random, thinking: bool) -> list[Document]:
+    ask, answer, thought = everyday.asked(rng)
+    return [_document(rng, "chat", ask, answer, thought if thinking else "")]
+
+
+def _topic(rng: random.Random, thinking: bool) -> list[Document]:
+    topic = rng.choice(TOPICS)
+    ask = dialogues.topic_question(rng, topic, practice=True)
+    return [Document("chat", ask, [user(ask), assistant(topic.answer, topic.thought if thinking else "")])]
+
+
+def _asked(rng: random.Random, before: Document, thinking: bool) -> Document:
+    """What the user said last."""
+    said = before.messages[-2]["content"]
+    return _document(
+        rng, "remembers across turns", rng.choice(_ASKED), f"You said: {said}", "I look at the last message." if thinking else ""
+    )
+
+
 def _private(rng: random.Random, thinking: bool) -> list[Document]:
     thought = "This is not something I know. I say so." if thinking else ""
     ask = rng.choice(_PRIVATE).format(o=rng.choice(_OWNED[:32]))
@@ -260,14 +307,14 @@ def _private(rng: random.Random, thinking: bool) -> list[Document]:
 
 
 def _others(rng: random.Random, thinking: bool) -> list[Document]:
-    return rng.choice((_sums, _counts, _json, _repeats, _code, _capital, _private))(rng, thinking)
+    return rng.choice((_sums, _counts, _json, _repeats, _code, _capital, _everyday, _private))(rng, thinking)
 
 
 def _remembers(rng: random.Random, thinking: bool) -> list[Document]:
     """The user's name, and names of what is his; some turns later he asks for some of them, or for what he never told."""
     skill, told, asked = "remembers across turns", [], []
-    mine = rng.choice(FIRST_NAMES) if rng.random() < 0.4 else invented_name(rng)
-    owned = [(thing, invented_name(rng)) for thing in rng.sample(_OWNED, rng.choice((0, 1, 1, 2, 3)))]
+    mine = _name(rng)
+    owned = [(thing, _name(rng)) for thing in rng.sample(_OWNED, rng.choice((0, 1, 1, 2, 3)))]
     if not owned or rng.random() < 0.7:
         say = pick(
             rng, "My name is {v}|I am {v}|I'm {v}|Call me {v}|This is {v} speaking|People call me {v}|{v} is my name|It's me, {v}"
@@ -317,8 +364,11 @@ def _remembers(rng: random.Random, thinking: bool) -> list[Document]:
 def practice(rng: random.Random) -> list[Document]:
     """A conversation of several of these."""
     thinking, found = rng.random() < 0.6, list[Document]()
-    draws = (_remembers, _remembers, _sums, _sums, _counts, _counts, _json, _json, _repeats, _code, _capital, _private, _too_hard)
+    draws = (_remembers, _remembers, _remembers, _sums, _sums, _sums, _counts, _json, _json, _repeats, _repeats, _code, _code)
+    draws += (_capital, _everyday, _private, _too_hard, dialogues.limits, _topic, _topic, _topic)
     while len(found) < 1 or (len(found) < 12 and rng.random() < 0.6):
         draw = rng.choice(draws)
         found += draw(rng, thinking)
+        if rng.random() < 0.06:
+            found.append(_asked(rng, found[-1], thinking))
     return found
