@@ -13,6 +13,9 @@ from nano.architecture import Nano
 from nano.corpus import Corpus, answer_mask
 from nano.document import Document
 
+_model: Nano  # of a process of greedy()
+_max_tokens: int
+
 
 def greedy(model: Nano, tokenizer: Tokenizer, prompts: list[str], max_tokens: int = 200, batch: int = 32) -> list[str]:
     """The most likely continuation of each prompt, special tokens included, without the token that ends it.
@@ -31,7 +34,7 @@ def greedy(model: Nano, tokenizer: Tokenizer, prompts: list[str], max_tokens: in
 
 
 def _share(model: Nano, max_tokens: int) -> None:
-    global _model, _max_tokens  # of a process of greedy()
+    global _model, _max_tokens
     _model, _max_tokens = model, max_tokens
 
 

@@ -364,8 +364,10 @@ def _remembers(rng: random.Random, thinking: bool) -> list[Document]:
 def practice(rng: random.Random) -> list[Document]:
     """A conversation of several of these."""
     thinking, found = rng.random() < 0.6, list[Document]()
-    draws = (_remembers, _remembers, _remembers, _sums, _sums, _sums, _counts, _json, _json, _repeats, _repeats, _code, _code)
-    draws += (_capital, _everyday, _private, _too_hard, dialogues.limits, _topic, _topic, _topic)
+    draws: list[Callable[[random.Random, bool], list[Document]]] = [
+        *(_remembers, _remembers, _remembers, _sums, _sums, _sums, _counts, _json, _json, _repeats, _repeats, _code, _code),
+        *(_capital, _everyday, _private, _too_hard, dialogues.limits, _topic, _topic, _topic),
+    ]
     while len(found) < 1 or (len(found) < 12 and rng.random() < 0.6):
         draw = rng.choice(draws)
         found += draw(rng, thinking)
