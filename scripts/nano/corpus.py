@@ -11,7 +11,7 @@ import jinja2.sandbox
 import numpy as np
 from tokenizers import Tokenizer
 
-from nano import arithmetic, dialogues, own_words, prose, text_tasks, tools
+from nano import arithmetic, dialogues, offhand, own_words, prose, text_tasks, tools
 from nano.document import Document
 
 HELD_OUT_SHARE = 16  # one key in so many never appears in training
@@ -46,8 +46,8 @@ def _candidates(rng: random.Random) -> list[Document]:
 def _practice(rng: random.Random) -> list[Document]:
     """A conversation of a kind that nano found hard. The held-out questions are drawn without these."""
     kind = rng.random()
-    if rng.random() < 0.6:
-        parts = own_words.practice(rng)
+    if rng.random() < 0.7:
+        parts = rng.choice((own_words, offhand)).practice(rng)
         return dialogues.continued(parts, bool(parts[0].messages[-1]["reasoning_content"]), keep_reasoning=True)
     if kind < 0.34:
         return tools.practice(rng)

@@ -36,6 +36,7 @@ def greedy(model: Nano, tokenizer: Tokenizer, prompts: list[str], max_tokens: in
 def _share(model: Nano, max_tokens: int) -> None:
     global _model, _max_tokens
     _model, _max_tokens = model, max_tokens
+    torch.set_flush_denormal(True)  # as in training
 
 
 @torch.no_grad()
