@@ -51,8 +51,37 @@ def test_a_named_function_is_called_with_arguments_of_its_schema(nano: Model, th
     chunks = list(nano.chat(HELLO, **options, seed=seed, temperature=0.8, max_tokens=400, logit_bias={}))
     assert chunks[-1].finish_reason == "tool_calls" and not "".join(chunk.text for chunk in chunks)
     [(name, arguments)] = calls_of(chunks)
-    assert name == "get_weather" and isinstance(arguments["city"], str) and 1 <= arguments["days"] <= 9
+    assert name == "get_weather" and len(arguments["city"]) <= 40 and 1 <= arguments["days"] <= 9
     assert arguments.get("unit", "kelvin") in ("celsius", "kelvin") and set(arguments) <= set(WEATHER["properties"])
+
+
+@pytest.mark.parametrize(("least", "most"), [(3, 5), (0, 4), (-1, 2), (9, 2), (None, 3), (1, 1000), (True, 6)])
+def test_a_text_is_as_long_as_its_schema_says(nano: Model, least: Any, most: int) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "minLength": least, "maxLength": most}}, "required": ["x"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    options = {
+        "tools": tools,
+        "tool_choice": "f",
+        "parallel_tool_calls": False,
+        "thinking": False,
+        "temperature": 3.0,
+        "top_p": 1.0,
+    }
+    for seed in range(4):
+        chunks = list(nano.chat(HELLO, **options, seed=seed, max_tokens=900))
+        if most < 1000:
+            [(_, arguments)] = calls_of(chunks)
+            assert (least if least == 3 else 0) <= len(arguments["x"]) <= most
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, None, "3", True, 10**30])
+def test_a_length_that_cannot_be_counted_is_none(nano: Model, most: Any) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "maxLength": most}}, "required": ["x"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    chunks = list(
+        nano.chat(HELLO, tools=tools, tool_choice="f", parallel_tool_calls=False, thinking=False, temperature=0, max_tokens=99)
+    )
+    assert chunks[-1].finish_reason in ("tool_calls", "length")
 
 
 def test_required_calls_one_of_the_functions(nano: Model) -> None:

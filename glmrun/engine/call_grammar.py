@@ -17,6 +17,7 @@ SPACE = r"( |\n {0,40})?"  # between the parts of JSON: as much as indentation n
 _TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 _TYPED = {"integer", "number", "boolean", "null", "object", "array"}
 _MOST_CHOICES = 10_000  # values of an enumeration
+_LONGEST = 1000  # characters of a text that are counted
 _GUIDANCE = {"lenient": True, "whitespace_pattern": SPACE}  # lenient: without what no grammar holds, uniqueItems and the like
 _DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/]+)")
 
@@ -79,11 +80,20 @@ def _value(schema: Any, root: Mapping[str, Any], is_usable: Callable[[str], bool
         return "(" + " | ".join(json.dumps(choice if isinstance(choice, str) else json.dumps(choice)) for choice in choices) + ")"
     types = types_of(schema, root)
     if not types or not types <= _TYPED:
-        return "TEXT?"
+        return _text(schema)
     held = _with_definitions(schema, root)
     if held is None or not is_usable(held):
         held = json.dumps({"type": sorted(types), "x-guidance": _GUIDANCE})
     return f"%json {held}"
+
+
+def _text(schema: Mapping[str, Any]) -> str:
+    """A text of as many characters as the schema allows, up to what a grammar can count; patterns are not held."""
+    least, most = schema.get("minLength"), schema.get("maxLength")
+    if schema.get("type") != "string" or type(most) is not int or not 0 < most <= _LONGEST:
+        return "TEXT?"
+    least = least if type(least) is int and 0 <= least <= most else 0
+    return rf"/(?s:.{{{max(least, 1)},{most}}})/" + ("" if least else "?")
 
 
 def _choices(schema: Any, root: Mapping[str, Any], known: dict[str, list[Any]], depth: int) -> list[Any]:
