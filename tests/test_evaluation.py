@@ -226,7 +226,7 @@ def test_practice_holds_no_question_of_the_suite_and_tells_what_is_declared() ->
             invented = purpose[1].removeprefix("the ") if purpose and not missing else " "
             assert calls <= names and not missing & names and not any(name.endswith(f"_{invented}") for name in names)
             called, left = called + bool(calls), left + bool(purpose)
-    assert 0.8 < called / left < 1.25
+    assert 1.5 < called / left < 2.5  # what a refusal needs is seldom, and calls are what is refused too often
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

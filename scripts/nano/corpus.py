@@ -46,7 +46,7 @@ def _candidates(rng: random.Random) -> list[Document]:
 def _practice(rng: random.Random) -> list[Document]:
     """A conversation of a kind that nano found hard. The held-out questions are drawn without these."""
     kind = rng.random()
-    if rng.random() < 0.7:
+    if rng.random() < 0.55:
         parts = rng.choice((own_words, offhand)).practice(rng)
         return dialogues.continued(parts, bool(parts[0].messages[-1]["reasoning_content"]), keep_reasoning=True)
     if kind < 0.34:

@@ -298,7 +298,7 @@ def document(rng: random.Random) -> list[Document]:
 
 
 def practice(rng: random.Random) -> list[Document]:
-    """As many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which.
+    """Nearly as many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which.
 
     Two conversations of five are about tools that are found nowhere else, so that the declaration is read and not remembered.
     """
@@ -311,7 +311,7 @@ def practice(rng: random.Random) -> list[Document]:
         kind = rng.random()
         if kind < 0.1:
             parts += _needless(rng, thinking)
-        elif kind < 0.52:
+        elif kind < 0.4:
             parts.append(_missing(rng, chosen, thinking, known))
         else:
             parts += _call_and_answer(rng, rng.choice(chosen), chosen, thinking)
