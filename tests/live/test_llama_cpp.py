@@ -21,8 +21,9 @@ from support.router_margins import router_margins
 import glmrun
 
 # On the random model how roundings fall is a draw: llama.cpp's two attentions differ by so much at the median position, and by more
-# in sums, where single positions decide. On nano nothing is allowed for it.
-DRAW = {"nano": (1.0, 1.0), "odd": (1.05, 1.5)}
+# in sums, where single positions decide. On nano two in a hundred at the median: an IQ4_NL file is 1.02e-2 from the truth by its
+# weights' rounding, and the engines 2e-4 from each other.
+DRAW = {"nano": (1.02, 1.0), "odd": (1.05, 1.5)}
 BOUNDS = {"F32": 1e-5, "BF16": 1e-4, "F16": 1e-4}
 CLOSE = 5e-3  # a router's margin, in units of its scores
 # "A few times" llama.cpp's distance to itself: its two attentions round activations on one grid, glmrun on a finer one of its own.

@@ -22,7 +22,7 @@ def twin(nano) -> Nano:
     return model.float().eval()
 
 
-@pytest.mark.parametrize(("recipe", "limit", "same"), [("F32", 1e-7, 0.999), ("Q8_0", 2e-3, 0.98), ("Q4_K_M", 5e-2, 0.93)])
+@pytest.mark.parametrize(("recipe", "limit", "same"), [("F32", 1e-7, 0.999), ("Q8_0", 5e-3, 0.98), ("Q4_K_M", 5e-2, 0.93)])
 @torch.no_grad()
 def test_states_and_guesses_are_the_twins(nano, gguf_of, twin: Nano, recipe: str, limit: float, same: float) -> None:
     """F32 differs by transformers' eps in two norms, the others by their rounding, too."""
