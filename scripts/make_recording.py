@@ -22,7 +22,7 @@ _PATIENCE = 120.0  # seconds: other work may keep the machine busy
 # What is typed, and what stands on the screen when it is done.
 SCENE = [
     ("glmrun chat nano --temp 0\r", "Ask something"),
-    ("Write a Python function that adds two numbers\r", "37 tokens, "),
+    ("Write a Python function that adds two numbers\r", "37 tokens"),
     ("What is 17 + 25?\r", "cached"),
     ("/set temp\r", "the command line"),
     ("/context\r", "4 messages"),

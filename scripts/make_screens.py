@@ -35,7 +35,7 @@ def chat(folder: Path, rows: int, *arguments: str) -> Window:
 def answers(folder: Path) -> Window:
     """Thinking folded into a line, code, a follow-up that reads only what is new."""
     window = chat(folder, 25)
-    ask(window, CODE, "37 tokens, ")
+    ask(window, CODE, r"37 tokens( in \d+ steps)?, ")
     ask(window, "What can you do?", "cached")
     return window
 
