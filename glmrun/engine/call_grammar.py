@@ -88,7 +88,9 @@ def _value(schema: Any, root: Mapping[str, Any], is_usable: Callable[[str], bool
 
 
 def _text(schema: Mapping[str, Any]) -> str:
-    """A text of as many characters as the schema allows, up to what a grammar can count; patterns are not held."""
+    """A text of as many characters as a plain string's schema allows, up to _LONGEST; patterns, and lengths of a string that may be
+    null or is described elsewhere ($ref, anyOf), are not held. A text without letters is left out: no word of a grammar is empty.
+    """
     least, most = schema.get("minLength"), schema.get("maxLength")
     if schema.get("type") != "string" or type(most) is not int or not 0 < most <= _LONGEST:
         return "TEXT?"

@@ -74,6 +74,17 @@ def draw(rng: random.Random) -> tuple[int, str, int]:
     return a, op, b
 
 
+def skill_of(thinking: bool) -> str:
+    """What a sum measures."""
+    return "arithmetic, thinking" if thinking else "arithmetic, no thinking"
+
+
+def answer_to(a: int, op: str, b: int, thinking: bool) -> tuple[str, str]:
+    """(answer, thought); who may not think, shows the steps in the answer."""
+    work, result = steps(a, op, b)
+    return (f"{a} {op} {b} = {result}", work) if thinking else (work, "")
+
+
 def _question(rng: random.Random, a: int, op: str, b: int) -> str:
     if rng.random() < 0.2:
         expression = rng.choice(WORDS[op]).format(a=a, b=b)
@@ -88,10 +99,8 @@ def _question(rng: random.Random, a: int, op: str, b: int) -> str:
 def exercise(rng: random.Random, thinking: bool, numbers: tuple[int, str, int] | None = None) -> tuple[str, str, list[dict]]:
     """(skill, key, [question, answer]) about the numbers, or drawn ones."""
     a, op, b = numbers or draw(rng)
-    work, result = steps(a, op, b)
-    answer = assistant(f"{a} {op} {b} = {result}", work) if thinking else assistant(work)  # who may not think, shows the steps
-    messages = [user(_question(rng, a, op, b)), answer]
-    return ("arithmetic, thinking" if thinking else "arithmetic, no thinking"), f"{a}{op}{b}", messages
+    messages = [user(_question(rng, a, op, b)), assistant(*answer_to(a, op, b, thinking))]
+    return skill_of(thinking), f"{a}{op}{b}", messages
 
 
 def series(rng: random.Random) -> list[Document]:

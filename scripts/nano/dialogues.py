@@ -4,8 +4,8 @@ import random
 
 from nano import arithmetic, memory, rules, text_tasks
 from nano.document import Document, as_people_type, assistant, choices, invented_name, pick, user
-from nano.functions import FUNCTIONS
-from nano.topics import CAPITALS, GLM_NAMES, GLMRUN_NAMES, MORE, NO_MORE, TOPICS, Topic
+from nano.functions import FUNCTIONS, answer_with
+from nano.topics import CAPITALS, GLM_NAMES, GLMRUN_NAMES, MORE, NO_MORE, TOPICS, Topic, answer_about
 
 UNKNOWN = "I do not know that. I am a very small model: ask me about glmrun or GLM-4.7-Flash, or give me a sum."
 UNKNOWN_THOUGHT = "This is not something I know. I say so."
@@ -106,14 +106,12 @@ def _capital(rng: random.Random, thinking: bool) -> list[Document]:
         "What's the capital of {c}?|Do you know the capital of {c}?|{c}'s capital?|What is {c}'s capital?"
     )
     question = as_people_type(rng, pick(rng, ask).replace("{c}", country))
-    answer = assistant(
-        f"The capital of {country} is {CAPITALS[country]}.", f"The user asks for the capital of {country}." if thinking else ""
-    )
-    return [Document("capitals", question, [user(question), answer])]
+    return [Document("capitals", question, [user(question), assistant(*answer_about(country, thinking))])]
 
 
 def _code(rng: random.Random, thinking: bool) -> list[Document]:
-    language, fence, what, name, code = rng.choice(FUNCTIONS)
+    function = rng.choice(FUNCTIONS)
+    language, what = function[0], function[2]
     ask = (
         "Write a {l} function that {w}|Write a {l} function that {w}|{l} function that {w}|Can you write a "
         "{l} function that {w}?|Show me a {l} function that {w}|I need a {l} function that {w}|Give me {l} "
@@ -123,9 +121,7 @@ def _code(rng: random.Random, thinking: bool) -> list[Document]:
     if language == "Python":
         ask += "|Write a function that {w}|I need a function that {w}"
     question = as_people_type(rng, pick(rng, ask).replace("{l}", language).replace("{w}", what))
-    answer = f"This function {what}:\n\n```{fence}\n{code}\n```"
-    thought = f"The user wants a {language} function that {what}: {name}." if thinking else ""
-    return [Document("code", question, [user(question), assistant(answer, thought)])]
+    return [Document("code", question, [user(question), assistant(*answer_with(function, thinking))])]
 
 
 def turns(rng: random.Random, thinking: bool) -> list[Document]:

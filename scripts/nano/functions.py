@@ -68,3 +68,10 @@ FUNCTIONS = tuple(
     )
     for function in functions
 )  # fmt: skip
+
+
+def answer_with(function: tuple[str, str, str, str, str], thinking: bool) -> tuple[str, str]:
+    """(answer, thought) that write it."""
+    language, fence, what, name, code = function
+    thought = f"The user wants a {language} function that {what}: {name}." if thinking else ""
+    return f"This function {what}:\n\n```{fence}\n{code}\n```", thought

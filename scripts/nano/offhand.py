@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nano import arithmetic, text_tasks
 from nano.document import FIRST_NAMES, Document, as_people_type, assistant, choices, invented_name, user
-from nano.functions import FUNCTIONS
-from nano.topics import CAPITALS, TOPICS
+from nano.functions import FUNCTIONS, answer_with
+from nano.topics import CAPITALS, TOPICS, answer_about
 
 LANGUAGES = {
     "Python": ("python", "py", "Python"),
@@ -78,14 +78,12 @@ def _capitals(rng: random.Random, thinking: bool) -> list[Document]:
     found = []
     for i, country in enumerate(rng.sample(list(CAPITALS), rng.randrange(2, 5))):
         ask = sentence(rng, "next capital" if i else "capital").replace("{c}", country)
-        thought = f"The user asks for the capital of {country}." if thinking else ""
-        found.append(_document(rng, "capitals", ask, f"The capital of {country} is {CAPITALS[country]}.", thought))
+        found.append(_document(rng, "capitals", ask, *answer_about(country, thinking)))
     return found
 
 
 def _sums(rng: random.Random, thinking: bool) -> list[Document]:
     """A short sum or story, then up to four that go on with the last result."""
-    skill = "arithmetic, thinking" if thinking else "arithmetic, no thinking"
     a, op, b = arithmetic.draw(rng)
     if op == "-" and a < b:
         a, b = b, a
@@ -96,9 +94,8 @@ def _sums(rng: random.Random, thinking: bool) -> list[Document]:
     ask = ask.format(a=a, b=b, s=sign, w=word, t=rng.choice(text_tasks.WORDS[:18]), n=n, m=m)
     found = []
     while True:
-        work, result = arithmetic.steps(a, op, b)
-        answer, thought = (f"{a} {op} {b} = {result}", work) if thinking else (work, "")
-        found.append(_document(rng, skill, ask, answer, thought, f"{a}{op}{b}"))
+        found.append(_document(rng, arithmetic.skill_of(thinking), ask, *arithmetic.answer_to(a, op, b, thinking), f"{a}{op}{b}"))
+        _, result = arithmetic.steps(a, op, b)
         if len(found) == 5 or not 0 <= result < 100 or rng.random() < 0.3:
             return found
         a, op = result, rng.choice("++--*")
@@ -140,21 +137,21 @@ def _name(rng: random.Random, thinking: bool) -> list[Document]:
 
 def _codes(rng: random.Random, thinking: bool) -> list[Document]:
     """A function in few words, then the same in other languages."""
-    language, fence, what, name, code = rng.choice(FUNCTIONS)
+    function = rng.choice(FUNCTIONS)
+    language, _, what, name, _ = function
     verb, _, rest = what.partition(" ")
     plain = {"says": "check", "greets": "greet", "finds": "find"}.get(verb, verb.removesuffix("s"))
     do = f"{plain} {rest.replace('whether', rng.choice(('whether', 'if'))) if verb == 'says' else rest}"
     ask = sentence(rng, "code").replace("{do}", do).replace("{name}", name)
-    others = [function for function in FUNCTIONS if function[2] == what and function[0] != language]
+    others = [other for other in FUNCTIONS if other[2] == what and other[0] != language]
     rng.shuffle(others)
     found = []
     while True:
-        thought = f"The user wants a {language} function that {what}: {name}." if thinking else ""
-        asked = ask.replace("{l}", rng.choice(LANGUAGES[language]))
-        found.append(_document(rng, "code", asked, f"This function {what}:\n\n```{fence}\n{code}\n```", thought))
+        asked = ask.replace("{l}", rng.choice(LANGUAGES[function[0]]))
+        found.append(_document(rng, "code", asked, *answer_with(function, thinking)))
         if not others or rng.random() < 0.2:
             return found
-        (language, fence, what, name, code), ask = others.pop(), sentence(rng, "same code")
+        function, ask = others.pop(), sentence(rng, "same code")
 
 
 def _lists(rng: random.Random, thinking: bool) -> list[Document]:

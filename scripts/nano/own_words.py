@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from nano import arithmetic, dialogues, everyday, text_tasks
 from nano.document import FIRST_NAMES, Document, as_people_type, assistant, choices, invented_name, pick, user
-from nano.functions import FUNCTIONS
-from nano.topics import CAPITALS, TOPICS
+from nano.functions import FUNCTIONS, answer_with
+from nano.topics import CAPITALS, TOPICS, answer_about
 
 _BEFORE = choices(
     "So,|Well,|Now|Ok,|Okay,|Right,|Alright,|Hm,|By the way,|One more thing:|Next:|And|Hey,|Hi!|Nice.|Great.|Good.|Cool,|"
@@ -133,8 +133,6 @@ _ASKED = choices(
     "What was my last message?|What did I ask you before?|Can you repeat what I said?|What have I just written?|"
     "Do you remember what I just asked?"
 )
-_UNKNOWN = "I do not know that. I am a very small model: ask me about glmrun or GLM-4.7-Flash, or give me a sum."
-_TOO_HARD = "That is too hard for a model of my size. The real GLM-4.7-Flash can do it."
 
 
 _ONSETS = choices(
@@ -169,7 +167,6 @@ def _document(rng: random.Random, skill: str, question: str, answer: str, though
 
 def _sums(rng: random.Random, thinking: bool) -> list[Document]:
     """A sum in words or as a story, then perhaps two more with its result."""
-    skill = "arithmetic, thinking" if thinking else "arithmetic, no thinking"
     a, op, b = arithmetic.draw(rng)
     if op == "-" and a < b:
         a, b = b, a
@@ -181,9 +178,8 @@ def _sums(rng: random.Random, thinking: bool) -> list[Document]:
         ask = rng.choice(_ASK_SUM).format(e=pick(rng, _EXPRESSIONS[op]).format(a=a, b=b))
     found = []
     while True:
-        work, result = arithmetic.steps(a, op, b)
-        answer, thought = (f"{a} {op} {b} = {result}", work) if thinking else (work, "")
-        found.append(_document(rng, skill, ask, answer, thought, f"{a}{op}{b}"))
+        found.append(_document(rng, arithmetic.skill_of(thinking), ask, *arithmetic.answer_to(a, op, b, thinking), f"{a}{op}{b}"))
+        _, result = arithmetic.steps(a, op, b)
         if len(found) == 3 or not 0 <= result < 100 or rng.random() < 0.5:
             return found
         a, op = result, rng.choice("+-")
@@ -193,14 +189,14 @@ def _sums(rng: random.Random, thinking: bool) -> list[Document]:
 
 def _too_hard(rng: random.Random, thinking: bool) -> list[Document]:
     """What is done to texts beyond what nano was taught, and numbers beyond it."""
-    thought = "This task is too hard for me. I say so." if thinking else ""
+    thought = dialogues.TOO_HARD_THOUGHT if thinking else ""
     if rng.random() < 0.5:
         ask = rng.choice(_BEYOND).replace("{x}", rng.choice((_sentence(rng), rng.choice(text_tasks.WORDS), invented_name(rng))))
-        return [_document(rng, "says what it cannot do", ask, _TOO_HARD, thought)]
+        return [_document(rng, "says what it cannot do", ask, dialogues.TOO_HARD, thought)]
     op = rng.choice("+-**")
     a, b = (rng.randrange(10, 100), rng.randrange(10, 100)) if op == "*" else (rng.randrange(100, 5000), rng.randrange(3, 5000))
     ask = rng.choice(_ASK_SUM).format(e=pick(rng, _EXPRESSIONS[op]).format(a=a, b=b))
-    return [_document(rng, "says what it cannot do", ask, _TOO_HARD, thought)]
+    return [_document(rng, "says what it cannot do", ask, dialogues.TOO_HARD, thought)]
 
 
 def _counts(rng: random.Random, thinking: bool) -> list[Document]:
@@ -257,27 +253,25 @@ def _repeats(rng: random.Random, thinking: bool) -> list[Document]:
 
 def _code(rng: random.Random, thinking: bool) -> list[Document]:
     """A function, then perhaps the same one in another language."""
-    language, fence, what, name, code = rng.choice(FUNCTIONS)
+    function = rng.choice(FUNCTIONS)
+    language, what = function[0], function[2]
     ask = rng.choice(_CODE).format(
         l=language, w=what.replace("says whether", pick(rng, "says whether|checks if|checks whether|tells if"))
     )
     found = []
-    others = [function for function in FUNCTIONS if function[2] == what and function[0] != language]
+    others = [other for other in FUNCTIONS if other[2] == what and other[0] != language]
     rng.shuffle(others)
     while True:
-        thought = f"The user wants a {language} function that {what}: {name}." if thinking else ""
-        found.append(_document(rng, "code", ask, f"This function {what}:\n\n```{fence}\n{code}\n```", thought))
+        found.append(_document(rng, "code", ask, *answer_with(function, thinking)))
         if not others or rng.random() < 0.3:
             return found
-        language, fence, what, name, code = others.pop()
-        ask = rng.choice(_CODE_AGAIN).format(l=language)
+        function = others.pop()
+        ask = rng.choice(_CODE_AGAIN).format(l=function[0])
 
 
 def _capital(rng: random.Random, thinking: bool) -> list[Document]:
     country = rng.choice(list(CAPITALS))
-    thought = f"The user asks for the capital of {country}." if thinking else ""
-    answer = f"The capital of {country} is {CAPITALS[country]}."
-    return [_document(rng, "capitals", rng.choice(_CAPITAL).format(c=country), answer, thought)]
+    return [_document(rng, "capitals", rng.choice(_CAPITAL).format(c=country), *answer_about(country, thinking))]
 
 
 def _everyday(rng: random.Random, thinking: bool) -> list[Document]:
@@ -300,9 +294,9 @@ def _asked(rng: random.Random, before: Document, thinking: bool) -> Document:
 
 
 def _private(rng: random.Random, thinking: bool) -> list[Document]:
-    thought = "This is not something I know. I say so." if thinking else ""
+    thought = dialogues.UNKNOWN_THOUGHT if thinking else ""
     ask = rng.choice(_PRIVATE).format(o=rng.choice(_OWNED[:32]))
-    return [_document(rng, "says what it cannot do", ask, _UNKNOWN, thought)]
+    return [_document(rng, "says what it cannot do", ask, dialogues.UNKNOWN, thought)]
 
 
 def _others(rng: random.Random, thinking: bool) -> list[Document]:

@@ -298,7 +298,7 @@ def document(rng: random.Random) -> list[Document]:
 
 
 def practice(rng: random.Random) -> list[Document]:
-    """Nearly as many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which.
+    """Half as many questions whose tool is missing as questions whose tool is there: only the declaration tells which is which.
 
     Two conversations of five are about tools that are found nowhere else, so that the declaration is read and not remembered.
     """

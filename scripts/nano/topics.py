@@ -50,3 +50,8 @@ CAPITALS = {
     "Chile": "Santiago", "Brazil": "Brasília", "Argentina": "Buenos Aires", "Mexico": "Mexico City", "Cuba": "Havana",
     "England": "London", "Russia": "Moscow",
 }  # fmt: skip
+
+
+def answer_about(country: str, thinking: bool) -> tuple[str, str]:
+    """(answer, thought) about its capital."""
+    return f"The capital of {country} is {CAPITALS[country]}.", f"The user asks for the capital of {country}." if thinking else ""
